@@ -1,0 +1,179 @@
+"""The threat model: which changes of an input an adversary may make.
+
+Training, evaluation and certification all speak this one object, so that "Linf, 8/255" means the same everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Norm = Literal["Linf", "L2", "L1"]
+Bound = float | Tensor
+"""A limit of the input range: one number, or a tensor that broadcasts against a batch."""
+
+# ART writes a norm as a number or as "inf".
+_ART_NORMS: dict[object, Norm] = {"inf": "Linf", math.inf: "Linf", 2: "L2", "2": "L2", 1: "L1", "1": "L1"}
+
+
+@dataclass(frozen=True, init=False)
+class ThreatModel:
+    """All inputs within distance ``eps`` of the given one, in the Linf, L2 or L1 norm.
+
+    Args:
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``; ART's spellings (``numpy.inf``, ``"inf"``, ``2``, ``1``) are understood.
+        eps: the radius, positive, in the units of the estimator's input (its ``clip_values``): a number, or a
+            fraction as text such as ``"8/255"``.
+
+    Raises:
+        ValueError: for another norm, or a radius that is not a positive finite number.
+
+    Example:
+        >>> ThreatModel("Linf", "8/255").eps
+        0.03137254901960784
+        >>> ThreatModel("L2", 0.5).distance(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1))
+        tensor([0.3464])
+    """
+
+    norm: Norm
+    eps: float
+
+    def __init__(self, norm: str | float, eps: float | str) -> None:
+        name = norm if norm in get_args(Norm) else _ART_NORMS.get(norm)
+        if name is None:
+            raise ValueError(f"norm: got {norm!r}, expected one of 'Linf', 'L2', 'L1'.")
+        object.__setattr__(self, "norm", name)
+        object.__setattr__(self, "eps", _radius(eps))
+
+    def __str__(self) -> str:
+        levels = self.eps * 255
+        exact = abs(levels - round(levels)) < 1e-9 and round(levels) > 0
+        return f"{self.norm} {f'{round(levels)}/255' if exact else f'{self.eps:g}'}"
+
+    def scaled(self, factor: float) -> ThreatModel:
+        """The same threat with its radius multiplied, as for other units of the input or for a sweep of radii."""
+        return ThreatModel(self.norm, self.eps * factor)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distance of each pair of samples in this norm: two batches [N, ...] -> [N]."""
+        order = {"Linf": math.inf, "L2": 2, "L1": 1}[self.norm]
+        return torch.linalg.vector_norm((a - b).flatten(1), order, dim=1)
+
+    def project(self, x: Tensor, center: Tensor, low: Bound | None = None, high: Bound | None = None) -> Tensor:
+        """Bring each sample of ``x`` [N, ...] into the ball around its ``center`` and into the range [low, high].
+
+        The projection on the ball is the Euclidean one. Clipping after it cannot leave the ball, as long as the
+        centers lie in the range.
+        """
+        delta = x - center
+        if self.norm == "Linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        elif self.norm == "L2":
+            length = _per_sample(torch.linalg.vector_norm(delta.flatten(1), 2, dim=1), delta)
+            delta = delta * (self.eps / length.clamp_min(self.eps))
+        else:
+            delta = _project_l1(delta.flatten(1), self.eps).view_as(delta)
+        return clip(center + delta, low, high)
+
+    def random_start(
+        self, x: Tensor, low: Bound | None = None, high: Bound | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Points drawn uniformly from the ball around each sample of ``x`` [N, ...], then clipped to [low, high]."""
+        flat = x.flatten(1)
+        n, d = flat.shape
+        like = {"device": x.device, "dtype": x.dtype, "generator": generator}
+        if self.norm == "Linf":
+            delta = (2 * torch.rand(n, d, **like) - 1) * self.eps
+        elif self.norm == "L2":
+            direction = torch.randn(n, d, **like)
+            direction = direction / torch.linalg.vector_norm(direction, 2, dim=1, keepdim=True)
+            delta = self.eps * torch.rand(n, 1, **like) ** (1 / d) * direction
+        else:
+            # d + 1 exponential variables divided by their sum are uniform on the simplex; dropping one fills its inside.
+            spacing = torch.empty(n, d + 1, device=x.device, dtype=x.dtype).exponential_(generator=generator)
+            sign = 1 - 2 * torch.randint(0, 2, (n, d), device=x.device, generator=generator)
+            delta = self.eps * sign * spacing[:, :d] / spacing.sum(dim=1, keepdim=True)
+        return clip(x + delta.view_as(x), low, high)
+
+    def steepest_ascent(self, gradient: Tensor, step_size: float) -> Tensor:
+        """The step of length ``step_size`` in this norm along which a linear function grows fastest.
+
+        ``gradient`` [N, ...] -> step [N, ...]: the sign of the gradient for Linf, the normalised gradient for L2, the
+        one largest coordinate for L1. Where the gradient is zero, so is the step.
+        """
+        if self.norm == "Linf":
+            return step_size * gradient.sign()
+        flat = gradient.flatten(1)
+        if self.norm == "L2":
+            # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
+            smallest = torch.finfo(flat.dtype).tiny
+            flat = flat / flat.abs().amax(dim=1, keepdim=True).clamp_min(smallest)
+            length = torch.linalg.vector_norm(flat, 2, dim=1, keepdim=True)
+            return (step_size * flat / length.clamp_min(smallest)).view_as(gradient)
+        largest = flat.abs().argmax(dim=1, keepdim=True)
+        step = torch.zeros_like(flat).scatter(1, largest, step_size * flat.gather(1, largest).sign())
+        return step.view_as(gradient)
+
+    def ascend(
+        self,
+        objective: Callable[[Tensor], Tensor],
+        x: Tensor,
+        start: Tensor,
+        *,
+        steps: int,
+        step_size: float,
+        low: Bound | None = None,
+        high: Bound | None = None,
+    ) -> Tensor:
+        """Projected steepest ascent (PGD) on ``objective``, within the ball around ``x`` [N, ...], from ``start``.
+
+        ``objective`` maps a batch to a scalar that sums over samples. Only the gradient of the input is computed:
+        parameters get none. Returns the last iterate, detached.
+        """
+        current = start.detach()
+        for _ in range(steps):
+            current.requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(objective(current), current)
+            current = self.project(current.detach() + self.steepest_ascent(gradient, step_size), x, low, high)
+        return current
+
+
+def clip(x: Tensor, low: Bound | None, high: Bound | None) -> Tensor:
+    """Limit ``x`` to [low, high]; each limit is a number, a tensor that broadcasts, or None for no limit."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        x = x if low is None else torch.maximum(x, torch.as_tensor(low, dtype=x.dtype, device=x.device))
+        return x if high is None else torch.minimum(x, torch.as_tensor(high, dtype=x.dtype, device=x.device))
+    return x if low is None and high is None else x.clamp(low, high)
+
+
+def _radius(eps: float | str) -> float:
+    try:
+        value = float(Fraction(eps.replace(" ", ""))) if isinstance(eps, str) else float(eps)
+    except (ValueError, TypeError, ZeroDivisionError):
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"eps: got {eps!r}, expected a positive number or a fraction such as '8/255'.")
+    return value
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """[N] -> [N, 1, ...], to multiply a batch ``like``."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def _project_l1(delta: Tensor, radius: float) -> Tensor:
+    """Euclidean projection of each row on the L1 ball: soft thresholding (Duchi et al., ICML 2008)."""
+    magnitude = delta.abs()
+    ordered = magnitude.sort(dim=1, descending=True).values
+    rank = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=delta.dtype)
+    threshold = (ordered.cumsum(dim=1) - radius) / rank
+    last = (ordered > threshold).sum(dim=1, keepdim=True).clamp_min(1) - 1
+    shrunk = delta.sign() * (magnitude - threshold.gather(1, last)).clamp_min(0)
+    return torch.where(magnitude.sum(dim=1, keepdim=True) <= radius, delta, shrunk)
