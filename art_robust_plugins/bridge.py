@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from art.defences.preprocessor import PreprocessorPyTorch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
@@ -106,11 +107,8 @@ def check_classifier(classifier: object) -> None:
 
 def device_of(network: nn.Module) -> torch.device:
     """The device of a network's first parameter or buffer; ART's own note of it may be out of date."""
-    for tensor in network.parameters():
-        return tensor.device
-    for tensor in network.buffers():
-        return tensor.device
-    return torch.device("cpu")
+    tensor = next(chain(network.parameters(), network.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def preprocessing_operations(classifier: PyTorchClassifier, *, fit: bool) -> list[Callable[[Tensor], Tensor]]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class ThreatModel:
         """Points drawn uniformly from the ball around each sample of ``x`` [N, ...], then clipped to [low, high]."""
         flat = x.flatten(1)
         n, d = flat.shape
-        like = {"device": x.device, "dtype": x.dtype, "generator": generator}
+        like: dict[str, Any] = {"device": x.device, "dtype": x.dtype, "generator": generator}
         if self.norm == "Linf":
             delta = (2 * torch.rand(n, d, **like) - 1) * self.eps
         elif self.norm == "L2":
@@ -117,7 +117,7 @@ class ThreatModel:
             length = torch.linalg.vector_norm(flat, 2, dim=1, keepdim=True)
             return (step_size * flat / length.clamp_min(smallest)).view_as(gradient)
         largest = flat.abs().argmax(dim=1, keepdim=True)
-        step = torch.zeros_like(flat).scatter(1, largest, step_size * flat.gather(1, largest).sign())
+        step: Tensor = torch.zeros_like(flat).scatter(1, largest, step_size * flat.gather(1, largest).sign())
         return step.view_as(gradient)
 
     def ascend(
