@@ -63,7 +63,8 @@ class ThreatModel:
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance of each pair of samples in this norm: two batches [N, ...] -> [N]."""
         order = {"Linf": math.inf, "L2": 2, "L1": 1}[self.norm]
-        return torch.linalg.vector_norm((a - b).flatten(1), order, dim=1)
+        distances: Tensor = torch.linalg.vector_norm((a - b).flatten(1), order, dim=1)
+        return distances
 
     def project(self, x: Tensor, center: Tensor, low: Bound | None = None, high: Bound | None = None) -> Tensor:
         """Bring each sample of ``x`` [N, ...] into the ball around its ``center`` and into the range [low, high].
@@ -95,7 +96,7 @@ class ThreatModel:
             direction = direction / torch.linalg.vector_norm(direction, 2, dim=1, keepdim=True)
             delta = self.eps * torch.rand(n, 1, **like) ** (1 / d) * direction
         else:
-            # d + 1 exponential variables divided by their sum are uniform on the simplex; dropping one fills its inside.
+            # d + 1 exponential variables over their sum are uniform on the simplex; dropping one fills its inside.
             spacing = torch.empty(n, d + 1, device=x.device, dtype=x.dtype).exponential_(generator=generator)
             sign = 1 - 2 * torch.randint(0, 2, (n, d), device=x.device, generator=generator)
             delta = self.eps * sign * spacing[:, :d] / spacing.sum(dim=1, keepdim=True)

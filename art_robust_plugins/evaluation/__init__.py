@@ -1,0 +1,20 @@
+"""Evaluation of a classifier's robustness: attacks, verdicts that are checked, diagnostics, reports."""
+
+from .diagnostics import Flag
+from .evaluator import Evaluator
+from .report import AttackResult, EvaluationReport, compare, save_comparison
+from .suites import ATTACKS, SUITES, Attack, NotApplicable, Setting
+
+__all__ = [
+    "ATTACKS",
+    "SUITES",
+    "Attack",
+    "AttackResult",
+    "EvaluationReport",
+    "Evaluator",
+    "Flag",
+    "NotApplicable",
+    "Setting",
+    "compare",
+    "save_comparison",
+]

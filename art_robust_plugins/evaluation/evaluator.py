@@ -1,0 +1,510 @@
+"""The `Evaluator`: runs attacks on an ART classifier, judges every candidate itself, and can be stopped and resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..bridge import (
+    RANGE_TOLERANCE,
+    EstimatorModule,
+    check_classifier,
+    image_tensor,
+    label_tensor,
+    outputs_are_probabilities,
+    preserved,
+    uniform_range,
+)
+from ..checkpoint import load_state, save_state
+from ..threat import ThreatModel
+from . import diagnostics
+from .report import AttackResult, EvaluationReport, Examples
+from .suites import SUITES, Attack, NotApplicable, Setting, package_versions, resolve, seed_everything
+
+STATE_FILE = "evaluation.pt"
+# A randomised network is judged by its mean class probabilities over this many passes.
+RANDOM_PASSES = 10
+_FORMAT = "art-robust-plugins evaluation 1"
+
+
+class Evaluator:
+    """Evaluates the robustness of a classifier with named attacks, and says how far the numbers can be trusted.
+
+    The ``standard`` suite is AutoAttack's standard version. With the same seed and ``batch_size`` its verdicts are those
+    of ``AutoAttack(...).run_standard_evaluation`` (both up to the rounding of one forward pass): a point is robust when
+    it is classified correctly and no candidate of any attack, within the threat's ball and in ``clip_values``, is
+    misclassified by a fresh pass through the untouched estimator. A randomised network is judged by its mean class
+    probabilities over ten passes. Logits that are NaN count as misclassified.
+
+    Args:
+        estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits.
+        threat: the threat model; its ``eps`` is in the units of the estimator's input.
+        attacks: a suite (``"standard"``, ``"rand"``, ``"torchattacks"``, ``"torchattacks-autoattack"``, ``"noise"``),
+            the name of one attack (``"apgd-t"``, ``"pgd-20"``), an `Attack` of one's own, or a sequence of these.
+        backend: ``"reference"``: the attacks of the ``standard`` and ``rand`` suites are those of the package
+            ``autoattack``, or of its repackaging ``pyautoattack``.
+        batch_size: how many points an attack gets at a time. It fixes the random numbers, and with them the verdicts.
+        physical_batch_size: how many points a forward pass takes where this package runs the network (clean accuracy,
+            verdicts, diagnostics); ``batch_size`` when None. The reference backend's attacks run ``batch_size`` at once.
+        seed: the seed of every call of an attack.
+        state_dir: a folder that keeps the state after every batch; the same evaluation started again with it goes on
+            where it was stopped.
+        verbose: show progress bars.
+
+    Raises:
+        TypeError: an estimator that is not a ``PyTorchClassifier``, a threat that is not a `ThreatModel`.
+        ValueError: an unknown attack, backend, or a size that is not a positive whole number.
+
+    Example:
+        >>> from art.estimators.classification import PyTorchClassifier
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1))
+        >>> evaluator = Evaluator(classifier, ThreatModel("Linf", "8/255"), attacks="apgd-ce", verbose=False)
+        >>> report = evaluator.evaluate(torch.rand(20, 1, 8, 8), torch.randint(10, (20,)))
+        >>> report.robust_accuracy <= report.clean_accuracy
+        True
+    """
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        threat: ThreatModel,
+        *,
+        attacks: str | Attack | Sequence[str | Attack] = "standard",
+        backend: str = "reference",
+        batch_size: int = 250,
+        physical_batch_size: int | None = None,
+        seed: int = 0,
+        state_dir: str | Path | None = None,
+        verbose: bool = True,
+    ) -> None:
+        check_classifier(estimator)
+        uniform_range(estimator)
+        if not isinstance(threat, ThreatModel):
+            raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
+        if backend != "reference":
+            raise ValueError(f"backend: got {backend!r}, expected 'reference'.")
+        self.estimator = estimator
+        self.threat = threat
+        self.attacks = resolve(attacks)
+        self.backend = backend
+        self.batch_size = _positive("batch_size", batch_size)
+        self.physical_batch_size = (
+            self.batch_size if physical_batch_size is None else _positive("physical_batch_size", physical_batch_size)
+        )
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed: got {seed!r}, expected a whole number from 0 to 2**32 - 1.")
+        self.seed = int(seed)
+        self.state_dir = None if state_dir is None else Path(state_dir)
+        self.verbose = verbose
+
+    def evaluate(self, x: Any, y: Any) -> EvaluationReport:
+        """Attack every sample, and report.
+
+        Args:
+            x: samples [N, *input_shape] in the estimator's range; an array or a tensor.
+            y: labels, as class indices [N] or one-hot rows [N, classes].
+
+        Raises:
+            ValueError: data, a network or an attack that does not fit (the sentence says which), a state of another
+                evaluation in ``state_dir``.
+            ImportError: the library of an attack is not installed.
+        """
+        low, high = uniform_range(self.estimator)
+        samples = image_tensor(x, self.estimator).cpu().clamp(low, high)
+        labels = label_tensor(y, self.estimator.nb_classes, samples=len(samples)).cpu()
+        with preserved(self.estimator.model), _random_state_preserved():
+            self.estimator.model.eval()
+            for parameter in self.estimator.model.parameters():
+                # Only gradients of the input are needed, and the user's own must not be filled.
+                parameter.requires_grad_(False)
+            return _Run(self, samples, labels).report()
+
+
+class _Run:
+    """One evaluation in progress."""
+
+    def __init__(self, evaluator: Evaluator, x: Tensor, y: Tensor) -> None:
+        self.evaluator, self.x, self.y = evaluator, x, y
+        estimator = evaluator.estimator
+        self.low, self.high = uniform_range(estimator)
+        self.module = EstimatorModule(estimator, probabilities=True)
+        self.counter = CallCounter(self.module)
+        self.setting = Setting(
+            model=self.counter,
+            threat=evaluator.threat.scaled(1 / (self.high - self.low)),
+            input_shape=tuple(self.module.from_estimator(x[:1]).shape[1:]),
+            classes=estimator.nb_classes,
+            seed=evaluator.seed,
+            device=self.module.device,
+        )
+        self.packages = package_versions(evaluator.attacks)
+        self.attacks: list[Attack] = []
+        self.parameters: dict[str, dict[str, Any]] = {}
+        self.not_run: list[str] = []
+        self._perturb: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+        for attack in evaluator.attacks:
+            try:
+                self._perturb[attack.name], self.parameters[attack.name] = attack.prepare(self.setting)
+                self.attacks.append(attack)
+            except NotApplicable as reason:
+                self.not_run.append(f"{attack.name}: {reason}.")
+        if not self.attacks:
+            raise ValueError(f"attacks: none can run here ({' '.join(self.not_run)}), expected at least one that can.")
+        self.slack = self._rounding()
+        self.state = self._opened_state()
+
+    # ---------------------------------------------------------------------------------------------------- verdicts
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
+        outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.evaluator.physical_batch_size)
+        return torch.from_numpy(outputs)
+
+    def predictions(self, x: Tensor, *, passes: int) -> Tensor:
+        """The class of each sample [N], or -1 where an output is NaN; over several passes, of the mean probabilities."""
+        if passes == 1:
+            outputs = self.logits(x)
+        else:
+            # Fresh randomness that depends on the seed alone, so that a resumed evaluation judges alike.
+            seed_everything((self.evaluator.seed + 0x9E3779B9) % 2**32)
+            outputs = torch.stack([self._probabilities(self.logits(x)) for _ in range(passes)]).mean(dim=0)
+        return torch.where(outputs.isnan().any(dim=1), -1, outputs.argmax(dim=1))
+
+    def _probabilities(self, outputs: Tensor) -> Tensor:
+        return outputs if self.state["probabilities"] else outputs.softmax(dim=1)
+
+    def _rounding(self) -> float:
+        """How far float32 can move a sample that an attack placed exactly at distance eps, in the threat's norm."""
+        size = self.x[0].numel()
+        factor = {"Linf": 1.0, "L2": size**0.5, "L1": float(size)}[self.evaluator.threat.norm]
+        reach = max(abs(self.low), abs(self.high), self.high - self.low)
+        return 1e-6 * self.evaluator.threat.eps + torch.finfo(torch.float32).eps * reach * factor
+
+    def inside(self, candidates: Tensor, x: Tensor) -> Tensor:
+        """Whether each candidate [N, ...] lies in the threat's ball around its sample and in clip_values: bool [N]."""
+        distance = self.evaluator.threat.distance(candidates.double(), x.double())
+        margin = RANGE_TOLERANCE * (self.high - self.low)
+        flat = candidates.flatten(1)
+        in_range = (flat >= self.low - margin).all(dim=1) & (flat <= self.high + margin).all(dim=1)
+        return (distance <= self.evaluator.threat.eps + self.slack) & in_range
+
+    # ------------------------------------------------------------------------------------------------------- state
+
+    def _opened_state(self) -> dict[str, Any]:
+        """The state of this evaluation in ``state_dir``, or a new one."""
+        folder = self.evaluator.state_dir
+        fingerprint = self._fingerprint()
+        if folder is not None and (folder / STATE_FILE).exists():
+            state: dict[str, Any] = load_state(folder / STATE_FILE)
+            if state.get("format") != _FORMAT:
+                raise ValueError(f"state_dir: {folder / STATE_FILE} is not the state of an evaluation.")
+            different = [key for key, value in fingerprint.items() if state["fingerprint"].get(key) != value]
+            if different:
+                raise ValueError(
+                    f"state_dir: the state in {folder} is of an evaluation with another {_listed(different)}, expected "
+                    f"the same; choose another folder for this evaluation."
+                )
+            return state
+        n = len(self.x)
+        return {
+            "format": _FORMAT,
+            "fingerprint": fingerprint,
+            "clean": None,
+            "broken": torch.zeros(n, dtype=torch.bool),
+            "adversarial": self.x.clone(),
+            "attacks": {attack.name: _new_progress(n) for attack in self.attacks},
+        }
+
+    def _save(self) -> None:
+        if self.evaluator.state_dir is not None:
+            save_state(self.evaluator.state_dir / STATE_FILE, self.state)
+
+    def _fingerprint(self) -> dict[str, str]:
+        evaluator, network = self.evaluator, self.evaluator.estimator.model
+        weights = [part for name, tensor in network.state_dict().items() for part in (name, tensor)]
+        preprocessing = [described(operation) for operation in evaluator.estimator.preprocessing_operations]
+        return {
+            "network": _digest(str(network), *weights),
+            "preprocessing": _digest(str(evaluator.estimator.clip_values), *preprocessing),
+            "x": _digest(self.x),
+            "y": _digest(self.y),
+            "threat": f"{evaluator.threat.norm} {evaluator.threat.eps!r}",
+            "choice of attacks": _digest(*(f"{name} {values}" for name, values in self.parameters.items())),
+            "attack library": str(self.packages),
+            "backend": evaluator.backend,
+            "batch_size": str(evaluator.batch_size),
+            "seed": str(evaluator.seed),
+        }
+
+    # --------------------------------------------------------------------------------------------------------- run
+
+    def report(self) -> EvaluationReport:
+        if self.state["clean"] is None:
+            self._clean()
+        correct = self.state["clean"] == self.y
+        standing = correct
+        for attack in self.attacks:
+            if attack.cumulative:
+                self._attack(attack, standing)
+                standing = self.state["attacks"][attack.name]["robust"]
+            else:
+                self._attack(attack, correct)
+        robust = correct & ~self.state["broken"]
+        results = [self._result(attack) for attack in self.attacks]
+        examined = diagnostics.examine(
+            self.counter,
+            self.setting.threat,
+            unit=self.module.from_estimator,
+            x=self.x,
+            y=self.y,
+            correct=correct,
+            batch_size=self.evaluator.physical_batch_size,
+            seed=self.evaluator.seed,
+            scale=self.high - self.low,
+        )
+        flags = diagnostics.of_outputs(self.state, len(self.x), results) + examined.flags
+        flags += diagnostics.of_results(results, float(correct.float().mean()))
+        order = {severity: rank for rank, severity in enumerate(diagnostics.SEVERITIES)}
+        return EvaluationReport(
+            clean_accuracy=float(correct.double().mean()),
+            robust_accuracy=float(robust.double().mean()),
+            robust=robust.numpy(),
+            adversarial=self.state["adversarial"].numpy(),
+            attacks=results,
+            flags=sorted(flags, key=lambda flag: order[flag.severity]),
+            settings=self._settings(examined),
+            curve=examined.curve,
+            examples=self._examples(robust, correct),
+        )
+
+    def _clean(self) -> None:
+        """Clean predictions, and what they say of the network: randomised, probabilities, NaN."""
+        outputs = self.logits(self.x)
+        again = self.logits(self.x[: self.evaluator.batch_size])
+        scale = outputs[: len(again)].norm(dim=1).clamp_min(1e-10)
+        difference = ((outputs[: len(again)] - again).norm(dim=1) / scale).nan_to_num().max().item()
+        self.state["difference"] = difference
+        self.state["passes"] = RANDOM_PASSES if difference > diagnostics.RANDOM_DIFFERENCE else 1
+        self.state["probabilities"] = outputs_are_probabilities(outputs)
+        self.state["nan"] = int(outputs.isnan().any(dim=1).sum())
+        self.state["clean"] = self.predictions(self.x, passes=self.state["passes"])
+        self._save()
+
+    def _attack(self, attack: Attack, points: Tensor) -> None:
+        """Run one attack on the points [N] bool, in batches, from where it was stopped."""
+        progress = self.state["attacks"][attack.name]
+        if progress["finished"]:
+            return
+        if progress["done"] == 0:
+            progress["robust"] = points.clone()
+        indices = points.nonzero().flatten()
+        bar = tqdm(
+            total=len(indices),
+            initial=progress["done"],
+            desc=attack.name,
+            unit="pt",
+            disable=not self.evaluator.verbose,
+        )
+        with bar:
+            while progress["done"] < len(indices):
+                batch = indices[progress["done"] : progress["done"] + self.evaluator.batch_size]
+                self._batch(attack, batch, progress)
+                progress["done"] += len(batch)
+                progress["finished"] = progress["done"] == len(indices)
+                self._save()
+                bar.update(len(batch))
+                bar.set_postfix_str(f"accuracy {progress['robust'].double().mean().item():.2%}")
+        progress["finished"] = True
+
+    def _batch(self, attack: Attack, batch: Tensor, progress: dict[str, Any]) -> None:
+        x, device = self.x[batch], self.setting.device
+        forward, backward = self.counter.forward_calls, self.counter.backward_calls
+        start = time.perf_counter()
+        seed_everything(self.evaluator.seed)
+        # A copy, which attacks may write into; and in the memory layout that they expect.
+        unit = self.module.from_estimator(x.to(device)).clone(memory_format=torch.contiguous_format)
+        with torch.no_grad():
+            found = self._perturb[attack.name](unit, self.y[batch].to(device))
+        found = found.detach()
+        if found.shape[0] != len(batch) or tuple(found.shape[1:]) != self.setting.input_shape:
+            raise ValueError(
+                f"attacks: {attack.name!r} returned a batch of shape {tuple(found.shape)}, expected "
+                f"{(len(batch), *self.setting.input_shape)}."
+            )
+        candidates = self.module.to_estimator(found).float().cpu()
+        progress["seconds"] += time.perf_counter() - start
+        progress["forward"] += self.counter.forward_calls - forward
+        progress["backward"] += self.counter.backward_calls - backward
+
+        finite = candidates.flatten(1).isfinite().all(dim=1)
+        progress["not_finite"] += int((~finite).sum())
+        candidates[~finite] = x[~finite]
+        inside = self.inside(candidates, x)
+        if attack.bounded:
+            progress["outside"] += int((~inside).sum())
+            excess = self.evaluator.threat.distance(candidates.double(), x.double()).max().item()
+            progress["farthest"] = max(progress["farthest"], excess)
+        candidates = candidates.clamp(self.low, self.high)
+        predicted = self.predictions(candidates, passes=self.state["passes"])
+        progress["nan"] += int((predicted == -1).sum())
+        wrong = predicted != self.y[batch]
+        broken = wrong & inside
+        progress["robust"][batch[wrong if attack.constraint == "none" else broken]] = False
+        new = broken & ~self.state["broken"][batch]
+        self.state["adversarial"][batch[new]] = candidates[new]
+        self.state["broken"][batch[new]] = True
+
+    # ------------------------------------------------------------------------------------------------------ report
+
+    def _result(self, attack: Attack) -> AttackResult:
+        progress = self.state["attacks"][attack.name]
+        robust = progress["robust"]
+        return AttackResult(
+            name=attack.name,
+            summary=attack.summary,
+            robust_accuracy=float(robust.double().mean()),
+            robust=robust.numpy(),
+            seconds=progress["seconds"],
+            forward_calls=progress["forward"],
+            backward_calls=progress["backward"],
+            bounded=attack.bounded,
+            cumulative=attack.cumulative,
+            parameters=self.parameters[attack.name],
+        )
+
+    def _settings(self, examined: diagnostics.Examination) -> dict[str, Any]:
+        evaluator, estimator = self.evaluator, self.evaluator.estimator
+        ran = [attack.name for attack in self.attacks]
+        standard = [attack.name for attack in SUITES["standard"]]
+        others = [name for name in SUITES if not any(attack.name in ran for attack in SUITES[name])]
+        left_out = [f"The suite {name!r}." for name in others]
+        partial = [name for name in standard if name not in ran and any(stage in ran for stage in standard)]
+        if partial:
+            left_out.insert(0, f"{_listed(partial)} of AutoAttack: the result is not AutoAttack's standard version.")
+        parameter = next(iter(estimator.model.parameters()), None)
+        return {
+            "threat": {"norm": evaluator.threat.norm, "eps": evaluator.threat.eps, "text": str(evaluator.threat)},
+            "attacks": [attack.name for attack in self.attacks],
+            "autoattack": [name for name in ran if name in standard] == standard,
+            "backend": evaluator.backend,
+            "attack_library": self.packages,
+            "points": len(self.x),
+            "classes": estimator.nb_classes,
+            "input_shape": list(estimator.input_shape),
+            "clip_values": [self.low, self.high],
+            "preprocessing": [described(operation) for operation in estimator.preprocessing_operations],
+            "seed": evaluator.seed,
+            "batch_size": evaluator.batch_size,
+            "physical_batch_size": evaluator.physical_batch_size,
+            "verdict_passes": self.state["passes"],
+            "device": _device_name(self.setting.device),
+            "dtype": "torch.float32" if parameter is None else str(parameter.dtype),
+            "network": type(estimator.model).__name__,
+            "network_sha256": self.state["fingerprint"]["network"],
+            "versions": {
+                "art-robust-plugins": version("art-robust-plugins"),
+                "adversarial-robustness-toolbox": version("adversarial-robustness-toolbox"),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+            "diagnostics": examined.cost,
+            "not_run": [*self.not_run, *left_out],
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _examples(self, robust: Tensor, correct: Tensor, count: int = 8) -> Examples:
+        """The first points that an attack broke, as images in [0, 1]."""
+        where = (correct & ~robust).nonzero().flatten()[:count]
+        adversarial = self.state["adversarial"][where]
+        found = self.predictions(adversarial, passes=self.state["passes"]) if len(where) else where
+        return Examples(
+            indices=where.numpy(),
+            clean=self.module.from_estimator(self.x[where]).numpy(),
+            adversarial=self.module.from_estimator(adversarial).numpy(),
+            labels=self.y[where].numpy(),
+            predictions=found.numpy(),
+        )
+
+
+class CallCounter(nn.Module):
+    """A module that counts the images that pass it forward, and backward, and is otherwise the one it holds."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.forward_calls = 0
+        self.backward_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.module(x)
+        self.forward_calls += len(x)
+        if outputs.requires_grad:
+            outputs.register_hook(self._backward)
+        return outputs
+
+    def _backward(self, gradient: Tensor) -> None:
+        self.backward_calls += len(gradient)
+
+
+def described(operation: object) -> str:
+    """A preprocessing step of ART and its parameters, in one line."""
+    parameters = {name: getattr(operation, name, None) for name in getattr(operation, "params", [])}
+    if not parameters:
+        parameters = {k: v for k, v in vars(operation).items() if k in ("mean", "std")}
+    values = ", ".join(f"{name}={np.asarray(value).tolist()!r}" for name, value in parameters.items())
+    return f"{type(operation).__name__}({values})"
+
+
+@contextmanager
+def _random_state_preserved() -> Iterator[None]:
+    """Restore the generators of torch and NumPy at the end."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(state)
+
+
+def _new_progress(n: int) -> dict[str, Any]:
+    counts = {"done": 0, "forward": 0, "backward": 0, "outside": 0, "not_finite": 0, "nan": 0}
+    return {**counts, "finished": False, "seconds": 0.0, "farthest": 0.0, "robust": torch.zeros(n, dtype=torch.bool)}
+
+
+def _digest(*parts: str | Tensor) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            total.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            total.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            total.update(part.encode() + b"\0")
+    return total.hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
+
+
+def _positive(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+    return int(value)

@@ -1,0 +1,481 @@
+"""How reports look: text for a terminal, Markdown, and HTML pages that need no other file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from .report import EvaluationReport
+
+CLEAN, BOUNDED, UNBOUNDED, WORST, INK = "#8d99ae", "#3a6ea5", "#c9d3df", "#b23a48", "#1f2933"
+RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a83e", "#4aa5a5")
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+
+def title(report: EvaluationReport) -> str:
+    """AutoAttack is named only where all of its stages ran, and nothing else did."""
+    settings = report.settings
+    if settings["autoattack"] and len(report.attacks) == 4:
+        return f"AutoAttack, {settings['threat']['text']}"
+    return f"Robustness evaluation, {settings['threat']['text']}"
+
+
+def robust_label(report: EvaluationReport) -> str:
+    if not any(result.bounded for result in report.attacks):
+        return "correct clean, and not broken within eps by any attack (not an adversarial accuracy)"
+    if report.settings["autoattack"] and len(report.attacks) == 4:
+        return "robust accuracy, AutoAttack (standard)"
+    return "robust accuracy, worst case over all attacks"
+
+
+def summary(report: EvaluationReport) -> str:
+    """A short table for the terminal."""
+    width = max(len(result.name) for result in report.attacks)
+    width = max(width, len("worst case"))
+    lines = [f"{title(report)}: {report.settings['points']} points, {report.settings['classes']} classes"]
+    lines.append(f"  {'clean':<{width}}  {report.clean_accuracy:7.2%}")
+    for result in report.attacks:
+        aside = "" if result.bounded else "  (not bound to the ball)"
+        lines.append(f"  {result.name:<{width}}  {result.robust_accuracy:7.2%}  {duration(result.seconds):>9}{aside}")
+    lines.append(f"  {'worst case':<{width}}  {report.robust_accuracy:7.2%}")
+    lines += [f"  {flag.severity}: {flag.name}: {flag.evidence} {flag.advice}" for flag in report.flags]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def attack_rows(report: EvaluationReport) -> list[list[str]]:
+    rows = [["clean", "no attack", f"{report.clean_accuracy:.2%}", "", "", ""]]
+    for result in report.attacks:
+        kind = "" if result.bounded else "; not bound to the ball"
+        calls = [f"{result.forward_calls:,}", f"{result.backward_calls:,}"]
+        name = [result.name, result.summary + kind, f"{result.robust_accuracy:.2%}"]
+        rows.append([*name, duration(result.seconds), *calls])
+    total = report.attacks
+    rows.append(
+        [
+            "worst case",
+            "over all attacks, within the threat model",
+            f"{report.robust_accuracy:.2%}",
+            duration(sum(result.seconds for result in total)),
+            f"{sum(result.forward_calls for result in total):,}",
+            f"{sum(result.backward_calls for result in total):,}",
+        ]
+    )
+    return rows
+
+
+ATTACK_HEAD = ["attack", "what", "accuracy", "time", "images forward", "images backward"]
+
+
+def setting_rows(report: EvaluationReport) -> list[list[str]]:
+    s = report.settings
+    diagnostics = s["diagnostics"]
+    return [
+        ["threat model", f"{s['threat']['norm']}, eps {s['threat']['eps']:.6g} in the range {s['clip_values']}"],
+        ["points", f"{s['points']} of shape {tuple(s['input_shape'])}, {s['classes']} classes"],
+        ["attack libraries", listed(s["attack_library"]) or "none"],
+        ["backend", s["backend"]],
+        ["seed, logical batch size", f"{s['seed']}, {s['batch_size']} (physical: {s['physical_batch_size']})"],
+        ["network", f"{s['network']}, weights {s['network_sha256'][:12]}"],
+        ["preprocessing", "; ".join(s["preprocessing"]) or "none"],
+        ["device, type", f"{s['device']}, {s['dtype']}"],
+        ["verdict", f"{s['verdict_passes']} fresh forward pass(es) of the estimator on the final image"],
+        ["versions", listed(s["versions"])],
+        [
+            "diagnostics",
+            f"{diagnostics['points']} points, {duration(diagnostics['seconds'])}, "
+            f"{diagnostics['forward_calls']:,} images forward, {diagnostics['backward_calls']:,} backward",
+        ],
+        ["date", s["date"]],
+    ]
+
+
+def listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def markdown(report: EvaluationReport) -> str:
+    flags = [f"- **{f.severity}: {f.name}.** {f.evidence} {f.advice}" for f in report.flags]
+    parts = [
+        f"# {title(report)}",
+        f"Clean accuracy **{report.clean_accuracy:.2%}**, {robust_label(report)} **{report.robust_accuracy:.2%}**, on "
+        f"{report.settings['points']} points.",
+        "## Flags",
+        "\n".join(flags) or "None of the checks found a sign of masked gradients or of a broken evaluation.",
+        "## Attacks",
+        markdown_table(ATTACK_HEAD, attack_rows(report)),
+        "## Settings",
+        markdown_table(["setting", "value"], setting_rows(report)),
+        "## What was not run",
+        "\n".join(f"- {line}" for line in report.settings["not_run"]) or "Nothing was left out.",
+        "## Accuracy against eps",
+        curve_note(report),
+        markdown_table(["eps", "accuracy"], [[f"{eps:.4g}", f"{accuracy:.1%}"] for eps, accuracy in report.curve]),
+        "## Attack parameters",
+        markdown_table(["attack", "parameters"], parameter_rows(report)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def curve_note(report: EvaluationReport) -> str:
+    return (
+        f"A short attack of 10 steps on the first {report.settings['diagnostics']['points']} points, up to the ball that "
+        f"holds every image. It is weaker than the attacks above, and shows whether accuracy falls as eps grows."
+    )
+
+
+def parameter_rows(report: EvaluationReport) -> list[list[str]]:
+    return [[result.name, json.dumps(result.parameters)[1:-1] or "none"] for result in report.attacks]
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def figure(width: float, height: float) -> tuple[Figure, Axes]:
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    axes = drawing.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color("#9aa5b1")
+    axes.tick_params(colors=INK, labelsize=9)
+    return drawing, axes
+
+
+def image_tag(drawing: Figure, description: str) -> str:
+    buffer = BytesIO()
+    drawing.savefig(buffer, format="png", dpi=170, facecolor="white")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'
+
+
+def accuracy_figure(report: EvaluationReport) -> Figure:
+    bars = [("clean", report.clean_accuracy, CLEAN)]
+    for result in report.attacks:
+        bars.append((result.name, result.robust_accuracy, BOUNDED if result.bounded else UNBOUNDED))
+    bars.append(("worst case", report.robust_accuracy, WORST))
+    drawing, axes = figure(6.4, 0.7 + 0.3 * len(bars))
+    names, values, colours = zip(*bars, strict=True)
+    axes.barh(range(len(bars)), [100 * value for value in values], color=colours, height=0.68)
+    for row, value in enumerate(values):
+        axes.text(100 * value + 1, row, f"{value:.1%}", va="center", fontsize=9, color=INK)
+    axes.set_yticks(range(len(bars)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 112)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("accuracy, %", fontsize=9, color=INK)
+    return drawing
+
+
+def curve_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
+    drawing, axes = figure(6.4, 3.4)
+    for (name, report), colour in zip(reports.items(), repeated(RUNS, len(reports)), strict=True):
+        positive = [(eps, 100 * accuracy) for eps, accuracy in report.curve if eps > 0]
+        axes.plot(
+            *zip(*positive, strict=True), marker="o", markersize=4, color=colour, label=name
+        ) if positive else None
+        axes.axhline(100 * report.curve[0][1], color=colour, linestyle=":", linewidth=1)
+    for threat in sorted({report.settings["threat"]["eps"] for report in reports.values()}):
+        axes.axvline(threat, color=WORST, linewidth=1)
+        axes.text(threat, 104, " eps evaluated", color=WORST, fontsize=8, va="bottom", ha="center")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, position: f"{value:.3g}")
+    axes.set_ylim(-3, 104)
+    axes.set_xlabel("eps (dotted: clean accuracy of these points)", fontsize=9, color=INK)
+    axes.set_ylabel("accuracy, %", fontsize=9, color=INK)
+    if len(reports) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return drawing
+
+
+def repeated(colours: Sequence[str], count: int) -> list[str]:
+    return [colours[index % len(colours)] for index in range(count)]
+
+
+def examples_figure(report: EvaluationReport) -> tuple[Figure, float] | None:
+    """Clean images, changes and adversarial images, and how much the changes are amplified; None without any."""
+    examples = report.examples
+    if len(examples.indices) == 0 or examples.clean.ndim != 4:
+        return None
+    change = examples.adversarial - examples.clean
+    amplified = 0.5 / max(float(np.abs(change).max()), 1e-12)
+    columns = len(examples.indices)
+    drawing = Figure(figsize=(0.95 * columns + 0.9, 3.2), layout="constrained")
+    grid = drawing.subplots(3, columns, squeeze=False)
+    rows = {
+        "clean": examples.clean,
+        f"change\n× {amplified:.2g}": 0.5 + amplified * change,
+        "attacked": examples.adversarial,
+    }
+    for row, (name, images) in enumerate(rows.items()):
+        for column, image in enumerate(images):
+            axes = grid[row, column]
+            # Three channels are colours; any other number is shown as its mean.
+            picture = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(axis=0)
+            axes.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        grid[row, 0].set_ylabel(name, fontsize=9, color=INK)
+    for column, (label, prediction) in enumerate(zip(examples.labels, examples.predictions, strict=True)):
+        found = "NaN" if prediction < 0 else prediction
+        grid[0, column].set_title(str(label), fontsize=10, color=INK)
+        grid[2, column].set_xlabel(str(found), fontsize=10, color=WORST)
+    return drawing, amplified
+
+
+def comparison_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
+    rows = ["clean", *attack_names(reports), "worst case"]
+    drawing, axes = figure(6.4, 0.9 + 0.32 * len(rows))
+    for (name, report), colour in zip(reports.items(), repeated(RUNS, len(reports)), strict=True):
+        values = accuracies(report)
+        points = [(100 * values[row], index) for index, row in enumerate(rows) if row in values]
+        axes.plot(*zip(*points, strict=True), "o", color=colour, label=name, markersize=7, alpha=0.85)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.set_xlim(-3, 103)
+    axes.grid(axis="y", color="#e4e7eb")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("accuracy, %", fontsize=9, color=INK)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(reports)))
+    return drawing
+
+
+# --------------------------------------------------------------------------------------------------------------- HTML
+
+STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 56rem; padding: 1.5rem 1rem 3rem; color: #1f2933; background: #fff;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+p { margin: .4rem 0; }
+.quiet { color: #52606d; font-size: .92rem; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.2rem 0; }
+.number { border: 1px solid #d9e2ec; border-radius: .5rem; padding: .7rem .9rem; }
+.number b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.number span { color: #52606d; font-size: .85rem; }
+.flag { border-left: 5px solid #9aa5b1; background: #f5f7fa; padding: .55rem .8rem; margin: .5rem 0; border-radius: .25rem; }
+.flag.severe { border-color: #b23a48; background: #fbeeee; }
+.flag.warning { border-color: #d1802f; background: #fdf5ea; }
+.flag.fine { border-color: #3f8f5f; background: #eef7f1; }
+.flag b { margin-right: .3rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
+th { font-weight: 600; color: #52606d; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+tr.worst td { font-weight: 600; border-bottom: 0; }
+td.code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .8rem; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; display: block; }
+ul { padding-left: 1.2rem; margin: .4rem 0; }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; } h2 { break-after: avoid; }
+  .flag, .number, img, tr { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: 8.5pt; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+"""
+
+
+def html(report: EvaluationReport) -> str:
+    settings = report.settings
+    numbers = [
+        (f"{report.clean_accuracy:.1%}", "clean accuracy"),
+        (f"{report.robust_accuracy:.1%}", robust_label(report)),
+        (str(round(report.robust_accuracy * settings["points"])) + f" of {settings['points']}", "points left standing"),
+    ]
+    if report.autoattack_accuracy is not None and len(report.attacks) > 4:
+        numbers.insert(1, (f"{report.autoattack_accuracy:.1%}", "robust accuracy, AutoAttack (standard)"))
+    library = listed(settings["attack_library"]) or "no library"
+    body = [
+        f"<h1>{escape(title(report))}</h1>",
+        f'<p class="quiet">{escape(settings["network"])}, {settings["points"]} points, {settings["classes"]} classes, '
+        f"seed {settings['seed']}, logical batch size {settings['batch_size']}, {escape(library)}, "
+        f"{escape(settings['date'])}</p>",
+        '<div class="numbers">' + "".join(f"<div class=number><b>{n}</b><span>{t}</span></div>" for n, t in numbers),
+        "</div>",
+        flags_html(report),
+        "<h2>Accuracy per attack</h2>",
+        image_tag(accuracy_figure(report), "Bars: accuracy under each attack"),
+        bars_note(report),
+        '<div class="scroll">' + table(ATTACK_HEAD, attack_rows(report), numeric=(2, 3, 4, 5), last="worst") + "</div>",
+        "<h2>What was not run</h2>",
+        items(settings["not_run"]) or "<p>Nothing was left out.</p>",
+        "<h2>Accuracy against eps</h2>",
+        image_tag(curve_figure({"": report}), "Line: accuracy as eps grows"),
+        f'<p class="quiet">{escape(curve_note(report))}</p>',
+        "<h2>Images</h2>",
+        examples_html(report),
+        "<h2>Settings</h2>",
+        '<div class="scroll">' + table(["setting", "value"], setting_rows(report)) + "</div>",
+        "<h2>Attack parameters</h2>",
+        '<div class="scroll">' + table(["attack", "parameters"], parameter_rows(report), code=(1,)) + "</div>",
+    ]
+    return document(title(report), body)
+
+
+def bars_note(report: EvaluationReport) -> str:
+    notes = []
+    if any(result.cumulative for result in report.attacks):
+        notes.append("The stages of AutoAttack act one after another, each on the points that the others left.")
+    if not all(result.bounded for result in report.attacks):
+        notes.append("Attacks in pale blue are not bound to the threat model: only their images within eps count.")
+    return f'<p class="quiet">{" ".join(notes)}</p>' if notes else ""
+
+
+def examples_html(report: EvaluationReport) -> str:
+    drawn = examples_figure(report)
+    if drawn is None:
+        reason = "no attack broke a point" if len(report.examples.indices) == 0 else "the inputs are not images"
+        return f"<p>None to show: {reason}.</p>"
+    drawing, amplified = drawn
+    return (
+        image_tag(drawing, "Clean images, their changes, and the attacked images")
+        + f'<p class="quiet">The first points that were broken. Above: the label; below: what the network says. Changes '
+        f"are amplified {amplified:.2g} times; grey is no change.</p>"
+    )
+
+
+def flags_html(report: EvaluationReport) -> str:
+    if not report.flags:
+        return '<p class="flag fine">None of the checks found a sign of masked gradients or of a broken evaluation.</p>'
+    return "".join(
+        f'<div class="flag {f.severity}"><b>{f.severity}: {escape(f.name)}.</b> {escape(f.evidence)} {escape(f.advice)}</div>'
+        for f in report.flags
+    )
+
+
+def items(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[int] = (),
+    code: Sequence[int] = (),
+    last: str = "",
+) -> str:
+    def cells(tag: str, row: Sequence[str]) -> str:
+        kinds = [' class="n"' if i in numeric else ' class="code"' if i in code else "" for i in range(len(row))]
+        return "".join(f"<{tag}{kind}>{escape(str(cell))}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
+
+    lines = [f"<tr>{cells('td', row)}</tr>" for row in rows[:-1]]
+    mark = f' class="{last}"' if last else ""
+    lines.append(f"<tr{mark}>{cells('td', rows[-1])}</tr>")
+    return f"<table><thead><tr>{cells('th', head)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def document(name: str, body: Sequence[str]) -> str:
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- comparison
+
+
+def accuracies(report: EvaluationReport) -> dict[str, float]:
+    found = {result.name: result.robust_accuracy for result in report.attacks}
+    return {"clean": report.clean_accuracy, **found, "worst case": report.robust_accuracy}
+
+
+def attack_names(reports: Mapping[str, EvaluationReport]) -> list[str]:
+    return list(dict.fromkeys(result.name for report in reports.values() for result in report.attacks))
+
+
+def comparison_rows(reports: Mapping[str, EvaluationReport]) -> tuple[list[str], list[list[str]]]:
+    names = ["clean", *attack_names(reports), "worst case"]
+    head = ["run", "threat", "points", *names, "flags"]
+    rows = []
+    for name, report in reports.items():
+        values = accuracies(report)
+        shown = [f"{values[column]:.1%}" if column in values else "not run" for column in names]
+        flags = ", ".join(flag.name for flag in report.flags) or "none"
+        rows.append([name, report.settings["threat"]["text"], str(report.settings["points"]), *shown, flags])
+    return head, rows
+
+
+def differences(reports: Mapping[str, EvaluationReport]) -> list[str]:
+    """What keeps the runs from being compared number by number."""
+    told = {
+        "threat models": lambda s: s["threat"]["text"] + str(s["clip_values"]),
+        "numbers of points": lambda s: s["points"],
+        "attacks": lambda s: s["attacks"],
+        "seeds or batch sizes": lambda s: (s["seed"], s["batch_size"]),
+        "attack libraries": lambda s: s["attack_library"],
+    }
+    settings = [report.settings for report in reports.values()]
+    return [name for name, of in told.items() if len({json.dumps(of(s)) for s in settings}) > 1]
+
+
+def difference_note(reports: Mapping[str, EvaluationReport]) -> str:
+    found = differences(reports)
+    return f"The runs have different {', '.join(found)}: compare them with care." if found else ""
+
+
+def comparison_markdown(reports: Mapping[str, EvaluationReport]) -> str:
+    parts = [
+        "# Robustness of " + ", ".join(reports),
+        difference_note(reports),
+        markdown_table(*comparison_rows(reports)),
+    ]
+    flags = [f"- {n}, **{f.severity}: {f.name}.** {f.evidence} {f.advice}" for n, r in reports.items() for f in r.flags]
+    parts += ["## Flags", "\n".join(flags) or "None.", "## Settings"]
+    parts.append(markdown_table(*settings_columns(reports)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def settings_columns(reports: Mapping[str, EvaluationReport]) -> tuple[list[str], list[list[str]]]:
+    columns = [setting_rows(report) for report in reports.values()]
+    rows = [[first[0], *(column[index][1] for column in columns)] for index, first in enumerate(columns[0])]
+    return ["setting", *reports], rows
+
+
+def comparison_html(reports: Mapping[str, EvaluationReport]) -> str:
+    head, rows = comparison_rows(reports)
+    note = difference_note(reports)
+    flagged: list[Any] = []
+    for name, report in reports.items():
+        flagged += [f"<h3>{escape(name)}</h3>", flags_html(report)]
+    left_out = list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"]))
+    body = [
+        f"<h1>Robustness of {escape(', '.join(reports))}</h1>",
+        f'<p class="flag warning">{escape(note)}</p>' if note else "",
+        '<div class="scroll">' + table(head, rows, numeric=range(2, len(head) - 1)) + "</div>",
+        image_tag(comparison_figure(reports), "Dots: accuracy of each run under each attack"),
+        "<h2>Flags</h2>",
+        *flagged,
+        "<h2>Accuracy against eps</h2>",
+        image_tag(curve_figure(reports), "Lines: accuracy of each run as eps grows"),
+        f'<p class="quiet">{escape(curve_note(next(iter(reports.values()))))}</p>',
+        "<h2>What was not run</h2>",
+        items(left_out) or "<p>Nothing was left out.</p>",
+        "<h2>Settings</h2>",
+        '<div class="scroll">' + table(*settings_columns(reports)) + "</div>",
+    ]
+    return document("Robustness of " + ", ".join(reports), body)

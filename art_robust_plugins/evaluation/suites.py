@@ -1,0 +1,438 @@
+"""The attacks that an evaluation may run, and the named suites of them.
+
+Each attack is an `Attack`: a name, what its candidates are bound to, and a function that prepares it for one network.
+To add one's own, make an `Attack` and hand it to the `Evaluator` among the names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..threat import Norm, ThreatModel
+
+Perturb = Callable[[Tensor, Tensor], Tensor]
+"""Images x [N, C, H, W] (or [N, F]) in [0, 1] and labels y [N] int64 -> candidates like x."""
+
+Constraint = Literal["ball", "minimal", "none"]
+"""What an attack's candidates are bound to: the threat's ball ("ball"); nothing, but it looks for the smallest change,
+so that candidates within the ball count ("minimal"); nothing, and it succeeds by its own measure ("none")."""
+
+# The reference divides each side of the image into five for the square attack's first stripes.
+SMALLEST_SIDE = 5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an attack is prepared for.
+
+    Attributes:
+        model: images in [0, 1] -> logits; its forward and backward passes are counted.
+        threat: the threat model in units of [0, 1].
+        input_shape: one image as ``model`` takes it, (C, H, W) or (F,).
+        classes: the number of classes.
+        seed: the seed of every call of an attack.
+        device: where the network is.
+    """
+
+    model: nn.Module
+    threat: ThreatModel
+    input_shape: tuple[int, ...]
+    classes: int
+    seed: int
+    device: torch.device
+
+
+class NotApplicable(Exception):  # noqa: N818 - not an error: the report says what was left out, and why
+    """An attack that does not exist for this threat or this network; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack by name.
+
+    Attributes:
+        name: the name in the report.
+        summary: what it does, in a few words.
+        prepare: gets the `Setting`, returns the function that attacks one batch and the parameters for the report. It
+            raises `NotApplicable` with the reason where there is no such attack, and ``ValueError`` for a network that
+            it cannot take. The random generators of torch and NumPy are seeded before every batch.
+        constraint: what the candidates are bound to, see `Constraint`.
+        cumulative: a stage of AutoAttack: it acts on the points that the stages before it left, always from the clean
+            image. Otherwise the attack acts on all points that are classified correctly.
+        package: the library that it comes from: "autoattack" (or its repackaging), "torchattacks", or None.
+
+    Example:
+        >>> def prepare(setting):
+        ...     return (lambda x, y: x + setting.threat.eps), {}
+        >>> Attack("brighter", "every pixel brighter by eps", prepare).constraint
+        'ball'
+    """
+
+    name: str
+    summary: str
+    prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]]
+    constraint: Constraint = "ball"
+    cumulative: bool = False
+    package: str | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether its candidates are constrained to the threat's ball."""
+        return self.constraint == "ball"
+
+
+def resolve(attacks: str | Attack | Sequence[str | Attack]) -> list[Attack]:
+    """The attacks of a suite, of a name, or of a sequence of both; each once, in the order given.
+
+    Raises:
+        ValueError: an unknown name (with the nearest known one), no attacks, two different attacks of one name.
+    """
+    chosen: dict[str, Attack] = {}
+    for item in [attacks] if isinstance(attacks, (str, Attack)) else list(attacks):
+        for attack in [item] if isinstance(item, Attack) else _named(item):
+            if chosen.setdefault(attack.name, attack) is not attack:
+                raise ValueError(f"attacks: got two different attacks named {attack.name!r}, expected one.")
+    if not chosen:
+        raise ValueError("attacks: got none, expected the name of a suite or of an attack.")
+    return list(chosen.values())
+
+
+def _named(name: object) -> Sequence[Attack]:
+    if not isinstance(name, str):
+        raise ValueError(f"attacks: got {name!r}, expected names of suites or attacks, or Attack objects.")
+    if name in SUITES:
+        return SUITES[name]
+    if name in ATTACKS:
+        return [ATTACKS[name]]
+    nearest = get_close_matches(name.lower(), [*SUITES, *ATTACKS], n=1, cutoff=0.0)[0]
+    suites = ", ".join(repr(suite) for suite in SUITES)
+    raise ValueError(f"attacks: got {name!r}, expected a suite ({suites}) or an attack; did you mean {nearest!r}?")
+
+
+# ------------------------------------------------------------------------------------------- AutoAttack's own package
+
+
+def reference_package() -> tuple[ModuleType, str]:
+    """The reference AutoAttack, and its name and version: the authors' ``autoattack``, else ``pyautoattack``.
+
+    Raises:
+        ImportError: neither is installed.
+    """
+    for name in ("autoattack", "pyautoattack"):
+        if importlib.util.find_spec(name) is not None:
+            return importlib.import_module(name), f"{name} {_version(name)}"
+    raise _missing("the reference AutoAttack (autoattack or pyautoattack)")
+
+
+def package_versions(attacks: Sequence[Attack]) -> dict[str, str]:
+    """Name and version of each library that ``attacks`` come from.
+
+    Raises:
+        ImportError: one of them is not installed.
+    """
+    versions = {}
+    for package in dict.fromkeys(attack.package for attack in attacks):
+        if package == "autoattack":
+            name, version = reference_package()[1].split(" ", 1)
+            versions[name] = version
+        elif package is not None:
+            versions[package] = _imported(package) and _version(package)
+    return versions
+
+
+def _imported(package: str) -> Any:
+    if importlib.util.find_spec(package) is None:
+        raise _missing(package)
+    return importlib.import_module(package)
+
+
+def _missing(what: str) -> ImportError:
+    return ImportError(f'{what} is not installed, expected it through: pip install "art-robust-plugins[attacks]".')
+
+
+def _version(package: str) -> str:
+    """The installed version; of a package from git also the commit, as its version does not move."""
+    distribution = importlib.metadata.distribution(package)
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    commit = origin.get("vcs_info", {}).get("commit_id")
+    return f"{distribution.version} ({commit[:12]})" if commit else distribution.version
+
+
+class _Silent:
+    """Takes the reference's warnings of zero gradients, one a batch: our own diagnostics count them once."""
+
+    def warning(self, message: object) -> None:
+        pass
+
+    log = warning
+
+
+def _reference(version: str, setting: Setting) -> Any:
+    package, _ = reference_package()
+    threat = setting.threat
+    # The authors' package prints by default; the repackaged one has no such keyword.
+    quiet = {"verbose": False} if "verbose" in inspect.signature(package.AutoAttack).parameters else {}
+    ensemble = package.AutoAttack(
+        setting.model,
+        norm=threat.norm,
+        eps=threat.eps,
+        version=version,
+        seed=setting.seed,
+        device=str(setting.device),
+        **quiet,
+    )
+    ensemble.apgd.logger = ensemble.apgd_targeted.logger = _Silent()
+    return ensemble
+
+
+def _apgd(loss: str, version: str) -> Callable[[Setting], tuple[Perturb, dict[str, Any]]]:
+    def prepare(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+        if loss == "dlr" and setting.classes < 3:
+            raise NotApplicable(f"the DLR loss needs 3 classes, the network has {setting.classes}")
+        attack = _reference(version, setting).apgd
+        attack.loss = loss
+        keys = ("n_iter", "n_restarts", "eot_iter", "thr_decr", "use_largereps")
+        return attack.perturb, {"loss": loss, **_attributes(attack, keys)}
+
+    return prepare
+
+
+def _apgd_targeted(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+    if setting.classes < 4:
+        raise NotApplicable(f"the targeted DLR loss needs 4 classes, the network has {setting.classes}")
+    attack = _reference("standard", setting).apgd_targeted
+    attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
+    keys = ("n_iter", "n_restarts", "n_target_classes", "thr_decr", "use_largereps")
+    return attack.perturb, {"loss": "dlr-targeted", **_attributes(attack, keys)}
+
+
+def _fab_targeted(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+    attack = _reference("standard", setting).fab
+    attack.targeted = True
+    attack.n_restarts = 1
+    attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
+    keys = ("n_iter", "n_restarts", "n_target_classes", "alpha_max", "eta", "beta")
+    return attack.perturb, _attributes(attack, keys)
+
+
+def _square(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+    _check_square(setting, "square")
+    attack = _reference("standard", setting).square
+    return attack.perturb, _attributes(attack, ("n_queries", "n_restarts", "p_init", "loss", "rescale_schedule"))
+
+
+def _check_square(setting: Setting, name: str) -> None:
+    shape = setting.input_shape
+    if len(shape) != 3 or min(shape[1:]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"attacks: {name!r} needs images with both sides of at least {SMALLEST_SIDE} pixels, got inputs of shape "
+            f"{shape}; expected the other attacks by name, such as ['apgd-ce', 'apgd-t', 'fab-t']."
+        )
+
+
+def _attributes(attack: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(attack, name) for name in names}
+
+
+# ------------------------------------------------------------------------------------------------------- torchattacks
+
+
+def _torchattacks(
+    kind: str | Mapping[Norm, str], arguments: Callable[[Setting], dict[str, Any]], *, restarts: int = 1
+) -> Callable[[Setting], tuple[Perturb, dict[str, Any]]]:
+    """An attack of torchattacks: its class (by norm, where there is one for each), and its arguments for a setting.
+
+    torchattacks switches modes and may not find the device of a network without weights; both are taken from it.
+    """
+
+    def prepare(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+        norm, shape = setting.threat.norm, setting.input_shape
+        name = kind if isinstance(kind, str) else kind.get(norm)
+        if name is None:
+            raise NotApplicable(f"torchattacks has no {norm} version")
+        if len(shape) != 3:
+            raise NotApplicable(f"torchattacks takes images (C, H, W), the inputs are {shape}")
+        library = _imported("torchattacks")
+        given = arguments(setting)
+        attack = getattr(library, name)(setting.model, **given)
+        attack.set_device(setting.device)
+        if restarts == 1:
+            return attack, given
+
+        def restarted(x: Tensor, y: Tensor) -> Tensor:
+            best, left = x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
+            for restart in range(restarts):
+                torch.manual_seed(setting.seed + restart)
+                where = left.nonzero().flatten()
+                found = attack(x[where], y[where])
+                with torch.no_grad():
+                    wrong = setting.model(found).argmax(dim=1) != y[where]
+                best[where] = found
+                left[where[wrong]] = False
+                if not left.any():
+                    break
+            return best
+
+        return restarted, {**given, "restarts": restarts}
+
+    return prepare
+
+
+def _eps(setting: Setting) -> dict[str, Any]:
+    return {"eps": setting.threat.eps}
+
+
+def _steps(steps: int, ratio: float, **more: Any) -> Callable[[Setting], dict[str, Any]]:
+    """``steps`` steps of ``ratio`` times eps each."""
+    return lambda setting: {"eps": setting.threat.eps, "alpha": ratio * setting.threat.eps, "steps": steps, **more}
+
+
+def _fixed(**arguments: Any) -> Callable[[Setting], dict[str, Any]]:
+    return lambda setting: dict(arguments)
+
+
+def _square_arguments(setting: Setting) -> dict[str, Any]:
+    _check_square(setting, "torchattacks-square")
+    seeded = {"norm": setting.threat.norm, "eps": setting.threat.eps, "seed": setting.seed}
+    return {**seeded, "n_queries": 5000, "n_restarts": 1, "resc_schedule": False}
+
+
+def _diverse(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+    shape = setting.input_shape
+    if len(shape) == 3 and shape[1] != shape[2]:
+        raise NotApplicable(f"it turns every image into a square one, the inputs are {shape}")
+    return _torchattacks({"Linf": "DIFGSM"}, _steps(10, 0.25, resize_rate=0.9, diversity_prob=0.5))(setting)
+
+
+def _long_autoattack(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+    """torchattacks' AutoAttack with the reference's 100 steps and unscaled schedule in place of its own."""
+    if setting.threat.norm == "L1":
+        raise NotApplicable("torchattacks has no L1 version")
+    if setting.classes < 4:
+        raise NotApplicable(f"the targeted DLR loss needs 4 classes, the network has {setting.classes}")
+    _check_square(setting, "torchattacks-autoattack")
+    threat = setting.threat
+    given = {"norm": threat.norm, "eps": threat.eps, "n_classes": min(setting.classes, 10), "seed": setting.seed}
+    attack = _imported("torchattacks").AutoAttack(setting.model, version="standard", **given)
+    attack.set_device(setting.device)
+    *gradient_based, square = attack._autoattack.attacks
+    for stage in gradient_based:
+        stage.steps = 100
+    square.rescale_schedule = False
+    return attack, {**given, "steps": 100, "rescale_schedule": False}
+
+
+# -------------------------------------------------------------------------------------------------------------- noise
+
+
+def _gaussian(deviation: float) -> Callable[[Setting], tuple[Perturb, dict[str, Any]]]:
+    return lambda setting: (lambda x, y: (x + deviation * torch.randn_like(x)).clamp(0, 1), {"deviation": deviation})
+
+
+def _uniform(width: float) -> Callable[[Setting], tuple[Perturb, dict[str, Any]]]:
+    return lambda setting: (lambda x, y: (x + width * (2 * torch.rand_like(x) - 1)).clamp(0, 1), {"half_width": width})
+
+
+def _salt_and_pepper(share: float) -> Callable[[Setting], tuple[Perturb, dict[str, Any]]]:
+    def perturb(x: Tensor, y: Tensor) -> Tensor:
+        where, value = torch.rand_like(x) < share, (torch.rand_like(x) < 0.5).to(x.dtype)
+        return torch.where(where, value, x)
+
+    return lambda setting: (perturb, {"share": share})
+
+
+# ------------------------------------------------------------------------------------------------------------- suites
+
+
+def _stage(name: str, summary: str, prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]]) -> Attack:
+    return Attack(name, summary, prepare, cumulative=True, package="autoattack")
+
+
+def _library(
+    name: str,
+    summary: str,
+    prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]],
+    constraint: Constraint = "ball",
+) -> Attack:
+    return Attack(name, summary, prepare, constraint, package="torchattacks")
+
+
+_PGD: Mapping[Norm, str] = {"Linf": "PGD", "L2": "PGDL2"}
+
+SUITES: dict[str, tuple[Attack, ...]] = {
+    "standard": (
+        _stage("apgd-ce", "Auto-PGD on the cross-entropy", _apgd("ce", "standard")),
+        _stage("apgd-t", "targeted Auto-PGD on the DLR loss", _apgd_targeted),
+        _stage("fab-t", "targeted fast adaptive boundary attack", _fab_targeted),
+        _stage("square", "random search over squares, without gradients", _square),
+    ),
+    "rand": (
+        _stage("rand-apgd-ce", "Auto-PGD on the cross-entropy, 20 gradient samples a step", _apgd("ce", "rand")),
+        _stage("rand-apgd-dlr", "Auto-PGD on the DLR loss, 20 gradient samples a step", _apgd("dlr", "rand")),
+    ),
+    "torchattacks": (
+        _library("fgsm", "one step along the gradient's sign", _torchattacks({"Linf": "FGSM"}, _eps)),
+        _library("pgd-20", "20 projected gradient steps", _torchattacks(_PGD, _steps(20, 2.5 / 20))),
+        _library(
+            "pgd-100", "100 projected gradient steps, 5 restarts", _torchattacks(_PGD, _steps(100, 0.025), restarts=5)
+        ),
+        _library("mi-fgsm", "10 steps with momentum", _torchattacks({"Linf": "MIFGSM"}, _steps(10, 0.1, decay=1.0))),
+        _library("di-fgsm", "10 steps through randomly resized inputs", _diverse),
+        _library(
+            "cw",
+            "Carlini and Wagner: smallest L2 change",
+            _torchattacks("CW", _fixed(c=1, steps=50, lr=0.01)),
+            "minimal",
+        ),
+        _library(
+            "deepfool",
+            "smallest L2 change to the nearest boundary",
+            _torchattacks("DeepFool", _fixed(steps=50)),
+            "minimal",
+        ),
+        _library(
+            "torchattacks-square",
+            "random search over squares, all points",
+            _torchattacks({"Linf": "Square", "L2": "Square"}, _square_arguments),
+        ),
+        _library("pixle", "rearranges pixels", _torchattacks("Pixle", _fixed(restarts=20, max_iterations=10)), "none"),
+        _library(
+            "onepixel", "changes one pixel", _torchattacks("OnePixel", _fixed(pixels=1, steps=10, popsize=10)), "none"
+        ),
+        _library("jitter", "10 steps on jittered, scaled logits", _torchattacks({"Linf": "Jitter"}, _steps(10, 0.25))),
+    ),
+    "torchattacks-autoattack": (
+        _library("torchattacks-autoattack", "torchattacks AutoAttack (100 steps)", _long_autoattack),
+    ),
+    "noise": (
+        *(Attack(f"gaussian-{s}", "Gaussian noise", _gaussian(s), "none") for s in (0.05, 0.1, 0.15, 0.2, 0.3)),
+        *(Attack(f"uniform-{s}", "uniform noise", _uniform(s), "none") for s in (0.05, 0.1, 0.2, 0.3, 0.4)),
+        *(
+            Attack(f"salt-and-pepper-{s}", "values set to 0 or 1", _salt_and_pepper(s), "none")
+            for s in (0.01, 0.02, 0.05, 0.1, 0.2)
+        ),
+    ),
+}
+"""The named suites. Noise is measured in units of [0, 1]."""
+
+ATTACKS: dict[str, Attack] = {attack.name: attack for suite in SUITES.values() for attack in suite}
+"""Every attack of the suites by its name."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that the attacks draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)

@@ -1,0 +1,423 @@
+"""BANG: Batch Adjusted Network Gradients (Rozsa, Guenther, Boult; arXiv 1612.00138; WACV 2018).
+
+Samples that a network already classifies well contribute little to its gradient, so its decision boundaries stay close
+to them. BANG raises their share. In the backward pass of a mini-batch, for every convolution and linear layer and with
+g_i the gradient of the batch loss with respect to the layer's output for sample i:
+
+    n_i = ||g_i||_2          s_i = (max_j n_j / n_i) ** (eps_i * (1 - n_i / max_j n_j))
+    dW, db  are formed from  beta * s_i * g_i;  the layer's input receives the gradient of the unscaled g_i
+
+with eps_i = epsilon for samples that this forward pass classifies correctly, and epsilon * ratio for the others.
+Status: exact, as in the authors' released code. The cap on s_i, and layers other than plain convolutions and linear
+ones, are ours.
+
+BANG uses no adversarial images, and it can mask gradients: judge it with AutoAttack, never with FGSM alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from ..threat import ThreatModel
+from .instruments import Instrument, LayerPattern, select_modules
+from .loop import RobustTrainer, TrainingOptions
+
+Layers = Iterable[LayerPattern] | Mapping[LayerPattern, Mapping[str, float]]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ADJUSTABLE = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+
+
+def bang_factors(norms: Tensor, epsilon: float | Tensor, cap: float | None = None) -> Tensor:
+    """The factor s_i of each sample of a mini-batch.
+
+    Args:
+        norms: n_i >= 0, the norms of the samples' gradients at a layer's output, [N].
+        epsilon: one exponent, or one for each sample, [N].
+        cap: the largest factor allowed; None for no limit, as in the paper.
+
+    Returns:
+        s_i >= 1, [N]; 1 where n_i = 0, since nothing is there to be scaled.
+
+    Example:
+        >>> bang_factors(torch.tensor([0.01, 0.1, 0.5, 1.0]), 0.815)
+        tensor([41.0866,  5.4138,  1.3264,  1.0000])
+    """
+    largest = norms.max()
+    factors = (largest / norms) ** (epsilon * (1 - norms / largest))
+    factors = torch.where(norms > 0, factors, torch.ones_like(norms))
+    return factors if cap is None else factors.clamp_max(cap)
+
+
+@dataclass(frozen=True)
+class BANGSetting:
+    """beta, epsilon and ratio of one layer, each a number that is not negative."""
+
+    beta: float = 1.0
+    epsilon: float = 0.815
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field.name}: got {value!r}, expected a number that is not negative.")
+
+    def replaced(self, **values: float) -> BANGSetting:
+        """A copy with some numbers replaced."""
+        unknown = sorted(set(values) - {field.name for field in fields(self)})
+        if unknown:
+            raise ValueError(f"layers: got the setting {unknown[0]!r}, expected beta, epsilon or ratio.")
+        return replace(self, **values)
+
+
+class BANG(Instrument):
+    """BANG as an instrument: attached to a network, it acts under any loss and in any trainer.
+
+    Args:
+        beta: multiplies the gradients of weights and biases (not weight decay); a layer with 0 is left alone.
+        epsilon: the exponent; 0 leaves every s_i at 1.
+        ratio: epsilon is multiplied by it for samples that are misclassified.
+        layers: which layers are adjusted: None for every convolution (transposed ones too) and linear layer; a
+            sequence of name patterns (``"features.*"``) and types (``nn.Linear``); or a mapping from these to the
+            settings that differ there (``{"fc*": {"beta": 0.4}}``). The first pattern that fits counts; layers that
+            none fits are trained plainly.
+        cap: the largest s_i, at least 1; None for no limit, as in the paper. Without it s_i can pass 1e5 where p(y)
+            rounds to 1, and the rounding of the loss gradient is amplified with it.
+
+    Raises:
+        ValueError: for a number outside its range or an unknown setting; when attached, for a pattern that no layer
+            fits.
+
+    Only modules are adjusted: weights that a network hands to ``torch.nn.functional`` itself are trained plainly. In
+    evaluation mode nothing changes. With several processes, the largest norm is that of each process's own samples.
+    """
+
+    name: ClassVar[str] = "bang"
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        epsilon: float = 0.815,
+        ratio: float = 1.0,
+        *,
+        layers: Layers | None = None,
+        cap: float | None = None,
+    ) -> None:
+        self.setting = BANGSetting(beta, epsilon, ratio)
+        self.layers: dict[LayerPattern, BANGSetting] | None = None
+        if isinstance(layers, Mapping):
+            self.layers = {pattern: self.setting.replaced(**values) for pattern, values in layers.items()}
+        elif layers is not None:
+            self.layers = dict.fromkeys([layers] if isinstance(layers, str) else layers, self.setting)
+        if cap is not None and not cap >= 1:
+            raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
+        self.cap = cap
+        self._labels: Tensor | None = None
+        self._forward_pass: _ForwardPass | None = None
+
+    def begin_step(self, y: Tensor) -> None:
+        """The labels of the forward passes to come; they decide which samples are misclassified.
+
+        int64 [N] or class probabilities [N, C]. A forward pass over k * N samples is read as k versions of this batch.
+        """
+        self._labels = y.argmax(dim=1) if y.dim() == 2 else y
+
+    @contextmanager
+    def attached(self, network: nn.Module) -> Iterator[BANG]:
+        """Adjust the gradients that backward passes through ``network`` give to its layers' parameters."""
+        modules = dict(network.named_modules())
+        settings = self.adjusted_layers(network)
+        handles = []
+        if any(setting.ratio != 1 for setting in settings.values()):
+            handles = [
+                network.register_forward_pre_hook(lambda module, _: self._enter_forward(module.training)),
+                network.register_forward_hook(lambda _, __, logits: self._leave_forward(logits)),
+            ]
+        previous = {name: modules[name].__dict__.get("forward") for name in settings}
+        try:
+            for name, setting in settings.items():
+                modules[name].forward = partial(self._layer_forward, modules[name], modules[name].forward, setting)
+            yield self
+        finally:
+            for name, forward in previous.items():
+                del modules[name].forward
+                if forward is not None:
+                    modules[name].forward = forward
+            for handle in handles:
+                handle.remove()
+            self._labels = self._forward_pass = None
+
+    def adjusted_layers(self, network: nn.Module) -> dict[str, BANGSetting]:
+        """The layers of ``network`` that are adjusted, by qualified name, with their settings."""
+        if self.layers is None:
+            layers = {name: self.setting for name, module in network.named_modules() if isinstance(module, _ADJUSTABLE)}
+            if not layers:
+                raise ValueError("classifier: the network has no convolution or linear layer, expected at least one.")
+        else:
+            selected = select_modules(network, self.layers, _ADJUSTABLE)
+            layers = {name: self.layers[pattern] for name, pattern in selected.items()}
+        return {name: setting for name, setting in layers.items() if setting.beta != 0}
+
+    def _enter_forward(self, training: bool) -> None:
+        self._forward_pass = _ForwardPass(self._labels) if training and torch.is_grad_enabled() else None
+
+    def _leave_forward(self, logits: Tensor) -> None:
+        if self._forward_pass is not None:
+            self._forward_pass.finish(logits)
+            self._forward_pass = None
+
+    def _layer_forward(
+        self, module: nn.Module, plain: Callable[..., Tensor], setting: BANGSetting, x: Tensor, *arguments: Any
+    ) -> Tensor:
+        untouched = setting.epsilon == 0 and setting.beta == 1
+        if untouched or not module.training or not torch.is_grad_enabled():
+            return plain(x, *arguments)
+        if setting.ratio != 1 and self._forward_pass is None:
+            raise RuntimeError(
+                "ratio: a layer was called outside a forward pass of the network, so its misclassified samples are "
+                "unknown; expected ratio 1 for such a network."
+            )
+        adjustment = _Adjustment(setting, self.cap, self._forward_pass)
+        if isinstance(module, nn.Linear):
+            return _linear(module, adjustment, x)
+        return _convolution(module, adjustment, x, *arguments)
+
+
+@contextmanager
+def bang_gradients(
+    network: nn.Module,
+    *,
+    beta: float = 1.0,
+    epsilon: float = 0.815,
+    ratio: float = 1.0,
+    layers: Layers | None = None,
+    cap: float | None = None,
+) -> Iterator[BANG]:
+    """A context in which backward passes through ``network`` follow BANG, for a training loop of one's own.
+
+    The arguments are those of `BANG`. With a ``ratio`` other than 1, announce each batch's labels to
+    ``begin_step`` of the object that the context gives.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> x, y = torch.rand(5, 4), torch.randint(0, 3, (5,))
+        >>> with bang_gradients(network, beta=0.4, epsilon=0.855, ratio=0.5) as bang:
+        ...     bang.begin_step(y)
+        ...     functional.cross_entropy(network(x), y).backward()
+    """
+    with BANG(beta, epsilon, ratio, layers=layers, cap=cap).attached(network) as bang:
+        yield bang
+
+
+class BANGTrainer(RobustTrainer):
+    """Train an ART classifier with its own loss under BANG.
+
+    Batch Adjusted Network Gradients (Rozsa, Guenther, Boult; arXiv 1612.00138), exact. A step costs the forward and
+    the backward pass of plain training, plus the norms and the scaling of the layers' output gradients. The paper's
+    settings: beta 1, epsilon 0.815, ratio 1 for LeNet on MNIST; beta 0.4, epsilon 0.855, ratio 0.5 for its CIFAR-10
+    network.
+
+    Args:
+        classifier: an ART ``PyTorchClassifier`` with an optimizer.
+        beta, epsilon, ratio, layers, cap: see `BANG`.
+        threat: when given, ``fit`` measures robust validation accuracy under it; it does not enter the training.
+        instruments: further instruments, attached together with BANG.
+        options: the training loop's settings.
+
+    Raises:
+        ValueError: for a number outside its range, or a layer pattern that fits nothing.
+
+    Example:
+        >>> from art.estimators.classification import PyTorchClassifier
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, optimizer, clip_values=(0, 1))
+        >>> x, y = torch.rand(32, 1, 4, 4), torch.randint(0, 3, (32,))
+        >>> BANGTrainer(classifier, epsilon=0.855, ratio=0.5).fit(x, y, nb_epochs=2, verbose=False)
+    """
+
+    source: ClassVar[str] = "Rozsa, Guenther, Boult: Batch Adjusted Network Gradients, arXiv 1612.00138 (exact)"
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        beta: float = 1.0,
+        epsilon: float = 0.815,
+        ratio: float = 1.0,
+        layers: Layers | None = None,
+        cap: float | None = None,
+        threat: ThreatModel | None = None,
+        instruments: Iterable[Instrument] = (),
+        options: TrainingOptions = TrainingOptions(),
+    ) -> None:
+        self.beta, self.epsilon, self.ratio, self.layers, self.cap = beta, epsilon, ratio, layers, cap
+        bang = BANG(beta, epsilon, ratio, layers=layers, cap=cap)
+        super().__init__(classifier, threat=threat, instruments=(bang, *instruments), options=options)
+        bang.adjusted_layers(classifier.model)
+
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The classifier's own loss; BANG acts in its backward pass."""
+        return self.loss(self.logits(x), y)
+
+
+class _ForwardPass:
+    """Which samples one forward pass classifies correctly: known when it ends, needed in its backward pass."""
+
+    def __init__(self, labels: Tensor | None) -> None:
+        if labels is None:
+            raise RuntimeError("ratio: no labels are known for this forward pass, expected begin_step(y) before it.")
+        self.labels = labels
+        self._correct: Tensor | None = None
+
+    def finish(self, logits: Tensor) -> None:
+        copies, rest = divmod(len(logits), len(self.labels))
+        if rest:
+            raise RuntimeError(
+                f"ratio: a forward pass over {len(logits)} samples does not fit the {len(self.labels)} labels that "
+                f"were announced, expected as many or a multiple."
+            )
+        predicted = logits.detach().argmax(dim=1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
+        self._correct = predicted == self.labels.repeat(copies)
+
+    @property
+    def correct(self) -> Tensor:
+        """bool [N]."""
+        if self._correct is None:
+            raise RuntimeError("ratio: a backward pass began before the network's forward pass had ended.")
+        return self._correct
+
+
+@dataclass(frozen=True)
+class _Adjustment:
+    """What BANG does to one layer's parameter gradients in one backward pass: beta * sum_i s_i * (...)_i."""
+
+    setting: BANGSetting
+    cap: float | None
+    forward_pass: _ForwardPass | None
+
+    def factors(self, gradient: Tensor) -> Tensor:
+        """s [N], in float32 at least, from the gradient of the layer's output [N, ...]."""
+        precise = torch.promote_types(gradient.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(gradient, 2, dim=tuple(range(1, gradient.dim())), dtype=precise)
+        epsilon: float | Tensor = self.setting.epsilon
+        if self.forward_pass is not None and self.setting.ratio != 1:
+            wrong = ~self.forward_pass.correct
+            epsilon = torch.full_like(norms, epsilon).masked_fill(wrong, epsilon * self.setting.ratio)
+        return bang_factors(norms, epsilon, self.cap)
+
+    def total(self, gradient: Tensor) -> Tensor:
+        return gradient if self.setting.beta == 1 else gradient.mul_(self.setting.beta)
+
+
+def _scaled(factors: Tensor, samples: Tensor) -> Tensor:
+    """Factors [N] times samples [N, ...], rounded once to the samples' type."""
+    return (factors.view(-1, *[1] * (samples.dim() - 1)) * samples).to(samples.dtype)
+
+
+def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """What autocast would do to the operands of a linear or convolution layer; it does not see custom functions."""
+    kind = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(kind)
+    return [t.to(dtype) if t is not None and t.dtype == torch.float32 else t for t in tensors]
+
+
+def _linear(module: nn.Linear, adjustment: _Adjustment, x: Tensor) -> Tensor:
+    output: Tensor = _Linear.apply(adjustment, *_cast(x, module.weight, module.bias))  # type: ignore[no-untyped-call]
+    return output
+
+
+def _convolution(module: Any, adjustment: _Adjustment, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    dimensions = len(module.kernel_size)
+    transposed = isinstance(module, _TRANSPOSED)
+    padding, output_padding = module.padding, (0,) * dimensions
+    if transposed:
+        output_padding = module._output_padding(
+            x, output_size, module.stride, padding, module.kernel_size, dimensions, module.dilation
+        )
+    elif module.padding_mode != "zeros":
+        x = functional.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+        padding = (0,) * dimensions
+    elif padding == "valid":
+        padding = (0,) * dimensions
+    elif padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        padding = [size // 2 for size in total]
+        if any(size % 2 for size in total):
+            x = functional.pad(x, [side for size in reversed(total) for side in (0, size % 2)])
+    geometry = (module.stride, padding, module.dilation, transposed, output_padding, module.groups)
+    output: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+        adjustment, geometry, *_cast(x, module.weight, module.bias)
+    )
+    return output
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b, with the parameters' gradients formed from s * g."""
+
+    @staticmethod
+    def forward(ctx: Any, adjustment: _Adjustment, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.adjustment = adjustment
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        _, for_input, for_weight, for_bias = ctx.needs_input_grad
+        d_x = gradient @ weight if for_input else None
+        d_weight = d_bias = None
+        if for_weight or for_bias:
+            rows = _scaled(ctx.adjustment.factors(gradient), gradient).flatten(0, -2)
+            d_weight = ctx.adjustment.total(rows.t() @ x.flatten(0, -2)) if for_weight else None
+            d_bias = ctx.adjustment.total(rows.sum(dim=0)) if for_bias else None
+        return None, d_x, d_weight, d_bias
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution of any kind, with the parameters' gradients formed from s * g."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, adjustment: _Adjustment, geometry: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.adjustment, ctx.geometry = adjustment, geometry
+        output: Tensor = torch.ops.aten.convolution(x, weight, bias, *geometry)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        _, _, for_input, for_weight, for_bias = ctx.needs_input_grad
+        if for_weight or for_bias:
+            factors = ctx.adjustment.factors(gradient)
+        # The weight's gradient is bilinear in (g, x), so x can carry the factors: then one call serves both gradients.
+        if for_weight:
+            x = _scaled(factors, x)
+        d_x, d_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *ctx.geometry, [for_input, for_weight, False]
+        )
+        d_weight = ctx.adjustment.total(d_weight) if for_weight else None
+        d_bias = None
+        if for_bias:
+            sums = gradient.sum(dim=tuple(range(2, gradient.dim())), dtype=factors.dtype)
+            d_bias = ctx.adjustment.total((factors @ sums).to(gradient.dtype))
+        return None, None, d_x, d_weight, d_bias

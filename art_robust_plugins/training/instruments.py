@@ -1,0 +1,76 @@
+"""What can be attached to a network while it trains.
+
+An instrument changes how a network computes (its activations, its backward pass) without changing the network: it is
+entered before the first batch and leaves no trace afterwards. Any trainer can carry any number of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+LayerPattern = str | type[nn.Module]
+"""A module's qualified name, in which ``*`` and ``?`` stand for anything, or a type of module."""
+
+
+class Instrument(ABC):
+    """The protocol between the training loop and what it attaches to the network.
+
+    The loop enters `attached` once around all epochs, and calls `begin_step` before each batch. What `state_dict`
+    returns is stored in checkpoints and given back to `load_state_dict` when a run resumes.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def attached(self, network: nn.Module) -> AbstractContextManager[object]:
+        """A context within which the instrument acts on ``network``, and after which the network is as before."""
+
+    def begin_step(self, y: Tensor) -> None:  # noqa: B027 (not every instrument wants them)
+        """Told the labels of the batch to come: int64 [N], or class probabilities [N, C]."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the instrument remembers between batches."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the state of an earlier run, as `state_dict` gave it."""
+        if state:
+            raise ValueError(f"state: got entries {sorted(state)}, but the instrument {self.name!r} keeps none.")
+
+
+def select_modules(
+    network: nn.Module, patterns: Iterable[LayerPattern], types: tuple[type[nn.Module], ...]
+) -> dict[str, LayerPattern]:
+    """The modules of ``types`` that some pattern describes: qualified name -> the first pattern that fits.
+
+    Raises:
+        ValueError: when a pattern fits no module of these types; the message names the nearest module.
+    """
+    candidates = {name: module for name, module in network.named_modules() if isinstance(module, types)}
+    patterns = list(patterns)
+    selected: dict[str, LayerPattern] = {}
+    for pattern in patterns:
+        fitting = [name for name, module in candidates.items() if _fits(name, module, pattern)]
+        if not fitting:
+            raise ValueError(_no_such_layer(pattern, list(candidates)))
+        for name in fitting:
+            selected.setdefault(name, pattern)
+    return {name: selected[name] for name in candidates if name in selected}
+
+
+def _fits(name: str, module: nn.Module, pattern: LayerPattern) -> bool:
+    return fnmatchcase(name, pattern) if isinstance(pattern, str) else isinstance(module, pattern)
+
+
+def _no_such_layer(pattern: LayerPattern, names: list[str]) -> str:
+    written = repr(pattern) if isinstance(pattern, str) else pattern.__name__
+    near = get_close_matches(pattern, names, n=1, cutoff=0) if isinstance(pattern, str) else names[:1]
+    hint = f"such as {near[0]!r}" if near else "but the network has no layer that could be meant"
+    return f"layers: got {written}, which no layer of the network fits, expected a name or type {hint}."

@@ -1,0 +1,608 @@
+"""The one training loop: a method gives its loss and its instruments, everything else is here."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from art.data_generators import DataGenerator, PyTorchDataGenerator
+from art.defences.trainer import Trainer
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..bridge import (
+    EstimatorModule,
+    augmentations,
+    check_classifier,
+    clip_range,
+    device_of,
+    image_tensor,
+    label_tensor,
+    loss_of,
+)
+from ..checkpoint import load_state, save_state
+from ..threat import ThreatModel
+from .instruments import Instrument
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "training.pt"
+Batch = tuple[Tensor, Tensor]
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
+
+
+def _positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Settings of the training loop that every method shares; whatever changes a result is off by default.
+
+    Args:
+        seed: makes a run repeatable: weights, on a CPU bit for bit. None takes one from torch's global random state.
+            The global states of torch, numpy and random are left as they were.
+        shuffle: draw a new order of the samples each epoch (``fit`` only).
+        drop_last: leave out a last batch that is smaller than the others (``fit`` only).
+        scheduler_interval: call the scheduler's ``step`` after each ``"epoch"`` or after each ``"step"``.
+        mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
+        channels_last: keep weights and images in this memory format, which most convolutions compute faster in.
+        max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
+        validation_steps: PGD steps of the robust validation accuracy.
+        keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
+        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
+        resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
+            was never interrupted. Without it, a checkpoint that is already there is an error.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    seed: int | None = None
+    shuffle: bool = True
+    drop_last: bool = False
+    scheduler_interval: Literal["epoch", "step"] = "epoch"
+    mixed_precision: Literal["no", "bf16"] = "no"
+    channels_last: bool = False
+    max_gradient_norm: float | None = None
+    validation_steps: int = 10
+    keep_best: bool = False
+    checkpoint_dir: str | Path | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        _choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
+        _choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
+        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
+            raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
+        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm: got {self.max_gradient_norm!r}, expected a positive number or None.")
+        _positive("validation_steps", self.validation_steps)
+        if self.resume and self.checkpoint_dir is None:
+            raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
+
+
+class RobustTrainer(Trainer):
+    """The base of all training methods, and of one's own: an ART ``Trainer`` whose subclasses give a loss.
+
+    A subclass implements `training_loss` and hands the rest to this constructor. In it, `logits` is the network with
+    ART's preprocessing before it, and `loss` the classifier's own loss.
+
+    Args:
+        classifier: an ART ``PyTorchClassifier`` with an optimizer; it is trained in place. Any loss class works.
+        threat: for robust validation accuracy, and for methods that train against an adversary.
+        instruments: what is attached to the network while it trains, such as `BANG`.
+        options: the training loop's settings.
+
+    Attributes:
+        history: one dictionary an epoch: ``epoch``, ``loss``, ``seconds``, ``learning_rate`` and, with validation
+            data, ``validation_accuracy`` and (with a threat) ``validation_robust_accuracy``, between 0 and 1.
+
+    Raises:
+        TypeError: for another kind of classifier.
+        ValueError: for a classifier without optimizer, with postprocessing, or with preprocessing that is not torch.
+
+    Preprocessing defences of the classifier act as ART means them, but in each batch: those of ``fit`` and ``predict``
+    belong to the network, those of ``fit`` alone change the batch (and its labels) before the method sees it.
+
+    Several processes (``accelerate launch``) share each batch; gradients are averaged by sample, so the result is that
+    of one process up to rounding, except for what looks at a whole batch (batch normalisation, BANG's largest norm).
+
+    Example:
+        >>> class Smoothed(RobustTrainer):
+        ...     def training_loss(self, x, y):
+        ...         return self.loss(self.logits(x + 0.1 * torch.randn_like(x)), y)
+    """
+
+    source: ClassVar[str] = ""
+    """The paper, and whether the implementation is exact or a reconstruction."""
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        threat: ThreatModel | None = None,
+        instruments: Iterable[Instrument] = (),
+        options: TrainingOptions = TrainingOptions(),
+    ) -> None:
+        check_classifier(classifier)
+        if classifier.optimizer is None:
+            raise ValueError("classifier: it has no optimizer, expected PyTorchClassifier(..., optimizer=...).")
+        super().__init__(classifier)
+        self.threat = threat
+        self.instruments = tuple(instruments)
+        self.options = options
+        self.history: list[dict[str, float]] = []
+        self._prepare()
+
+    @abstractmethod
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The objective of one batch, a scalar to be minimised.
+
+        ``x``: float32 [N, *input_shape] in the classifier's range; ``y``: int64 [N], or class probabilities [N, C]
+        where a preprocessing defence such as mixup made them.
+        """
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The network's outputs [N, C] for inputs in the classifier's range, after ART's preprocessing."""
+        outputs: Tensor = self._module(x)
+        return outputs
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The classifier's own loss, a scalar; labels are brought to the form that it takes."""
+        return loss_of(self.classifier, logits, y)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The method's settings: the constructor's arguments, other than the classifier and the options."""
+        names = list(inspect.signature(type(self).__init__).parameters)[2:]
+        return {name: getattr(self, name) for name in names if name != "options" and hasattr(self, name)}
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        validation_data: tuple[Any, Any] | None = None,
+        batch_size: int = 128,
+        nb_epochs: int = 20,
+        scheduler: Any = None,
+        verbose: bool = True,
+    ) -> None:
+        """Train on arrays, which are brought to the network's device once.
+
+        Args:
+            x: [N, *input_shape] in the classifier's ``clip_values``, array or tensor.
+            y: class indices [N] or one-hot rows [N, nb_classes].
+            validation_data: a pair (x, y) to measure accuracy on after each epoch.
+            batch_size: samples in a batch, over all processes.
+            nb_epochs: passes over the data; a resumed run counts those before.
+            scheduler: anything with ``step()``, over the classifier's optimizer.
+            verbose: show a progress bar.
+
+        Raises:
+            ValueError: for bad data (see `image_tensor` and `label_tensor` in bridge.py) or settings.
+            FloatingPointError: when the loss is no longer finite; says at which epoch and step.
+        """
+        _positive("batch_size", batch_size)
+        self._prepare()
+        device, options = self._device, self.options
+        images = image_tensor(x, self.classifier).to(device)
+        labels = label_tensor(y, self.classifier.nb_classes, samples=len(images)).to(device)
+        steps = len(images) // batch_size if options.drop_last else -(-len(images) // batch_size)
+        if steps == 0:
+            raise ValueError(f"batch_size: got {batch_size} for {len(images)} samples, expected fewer with drop_last.")
+
+        def batches(order: torch.Generator) -> Iterator[Batch]:
+            index = torch.randperm(len(images), generator=order) if options.shuffle else torch.arange(len(images))
+            index = index.to(device)
+            for step in range(steps):
+                rows = index[step * batch_size : (step + 1) * batch_size]
+                yield images[rows], labels[rows]
+
+        data = {"samples": len(images), "batch_size": batch_size}
+        self._run(batches, steps, data, validation_data, nb_epochs, scheduler, verbose)
+
+    def fit_generator(
+        self,
+        generator: DataGenerator,
+        nb_epochs: int = 20,
+        validation_data: tuple[Any, Any] | None = None,
+        scheduler: Any = None,
+        verbose: bool = True,
+    ) -> None:
+        """Train on batches from an ART ``DataGenerator``; an epoch is its ``size``. Otherwise as `fit`.
+
+        A generator that can be iterated is iterated anew each epoch. From any other, a resumed run takes the batches
+        that it gives then, so only the former resume exactly.
+        """
+        if not isinstance(generator, DataGenerator):
+            raise TypeError(f"generator: got {type(generator).__name__}, expected an ART DataGenerator.")
+        if isinstance(generator, PyTorchDataGenerator):
+            return self.fit_loader(generator.iterator, nb_epochs, validation_data, scheduler, verbose)
+        if isinstance(generator, Iterable):
+            return self._fit_batches(lambda: iter(generator), None, nb_epochs, validation_data, scheduler, verbose)
+        if generator.size is None:
+            raise ValueError("generator: its size is None, expected the number of samples of an epoch.")
+        steps = -(-generator.size // generator.batch_size)
+
+        def one_epoch() -> Iterator[Any]:
+            return (generator.get_batch() for _ in range(steps))
+
+        return self._fit_batches(one_epoch, steps, nb_epochs, validation_data, scheduler, verbose)
+
+    def fit_loader(
+        self,
+        loader: DataLoader[Any] | Iterable[Any],
+        nb_epochs: int = 20,
+        validation_data: tuple[Any, Any] | None = None,
+        scheduler: Any = None,
+        verbose: bool = True,
+    ) -> None:
+        """Train on a ``DataLoader``, or on anything that yields batches (x, y) each time it is iterated; as `fit`."""
+        if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
+            raise TypeError(
+                f"loader: got {type(loader).__name__}, expected an iterable of (x, y) that can be iterated every epoch."
+            )
+        steps = len(loader) if isinstance(loader, Sized) else None
+        self._fit_batches(lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose)
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def _prepare(self) -> None:
+        """Read the classifier as it is now: its network, device and preprocessing."""
+        classifier = self.classifier
+        softmax_is_wrong = isinstance(classifier.loss, nn.CrossEntropyLoss)
+        self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not softmax_is_wrong)
+        self._device = device_of(classifier.model)
+        self._augmentations = augmentations(classifier)
+
+    def _fit_batches(
+        self,
+        one_epoch: Callable[[], Iterator[Any]],
+        steps: int | None,
+        nb_epochs: int,
+        validation_data: tuple[Any, Any] | None,
+        scheduler: Any,
+        verbose: bool,
+    ) -> None:
+        self._prepare()
+
+        def batches(_: torch.Generator) -> Iterator[Batch]:
+            empty = True
+            for batch in one_epoch():
+                empty = False
+                if not isinstance(batch, Sequence) or len(batch) != 2:
+                    raise ValueError(f"loader: got a batch of type {type(batch).__name__}, expected a pair (x, y).")
+                x = image_tensor(batch[0], self.classifier)
+                y = label_tensor(batch[1], self.classifier.nb_classes, samples=len(x))
+                yield x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
+            if empty:
+                raise ValueError("loader: got no batch in an epoch, expected at least one.")
+
+        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose)
+
+    def _run(
+        self,
+        batches: Callable[[torch.Generator], Iterator[Batch]],
+        steps: int | None,
+        data: dict[str, int],
+        validation_data: tuple[Any, Any] | None,
+        nb_epochs: int,
+        scheduler: Any,
+        verbose: bool,
+    ) -> None:
+        """All epochs, from the first or from where a checkpoint stands."""
+        _positive("nb_epochs", nb_epochs)
+        options, network, processes = self.options, self.classifier.model, PartialState()
+        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected an object with a method step().")
+        validation = self._validation_tensors(validation_data)
+        if options.keep_best and validation is None:
+            raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
+
+        run = _Run(self, data, scheduler)
+        first = run.start()
+        if options.channels_last:
+            network.to(memory_format=torch.channels_last)
+        _same_on_all_processes(network, processes)
+
+        epochs = range(first, nb_epochs)
+        total = None if steps is None else nb_epochs * steps
+        bar = tqdm(total=total, initial=first * (steps or 0), disable=not (verbose and processes.is_main_process))
+        with ExitStack() as stack:
+            stack.enter_context(_random_states_restored(self._device))
+            stack.enter_context(bar)
+            for instrument in self.instruments:
+                stack.enter_context(instrument.attached(network))
+            stack.callback(network.eval)
+            for epoch in epochs:
+                bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
+                record = self._epoch(epoch, batches(_seeded(run.seed, epoch, processes)), scheduler, bar, processes)
+                if validation is not None:
+                    record |= self._validate(*validation)
+                self.history.append(record)
+                if scheduler is not None and options.scheduler_interval == "epoch":
+                    _step_scheduler(scheduler, record["loss"])
+                run.finish_epoch(epoch + 1, record, processes)
+                bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
+        run.restore_best()
+
+    def _epoch(
+        self, epoch: int, batches: Iterator[Batch], scheduler: Any, bar: Any, processes: PartialState
+    ) -> dict[str, float]:
+        """One pass over the data. Losses stay on the device: reading one would make a GPU wait for its queue."""
+        optimizer, network, options = self.classifier.optimizer, self.classifier.model, self.options
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        check_every = 1 if self._device.type == "cpu" else 50
+        started = time.perf_counter()
+        losses: list[Tensor] = []
+        sizes: list[int] = []
+        network.train()
+        for step, (whole_x, whole_y) in enumerate(batches):
+            x, y = _own_share(whole_x, whole_y, processes)
+            weight = len(x) * processes.num_processes / len(whole_x)
+            optimizer.zero_grad(set_to_none=True)
+            if len(x):
+                loss = self._batch_loss(x, y)
+                losses.append(loss.detach())
+                sizes.append(len(x))
+                if len(losses) % check_every == 0:
+                    _check_finite(losses[-check_every:], epoch, step)
+                (loss if weight == 1 else loss * weight).backward()
+            _average_gradients(trained, processes)
+            if options.max_gradient_norm is not None:
+                nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
+            optimizer.step()
+            if scheduler is not None and options.scheduler_interval == "step":
+                scheduler.step()
+            bar.update()
+        rest = len(losses) % check_every
+        if rest:
+            _check_finite(losses[-rest:], epoch, len(losses) - 1)
+        mean = torch.stack(losses).double() @ torch.tensor(sizes, dtype=torch.float64, device=self._device) / sum(sizes)
+        return {
+            "epoch": epoch + 1,
+            "loss": mean.item(),
+            "seconds": time.perf_counter() - started,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+        }
+
+    def _batch_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        for augmentation in self._augmentations:
+            one_hot = functional.one_hot(y, self.classifier.nb_classes).float() if y.dim() == 1 else y
+            x, changed = augmentation.forward(x, one_hot)
+            y = y if changed is one_hot else cast(Tensor, changed)
+        if self.options.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for instrument in self.instruments:
+            instrument.begin_step(y)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16"):
+            return self.training_loss(x, y)
+
+    def _validation_tensors(self, validation_data: tuple[Any, Any] | None) -> Batch | None:
+        if validation_data is None:
+            return None
+        if not isinstance(validation_data, Sequence) or len(validation_data) != 2:
+            raise ValueError(f"validation_data: got {type(validation_data).__name__}, expected a pair (x, y).")
+        x = image_tensor(validation_data[0], self.classifier, name="validation_data[0]").to(self._device)
+        y = label_tensor(validation_data[1], self.classifier.nb_classes, samples=len(x), name="validation_data[1]")
+        return x, y.to(self._device)
+
+    def _validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
+        """Accuracy on clean inputs and, with a threat, under PGD from a random start (the same every epoch)."""
+        network, threat = self.classifier.model, self.threat
+        low, high = clip_range(self.classifier)
+        module = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
+        network.eval()
+        correct = torch.zeros((), device=x.device)
+        robust = torch.zeros((), device=x.device)
+        generator = torch.Generator(x.device).manual_seed(0)
+        for start in range(0, len(x), batch_size):
+            images, labels = x[start : start + batch_size], y[start : start + batch_size]
+            with torch.no_grad():
+                correct += (_two_columns(module(images)).argmax(dim=1) == labels).sum()
+            if threat is None:
+                continue
+
+            def cross_entropy(adversarial: Tensor, labels: Tensor = labels) -> Tensor:
+                return functional.cross_entropy(_two_columns(module(adversarial)), labels, reduction="sum")
+
+            steps = self.options.validation_steps
+            adversarial = threat.ascend(
+                cross_entropy,
+                images,
+                threat.random_start(images, low, high, generator),
+                steps=steps,
+                step_size=2.5 * threat.eps / steps,
+                low=low,
+                high=high,
+            )
+            with torch.no_grad():
+                robust += (_two_columns(module(adversarial)).argmax(dim=1) == labels).sum()
+        result = {"validation_accuracy": correct.item() / len(x)}
+        if threat is not None:
+            result["validation_robust_accuracy"] = robust.item() / len(x)
+        return result
+
+
+_SHOWN = ("loss", "validation_accuracy", "validation_robust_accuracy")
+
+
+class _Run:
+    """What outlives an epoch: the seed, the best weights, and the checkpoint that holds all of it."""
+
+    def __init__(self, trainer: RobustTrainer, data: dict[str, int], scheduler: Any) -> None:
+        self.trainer, self.scheduler = trainer, scheduler
+        self.options = trainer.options
+        self.network, self.optimizer = trainer.classifier.model, trainer.classifier.optimizer
+        self.path = None if self.options.checkpoint_dir is None else Path(self.options.checkpoint_dir) / CHECKPOINT
+        if self.path is not None and scheduler is not None and not hasattr(scheduler, "state_dict"):
+            raise ValueError(
+                f"scheduler: {type(scheduler).__name__} has no state_dict, which checkpoint_dir needs to resume it."
+            )
+        self.settings = self._settings(data)
+        self.best: dict[str, Any] | None = None
+        self.seed = 0
+
+    def start(self) -> int:
+        """Begin anew or take up the checkpoint; the number of epochs that are already done."""
+        self.trainer.history = []
+        seed = self.options.seed
+        self.seed = int(torch.randint(2**31, ())) if seed is None else seed
+        if self.path is None or not self.path.exists():
+            return 0
+        if not self.options.resume:
+            raise ValueError(
+                f"checkpoint_dir: {self.path} holds an earlier run, expected resume=True to continue it or another "
+                f"folder."
+            )
+        return self._load(self.path)
+
+    def finish_epoch(self, epochs: int, record: dict[str, float], processes: PartialState) -> None:
+        if self.options.keep_best:
+            measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
+            if self.best is None or measure > self.best["measure"]:
+                weights = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+                self.best = {"epoch": epochs, "measure": measure, "network": weights}
+        if self.path is None or not processes.is_main_process:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "settings": self.settings,
+            "seed": self.seed,
+            "epochs": epochs,
+            "history": self.trainer.history,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "instruments": [instrument.state_dict() for instrument in self.trainer.instruments],
+            "best": self.best,
+        }
+        save_state(self.path, state)
+
+    def restore_best(self) -> None:
+        if self.best is not None:
+            self.network.load_state_dict(self.best["network"])
+            logger.info("kept the weights of epoch %d", self.best["epoch"])
+
+    def _load(self, path: Path) -> int:
+        state = load_state(path)
+        for name, now in self.settings.items():
+            then = state["settings"].get(name)
+            if then != now:
+                raise ValueError(f"resume: {path} was written with {name} {then}, but this run has {now}.")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
+            instrument.load_state_dict(saved)
+        self.trainer.history = state["history"]
+        self.best, self.seed = state["best"], state["seed"]
+        return int(state["epochs"])
+
+    def _settings(self, data: dict[str, int]) -> dict[str, str]:
+        """What must be the same for a checkpoint to be continued; nb_epochs may grow."""
+        trainer, ignored = self.trainer, {"checkpoint_dir", "resume", "seed"}
+        described: dict[str, Any] = {"method": type(trainer).__name__, **trainer.parameters, **data}
+        described |= {f.name: asdict(self.options)[f.name] for f in fields(self.options) if f.name not in ignored}
+        if self.options.seed is not None:
+            described["seed"] = self.options.seed
+        described["instruments"] = [instrument.name for instrument in trainer.instruments]
+        described["optimizer"] = type(self.optimizer).__name__
+        described["scheduler"] = type(self.scheduler).__name__
+        described["weights"] = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
+        return {name: str(value) for name, value in described.items()}
+
+
+def _two_columns(logits: Tensor) -> Tensor:
+    """The single output z of a binary classifier as the two logits (0, z)."""
+    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+
+
+def _step_scheduler(scheduler: Any, loss: float) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(loss)
+    else:
+        scheduler.step()
+
+
+def _check_finite(losses: list[Tensor], epoch: int, last_step: int) -> None:
+    finite = torch.isfinite(torch.stack(losses)).tolist()
+    if not all(finite):
+        step = last_step - len(losses) + 1 + finite.index(False)
+        raise FloatingPointError(
+            f"the loss became {losses[finite.index(False)].item()} in epoch {epoch + 1}, step {step + 1}; "
+            f"try a lower learning rate or max_gradient_norm."
+        )
+
+
+# ------------------------------------------------------------------------------------------ randomness, processes
+
+
+def _seeded(seed: int, epoch: int, processes: PartialState) -> torch.Generator:
+    """Seed an epoch: its random numbers depend on (seed, epoch) alone, so a resumed run draws the same ones.
+
+    The order of the samples, from the generator that is returned, is the same on all processes; their noise is not.
+    """
+    noise = int(np.random.SeedSequence([seed, epoch, 1, processes.process_index]).generate_state(1)[0])
+    torch.manual_seed(noise)
+    np.random.seed(noise)  # ART's generators shuffle with it
+    random.seed(noise)
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch, 0]).generate_state(1)[0]))
+
+
+@contextmanager
+def _random_states_restored(device: torch.device) -> Iterator[None]:
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def _own_share(x: Tensor, y: Tensor, processes: PartialState) -> Batch:
+    if processes.num_processes == 1:
+        return x, y
+    rank, count = processes.process_index, processes.num_processes
+    return x.tensor_split(count)[rank], y.tensor_split(count)[rank]
+
+
+def _average_gradients(parameters: list[Tensor], processes: PartialState) -> None:
+    """One reduction of all gradients; unlike DDP it allows any number of forward passes in a step."""
+    if processes.num_processes == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+    torch.distributed.all_reduce(flat)
+    flat /= processes.num_processes
+    for parameter, gradient in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+
+
+def _same_on_all_processes(network: nn.Module, processes: PartialState) -> None:
+    if processes.num_processes > 1:
+        for tensor in network.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)

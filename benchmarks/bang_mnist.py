@@ -1,0 +1,175 @@
+"""BANG's MNIST experiment: LeNet without (R0) and with BANG (B1), judged by weak and strong attacks.
+
+    python benchmarks/bang_mnist.py --data DIR [--workers 2] [--quick]
+
+The set-up is the paper's (Rozsa et al., arXiv 1612.00138): LeNet, pixels / 256, batch 64, 10,000 iterations, SGD with
+learning rate .01 * (1 + 1e-4 it)^-.75 (twice that for biases), momentum .9, weight decay 5e-4; BANG with beta 1,
+epsilon .815, ratio 1. DIR holds mnist.npz as ART's loader keeps it. Accuracy is on the first 1000 test images, clean
+accuracy also on all 10,000. Work in progress is kept under runs/bang_mnist, and taken up again when restarted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import art.config
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from record import save, table
+from torch import Tensor, nn
+
+from art_robust_plugins.bridge import EstimatorModule
+from art_robust_plugins.checkpoint import load_classifier, save_classifier, write_json
+from art_robust_plugins.data import load_data
+from art_robust_plugins.evaluation import Evaluator
+from art_robust_plugins.models import LeNet
+from art_robust_plugins.threat import ThreatModel
+from art_robust_plugins.training import BANGTrainer, RobustTrainer, StandardTrainer, TrainingOptions
+
+METHODS = {"R0": (StandardTrainer, {}), "B1": (BANGTrainer, {"beta": 1.0, "epsilon": 0.815, "ratio": 1.0})}
+EPS = (0.05, 0.1, 0.15)
+WEAK_AND_STRONG = ("fgsm", "pgd-20", "apgd-t")
+WORK = Path("runs/bang_mnist")
+
+
+class Iterations:
+    """Batches counted in iterations rather than in passes over the data: ``steps`` of them each time it is iterated."""
+
+    def __init__(self, x: Tensor, y: Tensor, batch_size: int, steps: int) -> None:
+        self.x, self.y, self.batch_size, self.steps = x, y, batch_size, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        needed = self.steps * self.batch_size
+        orders = [torch.randperm(len(self.x)) for _ in range(-(-needed // len(self.x)))]
+        for rows in torch.cat(orders)[:needed].split(self.batch_size):
+            yield self.x[rows], self.y[rows]
+
+
+def lenet_classifier() -> PyTorchClassifier:
+    # Images are pixel / 255; the paper's are pixel / 256. channels_last is the faster layout for LeNet on a CPU.
+    network = LeNet().to(memory_format=torch.channels_last)
+    biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
+    weights = [p for name, p in network.named_parameters() if not name.endswith("bias")]
+    groups = [{"params": weights, "lr": 0.01}, {"params": biases, "lr": 0.02}]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    return PyTorchClassifier(
+        network,
+        nn.CrossEntropyLoss(),
+        (1, 28, 28),
+        10,
+        optimizer=optimizer,
+        clip_values=(0, 1),
+        preprocessing=(0.0, 256 / 255),
+    )
+
+
+def trained(name: str, seed: int, folder: Path, quick: bool) -> PyTorchClassifier:
+    if (folder / "classifier.json").exists():
+        classifier = load_classifier(folder)
+        classifier.model.to(memory_format=torch.channels_last)
+        return classifier
+    data = load_data("mnist")
+    torch.manual_seed(seed)
+    classifier = lenet_classifier()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(classifier.optimizer, lambda it: (1 + 1e-4 * it) ** -0.75)
+    options = TrainingOptions(seed=seed, scheduler_interval="step", checkpoint_dir=folder / "training", resume=True)
+    method, parameters = METHODS[name]
+    trainer: RobustTrainer = method(classifier, options=options, **parameters)
+    x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
+    steps = 20 if quick else 1000
+    trainer.fit_loader(Iterations(x, y, 64, steps), nb_epochs=10, scheduler=scheduler, verbose=False)
+    save_classifier(classifier, folder, extra={"method": name, "seed": seed, "history": trainer.history})
+    return classifier
+
+
+def accuracy(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
+    return float((classifier.predict(x, batch_size=1000).argmax(axis=1) == y).mean())
+
+
+def gradient_share(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
+    """The share of images whose loss gradient is exactly zero in float32: the plainest sign of masking."""
+    images = torch.from_numpy(x).requires_grad_()
+    logits = EstimatorModule(classifier)(images)
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(y), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, images)
+    return float((gradient.flatten(1).abs().amax(dim=1) == 0).float().mean())
+
+
+def job(name: str, seed: int, data_dir: str, quick: bool) -> dict[str, Any]:
+    art.config.set_data_path(data_dir)
+    folder = WORK / ("quick" if quick else "full") / f"{name}-{seed}"
+    classifier = trained(name, seed, folder, quick)
+    data = load_data("mnist")
+    points = 50 if quick else 1000
+    x, y = data.x_test[:points], data.y_test[:points]
+    result: dict[str, Any] = {
+        "method": name,
+        "seed": seed,
+        "clean": accuracy(classifier, data.x_test, data.y_test),
+        "clean_points": accuracy(classifier, x, y),
+        "zero_gradients": gradient_share(classifier, x, y),
+    }
+    for eps in EPS[:1] if quick else EPS:
+        for suite, attacks in (("weak-and-strong", WEAK_AND_STRONG), ("standard", "standard")):
+            state = folder / f"{suite}-{eps}"
+            evaluator = Evaluator(
+                classifier, ThreatModel("Linf", eps), attacks=attacks, batch_size=250, seed=0, state_dir=state, verbose=False
+            )
+            report = evaluator.evaluate(x, y)
+            if suite == "standard":
+                result[f"autoattack {eps}"] = report.robust_accuracy
+                result[f"autoattack stages {eps}"] = {a.name: a.robust_accuracy for a in report.attacks}
+            else:
+                result |= {f"{attack.name} {eps}": attack.robust_accuracy for attack in report.attacks}
+            result.setdefault("flags", {})[f"{suite} {eps}"] = [flag.name for flag in report.flags]
+            write_json(folder / "result.json", result)
+            print(name, seed, suite, eps, json.dumps({a.name: a.robust_accuracy for a in report.attacks}), flush=True)
+    return result
+
+
+def summary(results: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row a method: mean over seeds and, in parentheses, the lowest and the highest, in percent."""
+    rows = []
+    for name in METHODS:
+        runs = [result for result in results if result["method"] == name]
+        row = {"": name}
+        for key in runs[0]:
+            values = [run[key] for run in runs]
+            if key not in {"method", "seed"} and isinstance(values[0], float):
+                low, mean, high = min(values), statistics.mean(values), max(values)
+                row[key] = f"{100 * mean:.2f} ({100 * low:.1f} to {100 * high:.1f})"
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="200 iterations, 50 images, one eps, one seed; not recorded")
+    args = parser.parse_args()
+    seeds = (0,) if args.quick else (0, 1, 2)
+    jobs = [(name, seed) for seed in seeds for name in METHODS]
+    threads = max(1, (os.cpu_count() or 1) // args.workers)
+    with ProcessPoolExecutor(args.workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        futures = [pool.submit(job, name, seed, args.data, args.quick) for name, seed in jobs]
+        results = [future.result() for future in futures]
+    rows = summary(results)
+    print(table(rows))
+    if not args.quick:
+        print(save("bang_mnist", {"summary": rows, "runs": results}, worker_threads=threads))
+
+
+if __name__ == "__main__":
+    main()
