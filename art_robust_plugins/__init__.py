@@ -1,5 +1,21 @@
-"""Robust training, certification and standard evaluation for ART and PyTorch."""
+"""Robust training, certification and standard evaluation of PyTorch classifiers, as a plugin to ART."""
 
+from .checkpoint import load_classifier, save_classifier
+from .evaluation import EvaluationReport, Evaluator
+from .registry import available_methods, create
 from .threat import ThreatModel
+from .training import BANGTrainer, RobustTrainer, StandardTrainer, TrainingOptions
 
-__all__ = ["ThreatModel"]
+__all__ = [
+    "BANGTrainer",
+    "EvaluationReport",
+    "Evaluator",
+    "RobustTrainer",
+    "StandardTrainer",
+    "ThreatModel",
+    "TrainingOptions",
+    "available_methods",
+    "create",
+    "load_classifier",
+    "save_classifier",
+]

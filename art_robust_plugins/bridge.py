@@ -282,7 +282,7 @@ def label_tensor(y: Any, nb_classes: int, *, samples: int | None = None, name: s
         one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(dim=1) == 1).all()
         if not one_hot:
             raise ValueError(f"{name}: got rows that are not one-hot, expected a single 1 in each and 0 elsewhere.")
-        labels = labels.argmax(dim=1)
+        labels = labels.long().argmax(dim=1)
     elif labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     elif labels.dim() != 1:

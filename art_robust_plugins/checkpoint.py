@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .bridge import check_classifier
-from .models import create_model
+from .models import MODELS, create_model
 
 WEIGHTS_FILE = "weights.safetensors"
 CLASSIFIER_FILE = "classifier.json"
@@ -459,7 +459,9 @@ def _made_optimizer(described: Mapping[str, Any], network: nn.Module, path: Path
 
 def _described_model(network: nn.Module, model: Mapping[str, Any] | None) -> dict[str, Any]:
     """The class of the network and, where `create_model` can make it, its recipe."""
-    recipe = getattr(network, "recipe", None) if model is None else model
+    # Only a network of models: another's attribute of that name means something else.
+    own: Any = network.recipe if type(network) in MODELS.values() else None
+    recipe = own if model is None else model
     described: dict[str, Any] = {"class": type(network).__name__, "recipe": None}
     if recipe is not None:
         with torch.device("meta"):

@@ -111,14 +111,16 @@ class ThreatModel:
         if self.norm == "Linf":
             return step_size * gradient.sign()
         flat = gradient.flatten(1)
+        step: Tensor
         if self.norm == "L2":
             # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
             smallest = torch.finfo(flat.dtype).tiny
             flat = flat / flat.abs().amax(dim=1, keepdim=True).clamp_min(smallest)
             length = torch.linalg.vector_norm(flat, 2, dim=1, keepdim=True)
-            return (step_size * flat / length.clamp_min(smallest)).view_as(gradient)
-        largest = flat.abs().argmax(dim=1, keepdim=True)
-        step: Tensor = torch.zeros_like(flat).scatter(1, largest, step_size * flat.gather(1, largest).sign())
+            step = step_size * flat / length.clamp_min(smallest)
+        else:
+            largest = flat.abs().argmax(dim=1, keepdim=True)
+            step = torch.zeros_like(flat).scatter(1, largest, step_size * flat.gather(1, largest).sign())
         return step.view_as(gradient)
 
     def ascend(
@@ -157,7 +159,7 @@ def clip(x: Tensor, low: Bound | None, high: Bound | None) -> Tensor:
 def _radius(eps: float | str) -> float:
     try:
         value = float(Fraction(eps.replace(" ", ""))) if isinstance(eps, str) else float(eps)
-    except (ValueError, TypeError, ZeroDivisionError):
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"eps: got {eps!r}, expected a positive number or a fraction such as '8/255'.")

@@ -13,6 +13,7 @@ import torch
 
 from art_robust_plugins.checkpoint import write_json
 
+PACKAGES = ("art-robust-plugins", "torch", "adversarial-robustness-toolbox", "pyautoattack", "torchattacks", "numpy")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -30,13 +31,12 @@ def processor() -> str:
 def save(name: str, results: Any, **conditions: Any) -> Path:
     """Write results/``name``.json and return its path."""
     path = RESULTS / f"{name}.json"
-    packages = ("art-robust-plugins", "torch", "adversarial-robustness-toolbox", "pyautoattack", "torchattacks", "numpy")
     record = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": processor(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: version(package) for package in PACKAGES},
         "threads": torch.get_num_threads(),
         **conditions,
         "results": results,

@@ -349,10 +349,16 @@ def test_a_changed_network_is_the_callers_own(tmp_path):
         load_classifier(tmp_path)
 
 
+def test_a_recipe_of_another_kind_is_not_ours(tmp_path):
+    model = own_network()
+    model.recipe = "flour"
+    save_classifier(classifier(model), tmp_path)
+    assert describe_classifier(tmp_path)["model"] == {"class": "Sequential", "recipe": None}
+
+
 def test_a_recipe_can_be_given_and_must_fit(tmp_path):
     model = network()
-    recipe = model.recipe
-    del model.recipe
+    recipe, model.recipe = model.recipe, None
     save_classifier(classifier(model), tmp_path, model=recipe)
     assert load_classifier(tmp_path).model.recipe == recipe
     with pytest.raises(

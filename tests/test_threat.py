@@ -68,7 +68,7 @@ def test_other_norms_are_refused(norm):
     assert str(refusal.value) == f"norm: got {norm!r}, expected one of 'Linf', 'L2', 'L1'."
 
 
-@pytest.mark.parametrize("eps", [0, -0.1, math.nan, math.inf, "8/0", "8:255", "", None, [1], "-1/255"])
+@pytest.mark.parametrize("eps", [0, -0.1, math.nan, math.inf, "8/0", "8:255", "", "1e400", "nan", None, [1], "-1/255"])
 def test_other_radii_are_refused(eps):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         ThreatModel("Linf", eps)

@@ -153,8 +153,8 @@ def of_results(results: Sequence[AttackResult], clean_accuracy: float) -> list[F
                 Flag(
                     "square-beats-white-box",
                     "warning",
-                    f"square, without gradients, broke {before - accuracy['square']:.2%} of the points that the attacks "
-                    f"with gradients had left.",
+                    f"square, which uses no gradients, broke another {before - accuracy['square']:.2%} of all points "
+                    f"after the attacks that follow gradients.",
                     "The gradients may be masked: try an attack made for this network, and more queries.",
                 )
             )
@@ -203,7 +203,7 @@ def examine(
     few = min(POINTS, len(x))
     chunks = [
         _Chunk(model, unit(x[part].to(device)).contiguous(), y[part].to(device), correct[part].to(device), generator)
-        for part in torch.arange(few).split(batch_size)
+        for part in torch.split(torch.arange(few), batch_size)
     ]
     right = int(correct[:few].sum())
     if not chunks[0].differentiable():
@@ -269,9 +269,9 @@ def _sweep(threat: ThreatModel, size: int) -> list[float]:
     """Radii from a quarter of eps, doubled up to the ball that holds every image in [0, 1]."""
     whole = {"Linf": 1.0, "L2": size**0.5, "L1": float(size)}[threat.norm]
     radii = [threat.eps / 4]
-    while radii[-1] < whole:
-        radii.append(min(2 * radii[-1], whole))
-    return radii
+    while 2.5 * radii[-1] < whole:
+        radii.append(2 * radii[-1])
+    return [*radii, whole] if radii[-1] < whole else radii
 
 
 @dataclass

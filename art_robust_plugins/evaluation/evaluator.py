@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,10 +43,10 @@ _FORMAT = "art-robust-plugins evaluation 1"
 class Evaluator:
     """Evaluates the robustness of a classifier with named attacks, and says how far the numbers can be trusted.
 
-    The ``standard`` suite is AutoAttack's standard version. With the same seed and ``batch_size`` its verdicts are those
-    of ``AutoAttack(...).run_standard_evaluation`` (both up to the rounding of one forward pass): a point is robust when
-    it is classified correctly and no candidate of any attack, within the threat's ball and in ``clip_values``, is
-    misclassified by a fresh pass through the untouched estimator. A randomised network is judged by its mean class
+    The ``standard`` suite is AutoAttack's standard version. With the same seed and ``batch_size`` its verdicts are
+    those of ``AutoAttack(...).run_standard_evaluation`` (up to the rounding of one forward pass): a point is robust
+    when it is classified correctly and no candidate of any attack, within the threat's ball and in ``clip_values``,
+    is misclassified by a fresh pass through the untouched estimator. A randomised network is judged by its mean class
     probabilities over ten passes. Logits that are NaN count as misclassified.
 
     Args:
@@ -57,7 +58,8 @@ class Evaluator:
             ``autoattack``, or of its repackaging ``pyautoattack``.
         batch_size: how many points an attack gets at a time. It fixes the random numbers, and with them the verdicts.
         physical_batch_size: how many points a forward pass takes where this package runs the network (clean accuracy,
-            verdicts, diagnostics); ``batch_size`` when None. The reference backend's attacks run ``batch_size`` at once.
+            verdicts, diagnostics); ``batch_size`` when None. The attacks of the reference backend themselves run
+            ``batch_size`` points at once.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state after every batch; the same evaluation started again with it goes on
             where it was stopped.
@@ -174,7 +176,7 @@ class _Run:
         return torch.from_numpy(outputs)
 
     def predictions(self, x: Tensor, *, passes: int) -> Tensor:
-        """The class of each sample [N], or -1 where an output is NaN; over several passes, of the mean probabilities."""
+        """The class of each sample [N], or -1 where an output is NaN; over several passes: of mean probabilities."""
         if passes == 1:
             outputs = self.logits(x)
         else:
@@ -189,7 +191,7 @@ class _Run:
     def _rounding(self) -> float:
         """How far float32 can move a sample that an attack placed exactly at distance eps, in the threat's norm."""
         size = self.x[0].numel()
-        factor = {"Linf": 1.0, "L2": size**0.5, "L1": float(size)}[self.evaluator.threat.norm]
+        factor = {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[self.evaluator.threat.norm]
         reach = max(abs(self.low), abs(self.high), self.high - self.low)
         return 1e-6 * self.evaluator.threat.eps + torch.finfo(torch.float32).eps * reach * factor
 
@@ -235,10 +237,9 @@ class _Run:
     def _fingerprint(self) -> dict[str, str]:
         evaluator, network = self.evaluator, self.evaluator.estimator.model
         weights = [part for name, tensor in network.state_dict().items() for part in (name, tensor)]
-        preprocessing = [described(operation) for operation in evaluator.estimator.preprocessing_operations]
         return {
             "network": _digest(str(network), *weights),
-            "preprocessing": _digest(str(evaluator.estimator.clip_values), *preprocessing),
+            "preprocessing": _digest(str(evaluator.estimator.clip_values), *preprocessing(evaluator.estimator)),
             "x": _digest(self.x),
             "y": _digest(self.y),
             "threat": f"{evaluator.threat.norm} {evaluator.threat.eps!r}",
@@ -336,7 +337,7 @@ class _Run:
         seed_everything(self.evaluator.seed)
         # A copy, which attacks may write into; and in the memory layout that they expect.
         unit = self.module.from_estimator(x.to(device)).clone(memory_format=torch.contiguous_format)
-        with torch.no_grad():
+        with torch.enable_grad():
             found = self._perturb[attack.name](unit, self.y[batch].to(device))
         found = found.detach()
         if found.shape[0] != len(batch) or tuple(found.shape[1:]) != self.setting.input_shape:
@@ -389,14 +390,11 @@ class _Run:
         evaluator, estimator = self.evaluator, self.evaluator.estimator
         ran = [attack.name for attack in self.attacks]
         standard = [attack.name for attack in SUITES["standard"]]
-        others = [name for name in SUITES if not any(attack.name in ran for attack in SUITES[name])]
-        left_out = [f"The suite {name!r}." for name in others]
-        partial = [name for name in standard if name not in ran and any(stage in ran for stage in standard)]
-        if partial:
-            left_out.insert(0, f"{_listed(partial)} of AutoAttack: the result is not AutoAttack's standard version.")
         parameter = next(iter(estimator.model.parameters()), None)
+        levels = evaluator.threat.norm == "Linf" and (self.low, self.high) == (0, 1)
+        text = str(evaluator.threat) if levels else f"{evaluator.threat.norm} {evaluator.threat.eps:g}"
         return {
-            "threat": {"norm": evaluator.threat.norm, "eps": evaluator.threat.eps, "text": str(evaluator.threat)},
+            "threat": {"norm": evaluator.threat.norm, "eps": evaluator.threat.eps, "text": text},
             "attacks": [attack.name for attack in self.attacks],
             "autoattack": [name for name in ran if name in standard] == standard,
             "backend": evaluator.backend,
@@ -405,7 +403,7 @@ class _Run:
             "classes": estimator.nb_classes,
             "input_shape": list(estimator.input_shape),
             "clip_values": [self.low, self.high],
-            "preprocessing": [described(operation) for operation in estimator.preprocessing_operations],
+            "preprocessing": preprocessing(estimator),
             "seed": evaluator.seed,
             "batch_size": evaluator.batch_size,
             "physical_batch_size": evaluator.physical_batch_size,
@@ -421,9 +419,19 @@ class _Run:
                 "numpy": np.__version__,
             },
             "diagnostics": examined.cost,
-            "not_run": [*self.not_run, *left_out],
+            "not_run": [*self.not_run, *self._left_out()],
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+
+    def _left_out(self) -> Iterator[str]:
+        """What the suites hold that was not asked for."""
+        asked = {attack.name for attack in self.evaluator.attacks}
+        for name, suite in SUITES.items():
+            missing = [attack.name for attack in suite if attack.name not in asked]
+            if len(missing) == len(suite):
+                yield f"The suite {name!r}."
+            elif missing:
+                yield f"Of the suite {name!r}: {_listed(missing)}."
 
     def _examples(self, robust: Tensor, correct: Tensor, count: int = 8) -> Examples:
         """The first points that an attack broke, as images in [0, 1]."""
@@ -452,26 +460,28 @@ class CallCounter(nn.Module):
         outputs: Tensor = self.module(x)
         self.forward_calls += len(x)
         if outputs.requires_grad:
-            outputs.register_hook(self._backward)
+            outputs.register_hook(self._backward)  # type: ignore[no-untyped-call]
         return outputs
 
     def _backward(self, gradient: Tensor) -> None:
         self.backward_calls += len(gradient)
 
 
-def described(operation: object) -> str:
-    """A preprocessing step of ART and its parameters, in one line."""
-    parameters = {name: getattr(operation, name, None) for name in getattr(operation, "params", [])}
-    if not parameters:
-        parameters = {k: v for k, v in vars(operation).items() if k in ("mean", "std")}
-    values = ", ".join(f"{name}={np.asarray(value).tolist()!r}" for name, value in parameters.items())
-    return f"{type(operation).__name__}({values})"
+def preprocessing(estimator: PyTorchClassifier) -> list[str]:
+    """Each step of ART's preprocessing with its parameters, without the standardisation by 0 and 1 that ART adds."""
+    steps = []
+    for operation in estimator.preprocessing_operations:
+        names = getattr(operation, "params", [])
+        values = {name: np.asarray(getattr(operation, name)).tolist() for name in names if hasattr(operation, name)}
+        if (values.get("mean"), values.get("std")) != (0.0, 1.0):
+            steps.append(f"{type(operation).__name__}({', '.join(f'{k}={v!r}' for k, v in values.items())})")
+    return steps
 
 
 @contextmanager
 def _random_state_preserved() -> Iterator[None]:
     """Restore the generators of torch and NumPy at the end."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     state = np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -140,8 +140,8 @@ def markdown(report: EvaluationReport) -> str:
 
 def curve_note(report: EvaluationReport) -> str:
     return (
-        f"A short attack of 10 steps on the first {report.settings['diagnostics']['points']} points, up to the ball that "
-        f"holds every image. It is weaker than the attacks above, and shows whether accuracy falls as eps grows."
+        f"A short attack of 10 steps on the first {report.settings['diagnostics']['points']} points, up to the ball "
+        f"that holds every image. It is weaker than the attacks above, and shows whether accuracy falls as eps grows."
     )
 
 
@@ -180,7 +180,7 @@ def accuracy_figure(report: EvaluationReport) -> Figure:
     for row, value in enumerate(values):
         axes.text(100 * value + 1, row, f"{value:.1%}", va="center", fontsize=9, color=INK)
     axes.set_yticks(range(len(bars)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlim(0, 112)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("accuracy, %", fontsize=9, color=INK)
@@ -199,6 +199,9 @@ def curve_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
         axes.axvline(threat, color=WORST, linewidth=1)
         axes.text(threat, 104, " eps evaluated", color=WORST, fontsize=8, va="bottom", ha="center")
     axes.set_xscale("log", base=2)
+    radii = {tuple(eps for eps, _ in report.curve if eps > 0) for report in reports.values()}
+    if len(radii) == 1:
+        axes.set_xticks(radii.pop())
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:.3g}")
     axes.set_ylim(-3, 104)
     axes.set_xlabel("eps (dotted: clean accuracy of these points)", fontsize=9, color=INK)
@@ -224,7 +227,7 @@ def examples_figure(report: EvaluationReport) -> tuple[Figure, float] | None:
     grid = drawing.subplots(3, columns, squeeze=False)
     rows = {
         "clean": examples.clean,
-        f"change\n× {amplified:.2g}": 0.5 + amplified * change,
+        f"change\nx {amplified:.2g}": 0.5 + amplified * change,
         "attacked": examples.adversarial,
     }
     for row, (name, images) in enumerate(rows.items()):
@@ -252,7 +255,7 @@ def comparison_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
         points = [(100 * values[row], index) for index, row in enumerate(rows) if row in values]
         axes.plot(*zip(*points, strict=True), "o", color=colour, label=name, markersize=7, alpha=0.85)
     axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-3, 103)
     axes.grid(axis="y", color="#e4e7eb")
     axes.set_axisbelow(True)
@@ -276,12 +279,14 @@ p { margin: .4rem 0; }
 .number { border: 1px solid #d9e2ec; border-radius: .5rem; padding: .7rem .9rem; }
 .number b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .number span { color: #52606d; font-size: .85rem; }
-.flag { border-left: 5px solid #9aa5b1; background: #f5f7fa; padding: .55rem .8rem; margin: .5rem 0; border-radius: .25rem; }
+.flag { border-left: 5px solid #9aa5b1; background: #f5f7fa; padding: .55rem .8rem; margin: .5rem 0;
+  border-radius: .25rem; }
 .flag.severe { border-color: #b23a48; background: #fbeeee; }
 .flag.warning { border-color: #d1802f; background: #fdf5ea; }
 .flag.fine { border-color: #3f8f5f; background: #eef7f1; }
 .flag b { margin-right: .3rem; }
 .scroll { overflow-x: auto; }
+.scroll table { min-width: 36rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
 th { font-weight: 600; color: #52606d; }
@@ -291,7 +296,8 @@ td.code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .8re
 img { max-width: 100%; height: auto; display: block; }
 ul { padding-left: 1.2rem; margin: .4rem 0; }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } h2 { break-after: avoid; }
-  .flag, .number, img, tr { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: 8.5pt; }
+  .flag, .number, img, tr { break-inside: avoid; } .scroll { overflow: visible; } .scroll table { min-width: 0; }
+  table { font-size: 8.5pt; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
@@ -350,8 +356,8 @@ def examples_html(report: EvaluationReport) -> str:
     drawing, amplified = drawn
     return (
         image_tag(drawing, "Clean images, their changes, and the attacked images")
-        + f'<p class="quiet">The first points that were broken. Above: the label; below: what the network says. Changes '
-        f"are amplified {amplified:.2g} times; grey is no change.</p>"
+        + f'<p class="quiet">The first points that were broken. Above: the label; below: what the network says. '
+        f"Changes are amplified {amplified:.2g} times; grey is no change.</p>"
     )
 
 
@@ -359,7 +365,8 @@ def flags_html(report: EvaluationReport) -> str:
     if not report.flags:
         return '<p class="flag fine">None of the checks found a sign of masked gradients or of a broken evaluation.</p>'
     return "".join(
-        f'<div class="flag {f.severity}"><b>{f.severity}: {escape(f.name)}.</b> {escape(f.evidence)} {escape(f.advice)}</div>'
+        f'<div class="flag {f.severity}"><b>{f.severity}: {escape(f.name)}.</b> '
+        f"{escape(f.evidence)} {escape(f.advice)}</div>"
         for f in report.flags
     )
 
@@ -409,20 +416,21 @@ def attack_names(reports: Mapping[str, EvaluationReport]) -> list[str]:
 
 
 def comparison_rows(reports: Mapping[str, EvaluationReport]) -> tuple[list[str], list[list[str]]]:
-    names = ["clean", *attack_names(reports), "worst case"]
-    head = ["run", "threat", "points", *names, "flags"]
-    rows = []
-    for name, report in reports.items():
-        values = accuracies(report)
-        shown = [f"{values[column]:.1%}" if column in values else "not run" for column in names]
-        flags = ", ".join(flag.name for flag in report.flags) or "none"
-        rows.append([name, report.settings["threat"]["text"], str(report.settings["points"]), *shown, flags])
-    return head, rows
+    """A column for each run; a row for each attack that any of them ran."""
+    shown = [accuracies(report) for report in reports.values()]
+    rows = [
+        ["threat model", *(report.settings["threat"]["text"] for report in reports.values())],
+        ["points", *(str(report.settings["points"]) for report in reports.values())],
+    ]
+    for name in ["clean", *attack_names(reports), "worst case"]:
+        rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
+    flags = [", ".join(flag.name for flag in report.flags) or "none" for report in reports.values()]
+    return ["", *reports], [*rows, ["flags", *flags]]
 
 
 def differences(reports: Mapping[str, EvaluationReport]) -> list[str]:
     """What keeps the runs from being compared number by number."""
-    told = {
+    told: dict[str, Callable[[dict[str, Any]], object]] = {
         "threat models": lambda s: s["threat"]["text"] + str(s["clip_values"]),
         "numbers of points": lambda s: s["points"],
         "attacks": lambda s: s["attacks"],
@@ -466,7 +474,7 @@ def comparison_html(reports: Mapping[str, EvaluationReport]) -> str:
     body = [
         f"<h1>Robustness of {escape(', '.join(reports))}</h1>",
         f'<p class="flag warning">{escape(note)}</p>' if note else "",
-        '<div class="scroll">' + table(head, rows, numeric=range(2, len(head) - 1)) + "</div>",
+        '<div class="scroll">' + table(head, rows) + "</div>",
         image_tag(comparison_figure(reports), "Dots: accuracy of each run under each attack"),
         "<h2>Flags</h2>",
         *flagged,

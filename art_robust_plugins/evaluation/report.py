@@ -1,4 +1,4 @@
-"""The result of an evaluation: numbers, arrays, and everything needed to trust them; saved to a folder and read back."""
+"""The result of an evaluation: numbers, arrays, and everything needed to trust them; saved and read back."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class EvaluationReport:
         worst = min((result.robust_accuracy for result in self.attacks if result.bounded), default=1.0)
         if not 0 <= self.robust_accuracy <= min(self.clean_accuracy, worst) <= 1:
             raise ValueError(
-                f"robust_accuracy: got {self.robust_accuracy} with a clean accuracy of {self.clean_accuracy} and {worst} "
-                f"under the strongest attack, expected at most these."
+                f"robust_accuracy: got {self.robust_accuracy} with a clean accuracy of {self.clean_accuracy} and "
+                f"{worst} under the strongest attack, expected at most these."
             )
 
     @property

@@ -205,7 +205,7 @@ def _apgd(loss: str, version: str) -> Callable[[Setting], tuple[Perturb, dict[st
         attack = _reference(version, setting).apgd
         attack.loss = loss
         keys = ("n_iter", "n_restarts", "eot_iter", "thr_decr", "use_largereps")
-        return attack.perturb, {"loss": loss, **_attributes(attack, keys)}
+        return torch.no_grad()(attack.perturb), {"loss": loss, **_attributes(attack, keys)}
 
     return prepare
 
@@ -216,7 +216,7 @@ def _apgd_targeted(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
     attack = _reference("standard", setting).apgd_targeted
     attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
     keys = ("n_iter", "n_restarts", "n_target_classes", "thr_decr", "use_largereps")
-    return attack.perturb, {"loss": "dlr-targeted", **_attributes(attack, keys)}
+    return torch.no_grad()(attack.perturb), {"loss": "dlr-targeted", **_attributes(attack, keys)}
 
 
 def _fab_targeted(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
@@ -225,13 +225,14 @@ def _fab_targeted(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
     attack.n_restarts = 1
     attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
     keys = ("n_iter", "n_restarts", "n_target_classes", "alpha_max", "eta", "beta")
-    return attack.perturb, _attributes(attack, keys)
+    return torch.no_grad()(attack.perturb), _attributes(attack, keys)
 
 
 def _square(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
     _check_square(setting, "square")
     attack = _reference("standard", setting).square
-    return attack.perturb, _attributes(attack, ("n_queries", "n_restarts", "p_init", "loss", "rescale_schedule"))
+    keys = ("n_queries", "n_restarts", "p_init", "loss", "rescale_schedule")
+    return torch.no_grad()(attack.perturb), _attributes(attack, keys)
 
 
 def _check_square(setting: Setting, name: str) -> None:

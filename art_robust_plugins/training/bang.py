@@ -313,11 +313,11 @@ class _Adjustment:
         """s [N], in float32 at least, from the gradient of the layer's output [N, ...]."""
         precise = torch.promote_types(gradient.dtype, torch.float32)
         norms = torch.linalg.vector_norm(gradient, 2, dim=tuple(range(1, gradient.dim())), dtype=precise)
-        epsilon: float | Tensor = self.setting.epsilon
-        if self.forward_pass is not None and self.setting.ratio != 1:
-            wrong = ~self.forward_pass.correct
-            epsilon = torch.full_like(norms, epsilon).masked_fill(wrong, epsilon * self.setting.ratio)
-        return bang_factors(norms, epsilon, self.cap)
+        epsilon, ratio = self.setting.epsilon, self.setting.ratio
+        if self.forward_pass is None or ratio == 1:
+            return bang_factors(norms, epsilon, self.cap)
+        exponents = torch.full_like(norms, epsilon).masked_fill(~self.forward_pass.correct, epsilon * ratio)
+        return bang_factors(norms, exponents, self.cap)
 
     def total(self, gradient: Tensor) -> Tensor:
         return gradient if self.setting.beta == 1 else gradient.mul_(self.setting.beta)

@@ -1,0 +1,394 @@
+"""The command line: ``art-robust``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import numpy as np
+import torch
+import typer
+from art.defences.preprocessor.preprocessor import Preprocessor
+from art.defences.trainer import Trainer
+from art.estimators.classification import PyTorchClassifier
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from .checkpoint import describe_classifier, load_classifier, save_classifier
+from .data import Dataset, load_data
+from .evaluation import EvaluationReport, Evaluator, save_comparison
+from .models import create_model
+from .registry import available_methods, create, method, parameters_of
+from .threat import ThreatModel
+from .training import TrainingOptions
+from .training.loop import CHECKPOINT
+
+app = typer.Typer(
+    name="art-robust",
+    help="Train robust classifiers with ART and PyTorch, and measure how robust they are.\n\n"
+    "Begin with: art-robust demo --out runs/demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+EVALUATIONS = "evaluations"
+STATE = "state"
+
+
+class Optimizer(str, Enum):
+    """Optimizers by name."""
+
+    sgd = "sgd"
+    adam = "adam"
+
+
+class Schedule(str, Enum):
+    """Learning-rate schedules by name."""
+
+    constant = "constant"
+    cosine = "cosine"
+
+
+class NormName(str, Enum):
+    """Norms by name."""
+
+    linf = "Linf"
+    l2 = "L2"
+    l1 = "L1"
+
+
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
+SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0)]
+
+
+@app.command()
+def methods() -> None:
+    """List what is installed: each method's source and parameters."""
+    table = Table("method", "as an ART", "source", "parameters")
+    for name, kind in available_methods().items():
+        parameters = ", ".join(
+            key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in parameters_of(kind).items()
+        )
+        table.add_row(name, _art_kind(kind), getattr(kind, "source", "") or "not stated", parameters)
+    console.print(table)
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("runs/demo"),
+    epochs: Annotated[int, typer.Option(help="Epochs of training for each network.", min=1)] = 20,
+    points: Annotated[int, typer.Option(help="Test images to attack.", min=1)] = 150,
+    seed: SeedOption = 0,
+) -> None:
+    """Train every installed method on scikit-learn's digits, attack the networks, and compare them on one page.
+
+    Each network meets the standard AutoAttack and the attacks of torchattacks at Linf 0.1. A few minutes on two cores.
+    """
+    data = load_data("digits")
+    reports = {}
+    for name, kind in available_methods().items():
+        parameters = getattr(kind, "demo", {})
+        if not issubclass(kind, Trainer):
+            continue
+        missing = [key for key, value in parameters_of(kind).items() if value is inspect.Parameter.empty]
+        if set(missing) - set(parameters):
+            console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
+            continue
+        folder = out / name
+        if not (folder / "classifier.json").exists():
+            console.print(f"[bold]{name}[/bold]: training")
+            _train(name, data, "small-cnn", folder, parameters, epochs=epochs, seed=seed, resume=True)
+        threat = ThreatModel("Linf", 0.1)
+        reports[name] = _evaluate(folder, data, threat, ["standard", "torchattacks"], points=points, seed=seed)
+    page = save_comparison(reports, out)
+    _print_comparison(reports)
+    console.print(f"Open {page} in a browser.", soft_wrap=True)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(metavar="METHOD", help="A method's name; see art-robust methods.")],
+    out: OutOption,
+    data: Annotated[str, typer.Option(help="digits, mnist, cifar10, or an .npz file.")] = "digits",
+    model: Annotated[str, typer.Option(help="small-cnn, lenet, quick, preact-resnet18 or wide-resnet.")] = "small-cnn",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    optimizer: Optimizer = Optimizer.sgd,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="For sgd.")] = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: Schedule = Schedule.cosine,
+    norm: Annotated[
+        NormName, typer.Option(help="Norm of the threat, for robust validation and for methods that use one.")
+    ] = NormName.linf,
+    eps: Annotated[str | None, typer.Option(help="Radius of the threat, such as 0.1 or 8/255.")] = None,
+    validation: Annotated[int, typer.Option(help="Training images held out to measure each epoch on.", min=0)] = 0,
+    keep_best: Annotated[bool, typer.Option(help="End with the best epoch's weights; needs --validation.")] = False,
+    bf16: Annotated[bool, typer.Option(help="Forward passes in bfloat16.")] = False,
+    seed: SeedOption = 0,
+    resume: Annotated[bool, typer.Option(help="Continue a run that was stopped.")] = False,
+) -> None:
+    """Train a network with one method and save it.
+
+    Example: art-robust train bang --data mnist --model lenet --epochs 10 --set ratio=0.5 --out runs/bang
+    """
+    if (out / "classifier.json").exists():
+        raise ValueError(f"--out: {out} holds a trained network already, expected another folder.")
+    parameters = dict(_setting(text) for text in settings or [])
+    if eps is not None:
+        if "threat" not in parameters_of(method(name)):
+            raise ValueError(f"--eps: {name!r} takes no threat, expected none.")
+        parameters["threat"] = ThreatModel(norm.value, eps)
+    with _on_interrupt(f"to continue: art-robust {shlex.join([*_without(sys.argv[1:], '--resume'), '--resume'])}"):
+        _train(
+            name,
+            load_data(data),
+            model,
+            out,
+            parameters,
+            epochs=epochs,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            validation=validation,
+            keep_best=keep_best,
+            bf16=bf16,
+            seed=seed,
+            resume=resume,
+        )
+    console.print(f"Saved in {out}. Next: art-robust evaluate {out} --norm Linf --eps 0.1", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A folder that art-robust train, or save_classifier, wrote.")],
+    eps: Annotated[str, typer.Option(help="Radius of the threat in the units of the input, such as 0.1 or 8/255.")],
+    norm: NormName = NormName.linf,
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option(help="standard, rand, torchattacks, noise, or an attack's name; repeatable."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Test data; by default that of the training.")] = None,
+    points: Annotated[int, typer.Option(help="How many test images, the first ones.", min=1)] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Points an attack gets at once; it fixes the randomness.")] = 250,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report; by default one inside the run's.")
+    ] = None,
+) -> None:
+    """Attack a trained network and write a report. Stopped, the same command goes on where it was.
+
+    Example: art-robust evaluate runs/bang --norm Linf --eps 0.1 --attacks standard --attacks noise
+    """
+    trained_on = describe_classifier(run)["extra"].get("data")
+    if data is None and trained_on is None:
+        raise ValueError(f"--data: {run} does not say what it was trained on, expected the name of the test data.")
+    threat = ThreatModel(norm.value, eps)
+    with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
+        report = _evaluate(
+            run, load_data(data or trained_on), threat, attacks or ["standard"], points, seed, batch_size, out
+        )
+    console.print(str(report), markup=False, highlight=False)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of single reports.")],
+    out: OutOption = Path("runs/comparison"),
+) -> None:
+    """Compare evaluated runs on one page.
+
+    Example: art-robust report runs/*
+    """
+    reports = {}
+    for run in runs:
+        folders = [run] if (run / "report.json").exists() else sorted((run / EVALUATIONS).glob("*/"))
+        for folder in folders:
+            label = run.name if len(folders) == 1 else f"{run.name}, {folder.name}"
+            reports[label if label not in reports else str(folder)] = EvaluationReport.load(folder)
+        if not folders:
+            console.print(f"{run}: no report in it, left out.", style="yellow")
+    if not reports:
+        raise ValueError("RUNS: got no folder with a report, expected some that art-robust evaluate wrote.")
+    _print_comparison(reports)
+    console.print(f"Open {save_comparison(reports, out)} in a browser.", soft_wrap=True)
+
+
+def main() -> None:
+    """The entry point: bad input ends with one sentence and exit code 2, Ctrl-C with 130."""
+    try:
+        app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _train(
+    name: str,
+    data: Dataset,
+    model: str,
+    out: Path,
+    parameters: dict[str, Any],
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    optimizer: Optimizer = Optimizer.sgd,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: Schedule = Schedule.cosine,
+    validation: int = 0,
+    keep_best: bool = False,
+    bf16: bool = False,
+    seed: int,
+    resume: bool,
+) -> None:
+    if validation >= len(data.x_train):
+        raise ValueError(f"--validation: got {validation} of {len(data.x_train)} training images, expected fewer.")
+    if keep_best and validation == 0:
+        raise ValueError("--keep-best: got no --validation, expected a number of images to measure epochs on.")
+    if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
+        raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
+    torch.manual_seed(seed)
+    network = create_model(model, data.input_shape, data.nb_classes)
+    descent: torch.optim.Optimizer
+    if optimizer is Optimizer.sgd:
+        descent = torch.optim.SGD(network.parameters(), lr, momentum, weight_decay=weight_decay)
+    else:
+        descent = torch.optim.Adam(network.parameters(), lr, weight_decay=weight_decay)
+    classifier = PyTorchClassifier(
+        network, nn.CrossEntropyLoss(), data.input_shape, data.nb_classes, optimizer=descent, clip_values=(0.0, 1.0)
+    )
+    options = TrainingOptions(
+        seed=seed,
+        mixed_precision="bf16" if bf16 else "no",
+        keep_best=keep_best,
+        checkpoint_dir=out,
+        resume=resume,
+    )
+    trainer = create(name, classifier, options=options, **parameters)
+    scheduler = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(classifier.optimizer, epochs)
+        if schedule is Schedule.cosine
+        else None
+    )
+    held_out = np.random.default_rng(0).permutation(len(data.x_train))[:validation]
+    kept = np.setdiff1d(np.arange(len(data.x_train)), held_out)
+    trainer.fit(
+        data.x_train[kept],
+        data.y_train[kept],
+        validation_data=(data.x_train[held_out], data.y_train[held_out]) if validation else None,
+        batch_size=batch_size,
+        nb_epochs=epochs,
+        scheduler=scheduler,
+    )
+    record = {
+        "method": name,
+        "parameters": {key: _recorded(value) for key, value in trainer.parameters.items()},
+        "data": data.name,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "history": trainer.history,
+    }
+    save_classifier(classifier, out, extra=record)
+
+
+def _evaluate(
+    run: Path,
+    data: Dataset,
+    threat: ThreatModel,
+    attacks: Sequence[str],
+    points: int,
+    seed: int,
+    batch_size: int = 250,
+    out: Path | None = None,
+) -> EvaluationReport:
+    classifier = load_classifier(run)
+    folder = out or run / EVALUATIONS / f"{threat}-{'-'.join(attacks)}".replace("/", "_").replace(" ", "-")
+    evaluator = Evaluator(
+        classifier, threat, attacks=attacks, batch_size=batch_size, seed=seed, state_dir=folder / STATE
+    )
+    report = evaluator.evaluate(data.x_test[:points], data.y_test[:points])
+    report.save(folder)
+    return report
+
+
+def _print_comparison(reports: dict[str, EvaluationReport]) -> None:
+    table = Table("run", "clean", "AutoAttack", "worst case", "flags")
+    for name, result in reports.items():
+        standard = result.autoattack_accuracy
+        table.add_row(
+            name,
+            f"{result.clean_accuracy:.1%}",
+            "not run" if standard is None else f"{standard:.1%}",
+            f"{result.robust_accuracy:.1%}",
+            ", ".join(flag.name for flag in result.flags) or "none",
+        )
+    console.print(table)
+
+
+def _art_kind(kind: type) -> str:
+    if issubclass(kind, Trainer):
+        return "Trainer"
+    return "Preprocessor" if issubclass(kind, Preprocessor) else "estimator"
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise ValueError(f"--set: got {text!r}, expected NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _recorded(value: Any) -> Any:
+    """A parameter as JSON data."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _recorded(entry) for key, entry in value.items()}
+    return [_recorded(entry) for entry in value] if isinstance(value, list | tuple) else str(value)
+
+
+def _without(arguments: list[str], left_out: str) -> list[str]:
+    return [argument for argument in arguments if argument != left_out]
+
+
+@contextmanager
+def _on_interrupt(advice: str) -> Iterator[None]:
+    """Say how to go on when Ctrl-C stops the work inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{advice}", file=sys.stderr)
+        raise

@@ -1,0 +1,124 @@
+"""The methods that are installed: this package's own, and those that other packages add.
+
+A method is an entry point of the group ``art_robust_plugins.methods`` that names a subclass of an ART ``Trainer``,
+``Preprocessor`` or estimator. This package lists its own in its pyproject.toml; any other package can do the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from art.defences.preprocessor.preprocessor import Preprocessor
+from art.defences.trainer import Trainer
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.estimator import BaseEstimator
+
+GROUP = "art_robust_plugins.methods"
+_BASES = (Trainer, Preprocessor, BaseEstimator)
+
+
+def available_methods() -> dict[str, type]:
+    """Every installed method by name, in alphabetical order.
+
+    Raises:
+        TypeError: an entry point that names something else than a subclass of ART's ``Trainer``, ``Preprocessor`` or
+            estimator.
+        ImportError: an entry point that cannot be loaded.
+        ValueError: two packages that use one name.
+
+    Example:
+        >>> available_methods()["bang"].__name__
+        'BANGTrainer'
+    """
+    return {name: _loaded(point) for name, point in _points().items()}
+
+
+def method(name: str) -> type:
+    """The class of one method.
+
+    Raises:
+        ValueError: no method has this name; the message suggests the nearest.
+    """
+    points = _points()
+    if name not in points:
+        near = get_close_matches(name, points, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(map(repr, points))}{hint}")
+    return _loaded(points[name])
+
+
+def create(name: str, classifier: PyTorchClassifier, **parameters: Any) -> Any:
+    """Make a method by name, ready for a classifier.
+
+    Args:
+        name: as `available_methods` lists it.
+        classifier: what a trainer trains, and an estimator takes its network and settings from (``from_classifier``).
+            A preprocessor is independent of it.
+        **parameters: the method's own arguments.
+
+    Raises:
+        ValueError: an unknown method (the nearest is suggested), or what the method refuses.
+        TypeError: a parameter that the method does not have.
+
+    Example:
+        >>> from art.estimators.classification import PyTorchClassifier
+        >>> from torch import nn, optim
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> optimizer = optim.SGD(network.parameters(), 0.1)
+        >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, optimizer, clip_values=(0, 1))
+        >>> create("bang", classifier, epsilon=0.5).epsilon
+        0.5
+    """
+    kind = method(name)
+    make: Any = kind
+    if issubclass(kind, BaseEstimator):
+        make = getattr(kind, "from_classifier", None)
+        if make is None:
+            raise TypeError(f"name: the estimator {name!r} has no from_classifier, which create needs.")
+    _check_parameters(name, make, parameters)
+    return make(**parameters) if issubclass(kind, Preprocessor) else make(classifier, **parameters)
+
+
+def parameters_of(kind: type) -> dict[str, Any]:
+    """A method's own arguments with their defaults (``inspect.Parameter.empty`` where there is none)."""
+    signature = inspect.signature(kind)
+    own = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return {p.name: p.default for p in own if p.name not in {"classifier", "options", "instruments"}}
+
+
+def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
+    accepted = inspect.signature(make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        return
+    for given in parameters:
+        if given not in accepted:
+            near = get_close_matches(given, accepted, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f", expected some of {', '.join(list(accepted)[1:])}."
+            raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
+
+
+def _points() -> dict[str, EntryPoint]:
+    points: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        # An editable and a regular installation of one package both list it.
+        if point.name in points and point.value != points[point.name].value:
+            claims = f"{points[point.name].value} and by {point.value}"
+            raise ValueError(f"the method {point.name!r} is claimed by {claims}, expected one of them to be renamed.")
+        points[point.name] = point
+    return points
+
+
+def _loaded(point: EntryPoint) -> type:
+    try:
+        loaded = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f"the entry point {point.name!r} ({point.value}) cannot be loaded: {error}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, _BASES)):
+        raise TypeError(
+            f"the entry point {point.name!r} ({point.value}) is {loaded!r}, expected a subclass of an ART Trainer, "
+            f"Preprocessor or estimator."
+        )
+    return loaded

@@ -1,0 +1,177 @@
+"""Reports: what they say, and that they survive being saved."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from torch import nn
+
+from art_robust_plugins import ThreatModel
+from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare, save_comparison
+
+from .conftest import Data, custom, step, trained, wrap
+
+
+@pytest.fixture(scope="module")
+def report(network: nn.Module, data: Data) -> EvaluationReport:
+    attacks = [custom(step, name="one & only"), custom(lambda x, y, setting: 1 - x, name="far", constraint="none")]
+    return Evaluator(wrap(network), ThreatModel("Linf", 0.1), attacks=attacks, verbose=False).evaluate(*data)
+
+
+def test_a_saved_report_is_read_back(report: EvaluationReport, tmp_path: Path) -> None:
+    page = report.save(tmp_path / "run")
+    assert page == tmp_path / "run" / "report.html"
+    assert {file.name for file in page.parent.iterdir()} == {
+        "report.json",
+        "report.md",
+        "report.html",
+        "arrays.safetensors",
+    }
+    again = EvaluationReport.load(tmp_path / "run")
+    assert str(again) == str(report)
+    for name in ("clean_accuracy", "robust_accuracy", "flags", "settings", "curve"):
+        assert getattr(again, name) == getattr(report, name)
+    assert_array_equal(again.robust, report.robust)
+    assert again.robust.dtype == bool
+    assert_array_equal(again.adversarial, report.adversarial)
+    for one, other in zip(again.attacks, report.attacks, strict=True):
+        assert_array_equal(one.robust, other.robust)
+        assert {**vars(one), "robust": 0} == {**vars(other), "robust": 0}
+    assert_array_equal(again.examples.clean, report.examples.clean)
+    again.save(tmp_path / "run")
+    assert EvaluationReport.load(tmp_path / "run").settings == report.settings
+
+
+def test_broken_and_foreign_files_are_refused(report: EvaluationReport, tmp_path: Path) -> None:
+    def refused(pattern: str) -> None:
+        with pytest.raises(ValueError, match=pattern) as caught:
+            EvaluationReport.load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    report.save(tmp_path)
+    arrays, described = tmp_path / "arrays.safetensors", tmp_path / "report.json"
+    good = arrays.read_bytes(), described.read_text()
+
+    described.write_text("{}")
+    refused(r"report\.json: got a file of another kind")
+    described.write_text(good[1][:100])
+    refused(r"report\.json")
+    data = json.loads(good[1])
+    del data["settings"]
+    described.write_text(json.dumps(data))
+    refused(r"report\.json: got a damaged report")
+    described.write_text(good[1])
+    arrays.write_bytes(good[0][:-10])
+    refused(r"arrays\.safetensors")
+    arrays.write_bytes(pickle.dumps({"robust": 1}))
+    refused(r"arrays\.safetensors")
+    arrays.write_bytes(good[0][:-1] + bytes([good[0][-1] ^ 1]))
+    refused(r"arrays\.safetensors: got arrays of another evaluation")
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed, and collects what a browser would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_pages_need_nothing_else(report: EvaluationReport, tmp_path: Path) -> None:
+    report.save(tmp_path)
+    for text, figures in (((tmp_path / "report.html").read_text(), 3), (compare({"a": report, "<b>": report}), 2)):
+        page = Page(text)
+        assert page.open == []
+        assert len(page.sources) == figures
+        assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+        rest = re.sub(r'src="data:[^"]*"', "", text)
+        assert "http" not in rest
+        assert "url(" not in rest
+        assert "@import" not in rest
+        assert "<b>" not in re.sub(r"<b>(?!,)[^<]*</b>", "", text)
+
+
+def test_the_pages_state_settings_and_flags(report: EvaluationReport, tmp_path: Path) -> None:
+    report.save(tmp_path)
+    flagged = EvaluationReport(
+        **{**vars(report), "settings": {**report.settings, "not_run": ["square <5: too small."]}}
+    )
+    flagged.save(tmp_path / "flagged")
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        for said in (
+            "seed",
+            "Linf",
+            "far",
+            f"{report.clean_accuracy:.2%}",
+            "cpu",
+            "torch",
+        ):
+            assert said in text
+    assert "square &lt;5: too small." in (tmp_path / "flagged" / "report.html").read_text()
+    assert "- square <5: too small." in (tmp_path / "flagged" / "report.md").read_text()
+    assert "one &amp; only" in (tmp_path / "report.html").read_text()
+    assert "AutoAttack, " not in str(report)
+
+
+def test_flags_stand_before_the_figures(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    far = custom(lambda x, y, setting: 1 - x)
+    report = Evaluator(wrap(network), ThreatModel("Linf", 0.1), attacks=far, verbose=False).evaluate(*data)
+    report.save(tmp_path)
+    for name, later in (("report.html", "<img"), ("report.md", "## Attacks")):
+        text = (tmp_path / name).read_text()
+        assert text.index("left-the-ball") < text.index(later)
+    assert "severe: left-the-ball" in str(report)
+
+
+def test_a_report_without_broken_points_or_images(data: Data, tmp_path: Path) -> None:
+    flat = wrap(nn.Sequential(nn.Linear(64, 10)), input_shape=(64,))
+    samples = data[0].reshape(-1, 64), data[1]
+    for attack, reason in ((step, "the inputs are not images"), (lambda x, y, s: x, "no attack broke a point")):
+        run = Evaluator(flat, ThreatModel("Linf", 0.5), attacks=custom(attack), verbose=False).evaluate(*samples)
+        run.save(tmp_path)
+        assert f"None to show: {reason}." in (tmp_path / "report.html").read_text()
+
+
+def test_robust_cannot_exceed_clean(report: EvaluationReport) -> None:
+    with pytest.raises(ValueError, match=r"robust_accuracy: got 0\.99 with a clean accuracy of"):
+        EvaluationReport(**{**vars(report), "robust_accuracy": 0.99})
+
+
+def test_a_comparison_names_what_differs(report: EvaluationReport, data: Data, tmp_path: Path) -> None:
+    other = wrap(trained(steps=40))
+    weaker = Evaluator(other, ThreatModel("Linf", 0.05), attacks=custom(step), verbose=False).evaluate(*data)
+    page = save_comparison({"trained": report, "a | b": weaker}, tmp_path)
+    assert page == tmp_path / "index.html"
+    text = (tmp_path / "index.md").read_text()
+    assert "The runs have different threat models, attacks: compare them with care." in text
+    assert "| far |" in text
+    assert "not run" in text
+    assert "a \\| b" in text
+    assert "compare them with care" not in compare({"one": report, "two": report})
+
+
+def test_examples_are_broken_points(report: EvaluationReport, data: Data) -> None:
+    examples = report.examples
+    assert 0 < len(examples.indices) <= 8
+    assert not report.robust[examples.indices].any()
+    assert_array_equal(examples.labels, data[1][examples.indices])
+    assert (examples.predictions != examples.labels).all()
+    assert np.abs(examples.adversarial - examples.clean).max() <= 0.1 + 1e-6

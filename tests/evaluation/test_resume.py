@@ -1,0 +1,135 @@
+"""An evaluation that is stopped goes on where it was, and a foreign state is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from torch import nn
+
+from art_robust_plugins import ThreatModel
+from art_robust_plugins.evaluation import Attack, Evaluator, Setting
+
+from .conftest import Data, custom, digits, step, trained, wrap
+
+
+def noisy(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
+    """Depends on the random stream, as real attacks do."""
+    start = setting.threat.random_start(x, 0.0, 1.0)
+    return setting.threat.project(start + (step(x, y, setting) - x) * torch.rand(len(x), 1, 1, 1), x, 0.0, 1.0)
+
+
+def attacks(stop_at: int = -1, pause: float = 0.0) -> tuple[list[Attack], list[int]]:
+    """Two stages and one more attack; a call number ``stop_at`` is interrupted."""
+    calls: list[int] = []
+
+    def perturb(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
+        calls.append(len(x))
+        time.sleep(pause)
+        if len(calls) - 1 == stop_at:
+            raise KeyboardInterrupt
+        return noisy(x, y, setting)
+
+    made = [custom(perturb, name=name, cumulative=name != "third") for name in ("first", "second", "third")]
+    return made, calls
+
+
+def evaluator(network: nn.Module, made: Any, folder: Path | None, **arguments: Any) -> Evaluator:
+    arguments = {"batch_size": 10, "seed": 1, "verbose": False, **arguments}
+    return Evaluator(wrap(network), ThreatModel("Linf", 0.06), attacks=made, state_dir=folder, **arguments)
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 4, 6])
+def test_an_interrupted_evaluation_is_resumed_at_the_next_batch(
+    stop_at: int, network: nn.Module, data: Data, tmp_path: Path
+) -> None:
+    made, all_calls = attacks()
+    expected = evaluator(network, made, None).evaluate(*data)
+    stopped, calls = attacks(stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(network, stopped, tmp_path).evaluate(*data)
+    made, rest = attacks()
+    report = evaluator(network, made, tmp_path).evaluate(*data)
+    assert calls[:-1] + rest == all_calls
+    for result, wanted in zip(report.attacks, expected.attacks, strict=True):
+        assert_array_equal(result.robust, wanted.robust)
+        assert (result.forward_calls, result.backward_calls) == (wanted.forward_calls, wanted.backward_calls)
+    assert_array_equal(report.robust, expected.robust)
+    assert_array_equal(report.adversarial, expected.adversarial)
+
+    made, none = attacks()
+    assert_array_equal(evaluator(network, made, tmp_path).evaluate(*data).robust, expected.robust)
+    assert none == []
+
+
+def run_until_killed(folder: str) -> None:
+    """The child process of the next test."""
+    torch.set_num_threads(1)
+    x, y = digits()
+    network = trained(steps=0)
+    network.load_state_dict(torch.load(Path(folder) / "weights.pt", weights_only=True))
+    made, _ = attacks(pause=0.3)
+    evaluator(network, made, Path(folder)).evaluate(x[-40:], y[-40:])
+
+
+def test_a_killed_process_is_resumed(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    tests = Path(__file__).parents[1]
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    code = f"import sys; sys.path.insert(0, {str(tests)!r})\nfrom evaluation.test_resume import run_until_killed\n"
+    child = subprocess.Popen([sys.executable, "-c", f"{code}run_until_killed({str(tmp_path)!r})"])
+    state, deadline = tmp_path / "evaluation.pt", time.monotonic() + 60
+    while not state.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert child.poll() is None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    made, all_calls = attacks()
+    expected = evaluator(network, made, None).evaluate(*data)
+    made, rest = attacks()
+    report = evaluator(network, made, tmp_path).evaluate(*data)
+    assert 0 < len(rest) < len(all_calls)
+    assert_array_equal(report.robust, expected.robust)
+    assert_array_equal(report.adversarial, expected.adversarial)
+
+
+def test_a_foreign_state_is_refused_with_its_difference(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    made, _ = attacks()
+    evaluator(network, made, tmp_path).evaluate(*data)
+    x, y = data
+    other = trained(steps=1)
+
+    def refused(what: str, run: Evaluator, samples: Data = data) -> None:
+        with pytest.raises(ValueError, match=f"^state_dir: the state in .* with another {what}, expected the same;"):
+            run.evaluate(*samples)
+
+    refused("network", evaluator(other, made, tmp_path))
+    refused("x", evaluator(network, made, tmp_path), (np.clip(x + 0.01, 0, 1), y))
+    refused("y", evaluator(network, made, tmp_path), (x, (y + 1) % 10))
+    refused("seed", evaluator(network, made, tmp_path, seed=2))
+    refused("batch_size", evaluator(network, made, tmp_path, batch_size=11))
+    refused("choice of attacks", evaluator(network, made[:2], tmp_path))
+    refused("x and y", evaluator(network, made, tmp_path), (x[:30], y[:30]))
+    threat = Evaluator(
+        wrap(network), ThreatModel("L2", 0.06), attacks=made, state_dir=tmp_path, batch_size=10, seed=1, verbose=False
+    )
+    refused("threat", threat)
+
+
+def test_a_file_that_is_no_state_is_refused(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    made, _ = attacks()
+    (tmp_path / "evaluation.pt").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ValueError, match=r"evaluation\.pt"):
+        evaluator(network, made, tmp_path).evaluate(*data)
+    torch.save({"something": 1}, tmp_path / "evaluation.pt")
+    with pytest.raises(ValueError, match=r"is not the state of an evaluation"):
+        evaluator(network, made, tmp_path).evaluate(*data)
