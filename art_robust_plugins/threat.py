@@ -19,7 +19,14 @@ Bound = float | Tensor
 """A limit of the input range: one number, or a tensor that broadcasts against a batch."""
 
 # ART writes a norm as a number or as "inf".
-_ART_NORMS: dict[object, Norm] = {"inf": "Linf", math.inf: "Linf", 2: "L2", "2": "L2", 1: "L1", "1": "L1"}
+_ART_NORMS: tuple[tuple[object, Norm], ...] = (
+    ("inf", "Linf"),
+    (math.inf, "Linf"),
+    (2, "L2"),
+    ("2", "L2"),
+    (1, "L1"),
+    ("1", "L1"),
+)
 
 
 @dataclass(frozen=True, init=False)
@@ -45,7 +52,7 @@ class ThreatModel:
     eps: float
 
     def __init__(self, norm: str | float, eps: float | str) -> None:
-        name = norm if norm in get_args(Norm) else _ART_NORMS.get(norm)
+        name = norm if norm in get_args(Norm) else next((n for key, n in _ART_NORMS if key == norm), None)
         if name is None:
             raise ValueError(f"norm: got {norm!r}, expected one of 'Linf', 'L2', 'L1'.")
         object.__setattr__(self, "norm", name)
@@ -53,8 +60,9 @@ class ThreatModel:
 
     def __str__(self) -> str:
         levels = self.eps * 255
-        exact = abs(levels - round(levels)) < 1e-9 and round(levels) > 0
-        return f"{self.norm} {f'{round(levels)}/255' if exact else f'{self.eps:g}'}"
+        # Pixel levels are how small Linf radii on [0, 1] are written; other radii are not meant so.
+        pixels = self.norm == "Linf" and 0 < round(levels) <= 32 and abs(levels - round(levels)) < 1e-9
+        return f"{self.norm} {f'{round(levels)}/255' if pixels else f'{self.eps:g}'}"
 
     def scaled(self, factor: float) -> ThreatModel:
         """The same threat with its radius multiplied, as for other units of the input or for a sweep of radii."""

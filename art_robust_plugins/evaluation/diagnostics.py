@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..bridge import device_of
 from ..threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def examine(
         scale: the width of clip_values, to give eps in the estimator's units.
     """
     forward, backward, start = model.forward_calls, model.backward_calls, time.perf_counter()
-    device = next(iter(model.parameters()), torch.empty(0)).device
+    device = device_of(model)
     generator = torch.Generator(device).manual_seed(seed)
     few = min(POINTS, len(x))
     chunks = [

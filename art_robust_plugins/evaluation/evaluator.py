@@ -265,6 +265,7 @@ class _Run:
                 self._attack(attack, correct)
         robust = correct & ~self.state["broken"]
         results = [self._result(attack) for attack in self.attacks]
+        seed_everything(self.evaluator.seed)
         examined = diagnostics.examine(
             self.counter,
             self.setting.threat,
@@ -471,8 +472,10 @@ def preprocessing(estimator: PyTorchClassifier) -> list[str]:
     """Each step of ART's preprocessing with its parameters, without the standardisation by 0 and 1 that ART adds."""
     steps = []
     for operation in estimator.preprocessing_operations:
-        names = getattr(operation, "params", [])
-        values = {name: np.asarray(getattr(operation, name)).tolist() for name in names if hasattr(operation, name)}
+        named = {name: getattr(operation, name, None) for name in getattr(operation, "params", [])}
+        # Other parameters, such as a network, have no text that stays the same from run to run.
+        plain = (bool, int, float, str, tuple, list, np.ndarray, np.generic)
+        values = {name: np.asarray(value).tolist() for name, value in named.items() if isinstance(value, plain)}
         if (values.get("mean"), values.get("std")) != (0.0, 1.0):
             steps.append(f"{type(operation).__name__}({', '.join(f'{k}={v!r}' for k, v in values.items())})")
     return steps

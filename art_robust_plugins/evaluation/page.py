@@ -286,7 +286,8 @@ p { margin: .4rem 0; }
 .flag.fine { border-color: #3f8f5f; background: #eef7f1; }
 .flag b { margin-right: .3rem; }
 .scroll { overflow-x: auto; }
-.scroll table { min-width: 36rem; }
+.wide table { min-width: 42rem; }
+.wide td:first-child { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
 th { font-weight: 600; color: #52606d; }
@@ -296,7 +297,7 @@ td.code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .8re
 img { max-width: 100%; height: auto; display: block; }
 ul { padding-left: 1.2rem; margin: .4rem 0; }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } h2 { break-after: avoid; }
-  .flag, .number, img, tr { break-inside: avoid; } .scroll { overflow: visible; } .scroll table { min-width: 0; }
+  .flag, .number, img, tr { break-inside: avoid; } .scroll { overflow: visible; } .wide table { min-width: 0; }
   table { font-size: 8.5pt; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
@@ -323,7 +324,9 @@ def html(report: EvaluationReport) -> str:
         "<h2>Accuracy per attack</h2>",
         image_tag(accuracy_figure(report), "Bars: accuracy under each attack"),
         bars_note(report),
-        '<div class="scroll">' + table(ATTACK_HEAD, attack_rows(report), numeric=(2, 3, 4, 5), last="worst") + "</div>",
+        '<div class="scroll wide">'
+        + table(ATTACK_HEAD, attack_rows(report), numeric=(2, 3, 4, 5), last="worst")
+        + "</div>",
         "<h2>What was not run</h2>",
         items(settings["not_run"]) or "<p>Nothing was left out.</p>",
         "<h2>Accuracy against eps</h2>",
