@@ -12,10 +12,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import numpy as np
 import torch
 import typer
+import typer.core
 from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
@@ -32,8 +32,27 @@ from .threat import ThreatModel
 from .training import TrainingOptions
 from .training.loop import CHECKPOINT
 
+
+class _Commands(typer.core.TyperGroup):
+    """Ends bad input with one sentence and exit code 2, a failed run with 1, Ctrl-C with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            sys.exit(130)
+        except FloatingPointError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
 app = typer.Typer(
     name="art-robust",
+    cls=_Commands,
     help="Train robust classifiers with ART and PyTorch, and measure how robust they are.\n\n"
     "Begin with: art-robust demo --out runs/demo",
     no_args_is_help=True,
@@ -98,7 +117,8 @@ def demo(
     """
     data = load_data("digits")
     reports = {}
-    for name, kind in available_methods().items():
+    # The baseline comes first, for the others to be compared with.
+    for name, kind in sorted(available_methods().items(), key=lambda item: item[0] != "standard"):
         parameters = getattr(kind, "demo", {})
         if not issubclass(kind, Trainer):
             continue
@@ -233,21 +253,8 @@ def report(
 
 
 def main() -> None:
-    """The entry point: bad input ends with one sentence and exit code 2, Ctrl-C with 130."""
-    try:
-        app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """The entry point of ``art-robust`` and of ``python -m art_robust_plugins``."""
+    app()
 
 
 def _train(

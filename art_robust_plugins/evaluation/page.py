@@ -248,7 +248,7 @@ def examples_figure(report: EvaluationReport) -> tuple[Figure, float] | None:
 
 
 def comparison_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
-    rows = ["clean", *attack_names(reports), "worst case"]
+    rows = compared_rows(reports)
     drawing, axes = figure(6.4, 0.9 + 0.32 * len(rows))
     for (name, report), colour in zip(reports.items(), repeated(RUNS, len(reports)), strict=True):
         values = accuracies(report)
@@ -410,12 +410,18 @@ def document(name: str, body: Sequence[str]) -> str:
 
 
 def accuracies(report: EvaluationReport) -> dict[str, float]:
-    found = {result.name: result.robust_accuracy for result in report.attacks}
-    return {"clean": report.clean_accuracy, **found, "worst case": report.robust_accuracy}
+    """Clean accuracy, AutoAttack's where all of it ran, the worst case, and then each attack's."""
+    standard = report.autoattack_accuracy
+    whole = {} if standard is None else {"AutoAttack (standard)": standard}
+    stages = {result.name: result.robust_accuracy for result in report.attacks}
+    return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **stages}
 
 
-def attack_names(reports: Mapping[str, EvaluationReport]) -> list[str]:
-    return list(dict.fromkeys(result.name for report in reports.values() for result in report.attacks))
+def compared_rows(reports: Mapping[str, EvaluationReport]) -> list[str]:
+    """The rows of a comparison: what any of the runs has, the totals first."""
+    names = dict.fromkeys(name for report in reports.values() for name in accuracies(report))
+    totals = [name for name in ("clean", "AutoAttack (standard)", "worst case") if name in names]
+    return [*totals, *(name for name in names if name not in totals)]
 
 
 def comparison_rows(reports: Mapping[str, EvaluationReport]) -> tuple[list[str], list[list[str]]]:
@@ -425,7 +431,7 @@ def comparison_rows(reports: Mapping[str, EvaluationReport]) -> tuple[list[str],
         ["threat model", *(report.settings["threat"]["text"] for report in reports.values())],
         ["points", *(str(report.settings["points"]) for report in reports.values())],
     ]
-    for name in ["clean", *attack_names(reports), "worst case"]:
+    for name in compared_rows(reports):
         rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
     flags = [", ".join(flag.name for flag in report.flags) or "none" for report in reports.values()]
     return ["", *reports], [*rows, ["flags", *flags]]

@@ -1,0 +1,195 @@
+"""The command line, as a user meets it: through its own process where processes matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from art_robust_plugins import EvaluationReport, cli, load_classifier
+from art_robust_plugins.data import Dataset
+
+pytest.importorskip("pyautoattack")
+
+
+def art_robust(
+    *arguments: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    """The exit code and everything printed."""
+    monkeypatch.setattr(sys, "argv", ["art-robust", *map(str, arguments)])
+    monkeypatch.setattr(cli.console, "file", None, raising=False)
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def call(*arguments: object) -> tuple[int, str]:
+        return art_robust(*arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "bang"
+    command = [sys.executable, "-m", "art_robust_plugins", "train", "bang", "--epochs", "3", "--set", "ratio=0.5"]
+    subprocess.run([*command, "--validation", "100", "--eps", "0.1", "--out", str(out)], check=True)
+    return out
+
+
+def test_methods_lists_sources_and_parameters(run) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("methods")
+    assert code == 0
+    assert "arXiv" in text
+    assert "1612.00138" in text
+    assert "epsilon=0.815" in text.replace("\n", "")
+
+
+def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("--help")
+    assert code == 0
+    assert "art-robust demo --out runs/demo" in text
+    for command in ("methods", "demo", "train", "evaluate", "report"):
+        assert command in text
+        assert run(command, "--help")[0] == 0
+
+
+def test_train_saves_a_working_estimator_with_its_record(trained: Path, digits: Dataset) -> None:
+    classifier = load_classifier(trained)
+    assert (classifier.predict(digits.x_test).argmax(axis=1) == digits.y_test).mean() > 0.8
+    record = json.loads((trained / "classifier.json").read_text())["extra"]
+    assert record["method"] == "bang"
+    assert record["parameters"]["ratio"] == 0.5
+    assert record["data"] == "digits"
+    assert len(record["history"]) == 3
+    assert record["history"][-1]["validation_robust_accuracy"] <= record["history"][-1]["validation_accuracy"]
+
+
+def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for eps in ("0.05", "0.1"):
+        arguments = ["--eps", eps, "--attacks", "fgsm", "--attacks", "apgd-ce", "--points", 30]
+        code, text = run("evaluate", trained, *arguments)
+        assert code == 0
+        assert "apgd-ce" in text
+    folders = sorted((trained / "evaluations").iterdir())
+    assert [folder.name for folder in folders] == ["Linf-0.05-fgsm-apgd-ce", "Linf-0.1-fgsm-apgd-ce"]
+    report = EvaluationReport.load(folders[1])
+    assert len(report.robust) == 30
+    assert (folders[1] / "report.html").exists()
+    code, text = run("report", trained, "--out", tmp_path / "page")
+    assert code == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "bang, Linf-0.05-fgsm-apgd-ce" in page
+    code, text = run("report", tmp_path / "nothing")
+    assert code == 2
+    assert "RUNS: got no folder with a report" in text
+
+
+def test_the_demo_compares_every_method(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _ = run("demo", "--out", tmp_path, "--epochs", 2, "--points", 4)
+    assert code == 0
+    page = (tmp_path / "index.html").read_text()
+    assert "standard" in page
+    assert "bang" in page
+    assert "AutoAttack" in page
+    report = EvaluationReport.load(next((tmp_path / "bang" / "evaluations").iterdir()))
+    names = [attack.name for attack in report.attacks]
+    assert {"apgd-ce", "apgd-t", "fab-t", "square", "fgsm", "pgd-20"} <= set(names)
+    assert report.autoattack_accuracy is not None
+
+
+BAD = [
+    (["train", "bnag", "--out", "{new}"], "error: name: got 'bnag', expected one of"),
+    (["train", "bang", "--data", "minst", "--out", "{new}"], "mnist"),
+    (["train", "bang", "--model", "lenett", "--out", "{new}"], "lenet"),
+    (["train", "bang", "--model", "lenet", "--out", "{new}"], "expected (C, H, W) of at least 16 x 16 pixels"),
+    (["train", "bang", "--set", "beta", "--out", "{new}"], "error: --set: got 'beta', expected NAME=VALUE."),
+    (["train", "bang", "--set", "bta=1", "--out", "{new}"], "bta: 'bang' has no such parameter; did you mean 'beta'?"),
+    (["train", "bang", "--set", "beta=-1", "--out", "{new}"], "beta: got -1, expected a number that is not negative."),
+    (["train", "bang", "--eps", "8/0", "--out", "{new}"], "error: eps: got '8/0', expected a positive number"),
+    (["train", "bang", "--keep-best", "--out", "{new}"], "error: --keep-best: got no --validation"),
+    (["train", "bang", "--validation", "5000", "--out", "{new}"], "error: --validation: got 5000 of 1437"),
+    (["train", "bang", "--out", "{trained}"], "holds a trained network already, expected another folder."),
+    (["evaluate", "{new}", "--eps", "0.1"], "error: "),
+    (["evaluate", "{trained}", "--eps", "0.1", "--attacks", "standrd"], "did you mean 'standard'?"),
+    (["evaluate", "{trained}"], "Missing option"),
+    (["evaluate", "{pickle}", "--eps", "0.1"], "weights.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_gets_one_sentence(run, trained: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:  # type: ignore[no-untyped-def]
+    broken = tmp_path / "pickle"
+    broken.mkdir()
+    (broken / "classifier.json").write_bytes((trained / "classifier.json").read_bytes())
+    (broken / "weights.safetensors").write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+    places = {"new": tmp_path / "new", "trained": trained, "pickle": broken}
+    code, text = run(*[argument.format(**places) for argument in arguments])
+    assert code == 2
+    assert sentence in " ".join(text.split())
+    assert "Traceback" not in text
+    assert not (tmp_path / "new").exists()
+
+
+def interrupted(command: list[str], until: Path) -> subprocess.CompletedProcess[str]:
+    """Start a command, send it Ctrl-C once a file is there, and collect what it says."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 120
+    while not until.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def test_ctrl_c_in_training_says_how_to_resume_and_it_works(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "art_robust_plugins", "train", "bang", "--epochs", "40"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    stopped = interrupted([*command, "--out", str(parts)], parts / "training.pt")
+    assert stopped.returncode == 130
+    advice = stopped.stderr.split("to continue: art-robust ")[1].splitlines()[0]
+    assert advice == f"train bang --epochs 40 --out {parts} --resume"
+    assert not (parts / "classifier.json").exists()
+    again = subprocess.run([*command, "--out", str(parts)], capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "holds an earlier run" in again.stderr
+    subprocess.run([*command, "--out", str(parts), "--resume"], check=True, capture_output=True)
+    subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
+    one, two = load_classifier(whole).model.state_dict(), load_classifier(parts).model.state_dict()
+    assert all(np.array_equal(one[name].numpy(), two[name].numpy()) for name in one)
+
+
+def test_ctrl_c_in_an_evaluation_says_how_to_resume_and_it_works(trained: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "art_robust_plugins",
+        "evaluate",
+        str(trained),
+        "--eps",
+        "0.08",
+        "--batch-size",
+        "4",
+    ]
+    options = ["--points", "16", "--attacks", "apgd-ce", "--attacks", "fab-t"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    stopped = interrupted([*command, *options, "--out", str(parts)], parts / "state" / "evaluation.pt")
+    assert stopped.returncode == 130
+    assert f"to continue: art-robust evaluate {trained}" in stopped.stderr
+    subprocess.run([*command, *options, "--out", str(parts)], check=True, capture_output=True)
+    subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
+    assert np.array_equal(EvaluationReport.load(whole).robust, EvaluationReport.load(parts).robust)

@@ -1,0 +1,103 @@
+"""The registry: entry points, what it refuses, and a real second package."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from art.defences.trainer import Trainer
+from art.estimators.classification import PyTorchClassifier
+from torch import nn, optim
+
+from art_robust_plugins import BANGTrainer, available_methods, create, registry
+
+
+@pytest.fixture
+def classifier() -> PyTorchClassifier:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    optimizer = optim.SGD(network.parameters(), 0.1)
+    return PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, optimizer=optimizer, clip_values=(0, 1))
+
+
+def points(monkeypatch: pytest.MonkeyPatch, *named: tuple[str, str]) -> None:
+    found = [EntryPoint(name, value, registry.GROUP) for name, value in named]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+
+
+def test_our_methods_are_art_trainers_with_a_source() -> None:
+    methods = available_methods()
+    assert methods["bang"] is BANGTrainer
+    assert list(methods) == sorted(methods)
+    for kind in methods.values():
+        assert issubclass(kind, Trainer)
+        assert kind.source
+
+
+def test_create(classifier: PyTorchClassifier) -> None:
+    trainer = create("bang", classifier, epsilon=0.855, ratio=0.5)
+    assert isinstance(trainer, BANGTrainer)
+    assert (trainer.classifier, trainer.epsilon, trainer.ratio) == (classifier, 0.855, 0.5)
+
+
+def test_unknown_names_and_parameters_suggest_the_nearest(classifier: PyTorchClassifier) -> None:
+    with pytest.raises(ValueError, match=r"name: got 'bnag', expected one of .*; did you mean 'bang'\?"):
+        create("bnag", classifier)
+    with pytest.raises(TypeError, match=r"epsilom: 'bang' has no such parameter; did you mean 'epsilon'\?"):
+        create("bang", classifier, epsilom=1.0)
+    with pytest.raises(TypeError, match=r"xyz: 'bang' has no such parameter, expected some of beta, epsilon"):
+        create("bang", classifier, xyz=1.0)
+
+
+def test_what_is_no_art_class_is_refused_by_the_name_of_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    points(monkeypatch, ("odd", "collections:OrderedDict"))
+    with pytest.raises(TypeError, match=r"the entry point 'odd' \(collections:OrderedDict\) is .*expected a subclass"):
+        available_methods()
+    points(monkeypatch, ("gone", "art_robust_plugins.nowhere:Trainer"))
+    with pytest.raises(ImportError, match=r"the entry point 'gone' .* cannot be loaded"):
+        available_methods()
+    points(monkeypatch, ("bang", "one:A"), ("bang", "other:B"))
+    with pytest.raises(ValueError, match=r"the method 'bang' is claimed by one:A and by other:B"):
+        available_methods()
+
+
+def test_preprocessors_and_estimators_can_be_methods(
+    monkeypatch: pytest.MonkeyPatch, classifier: PyTorchClassifier
+) -> None:
+    points(
+        monkeypatch,
+        ("cutout", "art.defences.preprocessor.cutout.cutout_pytorch:CutoutPyTorch"),
+        ("plain", "art.estimators.classification:PyTorchClassifier"),
+    )
+    assert create("cutout", classifier, length=2, channels_first=True).length == 2
+    with pytest.raises(TypeError, match="the estimator 'plain' has no from_classifier"):
+        create("plain", classifier)
+
+
+@pytest.fixture(scope="module")
+def second_package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which tests/second_package is installed as pip installs it."""
+    site = tmp_path_factory.mktemp("site")
+    source = Path(__file__).parent / "second_package"
+    build = tmp_path_factory.mktemp("build")
+    for path in [p for p in source.rglob("*") if p.is_file() and "__pycache__" not in p.parts]:
+        copy = build / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*install, "--target", str(site), str(build)], check=True)
+    python_path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": python_path, "COLUMNS": "200"}
+
+
+def test_a_second_package_adds_a_method(second_package: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "art_robust_plugins"]
+    listed = subprocess.run([*command, "methods"], env=second_package, check=True, capture_output=True, text=True)
+    assert "noisy" in listed.stdout
+    assert "sigma=0.1" in listed.stdout
+    arguments = ["train", "noisy", "--set", "sigma=0.2", "--epochs", "1", "--out", str(tmp_path / "noisy")]
+    subprocess.run([*command, *arguments], env=second_package, check=True, capture_output=True)
+    assert '"sigma": 0.2' in (tmp_path / "noisy" / "classifier.json").read_text()
