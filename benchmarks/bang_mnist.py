@@ -36,6 +36,15 @@ from art_robust_plugins.training import BANGTrainer, RobustTrainer, StandardTrai
 
 METHODS = {"R0": (StandardTrainer, {}), "B1": (BANGTrainer, {"beta": 1.0, "epsilon": 0.815, "ratio": 1.0})}
 EPS = (0.1, 0.15, 0.05)  # the one that takes longest comes last
+NAMES = {
+    "clean": "clean, 10,000 test images",
+    "clean on the points attacked": "clean, the 1000 images attacked",
+    "zero gradients": "share of images with a loss gradient of exactly 0",
+    "fgsm": "FGSM",
+    "pgd-20": "PGD-20",
+    "apgd-t": "APGD-T",
+    "autoattack": "AutoAttack (standard)",
+}
 WORK = Path("runs/bang_mnist")
 
 
@@ -114,7 +123,7 @@ def clean_job(name: str, seed: int, data_dir: str, quick: bool) -> dict[str, Any
         "method": name,
         "seed": seed,
         "clean": accuracy(classifier, data.x_test, data.y_test),
-        "clean, first 1000": accuracy(classifier, x, y),
+        "clean on the points attacked": accuracy(classifier, x, y),
         "zero gradients": gradient_share(classifier, x, y),
     }
 
@@ -167,11 +176,12 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """A row for each measure, a column for each method: mean over seeds (lowest to highest), in percent."""
     measures = [key for key, value in results[0].items() if isinstance(value, float)]
     rows = []
-    for measure in sorted(measures, key=lambda name: (name.split()[-1] if name[-1].isdigit() else "", name)):
-        row = {"accuracy, %": measure}
-        for name in METHODS:
-            values = [100 * run[measure] for run in results if run["method"] == name]
-            row[name] = f"{statistics.mean(values):.2f} ({min(values):.1f} to {max(values):.1f})"
+    for measure in sorted(measures, key=lambda name: float(name.split()[-1]) if name[-1].isdigit() else 0.0):
+        name, _, eps = measure.rpartition(" ") if measure[-1].isdigit() else (measure, "", "")
+        row = {"eps": eps, "attack or measure, %": NAMES[name]}
+        for method in METHODS:
+            values = [100 * run[measure] for run in results if run["method"] == method]
+            row[method] = f"{statistics.mean(values):.2f} ({min(values):.1f} to {max(values):.1f})"
         rows.append(row)
     return rows
 
@@ -180,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--eps", type=float, nargs="+", default=EPS, choices=EPS)
     parser.add_argument("--quick", action="store_true", help="a minute, and not recorded: one seed, one eps, 50 images")
     args = parser.parse_args()
     seeds = (0,) if args.quick else (0, 1, 2)
@@ -190,7 +201,7 @@ def main() -> None:
         results = [future.result() for future in clean]
         attacked = [
             (result, pool.submit(attack_job, *net, eps, args.data, args.quick))
-            for eps in (EPS[:1] if args.quick else EPS)
+            for eps in (EPS[:1] if args.quick else args.eps)
             for result, net in zip(results, nets, strict=True)
         ]
         for result, future in attacked:
@@ -198,7 +209,7 @@ def main() -> None:
     rows = summary(results)
     print(table(rows))
     if not args.quick:
-        print(save("bang_mnist", {"summary": rows, "runs": results}, worker_threads=threads))
+        print(save("bang_mnist", results, worker_threads=threads))
 
 
 if __name__ == "__main__":

@@ -324,8 +324,8 @@ def test_bf16_autocast_keeps_norms_in_float32() -> None:
         ({"cap": 0.5}, "cap: got 0.5, expected a number of at least 1, or None for no limit."),
         ({"layers": {"0": {"gamma": 1.0}}}, "layers: got the setting 'gamma', expected beta, epsilon or ratio."),
         (
-            {"layers": ["convolution"]},
-            "layers: got 'convolution', which no layer of the network fits, expected a name or type such as '0'.",
+            {"layers": ["3.*"]},
+            "layers: got '3.*', which no layer of the network fits, expected a name or type such as '3'.",
         ),
         (
             {"layers": [nn.Conv3d]},

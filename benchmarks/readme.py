@@ -1,0 +1,65 @@
+"""Write the README's tables from benchmarks/results/*.json, and its figure from a demo's reports.
+
+python benchmarks/readme.py                      the tables
+python benchmarks/readme.py --figure runs/demo   the figure too
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from bang_mnist import summary
+from record import RESULTS, table
+
+from art_robust_plugins.evaluation import EvaluationReport
+from art_robust_plugins.evaluation.page import comparison_figure
+
+ROOT = Path(__file__).parents[1]
+
+
+def conditions(record: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"`{record['command']}`, {record['date']}, {record['machine']}, Python {record['python']}, {versions}."
+
+
+def blocks() -> dict[str, str]:
+    """The generated parts of the README by name."""
+    records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    steps, bang = records["training_step"], records["bang_mnist"]
+    return {
+        "training_step": "\n\n".join(
+            [*(table(rows) for rows in steps["results"].values()), f"{conditions(steps)} {steps['threads']} threads."]
+        ),
+        "bang_mnist": f"{table(summary(bang['results']))}\n\n{conditions(bang)}",
+    }
+
+
+def written(text: str) -> str:
+    """The README ``text`` with its generated parts renewed."""
+    for name, block in blocks().items():
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        text, count = re.subn(pattern, lambda found, block=block: found[1] + block + found[2], text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"README.md: got {count} places for {name!r}, expected one.")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figure", type=Path, metavar="RUNS", help="a folder that art-robust demo wrote")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    readme.write_text(written(readme.read_text()))
+    if args.figure:
+        folders = sorted(args.figure.glob("*/evaluations/*/"), key=lambda folder: folder.parts[-3] != "standard")
+        reports = {folder.parts[-3]: EvaluationReport.load(folder) for folder in folders}
+        (ROOT / "docs").mkdir(exist_ok=True)
+        comparison_figure(reports).savefig(ROOT / "docs" / "demo.png", dpi=130, facecolor="white")
+
+
+if __name__ == "__main__":
+    main()
