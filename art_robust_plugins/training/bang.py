@@ -275,13 +275,13 @@ class BANGTrainer(RobustTrainer):
 
 
 class _ForwardPass:
-    """Which samples one forward pass classifies correctly: known when it ends, needed in its backward pass."""
+    """Which samples one forward pass misclassifies: known when it ends, needed in its backward pass."""
 
     def __init__(self, labels: Tensor | None) -> None:
         if labels is None:
             raise RuntimeError("ratio: no labels are known for this forward pass, expected begin_step(y) before it.")
         self.labels = labels
-        self._correct: Tensor | None = None
+        self._wrong: Tensor | None = None
 
     def finish(self, logits: Tensor) -> None:
         copies, rest = divmod(len(logits), len(self.labels))
@@ -291,14 +291,14 @@ class _ForwardPass:
                 f"were announced, expected as many or a multiple."
             )
         predicted = logits.detach().argmax(dim=1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
-        self._correct = predicted == self.labels.repeat(copies)
+        self._wrong = predicted != (self.labels if copies == 1 else self.labels.repeat(copies))
 
     @property
-    def correct(self) -> Tensor:
-        """bool [N]."""
-        if self._correct is None:
+    def wrong(self) -> Tensor:
+        """Which samples are misclassified: bool [N]."""
+        if self._wrong is None:
             raise RuntimeError("ratio: a backward pass began before the network's forward pass had ended.")
-        return self._correct
+        return self._wrong
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ class _Adjustment:
         epsilon, ratio = self.setting.epsilon, self.setting.ratio
         if self.forward_pass is None or ratio == 1:
             return bang_factors(norms, epsilon, self.cap)
-        exponents = torch.full_like(norms, epsilon).masked_fill(~self.forward_pass.correct, epsilon * ratio)
+        exponents = torch.full_like(norms, epsilon).masked_fill(self.forward_pass.wrong, epsilon * ratio)
         return bang_factors(norms, exponents, self.cap)
 
     def total(self, gradient: Tensor) -> Tensor:

@@ -149,6 +149,14 @@ def test_square_beats_the_white_box(network: nn.Module, data: Data) -> None:
     assert of_results([result("square", 0.1, cumulative=True)], 1.0) == []
 
 
+def test_a_targeted_attack_far_ahead_of_the_cross_entropy() -> None:
+    stages = [result("apgd-ce", 0.7, cumulative=True), result("apgd-t", 0.5, cumulative=True)]
+    assert [flag.name for flag in of_results(stages, 1.0)] == ["cross-entropy-misleads"]
+    usual = [result("apgd-ce", 0.52, cumulative=True), result("apgd-t", 0.48, cumulative=True)]
+    assert of_results(usual, 1.0) == []
+    assert of_results(stages[1:], 1.0) == []
+
+
 def test_fgsm_and_pgd_that_both_ran() -> None:
     assert [f.name for f in of_results([result("fgsm", 0.3), result("pgd-20", 0.5)], 1.0)] == ["fgsm-beats-pgd"]
     assert of_results([result("fgsm", 0.5), result("pgd-20", 0.3)], 1.0) == []
