@@ -63,6 +63,11 @@ class EstimatorModule(nn.Module):
         super().__init__()
         check_classifier(classifier)
         self.network: nn.Module = classifier.model
+        other = next(
+            (p.dtype for p in self.network.parameters() if p.is_floating_point() and p.dtype != torch.float32), None
+        )
+        if other is not None:
+            raise ValueError(f"classifier: the network's weights are {other}, expected torch.float32.")
         self._operations = preprocessing_operations(classifier, fit=fit)
         self._turn = unit_range and not classifier.channels_first and len(classifier.input_shape) == 3
         self.scale, self.shift = 1.0, 0.0
@@ -130,10 +135,27 @@ def preprocessing_operations(classifier: PyTorchClassifier, *, fit: bool) -> lis
 
 
 def augmentations(classifier: PyTorchClassifier) -> list[PreprocessorPyTorch]:
-    """ART's defences that act in training only (``apply_fit`` without ``apply_predict``): they change the data."""
+    """ART's defences that act in training only (``apply_fit`` without ``apply_predict``): they change the data.
+
+    Raises:
+        ValueError: one of them comes after a defence that belongs to the network, and cannot act on the data first.
+    """
+    found: list[PreprocessorPyTorch] = []
+    network: list[str] = []
     for defence in classifier.preprocessing_operations:
         _check_torch(defence)
-    return [d for d in classifier.preprocessing_operations if d.apply_fit and not d.apply_predict]
+        if not defence.apply_fit:
+            continue
+        if defence.apply_predict:
+            network.append(type(defence).__name__)
+        elif network:
+            raise ValueError(
+                f"classifier: the training-only defence {type(defence).__name__} comes after {network[0]}, expected it "
+                f"before all defences that also act in predict."
+            )
+        else:
+            found.append(defence)
+    return found
 
 
 def _check_torch(defence: object) -> None:
@@ -182,10 +204,9 @@ def _check_outputs(
     network = classifier.model
     low, high = clip_range(classifier)
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, *classifier.input_shape, generator=generator)
+    x = torch.rand(2, *classifier.input_shape, generator=generator).to(device_of(network))
     if low is not None and high is not None:
         x = x * (high - low) + low
-    x = x.to(device_of(network))
     with preserved(network):
         network.eval()
         # Randomised networks must not move the caller's random stream.
@@ -328,6 +349,17 @@ def loss_of(classifier: PyTorchClassifier, logits: Tensor, y: Tensor) -> Tensor:
     else:
         loss = classifier.loss(logits, functional.one_hot(y, classifier.nb_classes).to(logits.dtype))
     return loss
+
+
+def class_logits(classifier: PyTorchClassifier, outputs: Tensor) -> Tensor:
+    """The network's outputs as logits [N, C] of its classes; the one output of a binary network gives two columns.
+
+    Under ``BCELoss`` that output is the probability of class 1, otherwise its logit.
+    """
+    if outputs.shape[1] > 1:
+        return outputs
+    positive = torch.logit(outputs) if isinstance(classifier.loss, nn.BCELoss) else outputs
+    return torch.cat([torch.zeros_like(positive), positive], dim=1)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Every file is written beside its place and then moved there, so that a reader me
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -34,6 +35,16 @@ CLASSIFIER_FILE = "classifier.json"
 _FORMAT = "art-robust-plugins classifier 1"
 
 
+def _new_file_mode() -> int:
+    """The mode that the user's umask gives to new files; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_NEW_FILE_MODE = _new_file_mode()
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file in the folder of ``path``, then move it to ``path`` in one step.
 
@@ -58,6 +69,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(_NEW_FILE_MODE)  # writers differ in the mode that they give
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -83,7 +95,7 @@ def _json_text(path: str | Path, data: Any) -> str:
 
 
 def _plain_number(value: object) -> Any:
-    if isinstance(value, np.generic):
+    if isinstance(value, np.number | np.bool_):
         return value.item()
     raise TypeError(f"data: got a {type(value).__name__}, expected JSON data: numbers, text, lists, dicts.")
 
@@ -179,9 +191,13 @@ def load_state(path: str | Path) -> Any:
     expected = "a training state as save_state writes it"
     path = _readable(path, expected)
     # torch.load also reads its format of before 2020, a bare pickle; that one is never opened.
-    if not zipfile.is_zipfile(path):
-        _refuse(path, expected)
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            _refuse(path, expected)
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at the checksums
+                _refuse(path, expected)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ValueError(
@@ -204,6 +220,8 @@ def _plain_state(value: Any, place: str) -> Any:
         return type(value)(_plain_state(entry, f"{place}[{i}]") for i, entry in enumerate(value))
     if value is None or type(value) in (bool, int, float, str, bytes):
         return value
+    if isinstance(value, np.number | np.bool_):
+        return value.item()
     raise TypeError(
         f"{place}: got a {type(value).__name__}, expected tensors, numbers, text, None, or dicts, lists and tuples "
         f"of them."
@@ -265,9 +283,9 @@ def save_classifier(
         "versions": {name: version(name) for name in ("art-robust-plugins", "adversarial-robustness-toolbox", "torch")},
     }
     folder = Path(folder)
-    text = _json_text(folder / CLASSIFIER_FILE, record)
+    _json_text(folder / CLASSIFIER_FILE, record)  # what JSON cannot hold is refused before anything is written
     save_tensors(folder / WEIGHTS_FILE, network.state_dict())
-    write_atomically(folder / CLASSIFIER_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(folder / CLASSIFIER_FILE, {**record, "weights_sha256": _sha256(folder / WEIGHTS_FILE)})
 
 
 def describe_classifier(folder: str | Path) -> dict[str, Any]:
@@ -313,6 +331,8 @@ def load_classifier(
     record = describe_classifier(folder)
     device_type = _device_type(device)
     weights = load_tensors(Path(folder) / WEIGHTS_FILE)
+    if _sha256(Path(folder) / WEIGHTS_FILE) != record.get("weights_sha256"):
+        raise ValueError(f"{Path(folder) / WEIGHTS_FILE}: got other weights than {CLASSIFIER_FILE} was written with.")
     try:
         network = _made_model(record["model"], model, path)
         difference = _first_difference(weights, network.state_dict())
@@ -343,6 +363,10 @@ def load_classifier(
         raise ValueError(
             f"{path}: got a record that fits no estimator ({error}), expected save_classifier's."
         ) from error
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _listed(value: Any) -> Any:

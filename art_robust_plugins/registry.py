@@ -93,10 +93,11 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
     accepted = inspect.signature(make).parameters
     if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         return
+    own = [parameter for parameter in accepted if parameter not in {"self", "classifier"}]
     for given in parameters:
-        if given not in accepted:
-            near = get_close_matches(given, accepted, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f", expected some of {', '.join(list(accepted)[1:])}."
+        if given not in own:
+            near = get_close_matches(given, own, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f", expected some of {', '.join(own)}."
             raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
 
 
@@ -114,7 +115,7 @@ def _points() -> dict[str, EntryPoint]:
 def _loaded(point: EntryPoint) -> type:
     try:
         loaded = point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever another package does when it is imported
         raise ImportError(f"the entry point {point.name!r} ({point.value}) cannot be loaded: {error}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, _BASES)):
         raise TypeError(

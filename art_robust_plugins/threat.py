@@ -152,7 +152,11 @@ class ThreatModel:
             current.requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(objective(current), current)
-            current = self.project(current.detach() + self.steepest_ascent(gradient, step_size), x, low, high)
+            current = current.detach()
+            if self.norm == "L1":
+                # A step moves one coordinate: it must not be one that clipping would hold back.
+                gradient = gradient * (clip(current + gradient.sign(), low, high) != current)
+            current = self.project(current + self.steepest_ascent(gradient, step_size), x, low, high)
         return current
 
 

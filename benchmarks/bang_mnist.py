@@ -5,7 +5,8 @@
 The set-up is the paper's (Rozsa et al., arXiv 1612.00138): LeNet, pixels / 256, batch 64, 10,000 iterations, SGD with
 learning rate .01 * (1 + 1e-4 it)^-.75 (twice that for biases), momentum .9, weight decay 5e-4; BANG with beta 1,
 epsilon .815, ratio 1. DIR holds mnist.npz as ART's loader keeps it. Clean accuracy is on all 10,000 test images,
-accuracy under attack on the first ones (see POINTS). Work in progress is kept under runs/bang_mnist, and taken up again when restarted.
+accuracy under attack on the first ones (see POINTS). Work in progress is kept under runs/bang_mnist, and taken up
+again when restarted.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from art_robust_plugins.threat import ThreatModel
 from art_robust_plugins.training import BANGTrainer, RobustTrainer, StandardTrainer, TrainingOptions
 
 # network, input shape, batch size, steps in a timed call(, PGD steps)
-PLAIN = [("lenet", (1, 28, 28), 64, 40), ("quick", (3, 32, 32), 100, 16), ("preact-resnet18", (3, 32, 32), 16, 2)]
-PGD = [("small-cnn", (1, 28, 28), 128, 8, 7), ("preact-resnet18", (3, 32, 32), 16, 1, 2)]
+PLAIN = [("lenet", (1, 28, 28), 64, 40), ("quick", (3, 32, 32), 100, 16), ("preact-resnet18", (3, 32, 32), 16, 6)]
+PGD = [("small-cnn", (1, 28, 28), 128, 8, 7), ("preact-resnet18", (3, 32, 32), 16, 4, 2)]
 EPS = 0.1
 
 

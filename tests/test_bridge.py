@@ -129,7 +129,7 @@ def test_flat_inputs():
 
 def test_preprocessing_of_fit():
     both, predict, fit = Blur(), Blur(apply_fit=False), Blur(apply_predict=False)
-    estimator = classifier(preprocessing_defences=[both, predict, fit])
+    estimator = classifier(preprocessing_defences=[fit, both, predict])
     assert len(preprocessing_operations(estimator, fit=False)) == 2
     assert len(preprocessing_operations(estimator, fit=True)) == 1
     assert augmentations(estimator) == [fit]

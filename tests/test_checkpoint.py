@@ -130,7 +130,7 @@ def test_state_round_trip(tmp_path):
     [
         ({"rng": {"keys": X}}, "state['rng']['keys']: got a ndarray, expected tensors, numbers"),
         ([1, nn.ReLU()], "state[1]: got a ReLU, expected tensors, numbers"),
-        ({"a": np.float64(1)}, "state['a']: got a float64, expected tensors, numbers"),
+        ({"a": np.datetime64("2026")}, "state['a']: got a datetime64, expected tensors, numbers"),
     ],
 )
 def test_state_of_other_objects_is_refused(tmp_path, state, sentence):
@@ -395,6 +395,32 @@ def test_weights_that_do_not_fit(tmp_path, other, difference):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         load_classifier(tmp_path, model=other)
     assert str(refusal.value) == f"{tmp_path / 'weights.safetensors'}: {difference}."
+
+
+def test_weights_of_another_saving_are_refused(tmp_path):
+    """As when a second saving is killed between the two files."""
+    save_classifier(classifier(), tmp_path / "a")
+    save_classifier(classifier(), tmp_path / "b")
+    changed = load_tensors(tmp_path / "a" / "weights.safetensors")
+    save_tensors(tmp_path / "b" / "weights.safetensors", {name: tensor + 1 for name, tensor in changed.items()})
+    with pytest.raises(ValueError, match="got other weights than classifier.json was written with"):
+        load_classifier(tmp_path / "b")
+
+
+def test_a_changed_byte_in_a_state_is_noticed(tmp_path):
+    save_state(tmp_path / "state.pt", {"weights": torch.arange(1000.0)})
+    content = bytearray((tmp_path / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="expected a training state as save_state writes it"):
+        load_state(tmp_path / "state.pt")
+
+
+def test_new_files_have_the_mode_of_the_users_other_files(tmp_path):
+    (tmp_path / "plain").write_text("")
+    save_classifier(classifier(), tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
 
 
 def test_estimators_that_cannot_come_back_are_refused(tmp_path):

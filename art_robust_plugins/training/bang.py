@@ -38,6 +38,7 @@ Layers = Iterable[LayerPattern] | Mapping[LayerPattern, Mapping[str, float]]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ADJUSTABLE = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+_PLAIN_FORWARDS = {kind.forward for kind in _ADJUSTABLE}
 
 
 def bang_factors(norms: Tensor, epsilon: float | Tensor, cap: float | None = None) -> Tensor:
@@ -101,8 +102,11 @@ class BANG(Instrument):
         ValueError: for a number outside its range or an unknown setting; when attached, for a pattern that no layer
             fits.
 
-    Only modules are adjusted: weights that a network hands to ``torch.nn.functional`` itself are trained plainly. In
-    evaluation mode nothing changes. With several processes, the largest norm is that of each process's own samples.
+    Only modules are adjusted: weights that a network hands to ``torch.nn.functional`` itself (attention does) are
+    trained plainly. A layer's samples are the entries of its input's first axis. In evaluation mode nothing changes.
+    Gradients of gradients (gradient penalties) are not available through adjusted layers, and with a ``ratio`` other
+    than 1 neither is activation checkpointing. With several processes, the largest norm is that of each process's own
+    samples. One object serves one network at a time.
     """
 
     name: ClassVar[str] = "bang"
@@ -128,6 +132,9 @@ class BANG(Instrument):
         self._labels: Tensor | None = None
         self._forward_pass: _ForwardPass | None = None
 
+    def __repr__(self) -> str:
+        return f"BANG({self.setting}, layers={self.layers}, cap={self.cap})"
+
     def begin_step(self, y: Tensor) -> None:
         """The labels of the forward passes to come; they decide which samples are misclassified.
 
@@ -146,16 +153,13 @@ class BANG(Instrument):
                 network.register_forward_pre_hook(lambda module, _: self._enter_forward(module.training)),
                 network.register_forward_hook(lambda _, __, logits: self._leave_forward(logits)),
             ]
-        previous = {name: modules[name].__dict__.get("forward") for name in settings}
         try:
             for name, setting in settings.items():
                 modules[name].forward = partial(self._layer_forward, modules[name], modules[name].forward, setting)
             yield self
         finally:
-            for name, forward in previous.items():
-                del modules[name].forward
-                if forward is not None:
-                    modules[name].forward = forward
+            for name in settings:
+                modules[name].__dict__.pop("forward", None)
             for handle in handles:
                 handle.remove()
             self._labels = self._forward_pass = None
@@ -169,31 +173,49 @@ class BANG(Instrument):
         else:
             selected = select_modules(network, self.layers, _ADJUSTABLE)
             layers = {name: self.layers[pattern] for name, pattern in selected.items()}
-        return {name: setting for name, setting in layers.items() if setting.beta != 0}
+        layers = {name: setting for name, setting in layers.items() if setting.beta != 0}
+        for name, module in network.named_modules():
+            if name in layers and (type(module).forward not in _PLAIN_FORWARDS or "forward" in module.__dict__):
+                own = type(module).forward not in _PLAIN_FORWARDS
+                reason = "computes in a way of its own" if own else "is taken by another instrument"
+                raise ValueError(
+                    f"layers: the {type(module).__name__} {name!r} {reason}, expected layers of torch's own kinds; "
+                    f"name the others with layers."
+                )
+        return layers
 
     def _enter_forward(self, training: bool) -> None:
         self._forward_pass = _ForwardPass(self._labels) if training and torch.is_grad_enabled() else None
 
     def _leave_forward(self, logits: Tensor) -> None:
+        if not isinstance(logits, Tensor):
+            raise RuntimeError(
+                f"ratio: the network's output is a {type(logits).__name__}, expected a tensor of logits."
+            )
         if self._forward_pass is not None:
             self._forward_pass.finish(logits)
             self._forward_pass = None
 
     def _layer_forward(
-        self, module: nn.Module, plain: Callable[..., Tensor], setting: BANGSetting, x: Tensor, *arguments: Any
+        self,
+        module: nn.Module,
+        plain: Callable[..., Tensor],
+        setting: BANGSetting,
+        input: Tensor,
+        output_size: list[int] | None = None,
     ) -> Tensor:
         untouched = setting.epsilon == 0 and setting.beta == 1
         if untouched or not module.training or not torch.is_grad_enabled():
-            return plain(x, *arguments)
+            return plain(input) if output_size is None else plain(input, output_size)
         if setting.ratio != 1 and self._forward_pass is None:
             raise RuntimeError(
-                "ratio: a layer was called outside a forward pass of the network, so its misclassified samples are "
-                "unknown; expected ratio 1 for such a network."
+                "ratio: a layer was called outside a forward pass of the network (as activation checkpointing does), "
+                "so its misclassified samples are unknown; expected ratio 1 there."
             )
         adjustment = _Adjustment(setting, self.cap, self._forward_pass)
         if isinstance(module, nn.Linear):
-            return _linear(module, adjustment, x)
-        return _convolution(module, adjustment, x, *arguments)
+            return _linear(module, adjustment, input)
+        return _convolution(module, adjustment, input, output_size)
 
 
 @contextmanager
@@ -264,6 +286,8 @@ class BANGTrainer(RobustTrainer):
         instruments: Iterable[Instrument] = (),
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
+        if layers is not None and not isinstance(layers, Mapping):
+            layers = [layers] if isinstance(layers, str) else list(layers)
         self.beta, self.epsilon, self.ratio, self.layers, self.cap = beta, epsilon, ratio, layers, cap
         bang = BANG(beta, epsilon, ratio, layers=layers, cap=cap)
         super().__init__(classifier, threat=threat, instruments=(bang, *instruments), options=options)
@@ -290,8 +314,12 @@ class _ForwardPass:
                 f"ratio: a forward pass over {len(logits)} samples does not fit the {len(self.labels)} labels that "
                 f"were announced, expected as many or a multiple."
             )
-        predicted = logits.detach().argmax(dim=1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
-        self._wrong = predicted != (self.labels if copies == 1 else self.labels.repeat(copies))
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            raise RuntimeError(
+                f"ratio: the network's output is {tuple(logits.shape)}, expected (N, classes) to see which samples are "
+                f"misclassified, or ratio 1."
+            )
+        self._wrong = logits.detach().argmax(dim=1) != (self.labels if copies == 1 else self.labels.repeat(copies))
 
     @property
     def wrong(self) -> Tensor:
@@ -338,8 +366,11 @@ def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _linear(module: nn.Linear, adjustment: _Adjustment, x: Tensor) -> Tensor:
-    output: Tensor = _Linear.apply(adjustment, *_cast(x, module.weight, module.bias))  # type: ignore[no-untyped-call]
-    return output
+    # The function sees rows [N * ..., features]: an output that is a view could not be changed in place afterwards.
+    rows: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
+        adjustment, len(x), *_cast(x.flatten(0, -2), module.weight, module.bias)
+    )
+    return rows.view(*x.shape[:-1], -1)
 
 
 def _convolution(module: Any, adjustment: _Adjustment, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -368,26 +399,29 @@ def _convolution(module: Any, adjustment: _Adjustment, x: Tensor, output_size: l
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W^T + b, with the parameters' gradients formed from s * g."""
+    """y = x W^T + b for rows x, with the parameters' gradients formed from s * g; a sample may have several rows."""
 
     @staticmethod
-    def forward(ctx: Any, adjustment: _Adjustment, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, adjustment: _Adjustment, samples: int, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.adjustment = adjustment
+        ctx.adjustment, ctx.samples = adjustment, samples
         return functional.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        _, for_input, for_weight, for_bias = ctx.needs_input_grad
+        _, _, for_input, for_weight, for_bias = ctx.needs_input_grad
         d_x = gradient @ weight if for_input else None
         d_weight = d_bias = None
         if for_weight or for_bias:
-            rows = _scaled(ctx.adjustment.factors(gradient), gradient).flatten(0, -2)
-            d_weight = ctx.adjustment.total(rows.t() @ x.flatten(0, -2)) if for_weight else None
-            d_bias = ctx.adjustment.total(rows.sum(dim=0)) if for_bias else None
-        return None, d_x, d_weight, d_bias
+            of_samples = gradient.reshape(ctx.samples, -1)
+            scaled = _scaled(ctx.adjustment.factors(of_samples), of_samples).view_as(gradient)
+            d_weight = ctx.adjustment.total(scaled.t() @ x) if for_weight else None
+            d_bias = ctx.adjustment.total(scaled.sum(dim=0)) if for_bias else None
+        return None, None, d_x, d_weight, d_bias
 
 
 class _Convolution(torch.autograd.Function):
@@ -409,12 +443,17 @@ class _Convolution(torch.autograd.Function):
         _, _, for_input, for_weight, for_bias = ctx.needs_input_grad
         if for_weight or for_bias:
             factors = ctx.adjustment.factors(gradient)
-        # The weight's gradient is bilinear in (g, x), so x can carry the factors: then one call serves both gradients.
-        if for_weight:
+        # The weight's gradient is bilinear in (g, x), so x can carry the factors and one call serves both gradients;
+        # not in float16, where s * x may overflow. s * g stays in the range of g.
+        apart = x.dtype == torch.float16 and for_weight
+        if for_weight and not apart:
             x = _scaled(factors, x)
-        d_x, d_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, *ctx.geometry, [for_input, for_weight, False]
-        )
+        backward = torch.ops.aten.convolution_backward
+        wanted = [for_input, for_weight and not apart, False]
+        d_x, d_weight, _ = backward(gradient, x, weight, None, *ctx.geometry, wanted)
+        if apart:
+            scaled = _scaled(factors, gradient)
+            d_weight = backward(scaled, x, weight, None, *ctx.geometry, [False, True, False])[1]
         d_weight = ctx.adjustment.total(d_weight) if for_weight else None
         d_bias = None
         if for_bias:

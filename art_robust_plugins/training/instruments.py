@@ -29,6 +29,10 @@ class Instrument(ABC):
     name: ClassVar[str]
 
     @abstractmethod
+    def __repr__(self) -> str:
+        """The instrument with its settings: a resumed run must carry the same."""
+
+    @abstractmethod
     def attached(self, network: nn.Module) -> AbstractContextManager[object]:
         """A context within which the instrument acts on ``network``, and after which the network is as before."""
 

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..bridge import (
     EstimatorModule,
     augmentations,
     check_classifier,
+    class_logits,
     clip_range,
     device_of,
     image_tensor,
@@ -91,9 +92,12 @@ class TrainingOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("shuffle", "drop_last", "channels_last", "keep_best", "resume"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False.")
         _choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
         _choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
             raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm: got {self.max_gradient_norm!r}, expected a positive number or None.")
@@ -125,8 +129,9 @@ class RobustTrainer(Trainer):
     Preprocessing defences of the classifier act as ART means them, but in each batch: those of ``fit`` and ``predict``
     belong to the network, those of ``fit`` alone change the batch (and its labels) before the method sees it.
 
-    Several processes (``accelerate launch``) share each batch; gradients are averaged by sample, so the result is that
-    of one process up to rounding, except for what looks at a whole batch (batch normalisation, BANG's largest norm).
+    Several processes (``accelerate launch``) share each batch of ``fit``; gradients are averaged by sample, so the
+    result is that of one process up to rounding and random numbers, except for what looks at a whole batch (batch
+    normalisation, BANG's largest norm). ``fit_loader`` and ``fit_generator`` are for one process.
 
     Example:
         >>> class Smoothed(RobustTrainer):
@@ -263,8 +268,12 @@ class RobustTrainer(Trainer):
             raise TypeError(
                 f"loader: got {type(loader).__name__}, expected an iterable of (x, y) that can be iterated every epoch."
             )
-        steps = len(loader) if isinstance(loader, Sized) else None
-        self._fit_batches(lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose)
+        try:
+            steps = len(loader)  # type: ignore[arg-type]
+        except TypeError:  # a stream: its length shows when it ends
+            steps = None
+        order = getattr(loader, "generator", None)
+        self._fit_batches(lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order)
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -273,6 +282,7 @@ class RobustTrainer(Trainer):
         classifier = self.classifier
         softmax_is_wrong = isinstance(classifier.loss, nn.CrossEntropyLoss)
         self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not softmax_is_wrong)
+        self._predicting = EstimatorModule(classifier, unit_range=False, probabilities=True)
         self._device = device_of(classifier.model)
         self._augmentations = augmentations(classifier)
 
@@ -284,8 +294,11 @@ class RobustTrainer(Trainer):
         validation_data: tuple[Any, Any] | None,
         scheduler: Any,
         verbose: bool,
+        order: torch.Generator | None = None,
     ) -> None:
         self._prepare()
+        if _processes(self._device).num_processes > 1:
+            raise ValueError("loader: several processes train through fit, expected arrays.")
 
         def batches(_: torch.Generator) -> Iterator[Batch]:
             empty = True
@@ -299,7 +312,7 @@ class RobustTrainer(Trainer):
             if empty:
                 raise ValueError("loader: got no batch in an epoch, expected at least one.")
 
-        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose)
+        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order)
 
     def _run(
         self,
@@ -310,27 +323,27 @@ class RobustTrainer(Trainer):
         nb_epochs: int,
         scheduler: Any,
         verbose: bool,
+        order: torch.Generator | None = None,
     ) -> None:
-        """All epochs, from the first or from where a checkpoint stands."""
+        """All epochs, from the first or from where a checkpoint stands. ``order`` is a loader's own generator."""
         _positive("nb_epochs", nb_epochs)
-        options, network, processes = self.options, self.classifier.model, PartialState()
-        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
-            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected an object with a method step().")
+        options, network, processes = self.options, self.classifier.model, _processes(self._device)
+        self._check_setup(scheduler, processes)
         validation = self._validation_tensors(validation_data)
         if options.keep_best and validation is None:
             raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
 
-        run = _Run(self, data, scheduler)
-        first = run.start()
+        run = _Run(self, data, scheduler, order)
+        first = run.start(processes)
         if options.channels_last:
             network.to(memory_format=torch.channels_last)
-        _same_on_all_processes(network, processes)
+        _same_on_all_processes(network.state_dict().values(), processes)
 
         epochs = range(first, nb_epochs)
         total = None if steps is None else nb_epochs * steps
         bar = tqdm(total=total, initial=first * (steps or 0), disable=not (verbose and processes.is_main_process))
         with ExitStack() as stack:
-            stack.enter_context(_random_states_restored(self._device))
+            stack.enter_context(_random_states_restored())
             stack.enter_context(bar)
             for instrument in self.instruments:
                 stack.enter_context(instrument.attached(network))
@@ -338,6 +351,7 @@ class RobustTrainer(Trainer):
             for epoch in epochs:
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
                 record = self._epoch(epoch, batches(_seeded(run.seed, epoch, processes)), scheduler, bar, processes)
+                _same_on_all_processes(network.buffers(), processes)
                 if validation is not None:
                     record |= self._validate(*validation)
                 self.history.append(record)
@@ -347,12 +361,35 @@ class RobustTrainer(Trainer):
                 bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
         run.restore_best()
 
+    def _check_setup(self, scheduler: Any, processes: PartialState) -> None:
+        """Refuse what would fail, or differ from what is asked for, after the first steps."""
+        classifier, interval = self.classifier, self.options.scheduler_interval
+        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected an object with a method step().")
+        if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
+            raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
+        if isinstance(classifier.optimizer, torch.optim.LBFGS):
+            raise ValueError("classifier: its optimizer LBFGS needs a closure, expected one that steps from gradients.")
+        if processes.num_processes == 1:
+            return
+        if self._device.type == "cuda" and self._device != processes.device:
+            raise ValueError(
+                f"classifier: its network is on {self._device} where this process works on {processes.device}, "
+                f"expected accelerate.PartialState() to be made before the classifier."
+            )
+        loss = classifier.loss
+        if getattr(loss, "reduction", "mean") != "mean" or getattr(loss, "weight", None) is not None:
+            raise ValueError(
+                "classifier: several processes average over samples, expected a loss with reduction 'mean'."
+            )
+
     def _epoch(
         self, epoch: int, batches: Iterator[Batch], scheduler: Any, bar: Any, processes: PartialState
     ) -> dict[str, float]:
         """One pass over the data. Losses stay on the device: reading one would make a GPU wait for its queue."""
         optimizer, network, options = self.classifier.optimizer, self.classifier.model, self.options
         trained = [p for group in optimizer.param_groups for p in group["params"]]
+        others = _without(network.parameters(), trained)
         check_every = 1 if self._device.type == "cpu" else 50
         started = time.perf_counter()
         losses: list[Tensor] = []
@@ -362,6 +399,8 @@ class RobustTrainer(Trainer):
             x, y = _own_share(whole_x, whole_y, processes)
             weight = len(x) * processes.num_processes / len(whole_x)
             optimizer.zero_grad(set_to_none=True)
+            for parameter in others:
+                parameter.grad = None
             if len(x):
                 loss = self._batch_loss(x, y)
                 losses.append(loss.detach())
@@ -379,12 +418,12 @@ class RobustTrainer(Trainer):
         rest = len(losses) % check_every
         if rest:
             _check_finite(losses[-rest:], epoch, len(losses) - 1)
-        mean = torch.stack(losses).double() @ torch.tensor(sizes, dtype=torch.float64, device=self._device) / sum(sizes)
+        _check_weights(network, epoch)
         return {
             "epoch": epoch + 1,
-            "loss": mean.item(),
+            "loss": _mean_over_samples(losses, sizes, self._device, processes),
             "seconds": time.perf_counter() - started,
-            "learning_rate": optimizer.param_groups[0]["lr"],
+            "learning_rate": float(optimizer.param_groups[0]["lr"]),
         }
 
     def _batch_loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -412,7 +451,10 @@ class RobustTrainer(Trainer):
         """Accuracy on clean inputs and, with a threat, under PGD from a random start (the same every epoch)."""
         network, threat = self.classifier.model, self.threat
         low, high = clip_range(self.classifier)
-        module = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
+
+        def logits(images: Tensor) -> Tensor:
+            return class_logits(self.classifier, self._predicting(images))
+
         network.eval()
         correct = torch.zeros((), device=x.device)
         robust = torch.zeros((), device=x.device)
@@ -420,12 +462,12 @@ class RobustTrainer(Trainer):
         for start in range(0, len(x), batch_size):
             images, labels = x[start : start + batch_size], y[start : start + batch_size]
             with torch.no_grad():
-                correct += (_two_columns(module(images)).argmax(dim=1) == labels).sum()
+                correct += (logits(images).argmax(dim=1) == labels).sum()
             if threat is None:
                 continue
 
             def cross_entropy(adversarial: Tensor, labels: Tensor = labels) -> Tensor:
-                return functional.cross_entropy(_two_columns(module(adversarial)), labels, reduction="sum")
+                return functional.cross_entropy(logits(adversarial), labels, reduction="sum")
 
             steps = self.options.validation_steps
             adversarial = threat.ascend(
@@ -438,7 +480,7 @@ class RobustTrainer(Trainer):
                 high=high,
             )
             with torch.no_grad():
-                robust += (_two_columns(module(adversarial)).argmax(dim=1) == labels).sum()
+                robust += (logits(adversarial).argmax(dim=1) == labels).sum()
         result = {"validation_accuracy": correct.item() / len(x)}
         if threat is not None:
             result["validation_robust_accuracy"] = robust.item() / len(x)
@@ -451,8 +493,10 @@ _SHOWN = ("loss", "validation_accuracy", "validation_robust_accuracy")
 class _Run:
     """What outlives an epoch: the seed, the best weights, and the checkpoint that holds all of it."""
 
-    def __init__(self, trainer: RobustTrainer, data: dict[str, int], scheduler: Any) -> None:
-        self.trainer, self.scheduler = trainer, scheduler
+    def __init__(
+        self, trainer: RobustTrainer, data: dict[str, int], scheduler: Any, order: torch.Generator | None
+    ) -> None:
+        self.trainer, self.scheduler, self.order = trainer, scheduler, order
         self.options = trainer.options
         self.network, self.optimizer = trainer.classifier.model, trainer.classifier.optimizer
         self.path = None if self.options.checkpoint_dir is None else Path(self.options.checkpoint_dir) / CHECKPOINT
@@ -464,11 +508,13 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.seed = 0
 
-    def start(self) -> int:
+    def start(self, processes: PartialState) -> int:
         """Begin anew or take up the checkpoint; the number of epochs that are already done."""
         self.trainer.history = []
-        seed = self.options.seed
-        self.seed = int(torch.randint(2**31, ())) if seed is None else seed
+        drawn = torch.randint(2**31, ()) if self.options.seed is None else torch.tensor(self.options.seed)
+        drawn = drawn.to(processes.device)
+        _same_on_all_processes([drawn], processes)
+        self.seed = int(drawn)
         if self.path is None or not self.path.exists():
             return 0
         if not self.options.resume:
@@ -496,6 +542,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "instruments": [instrument.state_dict() for instrument in self.trainer.instruments],
+            "order": None if self.order is None else self.order.get_state(),
             "best": self.best,
         }
         save_state(self.path, state)
@@ -507,6 +554,8 @@ class _Run:
 
     def _load(self, path: Path) -> int:
         state = load_state(path)
+        if not isinstance(state, dict) or not {"settings", "network", "epochs"} <= state.keys():
+            raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
         for name, now in self.settings.items():
             then = state["settings"].get(name)
             if then != now:
@@ -514,7 +563,9 @@ class _Run:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
+        if self.order is not None:
+            self.order.set_state(state["order"])
         for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
             instrument.load_state_dict(saved)
         self.trainer.history = state["history"]
@@ -528,16 +579,11 @@ class _Run:
         described |= {f.name: asdict(self.options)[f.name] for f in fields(self.options) if f.name not in ignored}
         if self.options.seed is not None:
             described["seed"] = self.options.seed
-        described["instruments"] = [instrument.name for instrument in trainer.instruments]
-        described["optimizer"] = type(self.optimizer).__name__
+        described["instruments"] = list(trainer.instruments)
+        described["optimizer"] = f"{type(self.optimizer).__name__} {self.optimizer.defaults}"
         described["scheduler"] = type(self.scheduler).__name__
         described["weights"] = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
         return {name: str(value) for name, value in described.items()}
-
-
-def _two_columns(logits: Tensor) -> Tensor:
-    """The single output z of a binary classifier as the two logits (0, z)."""
-    return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def _step_scheduler(scheduler: Any, loss: float) -> None:
@@ -545,6 +591,30 @@ def _step_scheduler(scheduler: Any, loss: float) -> None:
         scheduler.step(loss)
     else:
         scheduler.step()
+
+
+def _typed_like(saved: Any, template: Any) -> Any:
+    """``saved`` with the types of ``template``: a file keeps no subclasses of dict, such as a scheduler's Counter."""
+    if isinstance(template, dict) and isinstance(saved, dict):
+        entries = {key: _typed_like(value, template.get(key)) for key, value in saved.items()}
+        return type(template)(entries)
+    if isinstance(template, list) and isinstance(saved, list) and len(saved) == len(template):
+        return [_typed_like(*pair) for pair in zip(saved, template, strict=True)]
+    return saved
+
+
+def _without(parameters: Iterable[nn.Parameter], left_out: list[nn.Parameter]) -> list[nn.Parameter]:
+    known = {id(parameter) for parameter in left_out}
+    return [parameter for parameter in parameters if id(parameter) not in known]
+
+
+def _check_weights(network: nn.Module, epoch: int) -> None:
+    """Once an epoch, before anything is saved: a loss can be finite where its gradient is not."""
+    finite = torch.stack([parameter.isfinite().all() for parameter in network.parameters()])
+    if not finite.all().item():
+        raise FloatingPointError(
+            f"the weights became NaN or infinite in epoch {epoch + 1}; try a lower learning rate or max_gradient_norm."
+        )
 
 
 def _check_finite(losses: list[Tensor], epoch: int, last_step: int) -> None:
@@ -573,14 +643,19 @@ def _seeded(seed: int, epoch: int, processes: PartialState) -> torch.Generator:
 
 
 @contextmanager
-def _random_states_restored(device: torch.device) -> Iterator[None]:
+def _random_states_restored() -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng():
         try:
             yield
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+
+def _processes(device: torch.device) -> PartialState:
+    """The processes that train together, as Accelerate finds them; gloo on a CPU."""
+    return PartialState(cpu=device.type == "cpu")
 
 
 def _own_share(x: Tensor, y: Tensor, processes: PartialState) -> Batch:
@@ -590,19 +665,31 @@ def _own_share(x: Tensor, y: Tensor, processes: PartialState) -> Batch:
     return x.tensor_split(count)[rank], y.tensor_split(count)[rank]
 
 
-def _average_gradients(parameters: list[Tensor], processes: PartialState) -> None:
+def _average_gradients(parameters: list[nn.Parameter], processes: PartialState) -> None:
     """One reduction of all gradients; unlike DDP it allows any number of forward passes in a step."""
     if processes.num_processes == 1:
         return
-    trained = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+    # A parameter that the loss does not reach has no gradient anywhere, and must get none: weight decay would move it.
+    reached = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=processes.device)
+    torch.distributed.all_reduce(reached)
+    used = [p for p, count in zip(parameters, reached.tolist(), strict=True) if count]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
     torch.distributed.all_reduce(flat)
     flat /= processes.num_processes
-    for parameter, gradient in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
+    for parameter, gradient in zip(used, torch.split(flat, [p.numel() for p in used]), strict=True):
         parameter.grad = gradient.view_as(parameter)
 
 
-def _same_on_all_processes(network: nn.Module, processes: PartialState) -> None:
+def _mean_over_samples(losses: list[Tensor], sizes: list[int], device: torch.device, processes: PartialState) -> float:
+    """The mean loss of an epoch over the samples of all processes; the one transfer to the host of an epoch."""
+    counts = torch.tensor(sizes, dtype=torch.float64, device=device)
+    total = torch.stack([torch.stack(losses).double() @ counts, counts.sum()])
     if processes.num_processes > 1:
-        for tensor in network.state_dict().values():
+        torch.distributed.all_reduce(total)
+    return (total[0] / total[1]).item()
+
+
+def _same_on_all_processes(tensors: Iterable[Tensor], processes: PartialState) -> None:
+    if processes.num_processes > 1:
+        for tensor in tensors:
             torch.distributed.broadcast(tensor, 0)

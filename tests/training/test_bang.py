@@ -296,10 +296,17 @@ def test_two_versions_of_a_batch_in_one_forward_pass() -> None:
         assert torch.equal(parameter.grad, found[name])  # type: ignore[arg-type]
 
 
-def test_bf16_autocast_keeps_norms_in_float32() -> None:
+def test_bf16_autocast_keeps_norms_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = chain()
     exact, _ = bang_run(network, X, Y, beta=0.4, ratio=0.5, epsilon=0.855)
+    seen: list[torch.dtype] = []
+
+    def watched(norms: Tensor, *arguments: object) -> Tensor:
+        seen.append(norms.dtype)
+        return bang_factors(norms, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("art_robust_plugins.training.bang.bang_factors", watched)
     clone = copy.deepcopy(network)
     with bang_gradients(clone, beta=0.4, ratio=0.5, epsilon=0.855) as bang:
         bang.begin_step(Y)
@@ -308,11 +315,53 @@ def test_bf16_autocast_keeps_norms_in_float32() -> None:
             assert logits.dtype == torch.bfloat16
             loss = functional.cross_entropy(logits.float(), Y)
         loss.backward()
+    assert seen == [torch.float32] * 3
     for name, parameter in clone.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float32
         difference = (parameter.grad - exact[name]).norm() / exact[name].norm()
         assert difference < 0.05, name
+
+
+def test_large_factors_do_not_overflow_float16() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).half()
+    x = torch.rand(2, 1, 6, 6).half() + 1
+    weight = torch.tensor([1.0, 1e-6])  # s of the second sample is about 8e4, more than float16 can hold
+    with bang_gradients(network, epsilon=0.815):
+        (network(x).float().sum(dim=1) * weight).sum().backward()
+    assert network[0].weight.grad.isfinite().all()  # type: ignore[union-attr]
+
+
+class Cosine(nn.Linear):
+    """A linear layer that computes something else."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(functional.normalize(input), functional.normalize(self.weight))
+
+
+def test_layers_that_compute_in_their_own_way_are_refused_not_replaced() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(25, 6), Cosine(6, 4))
+    with pytest.raises(ValueError, match="the Cosine '2' computes in a way of its own"), bang_gradients(network):
+        pass
+    with bang_gradients(network, layers=["1"]):
+        network(X).sum().backward()
+    with (
+        bang_gradients(network, layers=["1"]),
+        pytest.raises(ValueError, match="the Linear '1' is taken by another instrument"),
+        bang_gradients(network, layers=["1"]),
+    ):
+        pass
+
+
+def test_layers_are_called_as_torch_allows() -> None:
+    """By keyword, with an output size, and with an in-place operation on the output of a layer over time steps."""
+    transposed, linear = nn.ConvTranspose2d(2, 3, 3, stride=2), nn.Linear(4, 5)
+    network = nn.ModuleList([transposed, linear])
+    with bang_gradients(network):
+        assert transposed(torch.rand(2, 2, 4, 4), output_size=[10, 10]).shape == (2, 3, 10, 10)
+        torch.relu_(linear(input=torch.rand(2, 3, 4))).sum().backward()
+    assert linear.weight.grad is not None
 
 
 @pytest.mark.parametrize(
@@ -409,4 +458,16 @@ def test_any_loss_can_run_inside(seed: int) -> None:
             noisy.log_softmax(1), clean.softmax(1), reduction="batchmean"
         )
         loss.backward()
-    assert all(p.grad.isfinite().all() for p in network.parameters())  # type: ignore[union-attr]
+    # The last layer's gradient by hand: each forward pass is scaled by itself, and the two are added.
+    features = nn.Sequential(*list(network)[:-1])
+    expected = torch.zeros_like(network[-1].weight)
+    inputs = [X.double(), X.double() + 0.1]
+    hidden = [features(x).detach() for x in inputs]
+    outputs = [network[-1](h).detach().requires_grad_() for h in hidden]
+    loss = functional.cross_entropy(outputs[0], Y) + functional.kl_div(
+        outputs[1].log_softmax(1), outputs[0].softmax(1), reduction="batchmean"
+    )
+    for h, output, gradient in zip(hidden, outputs, torch.autograd.grad(loss, outputs), strict=True):
+        epsilon = torch.where(output.argmax(dim=1) == Y, 0.815, 0.815 * 0.5).double()
+        expected += (bang_factors(gradient.norm(dim=1), epsilon)[:, None] * gradient).t() @ h
+    assert torch.allclose(network[-1].weight.grad, expected, atol=1e-7)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +26,10 @@ from art.estimators.classification import PyTorchClassifier
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from art_robust_plugins import BANGTrainer, RobustTrainer, StandardTrainer, ThreatModel, TrainingOptions
+from art_robust_plugins.training import BANG, Instrument
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 X = (DIGITS / 16).astype(np.float32).reshape(-1, 1, 8, 8)[:600]
@@ -143,11 +148,14 @@ def test_nll_loss_with_a_log_softmax_network() -> None:
     assert accuracy(trained) > 0.5
 
 
-def test_a_binary_network_with_one_output() -> None:
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), nn.BCELoss()])
+def test_a_binary_network_with_one_output(loss: nn.Module) -> None:
     rows = Y < 2
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Identity())
+    if isinstance(loss, nn.BCELoss):
+        model[2] = nn.Sigmoid()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    trained = PyTorchClassifier(model, nn.BCEWithLogitsLoss(), (1, 8, 8), 2, optimizer=optimizer, clip_values=(0, 1))
+    trained = PyTorchClassifier(model, loss, (1, 8, 8), 2, optimizer=optimizer, clip_values=(0, 1))
     trainer = StandardTrainer(trained, threat=ThreatModel("Linf", 0.1))
     trainer.fit(X[rows], Y[rows], validation_data=(X[rows], Y[rows]), nb_epochs=10, verbose=False)
     assert trainer.history[-1]["validation_accuracy"] > 0.95
@@ -192,6 +200,25 @@ def test_defences_that_act_in_fit_alone_act_in_every_batch_and_not_in_validation
     trainer = StandardTrainer(classifier(preprocessing_defences=defence))
     trainer.fit(X[:128], Y[:128], validation_data=(X[128:160], Y[128:160]), batch_size=32, nb_epochs=2, verbose=False)
     assert defence.calls == 8
+
+
+def test_defences_in_an_order_that_cannot_be_kept_are_refused() -> None:
+    both, fit_only = Brighten(0.1), Brighten(0.2, apply_fit=True, apply_predict=False)
+    StandardTrainer(classifier(preprocessing_defences=[fit_only, both]))
+    with pytest.raises(ValueError, match="the training-only defence Brighten comes after Brighten, expected it before"):
+        StandardTrainer(classifier(preprocessing_defences=[both, fit_only]))
+
+
+def test_parameters_outside_the_optimizer_keep_no_gradients() -> None:
+    trained = classifier()
+    trained._optimizer = torch.optim.SGD(trained.model[7].parameters(), 0.1)
+    StandardTrainer(trained).fit(X[:128], Y[:128], batch_size=64, nb_epochs=1, verbose=False)
+    after_two_steps = trained.model[0].weight.grad.clone()
+    alone = classifier()
+    alone._optimizer = torch.optim.SGD(alone.model[7].parameters(), 0.1)
+    options = TrainingOptions(seed=0)
+    StandardTrainer(alone, options=options).fit(X[:64], Y[:64], batch_size=64, nb_epochs=1, verbose=False)
+    assert after_two_steps.norm() < 2 * alone.model[0].weight.grad.norm()
 
 
 def test_defences_that_change_labels() -> None:
@@ -520,6 +547,112 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(tmp_path: Path) 
     assert same(whole, resumed)
 
 
+def test_weights_that_became_nan_do_not_replace_the_last_good_checkpoint(tmp_path: Path) -> None:
+    class Poisoned(StandardTrainer):
+        """A finite loss with a NaN gradient in the last step of the second epoch."""
+
+        def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+            self.steps = getattr(self, "steps", 0) + 1
+            loss = super().training_loss(x, y)
+            if self.steps == 8:
+                loss.register_hook(lambda gradient: gradient * torch.nan)
+            return loss
+
+    trainer = Poisoned(classifier(), options=TrainingOptions(checkpoint_dir=tmp_path))
+    with pytest.raises(FloatingPointError, match="the weights became NaN or infinite in epoch 2"):
+        trainer.fit(X[:128], Y[:128], batch_size=32, nb_epochs=4, verbose=False)
+    saved = torch.load(tmp_path / "training.pt", weights_only=True)
+    assert saved["epochs"] == 1
+    assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+
+
+class Counting(Instrument):
+    """Adds what it remembers to the first layer's output: a resumed run that forgets it would differ."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.seen = torch.zeros(())
+
+    def __repr__(self) -> str:
+        return "Counting()"
+
+    def attached(self, network: nn.Module) -> AbstractContextManager[object]:
+        def hook(module: nn.Module, _: object, output: Tensor) -> Tensor:
+            return output + 0.001 * self.seen if module.training else output
+
+        handle = network[0].register_forward_hook(hook)  # type: ignore[index]
+        return contextlib.closing(SimpleNamespace(close=handle.remove))
+
+    def begin_step(self, y: Tensor) -> None:
+        self.seen += len(y)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("kind", ["instrument", "best", "milestones", "loader generator", "numpy rate"])
+def test_what_else_a_resumed_run_remembers(kind: str, tmp_path: Path) -> None:
+    def training(folder: Path, resume: bool, epochs: int) -> list[Tensor]:
+        trained = classifier()
+        options = TrainingOptions(seed=0, checkpoint_dir=folder, resume=resume, keep_best=kind == "best")
+        trainer = StandardTrainer(trained, instruments=[Counting()] if kind == "instrument" else [], options=options)
+        optimizer, scheduler = trained.optimizer, None
+        if kind == "milestones":
+            parts = [
+                torch.optim.lr_scheduler.LinearLR(optimizer),
+                torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 1]),
+            ]
+            scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[1])
+        if kind == "numpy rate":
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: np.interp(epoch, [0, 4], [1, 0]))
+        if kind == "loader generator":
+            dataset = TensorDataset(torch.from_numpy(X[:100]), torch.from_numpy(Y[:100]))
+            order = torch.Generator().manual_seed(5)
+            trainer.fit_loader(DataLoader(dataset, 32, shuffle=True, generator=order), nb_epochs=epochs, verbose=False)
+        else:
+            # With the first epoch of the falling rate as the best one, a run that forgets it ends with other weights.
+            validation = (X[:100], (Y[:100] + (kind == "best")) % 10)
+            trainer.fit(
+                X[:100], Y[:100], validation, batch_size=32, nb_epochs=epochs, scheduler=scheduler, verbose=False
+            )
+        return weights(trained)
+
+    whole = training(tmp_path / "whole", False, 4)
+    training(tmp_path / "parts", False, 2)
+    assert same(whole, training(tmp_path / "parts", True, 4))
+
+
+def test_instruments_and_rates_must_be_those_of_the_checkpoint(tmp_path: Path) -> None:
+    def start(beta: float, lr: float, resume: bool) -> None:
+        trained = classifier()
+        trained.optimizer.defaults["lr"] = lr
+        options = TrainingOptions(seed=0, checkpoint_dir=tmp_path, resume=resume)
+        trainer = StandardTrainer(trained, instruments=[BANG(beta)], options=options)
+        trainer.fit(X[:64], Y[:64], nb_epochs=1, verbose=False)
+
+    start(0.5, 0.05, resume=False)
+    start(0.5, 0.05, resume=True)
+    with pytest.raises(
+        ValueError, match=r"was written with instruments \[BANG\(.*beta=0.5.*but this run has .*beta=1.0"
+    ):
+        start(1.0, 0.05, resume=True)
+    with pytest.raises(
+        ValueError, match=r"was written with optimizer SGD .*'lr': 0.05.*but this run has .*'lr': 0.001"
+    ):
+        start(0.5, 0.001, resume=True)
+
+
+def test_an_archive_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "training.pt")
+    trainer = StandardTrainer(classifier(), options=TrainingOptions(checkpoint_dir=tmp_path, resume=True))
+    with pytest.raises(ValueError, match=r"checkpoint_dir: .*training.pt is not a checkpoint of this loop"):
+        trainer.fit(X[:64], Y[:64], verbose=False)
+
+
 def test_ctrl_c_leaves_the_network_usable_and_the_checkpoint(tmp_path: Path) -> None:
     class Interrupted(StandardTrainer):
         def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -625,6 +758,26 @@ def test_options_are_checked(options: dict[str, Any], sentence: str) -> None:
     assert str(error.value) == sentence
 
 
+def test_optimizers_and_schedulers_that_the_loop_cannot_drive() -> None:
+    trained = classifier()
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(trained.optimizer)
+    with pytest.raises(ValueError, match="scheduler: got ReduceLROnPlateau per step"):
+        StandardTrainer(trained, options=TrainingOptions(scheduler_interval="step")).fit(X, Y, scheduler=plateau)
+    trained._optimizer = torch.optim.LBFGS(trained.model.parameters())
+    with pytest.raises(ValueError, match="classifier: its optimizer LBFGS needs a closure"):
+        StandardTrainer(trained).fit(X, Y)
+
+
+def test_streams_have_no_length() -> None:
+    class Stream(IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+            yield from zip(torch.from_numpy(X[:50]), Y[:50].tolist(), strict=True)
+
+    trainer = StandardTrainer(classifier())
+    trainer.fit_loader(DataLoader(Stream(), batch_size=16), nb_epochs=2, verbose=False)
+    assert len(trainer.history) == 2
+
+
 def test_loaders_are_checked() -> None:
     trainer = StandardTrainer(classifier())
     with pytest.raises(TypeError, match="generator: got list, expected an ART DataGenerator"):
@@ -644,40 +797,64 @@ def test_loaders_are_checked() -> None:
 
 PROCESSES = textwrap.dedent(
     """
-    import sys
+    import os, sys
     import torch
-    from accelerate import PartialState
     torch.set_num_threads(1)
-    state = PartialState(cpu=True)
     sys.path.insert(0, sys.argv[1])
     from training import test_loop
-    trained = test_loop.two_process_run()
-    if state.is_main_process:
-        torch.save([t for t in trained.model.state_dict().values()], sys.argv[2])
-    state.destroy_process_group()
+    rank = int(os.environ["RANK"])
+    trained, trainer = test_loop.process_run(first_weights=rank)
+    if rank == 0:
+        torch.save({"weights": test_loop.weights(trained), "history": trainer.history}, sys.argv[2])
+    try:
+        trainer.fit_loader([(test_loop.X, test_loop.Y)], verbose=False)
+    except ValueError as error:
+        assert str(error) == "loader: several processes train through fit, expected arrays."
+    else:
+        raise AssertionError("a loader was taken")
+    torch.distributed.destroy_process_group()
     """
 )
 
 
-def two_process_run() -> PyTorchClassifier:
-    """No dropout and no batch normalisation: what looks at a whole batch differs between processes."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 10))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+class Unreached(nn.Module):
+    """No dropout and no batch normalisation, which look at a whole batch; and a layer that the loss does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 10))
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def process_run(first_weights: int) -> tuple[PyTorchClassifier, StandardTrainer]:
+    """Training whose result must not depend on how many processes share it. Rank 0's first weights count."""
+    torch.manual_seed(first_weights)
+    model = Unreached()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
     trained = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
-    trainer = StandardTrainer(trained, options=TrainingOptions(seed=0))
-    trainer.fit(X[:101], Y[:101], batch_size=25, nb_epochs=3, verbose=False)
-    return trained
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5)
+    trainer = StandardTrainer(trained)
+    trainer.fit(X[:101], Y[:101], batch_size=25, nb_epochs=4, scheduler=plateau, verbose=False)
+    return trained, trainer
 
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    one = weights(two_process_run())
-    script, result = tmp_path / "run.py", tmp_path / "weights.pt"
+    trained, trainer = process_run(first_weights=0)
+    unused = trained.model.unused.weight.detach().clone()
+    script, result = tmp_path / "run.py", tmp_path / "result.pt"
     script.write_text(PROCESSES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    subprocess.run([*command, str(script), str(Path(__file__).parents[1]), str(result)], check=True, env=environment)
+    subprocess.run([*command, str(script), str(Path(__file__).parents[1]), str(result)], check=True, env=os.environ)
     two = torch.load(result, weights_only=True)
-    for a, b in zip(one, two, strict=True):
+    for a, b in zip(weights(trained), two["weights"], strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+    for one, other in zip(trainer.history, two["history"], strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["learning_rate"] == one["learning_rate"]
+    assert trainer.history[-1]["learning_rate"] < 0.1
+    torch.manual_seed(0)
+    assert torch.equal(Unreached().unused.weight, unused)
