@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import typer
 import typer.core
+from accelerate import PartialState
 from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
@@ -34,7 +36,7 @@ from .training.loop import CHECKPOINT
 
 
 class _Commands(typer.core.TyperGroup):
-    """Ends bad input with one sentence and exit code 2, a failed run with 1, Ctrl-C with 130."""
+    """Ends bad input with one sentence and exit code 2, a failed run with 1, Ctrl-C with 130; --debug shows all."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -42,12 +44,11 @@ class _Commands(typer.core.TyperGroup):
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             sys.exit(130)
-        except FloatingPointError as error:
+        except (FloatingPointError, ValueError, TypeError, ImportError, OSError) as error:
+            if ctx.params["debug"]:
+                raise
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-        except (ValueError, TypeError, ImportError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(1 if isinstance(error, FloatingPointError) else 2)
 
 
 app = typer.Typer(
@@ -64,6 +65,7 @@ console = Console()
 
 EVALUATIONS = "evaluations"
 STATE = "state"
+BATCH_SIZE = 250
 
 
 class Optimizer(str, Enum):
@@ -92,6 +94,13 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; 
 SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0)]
 
 
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """Read by `_Commands`."""
+
+
 @app.command()
 def methods() -> None:
     """List what is installed: each method's source and parameters."""
@@ -116,22 +125,25 @@ def demo(
     Each network meets the standard AutoAttack and the attacks of torchattacks at Linf 0.1. A few minutes on two cores.
     """
     data = load_data("digits")
+    threat = ThreatModel("Linf", 0.1)
     reports = {}
-    # The baseline comes first, for the others to be compared with.
-    for name, kind in sorted(available_methods().items(), key=lambda item: item[0] != "standard"):
-        parameters = getattr(kind, "demo", {})
-        if not issubclass(kind, Trainer):
-            continue
-        missing = [key for key, value in parameters_of(kind).items() if value is inspect.Parameter.empty]
-        if set(missing) - set(parameters):
-            console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
-            continue
-        folder = out / name
-        if not (folder / "classifier.json").exists():
-            console.print(f"[bold]{name}[/bold]: training")
-            _train(name, data, "small-cnn", folder, parameters, epochs=epochs, seed=seed, resume=True)
-        threat = ThreatModel("Linf", 0.1)
-        reports[name] = _evaluate(folder, data, threat, ["standard", "torchattacks"], points=points, seed=seed)
+    with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
+        # The baseline comes first, for the others to be compared with.
+        for name, kind in sorted(available_methods().items(), key=lambda item: item[0] != "standard"):
+            parameters = getattr(kind, "demo", {})
+            if not issubclass(kind, Trainer):
+                continue
+            missing = [key for key, value in parameters_of(kind).items() if value is inspect.Parameter.empty]
+            if set(missing) - set(parameters):
+                console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
+                continue
+            folder = out / name
+            if (folder / "classifier.json").exists():
+                _check_demo(folder, epochs, seed)
+            else:
+                console.print(f"[bold]{name}[/bold]: training")
+                _train(name, data, "small-cnn", folder, parameters, epochs=epochs, seed=seed, resume=True)
+            reports[name] = _evaluate(folder, data, threat, ["standard", "torchattacks"], points=points, seed=seed)
     page = save_comparison(reports, out)
     _print_comparison(reports)
     console.print(f"Open {page} in a browser.", soft_wrap=True)
@@ -150,12 +162,13 @@ def train(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     optimizer: Optimizer = Optimizer.sgd,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
-    momentum: Annotated[float, typer.Option(help="For sgd.")] = 0.9,
+    momentum: Annotated[float | None, typer.Option(help="For sgd; 0.9 by default.")] = None,
     weight_decay: float = 5e-4,
     schedule: Schedule = Schedule.cosine,
     norm: Annotated[
-        NormName, typer.Option(help="Norm of the threat, for robust validation and for methods that use one.")
-    ] = NormName.linf,
+        NormName | None,
+        typer.Option(help="Norm of the threat (Linf by default), for robust validation and methods that use one."),
+    ] = None,
     eps: Annotated[str | None, typer.Option(help="Radius of the threat, such as 0.1 or 8/255.")] = None,
     validation: Annotated[int, typer.Option(help="Training images held out to measure each epoch on.", min=0)] = 0,
     keep_best: Annotated[bool, typer.Option(help="End with the best epoch's weights; needs --validation.")] = False,
@@ -170,10 +183,20 @@ def train(
     if (out / "classifier.json").exists():
         raise ValueError(f"--out: {out} holds a trained network already, expected another folder.")
     parameters = dict(_setting(text) for text in settings or [])
+    known = parameters_of(method(name))
+    for given in ("classifier", "options", "instruments", "threat"):
+        if given in parameters:
+            raise ValueError(f"--set: {given} is no setting of {name!r}, expected options such as --eps for it.")
     if eps is not None:
-        if "threat" not in parameters_of(method(name)):
+        if "threat" not in known:
             raise ValueError(f"--eps: {name!r} takes no threat, expected none.")
-        parameters["threat"] = ThreatModel(norm.value, eps)
+        parameters["threat"] = ThreatModel("Linf" if norm is None else norm.value, eps)
+    elif norm is not None:
+        raise ValueError(f"--norm: got {norm.value} without --eps, expected both.")
+    if lr <= 0:
+        raise ValueError(f"--lr: got {lr}, expected a positive number.")
+    if momentum is not None and optimizer is not Optimizer.sgd:
+        raise ValueError(f"--momentum: got {momentum} for {optimizer.value}, expected it for sgd only.")
     with _on_interrupt(f"to continue: art-robust {shlex.join([*_without(sys.argv[1:], '--resume'), '--resume'])}"):
         _train(
             name,
@@ -185,7 +208,7 @@ def train(
             batch_size=batch_size,
             optimizer=optimizer,
             lr=lr,
-            momentum=momentum,
+            momentum=0.9 if momentum is None else momentum,
             weight_decay=weight_decay,
             schedule=schedule,
             validation=validation,
@@ -194,7 +217,8 @@ def train(
             seed=seed,
             resume=resume,
         )
-    console.print(f"Saved in {out}. Next: art-robust evaluate {out} --norm Linf --eps 0.1", soft_wrap=True)
+    if PartialState().is_main_process:
+        console.print(f"Saved in {out}. Next: art-robust evaluate {out} --norm Linf --eps 0.1", soft_wrap=True)
 
 
 @app.command()
@@ -208,7 +232,9 @@ def evaluate(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Test data; by default that of the training.")] = None,
     points: Annotated[int, typer.Option(help="How many test images, the first ones.", min=1)] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Points an attack gets at once; it fixes the randomness.")] = 250,
+    batch_size: Annotated[
+        int, typer.Option(help="Points an attack gets at once; it fixes the randomness.")
+    ] = BATCH_SIZE,
     seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report; by default one inside the run's.")
@@ -224,7 +250,14 @@ def evaluate(
     threat = ThreatModel(norm.value, eps)
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
         report = _evaluate(
-            run, load_data(data or trained_on), threat, attacks or ["standard"], points, seed, batch_size, out
+            run,
+            load_data(data or trained_on),
+            threat,
+            attacks or ["standard"],
+            points=points,
+            seed=seed,
+            batch_size=batch_size,
+            out=out,
         )
     console.print(str(report), markup=False, highlight=False)
 
@@ -240,12 +273,18 @@ def report(
     """
     reports = {}
     for run in runs:
-        folders = [run] if (run / "report.json").exists() else sorted((run / EVALUATIONS).glob("*/"))
-        for folder in folders:
-            label = run.name if len(folders) == 1 else f"{run.name}, {folder.name}"
+        found = [run, *sorted(run.glob(f"{EVALUATIONS}/*")), *sorted(run.glob(f"*/{EVALUATIONS}/*"))]
+        finished = [folder for folder in found if (folder / "report.json").exists()]
+        for folder in found:
+            if folder not in finished and (folder / STATE).exists():
+                console.print(f"{folder}: left out, its evaluation is not finished.", style="yellow", soft_wrap=True)
+        if not finished:
+            console.print(f"{run}: left out, no report is in it.", style="yellow", soft_wrap=True)
+        for folder in finished:
+            owner = folder if folder == run else folder.parents[1]
+            alone = sum(other.parent == folder.parent for other in finished) == 1
+            label = owner.name if alone else f"{owner.name}, {folder.name}"
             reports[label if label not in reports else str(folder)] = EvaluationReport.load(folder)
-        if not folders:
-            console.print(f"{run}: no report in it, left out.", style="yellow")
     if not reports:
         raise ValueError("RUNS: got no folder with a report, expected some that art-robust evaluate wrote.")
     _print_comparison(reports)
@@ -281,6 +320,8 @@ def _train(
         raise ValueError(f"--validation: got {validation} of {len(data.x_train)} training images, expected fewer.")
     if keep_best and validation == 0:
         raise ValueError("--keep-best: got no --validation, expected a number of images to measure epochs on.")
+    # On its own device each process makes its network; the first one writes.
+    processes = PartialState(cpu=not torch.cuda.is_available())
     if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
     torch.manual_seed(seed)
@@ -295,7 +336,7 @@ def _train(
     )
     options = TrainingOptions(
         seed=seed,
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="bf16" if bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" else "no",
         keep_best=keep_best,
         checkpoint_dir=out,
         resume=resume,
@@ -319,13 +360,24 @@ def _train(
     record = {
         "method": name,
         "parameters": {key: _recorded(value) for key, value in trainer.parameters.items()},
-        "data": data.name,
+        "data": str(Path(data.name).resolve()) if data.name.endswith(".npz") else data.name,
         "epochs": epochs,
         "batch_size": batch_size,
         "seed": seed,
         "history": trainer.history,
     }
-    save_classifier(classifier, out, extra=record)
+    if processes.is_main_process:
+        save_classifier(classifier, out, extra=record)
+
+
+def _check_demo(folder: Path, epochs: int, seed: int) -> None:
+    """A second demo in one folder goes on with the first one's networks: they must be those that are asked for."""
+    record = describe_classifier(folder)["extra"]
+    if (record.get("epochs"), record.get("seed")) != (epochs, seed):
+        raise ValueError(
+            f"--out: {folder} holds a network of {record.get('epochs')} epochs and seed {record.get('seed')}, expected "
+            f"{epochs} and {seed}; take another folder."
+        )
 
 
 def _evaluate(
@@ -333,19 +385,33 @@ def _evaluate(
     data: Dataset,
     threat: ThreatModel,
     attacks: Sequence[str],
+    *,
     points: int,
     seed: int,
-    batch_size: int = 250,
+    batch_size: int = BATCH_SIZE,
     out: Path | None = None,
 ) -> EvaluationReport:
     classifier = load_classifier(run)
-    folder = out or run / EVALUATIONS / f"{threat}-{'-'.join(attacks)}".replace("/", "_").replace(" ", "-")
+    folder = out or run / EVALUATIONS / _label(run, data, threat, attacks, points=points, seed=seed, batch=batch_size)
     evaluator = Evaluator(
         classifier, threat, attacks=attacks, batch_size=batch_size, seed=seed, state_dir=folder / STATE
     )
     report = evaluator.evaluate(data.x_test[:points], data.y_test[:points])
     report.save(folder)
     return report
+
+
+def _label(
+    run: Path, data: Dataset, threat: ThreatModel, attacks: Sequence[str], *, points: int, seed: int, batch: int
+) -> str:
+    """A folder's name for an evaluation: another one of the same run gets another name."""
+    parts = [str(threat), *attacks, str(min(points, len(data.x_test)))]
+    trained_on = describe_classifier(run)["extra"].get("data")
+    if trained_on is not None and Path(data.name).name != Path(trained_on).name:
+        parts.append(Path(data.name).stem)
+    parts += [f"seed{seed}"] if seed else []
+    parts += [f"batch{batch}"] if batch != BATCH_SIZE else []
+    return "-".join(parts).replace("/", "_").replace(" ", "-")
 
 
 def _print_comparison(reports: dict[str, EvaluationReport]) -> None:

@@ -39,13 +39,14 @@ METHODS = {"R0": (StandardTrainer, {}), "B1": (BANGTrainer, {"beta": 1.0, "epsil
 # How many of the first test images are attacked at each eps. An image that stays robust costs about 10,000 passes, and
 # at the smallest eps nearly all do: fewer there keep this within two hours on two cores.
 POINTS = {0.1: 1000, 0.15: 1000, 0.05: 250}
+GRADIENT_POINTS = 1000
 NAMES = {
-    "clean": "clean",
-    "zero gradients": "loss gradient exactly 0 (share of the first 1000 images)",
-    "fgsm": "FGSM",
-    "pgd-20": "PGD-20",
-    "apgd-t": "APGD-T",
-    "autoattack": "AutoAttack (standard)",
+    "clean": "correct, clean",
+    "zero gradients": "with a loss gradient of exactly 0",
+    "fgsm": "correct under FGSM",
+    "pgd-20": "correct under PGD-20",
+    "apgd-t": "correct under APGD-T",
+    "autoattack": "correct under AutoAttack (standard)",
 }
 WORK = Path("runs/bang_mnist")
 
@@ -124,7 +125,7 @@ def clean_job(name: str, seed: int, data_dir: str, quick: bool) -> dict[str, Any
         "method": name,
         "seed": seed,
         "clean": accuracy(classifier, data.x_test, data.y_test),
-        "zero gradients": gradient_share(classifier, data.x_test[:1000], data.y_test[:1000]),
+        "zero gradients": gradient_share(classifier, data.x_test[:GRADIENT_POINTS], data.y_test[:GRADIENT_POINTS]),
     }
 
 
@@ -175,8 +176,8 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     rows = []
     for measure in sorted(measures, key=lambda name: float(name.split()[-1]) if name[-1].isdigit() else 0.0):
         name, _, eps = measure.rpartition(" ") if measure[-1].isdigit() else (measure, "", "")
-        images = POINTS[float(eps)] if eps else 10_000
-        row = {"eps": eps or "0", "images": f"{images:,}", "accuracy under, %": NAMES[name]}
+        images = POINTS[float(eps)] if eps else {"clean": 10_000, "zero gradients": GRADIENT_POINTS}[name]
+        row = {"eps": eps or "0", "images": f"{images:,}", "share of images, %": NAMES[name]}
         for method in METHODS:
             values = [100 * run[measure] for run in results if run["method"] == method]
             row[method] = f"{statistics.mean(values):.2f} ({min(values):.1f} to {max(values):.1f})"

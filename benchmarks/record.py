@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,18 @@ RESULTS = Path(__file__).parent / "results"
 
 def processor() -> str:
     """The name of the CPU, and of the GPU where there is one."""
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = f"{len(names)} x {names[0]}" if names else platform.processor()
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def save(name: str, results: Any, **conditions: Any) -> Path:
@@ -36,7 +41,7 @@ def save(name: str, results: Any, **conditions: Any) -> Path:
         "date": date.today().isoformat(),
         "machine": processor(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: installed(package) for package in PACKAGES},
         "threads": torch.get_num_threads(),
         **conditions,
         "results": results,

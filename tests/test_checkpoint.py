@@ -403,7 +403,7 @@ def test_weights_of_another_saving_are_refused(tmp_path):
     save_classifier(classifier(), tmp_path / "b")
     changed = load_tensors(tmp_path / "a" / "weights.safetensors")
     save_tensors(tmp_path / "b" / "weights.safetensors", {name: tensor + 1 for name, tensor in changed.items()})
-    with pytest.raises(ValueError, match="got other weights than classifier.json was written with"):
+    with pytest.raises(ValueError, match=r"got other weights than classifier\.json was written with"):
         load_classifier(tmp_path / "b")
 
 

@@ -86,14 +86,22 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
         assert code == 0
         assert "apgd-ce" in text
     folders = sorted((trained / "evaluations").iterdir())
-    assert [folder.name for folder in folders] == ["Linf-0.05-fgsm-apgd-ce", "Linf-0.1-fgsm-apgd-ce"]
+    assert [folder.name for folder in folders] == ["Linf-0.05-fgsm-apgd-ce-30", "Linf-0.1-fgsm-apgd-ce-30"]
     report = EvaluationReport.load(folders[1])
     assert len(report.robust) == 30
     assert (folders[1] / "report.html").exists()
     code, text = run("report", trained, "--out", tmp_path / "page")
     assert code == 0
     page = (tmp_path / "page" / "index.html").read_text()
-    assert "bang, Linf-0.05-fgsm-apgd-ce" in page
+    assert "bang, Linf-0.05-fgsm-apgd-ce-30" in page
+    # Another number of points is another evaluation, and one that was stopped does not keep others from the page.
+    assert run("evaluate", trained, "--eps", "0.1", "--attacks", "fgsm", "--points", 20)[0] == 0
+    stopped = trained / "evaluations" / "Linf-0.2-standard-30"
+    (stopped / "state").mkdir(parents=True)
+    code, text = run("report", trained.parent, "--out", tmp_path / "page")
+    assert code == 0
+    assert f"{stopped}: left out, its evaluation is not finished." in text.replace("\n", "")
+    assert "bang, Linf-0.1-fgsm-20" in (tmp_path / "page" / "index.html").read_text()
     code, text = run("report", tmp_path / "nothing")
     assert code == 2
     assert "RUNS: got no folder with a report" in text
@@ -110,17 +118,28 @@ def test_the_demo_compares_every_method(run, tmp_path: Path) -> None:  # type: i
     names = [attack.name for attack in report.attacks]
     assert {"apgd-ce", "apgd-t", "fab-t", "square", "fgsm", "pgd-20"} <= set(names)
     assert report.autoattack_accuracy is not None
+    code, text = run("demo", "--out", tmp_path, "--epochs", 3, "--points", 4)
+    assert code == 2
+    assert "holds a network of 2 epochs and seed 0, expected 3 and 0; take another folder." in text
 
 
 BAD = [
     (["train", "bnag", "--out", "{new}"], "error: name: got 'bnag', expected one of"),
-    (["train", "bang", "--data", "minst", "--out", "{new}"], "mnist"),
-    (["train", "bang", "--model", "lenett", "--out", "{new}"], "lenet"),
+    (["train", "bang", "--data", "minst", "--out", "{new}"], "did you mean 'mnist'?"),
+    (["train", "bang", "--model", "lenett", "--out", "{new}"], "did you mean 'lenet'?"),
     (["train", "bang", "--model", "lenet", "--out", "{new}"], "expected (C, H, W) of at least 16 x 16 pixels"),
     (["train", "bang", "--set", "beta", "--out", "{new}"], "error: --set: got 'beta', expected NAME=VALUE."),
     (["train", "bang", "--set", "bta=1", "--out", "{new}"], "bta: 'bang' has no such parameter; did you mean 'beta'?"),
     (["train", "bang", "--set", "beta=-1", "--out", "{new}"], "beta: got -1, expected a number that is not negative."),
     (["train", "bang", "--eps", "8/0", "--out", "{new}"], "error: eps: got '8/0', expected a positive number"),
+    (["train", "bang", "--norm", "L2", "--out", "{new}"], "error: --norm: got L2 without --eps, expected both."),
+    (["train", "bang", "--lr", "0", "--out", "{new}"], "error: --lr: got 0.0, expected a positive number."),
+    (["train", "bang", "--optimizer", "adam", "--momentum", "0.5", "--out", "{new}"], "error: --momentum: got 0.5 for"),
+    (["train", "bang", "--set", "threat=0.1", "--out", "{new}"], "error: --set: threat is no setting of 'bang'"),
+    (
+        ["train", "bang", "--set", 'layers={{"*": 3}}', "--out", "{new}"],
+        "error: layers: got 3 for '*', expected a mapping",
+    ),
     (["train", "bang", "--keep-best", "--out", "{new}"], "error: --keep-best: got no --validation"),
     (["train", "bang", "--validation", "5000", "--out", "{new}"], "error: --validation: got 5000 of 1437"),
     (["train", "bang", "--out", "{trained}"], "holds a trained network already, expected another folder."),
@@ -143,6 +162,11 @@ def test_bad_input_gets_one_sentence(run, trained: Path, tmp_path: Path, argumen
     assert sentence in " ".join(text.split())
     assert "Traceback" not in text
     assert not (tmp_path / "new").exists()
+
+
+def test_debug_shows_where_an_error_came_from(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="name: got 'bnag'"):
+        run("--debug", "train", "bnag", "--out", tmp_path / "new")
 
 
 def interrupted(command: list[str], until: Path) -> subprocess.CompletedProcess[str]:
@@ -171,6 +195,13 @@ def test_ctrl_c_in_training_says_how_to_resume_and_it_works(tmp_path: Path) -> N
     subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
     one, two = load_classifier(whole).model.state_dict(), load_classifier(parts).model.state_dict()
     assert all(np.array_equal(one[name].numpy(), two[name].numpy()) for name in one)
+
+
+def test_ctrl_c_in_the_demo_says_how_to_resume(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "art_robust_plugins", "demo", "--out", str(tmp_path / "demo")]
+    stopped = interrupted(command, tmp_path / "demo" / "standard" / "training.pt")
+    assert stopped.returncode == 130
+    assert f"to continue: art-robust demo --out {tmp_path / 'demo'}" in stopped.stderr
 
 
 def test_ctrl_c_in_an_evaluation_says_how_to_resume_and_it_works(trained: Path, tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ class BANG(Instrument):
         self.setting = BANGSetting(beta, epsilon, ratio)
         self.layers: dict[LayerPattern, BANGSetting] | None = None
         if isinstance(layers, Mapping):
+            for pattern, values in layers.items():
+                if not isinstance(values, Mapping):
+                    raise ValueError(f"layers: got {values!r} for {pattern!r}, expected a mapping of settings.")
             self.layers = {pattern: self.setting.replaced(**values) for pattern, values in layers.items()}
         elif layers is not None:
             self.layers = dict.fromkeys([layers] if isinstance(layers, str) else layers, self.setting)

@@ -153,6 +153,10 @@ class RobustTrainer(Trainer):
         check_classifier(classifier)
         if classifier.optimizer is None:
             raise ValueError("classifier: it has no optimizer, expected PyTorchClassifier(..., optimizer=...).")
+        if threat is not None and not isinstance(threat, ThreatModel):
+            raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel or None.")
+        if not isinstance(options, TrainingOptions):
+            raise TypeError(f"options: got {type(options).__name__}, expected TrainingOptions.")
         super().__init__(classifier)
         self.threat = threat
         self.instruments = tuple(instruments)
