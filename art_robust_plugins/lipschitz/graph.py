@@ -109,7 +109,7 @@ class LipschitzGraph:
         self._static: dict[Hashable, Any] = {}
         self._std = None if std is None else _checked_std(std, self.input_shape)
         program = _export(network, self.input_shape)
-        self._constants = program.constants
+        self._constants, self._module = program.constants, program.graph_module
         signature = program.graph_signature
         if signature.buffers_to_mutate:
             names = ", ".join(signature.buffers_to_mutate.values())
@@ -117,7 +117,9 @@ class LipschitzGraph:
         self._inputs = {spec.arg.name: spec for spec in signature.input_specs}
         outputs = [name for name in signature.user_outputs if isinstance(name, str)]
         if len(signature.user_outputs) != 1 or len(outputs) != 1:
-            raise ValueError(f"network: it returns {len(signature.user_outputs)} values, expected one tensor of logits.")
+            raise ValueError(
+                f"network: it returns {len(signature.user_outputs)} values, expected one tensor of logits."
+            )
         nodes = {node.name: node for node in program.graph.nodes}
         self._output = nodes[outputs[0]]
         shape = tuple(self._output.meta["val"].shape)
@@ -130,7 +132,8 @@ class LipschitzGraph:
                 needed.update(node.all_input_nodes)
         self._nodes = [node for node in program.graph.nodes if node in needed]
         with torch.no_grad():
-            self._evaluate(_Evaluation(self, proven=False, dry=True))  # refuses what has no rule now, not at its first use
+            self._evaluate(_Evaluation(self, proven=False))  # refuses now what has no rule; bounds wait until asked for
+        _check_samples_apart(network, _samples(network, self.input_shape))
 
     @torch.no_grad()
     def upper_bound(self) -> NetworkBound:
@@ -170,8 +173,9 @@ class LipschitzGraph:
                 values[node] = self._placeholder(node, evaluation)
             elif node.op == "call_function":
                 values[node] = self._call(node, values, evaluation)
-            else:
-                raise ValueError(f"network: its graph has a {node.op} node {node.name!r}, expected operations only.")
+            else:  # an attribute of the graph itself: a constant, or the graph that a control-flow operation calls
+                attribute = python_operator.attrgetter(str(node.target))(self._module)
+                values[node] = evaluation.constant(attribute) if isinstance(attribute, Tensor) else attribute
         return values[self._output]
 
     def _placeholder(self, node: Node, evaluation: _Evaluation) -> Any:
@@ -192,25 +196,24 @@ class LipschitzGraph:
         raise ValueError(f"network: it uses {target!r}, a {spec.kind.name}, expected parameters and tensors only.")
 
     def _call(self, node: Node, values: dict[Node, Any], evaluation: _Evaluation) -> Any:
-        arguments = torch.fx.map_arg(node.args, lambda n: values[n])
-        options = torch.fx.map_arg(node.kwargs, lambda n: values[n])
-        leaves = tree_leaves((arguments, options))
+        arguments: Any = torch.fx.map_arg(node.args, lambda n: values[n])
+        options: Any = torch.fx.map_arg(node.kwargs, lambda n: values[n])
         call = _place(node, evaluation)
         if node.target is python_operator.getitem:
-            result = arguments[0][arguments[1]]
-            if result is None:
-                source = node.args[0]
-                _place(source, evaluation).refuse(f"its output {arguments[1]} is used, which has no bound")  # type: ignore[arg-type]
-            return result
-        if not any(isinstance(leaf, Value) for leaf in leaves):
+            outputs, index = arguments
+            if outputs[index] is None:
+                (source,) = node.all_input_nodes
+                _place(source, evaluation).refuse(f"its output {index} is used, which has no bound")
+            return outputs[index]
+        if not any(isinstance(leaf, Value) for leaf in tree_leaves((arguments, options))):
             return evaluation.computed(call, arguments, options)
-        if node.target not in RULES:
-            reason = UNBOUNDED.get(node.target, "it has no Lipschitz rule")  # type: ignore[arg-type]
+        rule = RULES.get(call.target)
+        if rule is None:
             call.refuse(
-                f"{reason}; if you can prove a bound for it, register one with "
-                f"@lipschitz_rule(torch.ops.{node.target}) before tracing"
+                f"{UNBOUNDED.get(call.target, 'it has no Lipschitz rule')}; if you can prove a bound for it, register "
+                f"one with @lipschitz_rule(torch.ops.{call.target}) before tracing"
             )
-        return RULES[node.target](call, *arguments, **options)  # type: ignore[index]
+        return rule(call, *arguments, **options)
 
     def _bound(self, output: Any, evaluation: _Evaluation) -> NetworkBound:
         classes = int(self._output.meta["val"].shape[1])
@@ -221,6 +224,8 @@ class LipschitzGraph:
         # Each bound so far is a chain of float64 sums, products and roots, each exact to 2**-53.
         up = ROUND_UP if evaluation.proven else 1.0
         lipschitz = torch.as_tensor(output.bound, **options) * up
+        if evaluation.proven and not bool(torch.isfinite(lipschitz)):
+            raise ValueError("network: its bound is infinite in float64, expected smaller weights.")
         operators = tuple(evaluation.operators)
         if isinstance(output.operator, Linear) and output.parent is not None:
             before = torch.as_tensor(output.parent.bound, **options) * up
@@ -234,14 +239,12 @@ class LipschitzGraph:
 class _Evaluation:
     """One evaluation of a graph, proven or estimated; what `rules.Evaluation` asks for."""
 
-    def __init__(
-        self, graph: LipschitzGraph, *, proven: bool, variances: Variances | None = None, dry: bool = False
-    ) -> None:
-        self.static = graph._static
+    def __init__(self, graph: LipschitzGraph, *, proven: bool, variances: Variances | None = None) -> None:
+        # Index buffers may have changed since the last proven bound; an estimate takes them as they were.
+        self.static: dict[Hashable, Any] = {} if proven else graph._static
         self.device = device_of(graph.network)
         self.dtype = torch.float64 if proven else _dtype_of(graph.network)
         self.proven = proven
-        self.dry = dry
         self.operators: list[OperatorNorm] = []
         self._network, self._vectors = graph.network, graph.vectors
         self._variances = variances or {}
@@ -330,36 +333,33 @@ def _export(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     table = torch.export.default_decompositions()
     for operation in RULES:
         if not any(returned.alias_info for returned in operation._schema.returns):
-            table.pop(operation, None)
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.rand(2, *input_shape, generator=generator).to(device_of(network), _dtype_of(network))
+            table.pop(operation, None)  # type: ignore[no-untyped-call]
+    sample = _samples(network, input_shape)[:1]
     with preserved(network), torch.no_grad():
         network.eval()
         try:
-            program = torch.export.export(network, (samples[:1],), strict=False).run_decompositions(table)
+            return torch.export.export(network, (sample,), strict=False).run_decompositions(table)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
                 f"network: torch.export cannot trace it for one sample of shape {input_shape} "
                 f"({type(error).__name__}: {reason}), expected a forward whose steps do not depend on the data."
             ) from error
-        _check_samples_apart(network, samples)
-    return program
 
 
 def _check_samples_apart(network: nn.Module, samples: Tensor) -> None:
     """A bound for one sample says nothing of a network that mixes the samples of a batch."""
-    apart = torch.cat([network(samples[:1]), network(samples[1:])]) if _is_tensor(network(samples[:1])) else None
-    together = network(samples)
-    if apart is None:
-        return
+    with preserved(network), torch.no_grad():
+        network.eval()
+        together, apart = network(samples), torch.cat([network(samples[:1]), network(samples[1:])])
     tolerance = 1e-3 * float(apart.abs().max())
     if together.shape != apart.shape or not bool(((together - apart).abs() <= tolerance).all()):
         raise ValueError("network: its outputs for two samples together are not those for each alone, expected equal.")
 
 
-def _is_tensor(output: object) -> bool:
-    return isinstance(output, Tensor)
+def _samples(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, *input_shape, generator=generator).to(device_of(network), _dtype_of(network))
 
 
 def _place(node: Node, evaluation: _Evaluation) -> Call:
@@ -378,7 +378,7 @@ def _dtype_of(network: nn.Module) -> torch.dtype:
 def _checked_std(std: Any, input_shape: tuple[int, ...]) -> Tensor:
     values = torch.as_tensor(std, dtype=torch.float64)
     try:
-        fits = torch.broadcast_shapes(values.shape, input_shape) == torch.Size(input_shape)
+        fits = values.expand(input_shape).shape == input_shape
     except RuntimeError:
         fits = False
     if not fits or not bool((torch.isfinite(values) & (values > 0)).all()):

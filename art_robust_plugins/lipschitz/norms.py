@@ -24,6 +24,7 @@ problem, a discrete Fourier transform (each a modest multiple of n * 2**-53), or
 _UNIT = 2.0**-53
 _MODES = ("zeros", "circular", "reflect", "replicate")
 _CHUNK = 2**22  # numbers held at a time while frequencies or columns are worked through
+_ALWAYS = 1024  # a factorisation of this size costs next to nothing
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -155,7 +156,8 @@ class Convolution:
         transposed: a transposed convolution.
         padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
         cholesky_limit: up to which number of inputs or outputs of a group (the smaller of both) the bound is refined
-            by a Cholesky factorisation of a matrix of that size. None: 4096 on a CPU, 16384 on a GPU; 0: never.
+            by a Cholesky factorisation of a matrix of that size (above 1024, unless the bound on the grid is already
+            within half a percent). None: 4096 on a CPU, 16384 on a GPU; 0: never.
 
     Raises:
         ValueError: for arguments that do not fit together, or that torch would not accept either.
@@ -403,7 +405,7 @@ class Convolution:
         t I - G' that runs to its end proves that the largest eigenvalue of G' is at most t + c_1, with
         c_1 = (n + 1) u / (1 - 2 (n + 1) u) * trace(t I - G'), u = 2**-53, for any order of summation (Rump:
         Verification of positive definiteness, BIT 46, 2006, theorem 2.3). G' is G as computed. Its columns A^T (A e_j)
-        are sums of at most m products of exact numbers (A e_j picks entries), so that
+        (or the product of the matrices) are sums of at most m products of exact numbers, so that
         |G' - G| <= m u / (1 - m u) |A|^T |A|, whose norm is at most c_2 = 2 m u ||A||_1 ||A||_inf.
         The subtraction from t rounds by at most c_3 = 2 u (t + max_j G'_jj).
         """
@@ -413,6 +415,8 @@ class Convolution:
         n = min(math.prod(self.input_shape), math.prod(self.output_shape))
         if n > limit:
             return math.inf
+        if n > _ALWAYS and ceiling <= 1.005 * float(lower_estimate(self, steps=100)[0]):
+            return math.inf  # the grid's bound is within half a percent of the truth: leave it at that
         # cuDNN may compute convolutions by other formulas (Winograd, FFT) than sums of products.
         with torch.backends.cudnn.flags(enabled=False):
             gram = self._gram()
@@ -441,19 +445,53 @@ class Convolution:
     def _gram(self) -> Tensor:
         """A^T A or A A^T, the smaller one, [n, n] in float64."""
         n_in, n_out = math.prod(self.input_shape), math.prod(self.output_shape)
+        n, larger = min(n_in, n_out), max(n_in, n_out)
+        entries = self.weight.numel() * math.prod(self._plain_sizes()[1])
+        if n * larger <= min(8 * entries, 2**26):
+            matrix = self._matrix()
+            return matrix @ matrix.t() if len(matrix) == n else matrix.t() @ matrix
         first: Callable[[Tensor], Tensor] = self.apply
         second: Callable[[Tensor], Tensor] = self.adjoint
-        shape, n = self.input_shape, n_in
+        shape = self.input_shape
         if n_out < n_in:
-            first, second, shape, n = self.adjoint, self.apply, self.output_shape, n_out
+            first, second, shape = self.adjoint, self.apply, self.output_shape
         gram = torch.empty(n, n, dtype=torch.float64, device=self.weight.device)
-        rows = max(1, _CHUNK // max(n_in, n_out))
+        rows = max(1, _CHUNK // larger)
         for start in range(0, n, rows):
             stop = min(start + rows, n)
             basis = gram.new_zeros(stop - start, n)
             basis[torch.arange(stop - start), torch.arange(start, stop)] = 1
             gram[start:stop] = second(first(basis.view(-1, *shape))).flatten(1)
         return gram
+
+    def _matrix(self) -> Tensor:
+        """The plain convolution of one group as a matrix, [outputs, inputs]; for a transposed one, its adjoint's."""
+        inputs, outputs = self._plain_sizes()
+        reads = torch.zeros(1, 1, dtype=torch.int64)  # [output, tap] -> input, -1 for none
+        for axis, (length, count) in enumerate(zip(inputs, outputs, strict=True)):
+            before, after = self.padding[axis]
+            places = torch.arange(-before, length + after)
+            if self.padding_mode == "zeros":
+                # A transposed convolution with output padding reaches past its padding.
+                places = torch.cat([places, torch.arange(length + after, length + after + self.output_padding[axis])])
+                places = torch.where((places >= 0) & (places < length), places, -1)
+            else:
+                numbers = torch.arange(length, dtype=torch.float64).view(1, 1, -1)
+                places = functional.pad(numbers, (before, after), mode=self.padding_mode).flatten().long()
+            taps = torch.arange(self.kernel_size[axis]) * self.dilation[axis]
+            along = places[torch.arange(count)[:, None] * self.stride[axis] + taps]
+            ahead, behind = reads[:, None, :, None], along[None, :, None, :]
+            merged = torch.where((ahead >= 0) & (behind >= 0), ahead * length + behind, -1)
+            reads = merged.flatten(0, 1).flatten(1)
+        kernel = self.weight.flatten(2)
+        channels_out, channels_in, taps_in_all = kernel.shape
+        shape = (channels_out, len(reads), channels_in, math.prod(inputs))
+        matrix = torch.zeros(shape, dtype=torch.float64, device=kernel.device)
+        by_place = matrix.permute(1, 3, 0, 2)
+        for tap in range(taps_in_all):
+            rows = (reads[:, tap] >= 0).nonzero().flatten()
+            by_place[rows.to(kernel.device), reads[rows, tap].to(kernel.device)] += kernel[:, :, tap]
+        return matrix.flatten(2).flatten(0, 1)
 
 
 def operator_of(module: nn.Module, input_shape: Sequence[int]) -> Linear | Convolution:

@@ -172,30 +172,33 @@ class Call:
         """A function of ``x`` with this Lipschitz constant."""
         return Value(self.shape, lambda: x.bound * slope)
 
-    def linear(self, x: Value, operator: Linear | Convolution) -> Value:
-        """A linear operator applied to ``x``, plus constants: to the last dimension, or to all but the first."""
-        return Value(self.shape, lambda: x.bound * self.evaluation.norm(self, operator), x, operator)
+    def linear(self, x: Value, operator: Linear | Convolution, shape: tuple[int, ...] | None = None) -> Value:
+        """A linear operator applied to ``x``, plus constants: to the last dimension, or to all but the first.
+
+        ``shape`` is that of the result, if it is not the call's output.
+        """
+        return Value(shape or self.shape, lambda: x.bound * self.evaluation.norm(self, operator), x, operator)
 
     def scaled(self, x: Value, factor: Tensor | float) -> Value:
         """``x`` times constants that broadcast; merged with a scaling, convolution or linear map before it."""
         if not isinstance(factor, Tensor):
             factor = torch.full((), factor, dtype=self.evaluation.dtype, device=self.evaluation.device)
-        if tuple(torch.broadcast_shapes(x.shape, factor.shape)) != x.shape:
+        if torch.empty(x.shape, device="meta").mul(factor.to("meta")).shape != x.shape:
             x = self.broadcast(x)
         if isinstance(x.operator, Scale) and x.parent is not None:
             return self._scale(x.parent, x.operator.factor * factor)
         if isinstance(x.operator, Convolution) and x.parent is not None:
             channels = _along(factor, x.shape, 1)
             if channels is not None:
-                return self.linear(x.parent, scaled_outputs(x.operator, channels))
+                return self.linear(x.parent, scaled_outputs(x.operator, channels), x.shape)
         if isinstance(x.operator, Linear) and x.parent is not None:
             features = _along(factor, x.shape, len(x.shape) - 1)
             if features is not None:
-                return self.linear(x.parent, Linear(x.operator.weight * features[:, None]))
+                return self.linear(x.parent, Linear(x.operator.weight * features[:, None]), x.shape)
         return self._scale(x, factor)
 
     def _scale(self, x: Value, factor: Tensor) -> Value:
-        return Value(self.shape, lambda: x.bound * self.evaluation.number(factor.abs().max()), x, Scale(factor))
+        return Value(x.shape, lambda: x.bound * self.evaluation.number(factor.abs().max()), x, Scale(factor))
 
     def broadcast(self, x: Value) -> Value:
         """``x`` repeated to the shape of the output."""
@@ -225,7 +228,8 @@ class Call:
             bounds.append(root.bound * math.sqrt(copies))
         if any(isinstance(bound, Tensor) for bound in bounds):
             like = next(bound for bound in bounds if isinstance(bound, Tensor))
-            return torch.linalg.vector_norm(torch.stack([torch.as_tensor(b).to(like) for b in bounds]))
+            norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.as_tensor(b).to(like) for b in bounds]))
+            return norm
         return math.hypot(*[float(bound) for bound in bounds])
 
     def cached(self, compute: Callable[[], _T], key: Hashable = None) -> _T:
@@ -239,7 +243,9 @@ class Call:
 
 def scaled_outputs(operator: Convolution, factor: Tensor) -> Convolution:
     """The convolution with each output channel multiplied: [outputs]."""
-    return operator.with_weight(_scaled_channels(operator.weight, factor, operator.groups, first=not operator.transposed))
+    return operator.with_weight(
+        _scaled_channels(operator.weight, factor, operator.groups, first=not operator.transposed)
+    )
 
 
 def scaled_inputs(weight: Tensor, factor: Tensor, groups: int, transposed: bool) -> Tensor:
@@ -283,13 +289,14 @@ def _same(a: Value, b: Value) -> bool:
 
 
 def _without_extremes(values: list[Value]) -> list[Value]:
-    for first in values:
-        for second in values:
+    """The same list with each pair of a maximum and a minimum of the same two values replaced by these values."""
+    for i, first in enumerate(values):
+        for j, second in enumerate(values):
             if first.extreme and second.extreme and (first.extreme[0], second.extreme[0]) == ("max", "min"):
                 _, a, b = first.extreme
                 _, c, d = second.extreme
                 if (_same(a, c) and _same(b, d)) or (_same(a, d) and _same(b, c)):
-                    rest = [value for value in values if value is not first and value is not second]
+                    rest = [value for place, value in enumerate(values) if place not in (i, j)]
                     return [a, b, *_without_extremes(rest)]
     return values
 
@@ -452,7 +459,8 @@ def _plus_identity(call: Call, x: Value, convolved: Value) -> Value | None:
         return None
     channels = torch.arange(len(factor), device=factor.device)
     identity = torch.zeros_like(operator.weight)
-    identity[(channels, channels % operator.weight.shape[1], *middle)] = factor.to(identity)
+    at = [torch.full_like(channels, place) for place in middle]
+    identity.index_put_((channels, channels % operator.weight.shape[1], *at), factor.to(identity))
     return call.linear(source, operator.with_weight(operator.weight + identity))  # type: ignore[arg-type]
 
 
@@ -485,9 +493,10 @@ def _copy(call: Call, x: Any, source: Any, non_blocking: bool = False) -> Value 
 def _extreme(call: Call, a: Any, b: Any) -> Value:
     if not isinstance(a, Value) or not isinstance(b, Value):
         return call.function(call.broadcast(a if isinstance(a, Value) else b), 1.0)
+    a, b = call.broadcast(a), call.broadcast(b)
     kind = "max" if call.target is aten.maximum.default else "min"
     # In each entry |max(a, b) - max(a', b')| <= max(|a - a'|, |b - b'|).
-    return Value(call.shape, call.joint([call.broadcast(a), call.broadcast(b)]).compute, extreme=(kind, a, b))
+    return Value(call.shape, call.joint([a, b]).compute, extreme=(kind, a, b))
 
 
 # Entries moved, repeated, left out
@@ -593,7 +602,7 @@ def _assertion(call: Call, *arguments: Any, **options: Any) -> None:
 
 @lipschitz_rule(aten.full_like.default)
 def _full_like(call: Call, x: Value, fill: float, **options: Any) -> Tensor:
-    return torch.full(call.shape, fill)
+    return torch.full(call.shape, fill, dtype=call.evaluation.dtype, device=call.evaluation.device)
 
 
 # Pooling and other reductions

@@ -115,6 +115,9 @@ def test_random_convolutions(case):
     assert float(coarse.max()) * ROUND_UP >= truth
 
     exact = operator.with_weight(module.weight.detach().double())
+    if module.groups == 1:
+        matrix = exact._matrix()
+        torch.testing.assert_close(matrix.t() if exact.transposed else matrix, dense(function, shape))
     for steps in (1, 30):
         estimate, vector = lower_estimate(exact, steps=steps)
         assert float(estimate) <= truth * (1 + 1e-12)
@@ -169,23 +172,25 @@ def test_asymmetric_padding(case):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "channels", "size", "gap"),
+    ("arguments", "channels", "size", "gap", "method"),
     [
-        ({"padding": 1}, (3, 64), 32, 0.01),
-        ({"padding": 1, "stride": 2}, (8, 16), 32, 0.01),
-        ({"padding": 1, "groups": 16}, (16, 16), 28, 0.01),
-        ({"padding": "same", "dilation": 2}, (4, 4), 28, 0.02),
+        ({"padding": 1}, (3, 64), 32, 0.01, "grid"),
+        ({"padding": 1, "stride": 2}, (8, 16), 24, 0.01, "cholesky"),
+        ({"padding": 1, "groups": 16}, (16, 16), 28, 0.01, "cholesky"),
+        ({"padding": "same", "dilation": 2}, (2, 2), 28, 0.02, "cholesky"),
     ],
 )
-def test_grid_is_close_on_images(arguments, channels, size, gap):
+def test_grid_is_close_on_images(arguments, channels, size, gap, method):
     torch.manual_seed(0)
     weight = torch.randn(channels[1], channels[0] // arguments.get("groups", 1), 3, 3)
     coarse = Convolution(weight, (size, size), **arguments, cholesky_limit=0).upper_bound()
     fine = Convolution(weight, (size, size), **arguments).upper_bound()
     below, _ = lower_estimate(Convolution(weight.double(), (size, size), **arguments), steps=300)
     assert coarse.method == "grid"
-    assert fine.method == "cholesky"
-    assert float(below) <= fine.value <= coarse.value <= fine.value * (1 + gap)
+    assert fine.method == method
+    assert below.item() <= fine.value <= coarse.value <= below.item() * (1 + gap)
+    if method == "cholesky":
+        assert fine.value <= below.item() * (1 + 1e-5)
 
 
 def test_circular_formula_of_the_input_size_is_no_bound():
@@ -230,7 +235,7 @@ def test_zero_weights():
     assert Linear(torch.zeros(2, 3)).upper_bound().value == 0
     estimate, vector = lower_estimate(operator)
     estimate.backward()
-    assert float(estimate) == 0
+    assert estimate.item() == 0
     assert torch.isfinite(vector).all()
     assert torch.isfinite(operator.weight.grad).all()
 
