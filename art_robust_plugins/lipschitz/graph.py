@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
-from .norms import ROUND_UP, Linear, Operator, lower_estimate
+from .norms import ROUND_UP, UNIT_ROUNDOFF, Linear, Operator, lower_estimate
 from .rules import RULES, UNBOUNDED, Call, Number, Scale, Value
 
 Variances = Mapping[nn.Module, Sequence[Tensor]]
@@ -76,6 +76,9 @@ class LipschitzGraph:
     The bound is the composition of Tsuzuku, Sato, Sugiyama (Lipschitz-margin training, arXiv 1802.04034, NeurIPS
     2018), over the graph of `torch.export` at batch one in evaluation mode. Trace anew after changing anything that is
     not a parameter or buffer: a layer, a constant, an attribute.
+
+    Constants that the network computes from its parameters, as weight normalisation does, are computed in float64
+    for the proven bound, which holds for the network with these.
 
     Args:
         network: maps one sample [1, *input_shape] to logits [1, C].
@@ -231,6 +234,10 @@ class LipschitzGraph:
             before = torch.as_tensor(output.parent.bound, **options) * up
             weight = output.operator.weight
             distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+            if evaluation.proven:
+                # What was merged into the rows is rounded; where two rows are almost equal, that counts.
+                lengths = torch.linalg.vector_norm(weight, dim=1)
+                distances = (distances + 8 * UNIT_ROUNDOFF * (lengths[:, None] + lengths)).fill_diagonal_(0)
             return NetworkBound(lipschitz, before * distances * up, before, weight, operators)
         different = 1 - torch.eye(classes, **options)
         return NetworkBound(lipschitz, lipschitz * (math.sqrt(2) * up) * different, None, None, operators)

@@ -21,7 +21,9 @@ ROUND_UP = 1 + 1e-9
 """Factor on every proven bound. It exceeds by far the relative rounding of float64 in an SVD, a symmetric eigenvalue
 problem, a discrete Fourier transform (each a modest multiple of n * 2**-53), or a million additions."""
 
-_UNIT = 2.0**-53
+UNIT_ROUNDOFF = 2.0**-53
+"""u: one float64 operation is exact to this factor."""
+
 _MODES = ("zeros", "circular", "reflect", "replicate")
 _CHUNK = 2**22  # numbers held at a time while frequencies or columns are worked through
 _ALWAYS = 1024  # a factorisation of this size costs next to nothing
@@ -426,7 +428,7 @@ class Convolution:
         sums = [float(magnitude.sum(dim=(axis, *rest)).max()) for axis in (0, 1)]
         terms = copies * max(self.weight.shape[:2]) * math.prod(self.kernel_size) + 2
         diagonal = gram.diagonal()
-        product_error = 4 * terms * _UNIT * sums[0] * sums[1] * copies
+        product_error = 4 * terms * UNIT_ROUNDOFF * sums[0] * sums[1] * copies
         estimate = max(_largest_eigenvalue(gram), product_error)  # the operator may be zero
         margin = 1e-7
         while math.sqrt(estimate * (1 + margin)) < ceiling:
@@ -436,8 +438,8 @@ class Convolution:
             _, failed = torch.linalg.cholesky_ex(shifted)
             if not bool(failed):
                 trace = float((level - diagonal).sum())
-                factor = (n + 1) * _UNIT
-                slack = factor / (1 - 2 * factor) * trace + 2 * _UNIT * (level + float(diagonal.max()))
+                factor = (n + 1) * UNIT_ROUNDOFF
+                slack = factor / (1 - 2 * factor) * trace + 2 * UNIT_ROUNDOFF * (level + float(diagonal.max()))
                 return math.sqrt(level + slack * ROUND_UP + product_error)
             margin *= 8
         return math.inf

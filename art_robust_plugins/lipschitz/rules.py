@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from .norms import Convolution, Linear, Operator
+from .norms import UNIT_ROUNDOFF, Convolution, Linear, Operator
 
 aten = torch.ops.aten
 
@@ -183,7 +183,7 @@ class Call:
         """``x`` times constants that broadcast; merged with a scaling, convolution or linear map before it."""
         if not isinstance(factor, Tensor):
             factor = torch.full((), factor, dtype=self.evaluation.dtype, device=self.evaluation.device)
-        if torch.empty(x.shape, device="meta").mul(factor.to("meta")).shape != x.shape:
+        if torch.broadcast_shapes(x.shape, factor.shape) != x.shape:  # type: ignore[no-untyped-call]
             x = self.broadcast(x)
         if isinstance(x.operator, Scale) and x.parent is not None:
             return self._scale(x.parent, x.operator.factor * factor)
@@ -441,7 +441,9 @@ def _neg(call: Call, x: Value) -> Value:
 def _plus_identity(call: Call, x: Value, convolved: Value) -> Value | None:
     """s x + conv(x) as one convolution with s on the kernel's middle, or None where that is not what they are."""
     operator, source = convolved.operator, convolved.parent
-    if not isinstance(operator, Convolution) or operator.transposed or operator.input_shape != operator.output_shape:
+    if source is None or not isinstance(operator, Convolution):
+        return None
+    if operator.transposed or operator.input_shape != operator.output_shape:
         return None
     factor: Tensor | None = None
     if x is source:
@@ -461,7 +463,15 @@ def _plus_identity(call: Call, x: Value, convolved: Value) -> Value | None:
     identity = torch.zeros_like(operator.weight)
     at = [torch.full_like(channels, place) for place in middle]
     identity.index_put_((channels, channels % operator.weight.shape[1], *at), factor.to(identity))
-    return call.linear(source, operator.with_weight(operator.weight + identity))  # type: ignore[arg-type]
+    merged = operator.with_weight(operator.weight + identity)
+
+    def bound() -> Number:
+        # Where the sum cancels, the rounding of its terms counts: an operator with entries of at most 4 u times theirs.
+        terms = operator.weight.detach().abs().sum() + factor.detach().abs().max()
+        rounding = call.evaluation.number(terms * (4 * UNIT_ROUNDOFF))
+        return source.bound * (call.evaluation.norm(call, merged) + rounding)
+
+    return Value(call.shape, bound)
 
 
 # Side by side
