@@ -535,6 +535,7 @@ def _extreme(call: Call, a: Any, b: Any) -> Value:
     aten.unbind.int,
     aten.index.Tensor,
     aten.index_select.default,
+    aten.gather.default,
     aten.flip.default,
     aten.roll.default,
     aten.pixel_shuffle.default,
@@ -729,7 +730,6 @@ def _ordered(call: Call, x: Value, *arguments: Any, **options: Any) -> tuple[Val
     aten.sin.default,
     aten.cos.default,
     aten.atan.default,
-    aten.softshrink.default,
 )
 def _slope_one(call: Call, x: Value, *arguments: Any) -> Value:
     return call.function(x, 1.0)

@@ -12,8 +12,8 @@ from art_robust_plugins.lipschitz.norms import ROUND_UP, Convolution, Linear, lo
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 # Channels and sizes are limited so that the dense operator has at most about a million entries.
-LARGEST_SIZE = {1: 16, 2: 9, 3: 5}
-LARGEST_CHANNELS = {1: 4, 2: 3, 3: 2}
+LARGEST_SIZE = {1: 16, 2: 16, 3: 6}
+LARGEST_CHANNELS = {1: 4, 2: 2, 3: 2}
 
 
 def dense(function, shape):
