@@ -430,19 +430,31 @@ class Convolution:
         diagonal = gram.diagonal()
         product_error = 4 * terms * UNIT_ROUNDOFF * sums[0] * sums[1] * copies
         estimate = max(_largest_eigenvalue(gram), product_error)  # the operator may be zero
-        margin = 1e-7
-        while math.sqrt(estimate * (1 + margin)) < ceiling:
+
+        def verified(margin: float) -> float | None:
             level = estimate * (1 + margin)
             shifted = gram.neg()
             shifted.diagonal().add_(level)
             _, failed = torch.linalg.cholesky_ex(shifted)
-            if not bool(failed):
-                trace = float((level - diagonal).sum())
-                factor = (n + 1) * UNIT_ROUNDOFF
-                slack = factor / (1 - 2 * factor) * trace + 2 * UNIT_ROUNDOFF * (level + float(diagonal.max()))
-                return math.sqrt(level + slack * ROUND_UP + product_error)
-            margin *= 8
-        return math.inf
+            if bool(failed):
+                return None
+            factor = (n + 1) * UNIT_ROUNDOFF
+            trace = float((level - diagonal).sum())
+            slack = factor / (1 - 2 * factor) * trace + 2 * UNIT_ROUNDOFF * (level + float(diagonal.max()))
+            return math.sqrt(level + slack * ROUND_UP + product_error)
+
+        # The estimate is nearly always close enough at once; otherwise the level is searched for up to 1e-6.
+        best, margin, low, high = math.inf, 1e-7, 0.0, ceiling**2 / estimate - 1
+        while margin < high:
+            bound = verified(margin)
+            if bound is None:
+                low = margin
+            else:
+                best, high = bound, margin
+            if high - low <= 1e-6:
+                break
+            margin = 8 * low if 0 < 8 * low < high else (low + high) / 2
+        return best
 
     def _gram(self) -> Tensor:
         """A^T A or A A^T, the smaller one, [n, n] in float64."""
@@ -563,14 +575,22 @@ def _grid_norms(parts: Tensor, axes: Sequence[tuple[int, int]], dilation: Sequen
         blocks = spectrum.view(len(some), len(folds), groups, outputs, inputs).permute(2, 0, 3, 1, 4).flatten(3)
         adjoint = blocks.mH
         gram = blocks @ adjoint if outputs <= blocks.shape[-1] else adjoint @ blocks
-        values = torch.linalg.eigvalsh(gram)[..., -1].amax(dim=1) / len(folds)
+        # Rounding of the product and of the eigenvalues, each at most a modest multiple of its size * u * trace.
+        traces = gram.diagonal(dim1=-2, dim2=-1).real.sum(dim=-1)
+        rounding = 8 * (outputs + blocks.shape[-1]) * UNIT_ROUNDOFF * traces
+        values = (torch.linalg.eigvalsh(gram)[..., -1] + rounding).amax(dim=1) / len(folds)
         largest = torch.maximum(largest, values)
-    return largest.sqrt()
+    # Rounding of the transform, which counts where a kernel cancels: entries of at most c * u * sum_k |w_k|.
+    taps = len(kernel)
+    sums = torch.linalg.vector_norm(parts.flatten(3).abs().sum(dim=3).flatten(1), dim=1)
+    return largest.sqrt() + 4 * (taps + 8) * UNIT_ROUNDOFF * sums
 
 
 def _largest_eigenvalue(matrix: Tensor, steps: int = 300) -> float:
-    """A close estimate (from below) of the largest eigenvalue of a symmetric matrix, by the Lanczos method."""
+    """A close estimate (from below) of the largest eigenvalue of a symmetric matrix, by Lanczos if it is large."""
     n = len(matrix)
+    if n <= 256:
+        return float(torch.linalg.eigvalsh(matrix)[-1])
     vector = _random((n,)).to(matrix)
     basis = matrix.new_zeros(min(steps, n), n)
     basis[0] = vector / torch.linalg.vector_norm(vector)
@@ -588,7 +608,7 @@ def _largest_eigenvalue(matrix: Tensor, steps: int = 300) -> float:
             small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
             values, vectors = torch.linalg.eigh(small + _off_diagonal(side))
             value = float(values[-1])
-            if last or rest * abs(float(vectors[-1, -1])) <= 1e-6 * value:  # the error is about the square of this
+            if last or rest * abs(float(vectors[-1, -1])) <= 1e-8 * value:
                 break
         side.append(rest)
         basis[step] = vector / rest

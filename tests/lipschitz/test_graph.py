@@ -449,7 +449,7 @@ def single(function, *modules, shape=IMAGE):
         (lambda x: functional.pad(x, (2, 2, 2, 2)), 1),
         (lambda x: functional.pad(x, (1, 0, 0, 0), mode="replicate"), 2**0.5),
         (lambda x: x[:, :, [0, 0, 0, 1]], 3**0.5),
-        (lambda x: x.gather(1, torch.zeros(1, 2, 8, 8, dtype=torch.long)), 2**0.5),
+        (lambda x: x.gather(1, torch.zeros(len(x), 2, 8, 8, dtype=torch.long)), 2**0.5),
         (lambda x: x.masked_fill(torch.eye(8) > 0, 0.0), 1),
         (lambda x: x[:, :, 1:] - x[:, :, :-1], 2),
         (lambda x: functional.unfold(x, 3), 3),
