@@ -583,7 +583,8 @@ def _grid_norms(parts: Tensor, axes: Sequence[tuple[int, int]], dilation: Sequen
     # Rounding of the transform, which counts where a kernel cancels: entries of at most c * u * sum_k |w_k|.
     taps = len(kernel)
     sums = torch.linalg.vector_norm(parts.flatten(3).abs().sum(dim=3).flatten(1), dim=1)
-    return largest.sqrt() + 4 * (taps + 8) * UNIT_ROUNDOFF * sums
+    norms: Tensor = largest.sqrt() + 4 * (taps + 8) * UNIT_ROUNDOFF * sums
+    return norms
 
 
 def _largest_eigenvalue(matrix: Tensor, steps: int = 300) -> float:
