@@ -1,0 +1,19 @@
+"""Proven Lipschitz bounds of layers and of whole networks."""
+
+from .graph import LipschitzGraph, NetworkBound, OperatorNorm, batch_variances
+from .norms import Convolution, Linear, NormBound, lower_estimate, operator_of
+from .rules import NoLipschitzRuleError, lipschitz_rule
+
+__all__ = [
+    "Convolution",
+    "Linear",
+    "LipschitzGraph",
+    "NetworkBound",
+    "NoLipschitzRuleError",
+    "NormBound",
+    "OperatorNorm",
+    "batch_variances",
+    "lipschitz_rule",
+    "lower_estimate",
+    "operator_of",
+]

@@ -1,0 +1,393 @@
+"""A Lipschitz bound of a whole network, from its exported graph.
+
+The graph, not the module tree, says what a network computes: functional calls, residual sums and reused modules stand
+in it, and an operation without a rule is an error (see `rules`).
+"""
+
+from __future__ import annotations
+
+import math
+import operator as python_operator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+from ..bridge import device_of, preserved
+from .norms import ROUND_UP, UNIT_ROUNDOFF, Linear, Operator, lower_estimate
+from .rules import RULES, UNBOUNDED, Call, Number, Scale, Value
+
+Variances = Mapping[nn.Module, Sequence[Tensor]]
+"""For each batch-norm module, the variance [C] of its input in each of its calls, in order."""
+
+
+@dataclass(frozen=True)
+class OperatorNorm:
+    """One linear operator of a network, as it entered a proven bound.
+
+    Attributes:
+        node, module: where it stands in the graph and in the module tree.
+        kind: ``"Convolution"`` or ``"Linear"``, with what was merged into it.
+        input_shape, output_shape: of one sample.
+        norm: the proven upper bound of its norm.
+        method: what proved it, see `NormBound`.
+    """
+
+    node: str
+    module: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    norm: float
+    method: str
+
+
+@dataclass(frozen=True)
+class NetworkBound:
+    """Lipschitz constants (L2) of a network's logits: proven, or an estimate with gradient.
+
+    Attributes:
+        lipschitz: of all logits together; scalar.
+        pairwise: [C, C], of each difference of two logits, f_t - f_j. From the last layer's rows where that is linear
+            (L_pre ||w_t - w_j||, L_pre bounding the network before it), else sqrt(2) times ``lipschitz``.
+        before_last: L_pre, or None where the last layer is not linear.
+        last_weight: the last layer's weight [C, F] with what was merged into it, or None.
+        operators: one entry for each linear operator, of a proven bound only.
+    """
+
+    lipschitz: Tensor
+    pairwise: Tensor
+    before_last: Tensor | None
+    last_weight: Tensor | None
+    operators: tuple[OperatorNorm, ...] = ()
+
+
+class LipschitzGraph:
+    """A network's graph, traced once, from which bounds are computed with its present parameters and buffers.
+
+    The bound is the composition of Tsuzuku, Sato, Sugiyama (Lipschitz-margin training, arXiv 1802.04034, NeurIPS
+    2018), over the graph of `torch.export` at batch one in evaluation mode. Trace anew after changing anything that is
+    not a parameter or buffer: a layer, a constant, an attribute.
+
+    Constants that the network computes from its parameters, as weight normalisation does, are computed in float64
+    for the proven bound, which holds for the network with these.
+
+    Args:
+        network: maps one sample [1, *input_shape] to logits [1, C].
+        input_shape: shape of one sample, such as (C, H, W).
+        std: what the input is divided by before the network (ART's ``preprocessing``): a number, or values that
+            broadcast against ``input_shape``. Bounds are then in the units before the division.
+
+    Attributes:
+        vectors: state of the estimates, by graph node: the vectors with which the next power iteration starts.
+
+    Raises:
+        ValueError: for a network that cannot be traced, changes its buffers in evaluation mode, mixes the samples of
+            a batch, or has another output; a ``std`` that is not positive or does not fit.
+        NoLipschitzRuleError: (a ValueError) for an operation that has no bound, by name.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        >>> graph = LipschitzGraph(network, (1, 2, 2), std=0.5)
+        >>> graph.upper_bound().pairwise.shape
+        torch.Size([3, 3])
+        >>> bool(graph.estimate().lipschitz <= graph.upper_bound().lipschitz)
+        True
+    """
+
+    def __init__(
+        self, network: nn.Module, input_shape: Sequence[int], *, std: float | Sequence[float] | Tensor | None = None
+    ) -> None:
+        self.network = network
+        self.input_shape = tuple(int(size) for size in input_shape)
+        self.vectors: dict[str, Tensor] = {}
+        self._static: dict[Hashable, Any] = {}
+        self._std = None if std is None else _checked_std(std, self.input_shape)
+        program = _export(network, self.input_shape)
+        self._constants, self._module = program.constants, program.graph_module
+        signature = program.graph_signature
+        if signature.buffers_to_mutate:
+            names = ", ".join(signature.buffers_to_mutate.values())
+            raise ValueError(f"network: its forward changes the buffers {names} in evaluation mode, expected none.")
+        self._inputs = {spec.arg.name: spec for spec in signature.input_specs}
+        outputs = [name for name in signature.user_outputs if isinstance(name, str)]
+        if len(signature.user_outputs) != 1 or len(outputs) != 1:
+            raise ValueError(
+                f"network: it returns {len(signature.user_outputs)} values, expected one tensor of logits."
+            )
+        nodes = {node.name: node for node in program.graph.nodes}
+        self._output = nodes[outputs[0]]
+        shape = tuple(self._output.meta["val"].shape)
+        if len(shape) != 2 or shape[0] != 1:
+            raise ValueError(f"network: its output for one sample has shape {shape}, expected (1, C).")
+        # What the output does not need (assertions, unused branches) needs no rule.
+        needed = {self._output}
+        for node in reversed(program.graph.nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        self._nodes = [node for node in program.graph.nodes if node in needed]
+        with torch.no_grad():
+            self._evaluate(_Evaluation(self, proven=False))  # refuses now what has no rule; bounds wait until asked for
+        _check_samples_apart(network, _samples(network, self.input_shape))
+
+    @torch.no_grad()
+    def upper_bound(self) -> NetworkBound:
+        """The proven bound, in float64, rounding included, with the running statistics of batch normalisation.
+
+        Raises:
+            ValueError: for a network in training mode, or with NaN or infinity in its weights.
+        """
+        training = next((name for name, module in self.network.named_modules() if module.training), None)
+        if training is not None:
+            place = f"its module {training!r}" if training else "it"
+            raise ValueError(f"network: {place} is in training mode, expected network.eval() for a proven bound.")
+        evaluation = _Evaluation(self, proven=True)
+        return self._bound(self._evaluate(evaluation), evaluation)
+
+    def estimate(self, variances: Variances | None = None) -> NetworkBound:
+        """The training estimate: differentiable in the parameters, not proven, usually below the proven bound.
+
+        Each operator takes one step of power iteration from ``vectors``. Evaluation mode is assumed (no dropout).
+
+        Args:
+            variances: of the current batch, from `batch_variances`; modules without an entry, and None, use the
+                running variance.
+
+        Raises:
+            ValueError: for a module that was called less often than it stands in the graph.
+        """
+        evaluation = _Evaluation(self, proven=False, variances=variances)
+        with torch.autocast(evaluation.device.type, enabled=False):
+            return self._bound(self._evaluate(evaluation), evaluation)
+
+    def _evaluate(self, evaluation: _Evaluation) -> Any:
+        """The output as a `Value` (or a tensor, if it does not depend on the input)."""
+        values: dict[Node, Any] = {}
+        for node in self._nodes:
+            if node.op == "placeholder":
+                values[node] = self._placeholder(node, evaluation)
+            elif node.op == "call_function":
+                values[node] = self._call(node, values, evaluation)
+            else:  # an attribute of the graph itself: a constant, or the graph that a control-flow operation calls
+                attribute = python_operator.attrgetter(str(node.target))(self._module)
+                values[node] = evaluation.constant(attribute) if isinstance(attribute, Tensor) else attribute
+        return values[self._output]
+
+    def _placeholder(self, node: Node, evaluation: _Evaluation) -> Any:
+        spec = self._inputs[node.name]
+        if spec.kind is InputKind.USER_INPUT:
+            value = Value((1, *self.input_shape), lambda: 1.0)
+            if self._std is None:
+                return value
+            factor = 1 / self._std.to(evaluation.device, evaluation.dtype)
+            return Value(value.shape, lambda: evaluation.number(factor.abs().max()), value, Scale(factor))
+        target = str(spec.target)
+        if spec.kind is InputKind.PARAMETER:
+            return evaluation.constant(self.network.get_parameter(target))
+        if spec.kind is InputKind.BUFFER:
+            return evaluation.constant(self.network.get_buffer(target))
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            return evaluation.constant(self._constants[target].to(evaluation.device))
+        raise ValueError(f"network: it uses {target!r}, a {spec.kind.name}, expected parameters and tensors only.")
+
+    def _call(self, node: Node, values: dict[Node, Any], evaluation: _Evaluation) -> Any:
+        arguments: Any = torch.fx.map_arg(node.args, lambda n: values[n])
+        options: Any = torch.fx.map_arg(node.kwargs, lambda n: values[n])
+        call = _place(node, evaluation)
+        if node.target is python_operator.getitem:
+            outputs, index = arguments
+            if outputs[index] is None:
+                (source,) = node.all_input_nodes
+                _place(source, evaluation).refuse(f"its output {index} is used, which has no bound")
+            return outputs[index]
+        if not any(isinstance(leaf, Value) for leaf in tree_leaves((arguments, options))):
+            return evaluation.computed(call, arguments, options)
+        rule = RULES.get(call.target)
+        if rule is None:
+            call.refuse(
+                f"{UNBOUNDED.get(call.target, 'it has no Lipschitz rule')}; if you can prove a bound for it, register "
+                f"one with @lipschitz_rule(torch.ops.{call.target}) before tracing"
+            )
+        return rule(call, *arguments, **options)
+
+    def _bound(self, output: Any, evaluation: _Evaluation) -> NetworkBound:
+        classes = int(self._output.meta["val"].shape[1])
+        options: dict[str, Any] = {"device": evaluation.device, "dtype": evaluation.dtype}
+        if not isinstance(output, Value):
+            zeros = torch.zeros(classes, classes, **options)
+            return NetworkBound(zeros.sum(), zeros, None, None)
+        # Each bound so far is a chain of float64 sums, products and roots, each exact to 2**-53.
+        up = ROUND_UP if evaluation.proven else 1.0
+        lipschitz = torch.as_tensor(output.bound, **options) * up
+        if evaluation.proven and not bool(torch.isfinite(lipschitz)):
+            raise ValueError("network: its bound is infinite in float64, expected smaller weights.")
+        operators = tuple(evaluation.operators)
+        if isinstance(output.operator, Linear) and output.parent is not None:
+            before = torch.as_tensor(output.parent.bound, **options) * up
+            weight = output.operator.weight
+            distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+            if evaluation.proven:
+                # What was merged into the rows is rounded; where two rows are almost equal, that counts.
+                lengths = torch.linalg.vector_norm(weight, dim=1)
+                distances = (distances + 8 * UNIT_ROUNDOFF * (lengths[:, None] + lengths)).fill_diagonal_(0)
+            return NetworkBound(lipschitz, before * distances * up, before, weight, operators)
+        different = 1 - torch.eye(classes, **options)
+        return NetworkBound(lipschitz, lipschitz * (math.sqrt(2) * up) * different, None, None, operators)
+
+
+class _Evaluation:
+    """One evaluation of a graph, proven or estimated; what `rules.Evaluation` asks for."""
+
+    def __init__(self, graph: LipschitzGraph, *, proven: bool, variances: Variances | None = None) -> None:
+        # Index buffers may have changed since the last proven bound; an estimate takes them as they were.
+        self.static: dict[Hashable, Any] = {} if proven else graph._static
+        self.device = device_of(graph.network)
+        self.dtype = torch.float64 if proven else _dtype_of(graph.network)
+        self.proven = proven
+        self.operators: list[OperatorNorm] = []
+        self._network, self._vectors = graph.network, graph.vectors
+        self._variances = variances or {}
+        self._used: dict[nn.Module, int] = {}
+
+    def norm(self, call: Call, operator: Operator) -> Number:
+        if not self.proven:
+            estimate, self._vectors[call.name] = lower_estimate(operator, self._vectors.get(call.name))
+            return estimate
+        bound = operator.upper_bound()
+        kind = type(operator).__name__
+        shapes = operator.input_shape, operator.output_shape
+        self.operators.append(OperatorNorm(call.name, call.module, kind, *shapes, bound.value, bound.method))
+        return bound.value
+
+    def number(self, value: Tensor) -> Number:
+        if not self.proven:
+            return value
+        # torch's maxima propagate NaN; infinity would pass for a bound.
+        if not bool(torch.isfinite(value)):
+            raise ValueError("network: got NaN or infinity among its constants, expected finite numbers.")
+        return float(value) * ROUND_UP
+
+    def variance(self, call: Call, running: Tensor) -> Tensor:
+        module = self._network.get_submodule(call.module)
+        if module not in self._variances:
+            return running
+        index = self._used[module] = self._used.get(module, -1) + 1
+        calls = self._variances[module]
+        if index >= len(calls):
+            raise ValueError(
+                f"variances: got {len(calls)} for the module {call.module!r}, expected one for each of its calls."
+            )
+        return calls[index]
+
+    def constant(self, tensor: Tensor) -> Tensor:
+        return tensor.double() if self.proven and tensor.is_floating_point() else tensor
+
+    def computed(self, call: Call, arguments: Any, options: dict[str, Any]) -> Any:
+        """An operation on constants alone, as weight normalisation makes them, computed with their present values."""
+        if isinstance(call.target, OpOverload) and torch.Tag.nondeterministic_seeded in call.target.tags:
+            call.refuse("it draws random numbers, expected a deterministic network")
+        if "device" in options:
+            options = {**options, "device": self.device}
+        result = call.target(*arguments, **options)
+        if isinstance(result, list | tuple):
+            return type(result)(self.constant(part) if isinstance(part, Tensor) else part for part in result)
+        return self.constant(result) if isinstance(result, Tensor) else result
+
+
+@contextmanager
+def batch_variances(network: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]]]:
+    """Collect, in a forward pass, the variance that each batch normalisation divides by in training mode.
+
+    Gives a dictionary for `LipschitzGraph.estimate`: the variances [C] carry their gradient. Modules in evaluation
+    mode are left out. Call ``clear()`` on it before the next batch, or enter anew.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+        >>> graph = LipschitzGraph(network, (1, 4, 4))
+        >>> with batch_variances(network) as variances:
+        ...     logits = network(torch.rand(8, 1, 4, 4))
+        >>> graph.estimate(variances).lipschitz.requires_grad
+        True
+    """
+    variances: dict[nn.Module, list[Tensor]] = {}
+
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training:
+            x = inputs[0]
+            axes = [axis for axis in range(x.dim()) if axis != 1]
+            # The layer itself computes in float32 under mixed precision.
+            precise = x if x.dtype == torch.float64 else x.float()
+            variances.setdefault(module, []).append(precise.var(dim=axes, unbiased=False))
+
+    handles = [m.register_forward_pre_hook(collect) for m in network.modules() if isinstance(m, _BatchNorm)]
+    try:
+        yield variances
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _export(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    """The graph in evaluation mode at batch one. Operations with a rule stay whole, others are decomposed."""
+    table = torch.export.default_decompositions()
+    for operation in RULES:
+        if not any(returned.alias_info for returned in operation._schema.returns):
+            table.pop(operation, None)  # type: ignore[no-untyped-call]
+    sample = _samples(network, input_shape)[:1]
+    with preserved(network), torch.no_grad():
+        network.eval()
+        try:
+            return torch.export.export(network, (sample,), strict=False).run_decompositions(table)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"network: torch.export cannot trace it for one sample of shape {input_shape} "
+                f"({type(error).__name__}: {reason}), expected a forward whose steps do not depend on the data."
+            ) from error
+
+
+def _check_samples_apart(network: nn.Module, samples: Tensor) -> None:
+    """A bound for one sample says nothing of a network that mixes the samples of a batch."""
+    with preserved(network), torch.no_grad():
+        network.eval()
+        together, apart = network(samples), torch.cat([network(samples[:1]), network(samples[1:])])
+    tolerance = 1e-3 * float(apart.abs().max())
+    if together.shape != apart.shape or not bool(((together - apart).abs() <= tolerance).all()):
+        raise ValueError("network: its outputs for two samples together are not those for each alone, expected equal.")
+
+
+def _samples(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, *input_shape, generator=generator).to(device_of(network), _dtype_of(network))
+
+
+def _place(node: Node, evaluation: _Evaluation) -> Call:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    module = str(stack[-1][0]).split("@")[0] if stack else ""
+    value = node.meta.get("val")
+    parts = value if isinstance(value, list | tuple) else (value,)
+    shapes = tuple(tuple(part.shape) if isinstance(part, Tensor) else () for part in parts)
+    return Call(node.name, node.target, module, shapes, evaluation)
+
+
+def _dtype_of(network: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _checked_std(std: Any, input_shape: tuple[int, ...]) -> Tensor:
+    values = torch.as_tensor(std, dtype=torch.float64)
+    try:
+        fits = values.expand(input_shape).shape == input_shape
+    except RuntimeError:
+        fits = False
+    if not fits or not bool((torch.isfinite(values) & (values > 0)).all()):
+        raise ValueError(f"std: got {std!r}, expected positive numbers that broadcast against {input_shape}.")
+    return values

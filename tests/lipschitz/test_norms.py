@@ -1,0 +1,284 @@
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from art_robust_plugins.lipschitz.norms import ROUND_UP, Convolution, Linear, lower_estimate, operator_of
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+# Channels and sizes are limited so that the dense operator has at most about a million entries.
+LARGEST_SIZE = {1: 16, 2: 16, 3: 6}
+LARGEST_CHANNELS = {1: 4, 2: 2, 3: 2}
+
+
+def dense(function, shape):
+    """The matrix of a linear function of one sample, as torch applies it, [outputs, inputs] in float64."""
+    basis = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
+    with torch.no_grad():
+        return function(basis).flatten(1).t()
+
+
+def true_norm(function, shape):
+    return float(torch.linalg.svdvals(dense(function, shape))[0])
+
+
+def convolution_function(module):
+    weight = module.weight.detach().double()
+
+    def function(x):
+        copy = type(module).__new__(type(module))
+        copy.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_parameters"})
+        copy._parameters = {"weight": weight, "bias": None}
+        return copy(x)
+
+    return function
+
+
+@st.composite
+def modules(draw):
+    """Convolution modules of every kind that torch accepts, with the size of an input."""
+    dimensions = draw(st.sampled_from((1, 2, 2, 2, 3)))
+    transposed = draw(st.sampled_from((False, False, True)))
+    each = lambda low, high: draw(st.tuples(*[st.integers(low, high)] * dimensions))  # noqa: E731
+    size = each(3, LARGEST_SIZE[dimensions])
+    kernel, stride, dilation = each(1, 4), each(1, 3), each(1, 2)
+    groups = draw(st.integers(1, 3))
+    channels = st.integers(1, max(1, LARGEST_CHANNELS[dimensions] // groups))
+    arguments = {"stride": stride, "dilation": dilation, "groups": groups}
+    if transposed:
+        arguments["padding"] = each(0, 2)
+        extra = tuple(max(s, d) - 1 for s, d in zip(stride, dilation, strict=True))
+        arguments["output_padding"] = tuple(draw(st.integers(0, e)) for e in extra)
+    else:
+        mode = draw(st.sampled_from(("zeros", "zeros", "circular", "reflect", "replicate")))
+        arguments["padding_mode"] = mode
+        arguments["padding"] = draw(st.sampled_from(("numbers", "numbers", "same", "valid")))
+        if arguments["padding"] == "same":
+            arguments["stride"] = 1
+        elif arguments["padding"] == "numbers":
+            arguments["padding"] = each(0, 5 if mode == "zeros" else 2)
+    make = (TRANSPOSED if transposed else CONVOLUTIONS)[dimensions]
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    inputs, outputs = draw(channels) * groups, draw(channels) * groups
+    module = make(inputs, outputs, kernel, bias=False, **arguments)
+    kind = draw(st.sampled_from(("gauss", "positive", "sparse", "tiny", "low rank")))
+    with torch.no_grad():
+        weight = torch.randn_like(module.weight)
+        if kind == "positive":
+            weight = weight.abs()
+        elif kind == "sparse":
+            weight *= torch.rand_like(weight) < 0.3
+        elif kind == "tiny":
+            weight *= 1e-25
+        elif kind == "low rank":
+            weight = torch.ones_like(weight) + 1e-3 * weight
+        module.weight.copy_(weight)
+    return module, (inputs, *size)
+
+
+def accepted(module, shape):
+    """Whether torch itself runs the module on this size."""
+    try:
+        return convolution_function(module)(torch.zeros(1, *shape, dtype=torch.float64)).numel() > 0
+    except RuntimeError:
+        return False
+
+
+SLOW = settings(
+    max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@SLOW
+@given(modules())
+def test_random_convolutions(case):
+    module, shape = case
+    if not accepted(module, shape):
+        with pytest.raises(ValueError, match="expected"):
+            operator_of(module, shape)
+        return
+    operator = operator_of(module, shape)
+    function = convolution_function(module)
+    truth = true_norm(function, shape)
+
+    bound = operator.upper_bound().value
+    assert bound >= truth
+    assert bound <= truth * (1 + 1e-6) + 1e-6 * float(module.weight.detach().abs().max())
+
+    coarse = operator._grid_bounds(module.weight.detach().double().unflatten(0, (module.groups, -1)))
+    assert float(coarse.max()) * ROUND_UP >= truth
+
+    exact = operator.with_weight(module.weight.detach().double())
+    if module.groups == 1:
+        matrix = exact._matrix()
+        torch.testing.assert_close(matrix.t() if exact.transposed else matrix, dense(function, shape))
+    for steps in (1, 30):
+        estimate, vector = lower_estimate(exact, steps=steps)
+        assert float(estimate) <= truth * (1 + 1e-12)
+        assert vector.shape == shape
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    y = torch.randn(2, *operator.output_shape, dtype=torch.float64)
+    torch.testing.assert_close(exact.apply(x), function(x))
+    torch.testing.assert_close((exact.apply(x) * y).sum(), (x * exact.adjoint(y)).sum())
+
+
+@SLOW
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.sampled_from((torch.float32, torch.float64, torch.bfloat16)),
+    st.integers(0, 2**31),
+)
+def test_random_linear_maps(outputs, inputs, dtype, seed):
+    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    truth = float(torch.linalg.svdvals(weight.double())[0])
+    bound = Linear(weight).upper_bound()
+    assert truth <= bound.value <= truth * (1 + 1e-6)
+    assert bound.method == "svd"
+    assert float(lower_estimate(Linear(weight.double()))[0]) <= truth * (1 + 1e-12)
+
+
+@st.composite
+def asymmetric(draw):
+    size = draw(st.tuples(st.integers(3, 9), st.integers(3, 9)))
+    pairs = draw(st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    return size, pairs, kernel, draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(0, 2**31))
+
+
+@settings(SLOW, max_examples=100)
+@given(asymmetric())
+@example(((3, 3), ((4, 0), (0, 4)), (1, 2), 1, 1, 0))
+def test_asymmetric_padding(case):
+    size, pairs, kernel, stride, dilation, seed = case
+    weight = torch.randn(2, 2, *kernel, generator=torch.Generator().manual_seed(seed)).double()
+    sides = [side for pair in reversed(pairs) for side in pair]
+
+    def function(x):
+        return functional.conv2d(functional.pad(x, sides), weight, stride=stride, dilation=dilation)
+
+    if any(n + sum(p) < dilation * (k - 1) + 1 for n, p, k in zip(size, pairs, kernel, strict=True)):
+        return
+    truth = true_norm(function, (2, *size))
+    operator = Convolution(weight, size, padding=pairs, stride=stride, dilation=dilation)
+    assert truth <= operator.upper_bound().value <= truth * (1 + 1e-6)
+    assert float(operator._grid_bounds(weight[None])) * ROUND_UP >= truth
+
+
+@pytest.mark.parametrize(
+    ("arguments", "channels", "size", "gap", "method"),
+    [
+        ({"padding": 1}, (3, 64), 32, 0.01, "grid"),
+        ({"padding": 1, "stride": 2}, (8, 16), 24, 0.01, "cholesky"),
+        ({"padding": 1, "groups": 16}, (16, 16), 28, 0.01, "cholesky"),
+        ({"padding": "same", "dilation": 2}, (2, 2), 28, 0.02, "cholesky"),
+    ],
+)
+def test_grid_is_close_on_images(arguments, channels, size, gap, method):
+    torch.manual_seed(0)
+    weight = torch.randn(channels[1], channels[0] // arguments.get("groups", 1), 3, 3)
+    coarse = Convolution(weight, (size, size), **arguments, cholesky_limit=0).upper_bound()
+    fine = Convolution(weight, (size, size), **arguments).upper_bound()
+    below, _ = lower_estimate(Convolution(weight.double(), (size, size), **arguments), steps=300)
+    assert coarse.method == "grid"
+    assert fine.method == method
+    assert below.item() <= fine.value <= coarse.value <= below.item() * (1 + gap)
+    if method == "cholesky":
+        assert fine.value <= below.item() * (1 + 1e-5)
+
+
+def test_circular_formula_of_the_input_size_is_no_bound():
+    """Why the grid must have more points than the image: with as many, the formula can be too small."""
+    weight = torch.tensor([[[1.0, -0.5, 1.0]]]).double()
+    formula = torch.fft.fft(weight[0, 0], n=3).abs().max()
+    truth = true_norm(lambda x: functional.conv1d(x, weight, padding=1), (1, 3))
+    assert float(formula) < 0.8 * truth
+    assert Convolution(weight, (3,), padding=1, cholesky_limit=0).upper_bound().value >= truth
+
+
+def test_circular_padding_is_exact_on_the_grid():
+    module = nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular", bias=False)
+    truth = true_norm(convolution_function(module), (3, 8, 8))
+    operator = Convolution(module.weight, (8, 8), padding=1, padding_mode="circular", cholesky_limit=0)
+    assert truth <= operator.upper_bound().value <= truth * (1 + 1e-8)
+
+
+def test_warm_start_converges_from_below_and_is_differentiable():
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    operator = Convolution(weight, (7, 7), padding=1, stride=2)
+    truth = true_norm(lambda x: functional.conv2d(x, weight, padding=1, stride=2), (4, 7, 7))
+    vector, previous = None, 0.0
+    for _ in range(300):
+        estimate, vector = lower_estimate(operator, vector)
+        assert previous * (1 - 1e-12) <= estimate.item() <= truth * (1 + 1e-12)
+        previous = estimate.item()
+    assert previous == pytest.approx(truth, rel=1e-6)
+    (gradient,) = torch.autograd.grad(estimate, weight)
+    assert (gradient * weight).sum().item() == pytest.approx(truth, rel=1e-6)  # the norm is homogeneous
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).double()
+    ends = [
+        true_norm(lambda x, s=s: functional.conv2d(x, weight + s * direction, padding=1, stride=2), (4, 7, 7))
+        for s in (1e-6, -1e-6)
+    ]
+    assert float((gradient * direction).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-3)
+
+
+def test_zero_weights():
+    operator = Convolution(torch.zeros(2, 2, 3, 3, requires_grad=True), (4, 4))
+    assert operator.upper_bound().value == 0
+    assert Linear(torch.zeros(2, 3)).upper_bound().value == 0
+    estimate, vector = lower_estimate(operator)
+    estimate.backward()
+    assert estimate.item() == 0
+    assert torch.isfinite(vector).all()
+    assert torch.isfinite(operator.weight.grad).all()
+
+
+def test_estimate_leaves_the_random_stream_alone():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    lower_estimate(Linear(torch.ones(3, 3)))
+    Convolution(torch.ones(1, 1, 3), (5,)).upper_bound()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+WEIGHT = torch.ones(2, 2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Linear(torch.ones(2, 2, 2)), "weight: got shape"),
+        (lambda: Linear(torch.ones(2, 2, dtype=torch.int64)), "weight: got values of type torch.int64"),
+        (lambda: Linear(torch.tensor([[math.nan]])).upper_bound(), "weight: got NaN"),
+        (lambda: Convolution(WEIGHT, (8,)), "weight: got shape"),
+        (lambda: Convolution(WEIGHT, (8, 8), groups=3), "groups: got 3"),
+        (lambda: Convolution(WEIGHT, (8, 8), stride=0), "stride: got 0"),
+        (lambda: Convolution(WEIGHT, (8, 8), dilation=(1, 2, 3)), "dilation: got"),
+        (lambda: Convolution(WEIGHT, (8, 8), padding="full"), "padding: got 'full'"),
+        (lambda: Convolution(WEIGHT, (8, 8), padding="same", stride=2), "padding: got 'same'"),
+        (lambda: Convolution(WEIGHT, (8, 8), padding=-1), "padding: got -1"),
+        (lambda: Convolution(WEIGHT, (8, 8), padding_mode="mirror"), "padding_mode: got 'mirror'"),
+        (lambda: Convolution(WEIGHT, (3, 3), padding=3, padding_mode="reflect"), "padding: got"),
+        (lambda: Convolution(WEIGHT, (2, 2)), "input_size: got"),
+        (lambda: Convolution(WEIGHT, (8, 8), output_padding=1), "output_padding: got 1"),
+        (lambda: Convolution(WEIGHT, (8, 8), transposed=True, padding=((0, 1), (0, 1))), "padding: got"),
+        (lambda: operator_of(nn.Conv2d(2, 2, 3), (3, 8, 8)), "input_shape: got"),
+        (lambda: lower_estimate(Linear(torch.ones(2, 2)), steps=0), "steps: got 0"),
+        (lambda: lower_estimate(Linear(torch.ones(2, 2)), torch.ones(3)), "vector: got shape"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_other_modules():
+    with pytest.raises(TypeError, match="module: got ReLU"):
+        operator_of(nn.ReLU(), (3,))
