@@ -275,3 +275,17 @@ def test_ascent_of_a_linear_objective_reaches_the_best_point(norm):
 def test_no_steps_give_the_start():
     x = torch.rand(2, 3)
     assert torch.equal(ThreatModel("L2", 1).ascend(torch.sum, x, x + 0.1, steps=0, step_size=1), x + 0.1)
+
+
+def test_l1_ascent_moves_coordinates_that_have_room():
+    """On binary images most coordinates stand at a limit of the range: the best five of the others are the optimum."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 2, (4, 1, 8, 8), generator=generator).double()
+    weights = torch.randn(1, 8, 8, generator=generator, dtype=torch.float64)
+    room = torch.where(weights > 0, 1 - x, x) * weights.abs()
+    optimum = room.flatten(1).topk(5, dim=1).values.sum(dim=1)
+    threat = ThreatModel("L1", 5.0)
+    found = threat.ascend(lambda z: (weights * z).sum(), x, x, steps=10, step_size=1.25, low=0.0, high=1.0)
+    gain = (weights * (found - x)).flatten(1).sum(dim=1)
+    assert (threat.distance(found, x) <= 5.0 + 1e-9).all()
+    assert (gain >= 0.8 * optimum).all()
