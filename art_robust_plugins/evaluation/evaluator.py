@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,12 +34,15 @@ from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
 from . import diagnostics
 from .report import AttackResult, EvaluationReport, Examples
-from .suites import SUITES, Attack, NotApplicable, Setting, package_versions, resolve, seed_everything
+from .suites import SUITES, Attack, NotApplicable, Setting, package_versions, resolve, seed_everything, suite_of
 
 STATE_FILE = "evaluation.pt"
+BATCHES_FOLDER = "batches"
 # A randomised network is judged by its mean class probabilities over this many passes.
 RANDOM_PASSES = 10
-_FORMAT = "art-robust-plugins evaluation 1"
+_FORMAT = "art-robust-plugins evaluation 2"
+_EARLIER = "art-robust-plugins evaluation 1"
+_VERSIONS = ("version of art-robust-plugins", "version of torch")
 
 
 class Evaluator:
@@ -46,8 +51,9 @@ class Evaluator:
     The ``standard`` suite is AutoAttack's standard version. With the same seed and ``batch_size`` its verdicts are
     those of ``AutoAttack(...).run_standard_evaluation`` (up to the rounding of one forward pass): a point is robust
     when it is classified correctly and no candidate of any attack, within the threat's ball and in ``clip_values``,
-    is misclassified by a fresh pass through the untouched estimator. A randomised network is judged by its mean class
-    probabilities over ten passes. Logits that are NaN count as misclassified.
+    is misclassified by a fresh pass through the untouched estimator. Distances are computed in float64; 1e-6 of eps
+    and the rounding of float32 are tolerated (the report says how much). A randomised network is judged by its mean
+    class probabilities over ten passes. Logits that are NaN count as misclassified.
 
     Args:
         estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits.
@@ -61,13 +67,14 @@ class Evaluator:
             verdicts, diagnostics); ``batch_size`` when None. The attacks of the reference backend themselves run
             ``batch_size`` points at once.
         seed: the seed of every call of an attack.
-        state_dir: a folder that keeps the state after every batch; the same evaluation started again with it goes on
-            where it was stopped.
+        state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
+            it goes on where it was stopped.
         verbose: show progress bars.
 
     Raises:
         TypeError: an estimator that is not a ``PyTorchClassifier``, a threat that is not a `ThreatModel`.
-        ValueError: an unknown attack, backend, or a size that is not a positive whole number.
+        ValueError: an unknown attack or backend, a size that is not a positive whole number, an eps whose ball holds
+            every image.
 
     Example:
         >>> from art.estimators.classification import PyTorchClassifier
@@ -93,9 +100,10 @@ class Evaluator:
         verbose: bool = True,
     ) -> None:
         check_classifier(estimator)
-        uniform_range(estimator)
+        low, high = uniform_range(estimator)
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
+        _check_radius(threat, low, high, math.prod(estimator.input_shape))
         if backend != "reference":
             raise ValueError(f"backend: got {backend!r}, expected 'reference'.")
         self.estimator = estimator
@@ -124,15 +132,37 @@ class Evaluator:
                 evaluation in ``state_dir``.
             ImportError: the library of an attack is not installed.
         """
+        network = self.estimator.model
+        if any(tensor.is_inference() for tensor in network.state_dict(keep_vars=True).values()):
+            raise ValueError("classifier: the network was made in torch.inference_mode(), expected one with gradients.")
         low, high = uniform_range(self.estimator)
-        samples = image_tensor(x, self.estimator).cpu().clamp(low, high)
-        labels = label_tensor(y, self.estimator.nb_classes, samples=len(samples)).cpu()
-        with preserved(self.estimator.model), _random_state_preserved():
-            self.estimator.model.eval()
-            for parameter in self.estimator.model.parameters():
-                # Only gradients of the input are needed, and the user's own must not be filled.
-                parameter.requires_grad_(False)
-            return _Run(self, samples, labels).report()
+        # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
+        with torch.inference_mode(False):
+            samples = image_tensor(x, self.estimator).cpu().clamp(low, high)
+            labels = label_tensor(y, self.estimator.nb_classes, samples=len(samples)).cpu().clone()
+            with preserved(network), _random_state_preserved():
+                network.eval()
+                for parameter in network.parameters():
+                    # Only gradients of the input are needed, and the user's own must not be filled.
+                    parameter.requires_grad_(False)
+                return _Run(self, samples, labels).report()
+
+
+class _Verdicts(NamedTuple):
+    """What the candidates of some points are: images in the estimator's range [n, ...], the rest bool [n]."""
+
+    candidates: Tensor
+    wrong: Tensor
+    in_ball: Tensor
+    in_range: Tensor
+    finite: Tensor
+    nan: Tensor
+    infinite: Tensor
+    farthest: float
+
+    @property
+    def inside(self) -> Tensor:
+        return self.in_ball & self.in_range
 
 
 class _Run:
@@ -153,11 +183,17 @@ class _Run:
             device=self.module.device,
         )
         self.packages = package_versions(evaluator.attacks)
+        self.obstacle = diagnostics.gradient_obstacle(
+            self.counter, self.module.from_estimator(x[:2].to(self.module.device))
+        )
         self.attacks: list[Attack] = []
         self.parameters: dict[str, dict[str, Any]] = {}
         self.not_run: list[str] = []
         self._perturb: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
         for attack in evaluator.attacks:
+            if self.obstacle is not None and attack.gradients:
+                self.not_run.append(f"{attack.name}: it follows gradients, but {self.obstacle}.")
+                continue
             try:
                 self._perturb[attack.name], self.parameters[attack.name] = attack.prepare(self.setting)
                 self.attacks.append(attack)
@@ -165,7 +201,15 @@ class _Run:
                 self.not_run.append(f"{attack.name}: {reason}.")
         if not self.attacks:
             raise ValueError(f"attacks: none can run here ({' '.join(self.not_run)}), expected at least one that can.")
-        self.slack = self._rounding()
+        size = x[0].numel()
+        # Half a unit in the last place, four times: candidates go through some sums and products in float32.
+        rounding = torch.finfo(torch.float32).eps * max(abs(self.low), abs(self.high), self.high - self.low)
+        norm, eps = evaluator.threat.norm, evaluator.threat.eps
+        # Errors that are independent of the change add up to this; in the worst case to the other.
+        self.tolerance = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": 2.0, "L1": 2 * math.sqrt(size)}[norm]
+        self.worst_rounding = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[norm]
+        self.robust: dict[str, Tensor] = {}
+        self.saved = 0
         self.state = self._opened_state()
 
     # ---------------------------------------------------------------------------------------------------- verdicts
@@ -175,64 +219,104 @@ class _Run:
         outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.evaluator.physical_batch_size)
         return torch.from_numpy(outputs)
 
-    def predictions(self, x: Tensor, *, passes: int) -> Tensor:
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """The estimator's outputs for samples [N, ...], as often as a verdict takes."""
+        if self.state["passes"] == 1:
+            return [self.logits(x)]
+        # Fresh randomness that depends on the seed alone, so that a resumed evaluation judges alike.
+        seed_everything((self.evaluator.seed + 0x9E3779B9) % 2**32)
+        return [self.logits(x) for _ in range(self.state["passes"])]
+
+    def classes(self, outputs: Sequence[Tensor]) -> Tensor:
         """The class of each sample [N], or -1 where an output is NaN; over several passes: of mean probabilities."""
-        if passes == 1:
-            outputs = self.logits(x)
-        else:
-            # Fresh randomness that depends on the seed alone, so that a resumed evaluation judges alike.
-            seed_everything((self.evaluator.seed + 0x9E3779B9) % 2**32)
-            outputs = torch.stack([self._probabilities(self.logits(x)) for _ in range(passes)]).mean(dim=0)
-        return torch.where(outputs.isnan().any(dim=1), -1, outputs.argmax(dim=1))
+        total = outputs[0]
+        if len(outputs) > 1:
+            known = self.state["probabilities"]
+            total = torch.stack([output if known else output.softmax(dim=1) for output in outputs]).mean(dim=0)
+        return torch.where(total.isnan().any(dim=1), -1, total.argmax(dim=1))
 
-    def _probabilities(self, outputs: Tensor) -> Tensor:
-        return outputs if self.state["probabilities"] else outputs.softmax(dim=1)
-
-    def _rounding(self) -> float:
-        """How far float32 can move a sample that an attack placed exactly at distance eps, in the threat's norm."""
-        size = self.x[0].numel()
-        factor = {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[self.evaluator.threat.norm]
-        reach = max(abs(self.low), abs(self.high), self.high - self.low)
-        return 1e-6 * self.evaluator.threat.eps + torch.finfo(torch.float32).eps * reach * factor
-
-    def inside(self, candidates: Tensor, x: Tensor) -> Tensor:
-        """Whether each candidate [N, ...] lies in the threat's ball around its sample and in clip_values: bool [N]."""
-        distance = self.evaluator.threat.distance(candidates.double(), x.double())
+    def judge(self, found: Tensor, points: Tensor) -> _Verdicts:
+        """Judge candidates [n, ...], in the attacks' units, for the points of these indices [n]."""
+        x, threat = self.x[points], self.evaluator.threat
+        candidates = self.module.to_estimator(found.detach().cpu()).float()
+        finite = candidates.flatten(1).isfinite().all(dim=1)
+        candidates[~finite] = x[~finite]
+        distance = threat.distance(candidates.double(), x.double())
+        # An image that float32 alone may have put outside is drawn back, and judged there.
+        near = (distance > threat.eps + self.tolerance) & (distance <= threat.eps + self.worst_rounding)
+        if near.any():
+            drawn = threat.project(candidates[near].double(), x[near].double()).float()
+            candidates[near] = drawn
+            distance[near] = threat.distance(drawn.double(), x[near].double())
         margin = RANGE_TOLERANCE * (self.high - self.low)
         flat = candidates.flatten(1)
         in_range = (flat >= self.low - margin).all(dim=1) & (flat <= self.high + margin).all(dim=1)
-        return (distance <= self.evaluator.threat.eps + self.slack) & in_range
+        candidates = candidates.clamp(self.low, self.high)
+        outputs = self.outputs(candidates)
+        return _Verdicts(
+            candidates=candidates,
+            wrong=self.classes(outputs) != self.y[points],
+            in_ball=distance <= threat.eps + self.tolerance,
+            in_range=in_range,
+            finite=finite,
+            nan=_rows(outputs, torch.isnan),
+            infinite=_rows(outputs, torch.isinf),
+            farthest=distance.max().item(),
+        )
+
+    def _judged_for_diagnostics(self, found: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        verdicts = self.judge(found, points)
+        return verdicts.wrong, verdicts.inside
 
     # ------------------------------------------------------------------------------------------------------- state
 
     def _opened_state(self) -> dict[str, Any]:
-        """The state of this evaluation in ``state_dir``, or a new one."""
-        folder = self.evaluator.state_dir
-        fingerprint = self._fingerprint()
-        if folder is not None and (folder / STATE_FILE).exists():
-            state: dict[str, Any] = load_state(folder / STATE_FILE)
-            if state.get("format") != _FORMAT:
-                raise ValueError(f"state_dir: {folder / STATE_FILE} is not the state of an evaluation.")
-            different = [key for key, value in fingerprint.items() if state["fingerprint"].get(key) != value]
-            if different:
-                raise ValueError(
-                    f"state_dir: the state in {folder} is of an evaluation with another {_listed(different)}, expected "
-                    f"the same; choose another folder for this evaluation."
-                )
-            return state
-        n = len(self.x)
-        return {
-            "format": _FORMAT,
-            "fingerprint": fingerprint,
-            "clean": None,
+        """The state of this evaluation in ``state_dir``, or a new one.
+
+        On disk it is one file of what stays, and one for each batch with what that batch changed.
+        """
+        folder, n = self.evaluator.state_dir, len(self.x)
+        progress = {
             "broken": torch.zeros(n, dtype=torch.bool),
             "adversarial": self.x.clone(),
             "attacks": {attack.name: _new_progress(n) for attack in self.attacks},
         }
+        fingerprint = self._fingerprint()
+        if folder is None or not (folder / STATE_FILE).exists():
+            # The mark tells the batches of this state from those of an earlier one in the same folder.
+            mark = secrets.token_hex(8)
+            return {"format": _FORMAT, "mark": mark, "fingerprint": fingerprint, "clean": None, **progress}
+        stored = load_state(folder / STATE_FILE)
+        if not isinstance(stored, dict) or stored.get("format") not in (_FORMAT, _EARLIER):
+            raise ValueError(f"state_dir: {folder / STATE_FILE} is not the state of an evaluation.")
+        if stored["format"] == _EARLIER:
+            raise ValueError(
+                f"state_dir: the state in {folder} is of an evaluation by an earlier version of art-robust-plugins, "
+                f"expected this one; choose another folder for this evaluation."
+            )
+        was = stored["fingerprint"]
+        different = [
+            f"{key} ({was.get(key)}, now {value})" if key in _VERSIONS else key
+            for key, value in fingerprint.items()
+            if was.get(key) != value
+        ]
+        if different:
+            raise ValueError(
+                f"state_dir: the state in {folder} is of an evaluation with another {_listed(different)}, expected "
+                f"the same; choose another folder for this evaluation."
+            )
+        state = {**stored, **progress}
+        while (path := self._batch_file(folder)).exists():
+            change = load_state(path)
+            if not isinstance(change, dict) or change.get("mark") != state["mark"]:
+                break
+            _apply(state, change)
+            self.saved += 1
+        return state
 
-    def _save(self) -> None:
-        if self.evaluator.state_dir is not None:
-            save_state(self.evaluator.state_dir / STATE_FILE, self.state)
+    def _batch_file(self, folder: Path) -> Path:
+        """The file of the next batch."""
+        return folder / BATCHES_FOLDER / f"{self.saved:06}.pt"
 
     def _fingerprint(self) -> dict[str, str]:
         evaluator, network = self.evaluator, self.evaluator.estimator.model
@@ -248,6 +332,8 @@ class _Run:
             "backend": evaluator.backend,
             "batch_size": str(evaluator.batch_size),
             "seed": str(evaluator.seed),
+            "version of art-robust-plugins": version("art-robust-plugins"),
+            "version of torch": str(torch.__version__),
         }
 
     # --------------------------------------------------------------------------------------------------------- run
@@ -256,11 +342,12 @@ class _Run:
         if self.state["clean"] is None:
             self._clean()
         correct = self.state["clean"] == self.y
-        standing = correct
+        standing: dict[str | None, Tensor] = {}
         for attack in self.attacks:
             if attack.cumulative:
-                self._attack(attack, standing)
-                standing = self.state["attacks"][attack.name]["robust"]
+                # Each suite has stages of its own: AutoAttack's number must not depend on what ran before it.
+                suite = suite_of(attack)
+                standing[suite] = self._attack(attack, standing.get(suite, correct))
             else:
                 self._attack(attack, correct)
         robust = correct & ~self.state["broken"]
@@ -269,31 +356,35 @@ class _Run:
         examined = diagnostics.examine(
             self.counter,
             self.setting.threat,
+            judge=self._judged_for_diagnostics,
+            obstacle=self.obstacle,
             unit=self.module.from_estimator,
             x=self.x,
             y=self.y,
             correct=correct,
+            robust=robust,
+            randomised=self.state["passes"] > 1,
             batch_size=self.evaluator.physical_batch_size,
             seed=self.evaluator.seed,
             scale=self.high - self.low,
+            verbose=self.evaluator.verbose,
         )
         flags = diagnostics.of_outputs(self.state, len(self.x), results) + examined.flags
-        flags += diagnostics.of_results(results, float(correct.float().mean()))
-        order = {severity: rank for rank, severity in enumerate(diagnostics.SEVERITIES)}
+        flags += diagnostics.of_results(results, float(correct.double().mean()))
         return EvaluationReport(
             clean_accuracy=float(correct.double().mean()),
             robust_accuracy=float(robust.double().mean()),
             robust=robust.numpy(),
             adversarial=self.state["adversarial"].numpy(),
             attacks=results,
-            flags=sorted(flags, key=lambda flag: order[flag.severity]),
+            flags=diagnostics.merged(flags),
             settings=self._settings(examined),
             curve=examined.curve,
             examples=self._examples(robust, correct),
         )
 
     def _clean(self) -> None:
-        """Clean predictions, and what they say of the network: randomised, probabilities, NaN."""
+        """Clean predictions, and what they say of the network: randomised, probabilities, not finite."""
         outputs = self.logits(self.x)
         again = self.logits(self.x[: self.evaluator.batch_size])
         scale = outputs[: len(again)].norm(dim=1).clamp_min(1e-10)
@@ -302,36 +393,38 @@ class _Run:
         self.state["passes"] = RANDOM_PASSES if difference > diagnostics.RANDOM_DIFFERENCE else 1
         self.state["probabilities"] = outputs_are_probabilities(outputs)
         self.state["nan"] = int(outputs.isnan().any(dim=1).sum())
-        self.state["clean"] = self.predictions(self.x, passes=self.state["passes"])
-        self._save()
+        self.state["infinite"] = int(outputs.isinf().any(dim=1).sum())
+        self.state["clean"] = self.classes([outputs] if self.state["passes"] == 1 else self.outputs(self.x))
+        if self.evaluator.state_dir is not None:
+            kept = {key: value for key, value in self.state.items() if key not in ("broken", "adversarial", "attacks")}
+            save_state(self.evaluator.state_dir / STATE_FILE, kept)
 
-    def _attack(self, attack: Attack, points: Tensor) -> None:
-        """Run one attack on the points [N] bool, in batches, from where it was stopped."""
+    def _attack(self, attack: Attack, points: Tensor) -> Tensor:
+        """Run one attack on the points [N] bool, in batches, from where it was stopped; those that it left."""
         progress = self.state["attacks"][attack.name]
-        if progress["finished"]:
-            return
-        if progress["done"] == 0:
-            progress["robust"] = points.clone()
         indices = points.nonzero().flatten()
         bar = tqdm(
             total=len(indices),
-            initial=progress["done"],
+            initial=progress["counts"]["done"],
             desc=attack.name,
             unit="pt",
             disable=not self.evaluator.verbose,
         )
         with bar:
-            while progress["done"] < len(indices):
-                batch = indices[progress["done"] : progress["done"] + self.evaluator.batch_size]
-                self._batch(attack, batch, progress)
-                progress["done"] += len(batch)
-                progress["finished"] = progress["done"] == len(indices)
-                self._save()
+            while (done := progress["counts"]["done"]) < len(indices):
+                batch = indices[done : done + self.evaluator.batch_size]
+                change = self._batch(attack, batch, progress["counts"])
+                _apply(self.state, change)
+                if self.evaluator.state_dir is not None:
+                    save_state(self._batch_file(self.evaluator.state_dir), change)
+                    self.saved += 1
                 bar.update(len(batch))
-                bar.set_postfix_str(f"accuracy {progress['robust'].double().mean().item():.2%}")
-        progress["finished"] = True
+                bar.set_postfix_str(f"accuracy {(points & ~progress['fooled']).double().mean().item():.2%}")
+        self.robust[attack.name] = points & ~progress["fooled"]
+        return self.robust[attack.name]
 
-    def _batch(self, attack: Attack, batch: Tensor, progress: dict[str, Any]) -> None:
+    def _batch(self, attack: Attack, batch: Tensor, before: dict[str, Any]) -> dict[str, Any]:
+        """Attack and judge one batch of points; what it changes in the state, for `_apply`."""
         x, device = self.x[batch], self.setting.device
         forward, backward = self.counter.forward_calls, self.counter.backward_calls
         start = time.perf_counter()
@@ -340,56 +433,58 @@ class _Run:
         unit = self.module.from_estimator(x.to(device)).clone(memory_format=torch.contiguous_format)
         with torch.enable_grad():
             found = self._perturb[attack.name](unit, self.y[batch].to(device))
-        found = found.detach()
         if found.shape[0] != len(batch) or tuple(found.shape[1:]) != self.setting.input_shape:
             raise ValueError(
                 f"attacks: {attack.name!r} returned a batch of shape {tuple(found.shape)}, expected "
                 f"{(len(batch), *self.setting.input_shape)}."
             )
-        candidates = self.module.to_estimator(found).float().cpu()
-        progress["seconds"] += time.perf_counter() - start
-        progress["forward"] += self.counter.forward_calls - forward
-        progress["backward"] += self.counter.backward_calls - backward
-
-        finite = candidates.flatten(1).isfinite().all(dim=1)
-        progress["not_finite"] += int((~finite).sum())
-        candidates[~finite] = x[~finite]
-        inside = self.inside(candidates, x)
-        if attack.bounded:
-            progress["outside"] += int((~inside).sum())
-            excess = self.evaluator.threat.distance(candidates.double(), x.double()).max().item()
-            progress["farthest"] = max(progress["farthest"], excess)
-        candidates = candidates.clamp(self.low, self.high)
-        predicted = self.predictions(candidates, passes=self.state["passes"])
-        progress["nan"] += int((predicted == -1).sum())
-        wrong = predicted != self.y[batch]
-        broken = wrong & inside
-        progress["robust"][batch[wrong if attack.constraint == "none" else broken]] = False
+        found = found.cpu()  # waits for the device
+        seconds = time.perf_counter() - start
+        forward, backward = self.counter.forward_calls - forward, self.counter.backward_calls - backward
+        verdicts = self.judge(found, batch)
+        bounded, broken = attack.bounded, verdicts.wrong & verdicts.inside
         new = broken & ~self.state["broken"][batch]
-        self.state["adversarial"][batch[new]] = candidates[new]
-        self.state["broken"][batch[new]] = True
+        return {
+            "mark": self.state["mark"],
+            "attack": attack.name,
+            "counts": {
+                "done": before["done"] + len(batch),
+                "seconds": before["seconds"] + seconds,
+                "forward": before["forward"] + forward,
+                "backward": before["backward"] + backward,
+                "not_finite": before["not_finite"] + int((~verdicts.finite).sum()),
+                "out_of_ball": before["out_of_ball"] + int((~verdicts.in_ball).sum() if bounded else 0),
+                "out_of_range": before["out_of_range"] + int((~verdicts.in_range).sum() if bounded else 0),
+                "farthest": max(before["farthest"], verdicts.farthest if bounded else 0.0),
+                "nan": before["nan"] + int(verdicts.nan.sum()),
+                "infinite": before["infinite"] + int(verdicts.infinite.sum()),
+            },
+            "fooled": batch[verdicts.wrong if attack.constraint == "none" else broken],
+            "broken": batch[new],
+            "adversarial": verdicts.candidates[new],
+        }
 
     # ------------------------------------------------------------------------------------------------------ report
 
     def _result(self, attack: Attack) -> AttackResult:
-        progress = self.state["attacks"][attack.name]
-        robust = progress["robust"]
+        counts, robust = self.state["attacks"][attack.name]["counts"], self.robust[attack.name]
         return AttackResult(
             name=attack.name,
             summary=attack.summary,
             robust_accuracy=float(robust.double().mean()),
             robust=robust.numpy(),
-            seconds=progress["seconds"],
-            forward_calls=progress["forward"],
-            backward_calls=progress["backward"],
+            seconds=counts["seconds"],
+            forward_calls=counts["forward"],
+            backward_calls=counts["backward"],
             bounded=attack.bounded,
             cumulative=attack.cumulative,
             parameters=self.parameters[attack.name],
+            constraint=attack.constraint,
         )
 
     def _settings(self, examined: diagnostics.Examination) -> dict[str, Any]:
         evaluator, estimator = self.evaluator, self.evaluator.estimator
-        ran = [attack.name for attack in self.attacks]
+        stages = [attack.name for attack in self.attacks if suite_of(attack) == "standard"]
         standard = [attack.name for attack in SUITES["standard"]]
         parameter = next(iter(estimator.model.parameters()), None)
         levels = evaluator.threat.norm == "Linf" and (self.low, self.high) == (0, 1)
@@ -397,7 +492,7 @@ class _Run:
         return {
             "threat": {"norm": evaluator.threat.norm, "eps": evaluator.threat.eps, "text": text},
             "attacks": [attack.name for attack in self.attacks],
-            "autoattack": [name for name in ran if name in standard] == standard,
+            "autoattack": stages == standard,
             "backend": evaluator.backend,
             "attack_library": self.packages,
             "points": len(self.x),
@@ -409,6 +504,7 @@ class _Run:
             "batch_size": evaluator.batch_size,
             "physical_batch_size": evaluator.physical_batch_size,
             "verdict_passes": self.state["passes"],
+            "tolerance": self.tolerance,
             "device": _device_name(self.setting.device),
             "dtype": "torch.float32" if parameter is None else str(parameter.dtype),
             "network": type(estimator.model).__name__,
@@ -420,6 +516,7 @@ class _Run:
                 "numpy": np.__version__,
             },
             "diagnostics": examined.cost,
+            "could_not_run": self.not_run,
             "not_run": [*self.not_run, *self._left_out()],
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
@@ -438,7 +535,7 @@ class _Run:
         """The first points that an attack broke, as images in [0, 1]."""
         where = (correct & ~robust).nonzero().flatten()[:count]
         adversarial = self.state["adversarial"][where]
-        found = self.predictions(adversarial, passes=self.state["passes"]) if len(where) else where
+        found = self.classes(self.outputs(adversarial)) if len(where) else where
         return Examples(
             indices=where.numpy(),
             clean=self.module.from_estimator(self.x[where]).numpy(),
@@ -483,19 +580,47 @@ def preprocessing(estimator: PyTorchClassifier) -> list[str]:
 
 @contextmanager
 def _random_state_preserved() -> Iterator[None]:
-    """Restore the generators of torch and NumPy at the end."""
+    """Restore the generators of torch, NumPy and Python at the end."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    state = np.random.get_state()
+    state, python_state = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         np.random.set_state(state)
+        random.setstate(python_state)
 
 
 def _new_progress(n: int) -> dict[str, Any]:
-    counts = {"done": 0, "forward": 0, "backward": 0, "outside": 0, "not_finite": 0, "nan": 0}
-    return {**counts, "finished": False, "seconds": 0.0, "farthest": 0.0, "robust": torch.zeros(n, dtype=torch.bool)}
+    whole = ("done", "forward", "backward", "not_finite", "out_of_ball", "out_of_range", "nan", "infinite")
+    counts = {**dict.fromkeys(whole, 0), "seconds": 0.0, "farthest": 0.0}
+    return {"counts": counts, "fooled": torch.zeros(n, dtype=torch.bool)}
+
+
+def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
+    """Bring into the state what one batch changed."""
+    progress = state["attacks"][change["attack"]]
+    progress["counts"] = change["counts"]
+    progress["fooled"][change["fooled"]] = True
+    state["broken"][change["broken"]] = True
+    state["adversarial"][change["broken"]] = change["adversarial"]
+
+
+def _rows(outputs: Sequence[Tensor], test: Callable[[Tensor], Tensor]) -> Tensor:
+    """For which samples any output of any pass passes the test, bool [N]."""
+    return torch.stack([test(output).any(dim=1) for output in outputs]).any(dim=0)
+
+
+def _check_radius(threat: ThreatModel, low: float, high: float, size: int) -> None:
+    """Refuse a ball that holds every image: its radius is most likely in other units."""
+    whole = (high - low) * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[threat.norm]
+    if threat.eps >= whole:
+        levels = threat.norm == "Linf" and (low, high) == (0, 1) and 1 <= threat.eps <= 255
+        hint = f"; did you mean '{threat.eps:g}/255'?" if levels else "."
+        raise ValueError(
+            f"eps: got {threat.eps:g} for the classifier's clip_values [{low:g}, {high:g}], expected less than "
+            f"{whole:g}, the {threat.norm} radius of a ball that holds every image{hint}"
+        )
 
 
 def _digest(*parts: str | Tensor) -> str:

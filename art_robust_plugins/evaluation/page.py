@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from .report import EvaluationReport
+    from .report import AttackResult, EvaluationReport
 
-CLEAN, BOUNDED, UNBOUNDED, WORST, INK = "#8d99ae", "#3a6ea5", "#c9d3df", "#b23a48", "#1f2933"
+CLEAN, BOUNDED, OWN_MEASURE, WORST, INK = "#8d99ae", "#3a6ea5", "#c9d3df", "#b23a48", "#1f2933"
 RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a83e", "#4aa5a5")
 
 # --------------------------------------------------------------------------------------------------------------- text
@@ -43,13 +44,44 @@ def summary(report: EvaluationReport) -> str:
     width = max(len(result.name) for result in report.attacks)
     width = max(width, len("worst case"))
     lines = [f"{title(report)}: {report.settings['points']} points, {report.settings['classes']} classes"]
-    lines.append(f"  {'clean':<{width}}  {report.clean_accuracy:7.2%}")
+    sure = {name: f"95 % confidence: {interval(report, value)}" for name, value in totals(report).items()}
+    lines.append(f"  {'clean':<{width}}  {report.clean_accuracy:7.2%}  {sure['clean']}")
     for result in report.attacks:
-        aside = "" if result.bounded else "  (not bound to the ball)"
-        lines.append(f"  {result.name:<{width}}  {result.robust_accuracy:7.2%}  {duration(result.seconds):>9}{aside}")
-    lines.append(f"  {'worst case':<{width}}  {report.robust_accuracy:7.2%}")
+        row = f"  {result.name:<{width}}  {result.robust_accuracy:7.2%}  {duration(result.seconds):>9}  {mark(result)}"
+        lines.append(row.rstrip())
+    lines.append(f"  {'worst case':<{width}}  {report.robust_accuracy:7.2%}  {sure['worst case']}")
+    lines += [f"  not run: {line}" for line in report.settings["could_not_run"]]
     lines += [f"  {flag.severity}: {flag.name}: {flag.evidence} {flag.advice}" for flag in report.flags]
     return "\n".join(lines)
+
+
+def totals(report: EvaluationReport) -> dict[str, float]:
+    return {"clean": report.clean_accuracy, "worst case": report.robust_accuracy}
+
+
+def interval(report: EvaluationReport, accuracy: float) -> str:
+    """Wilson's 95 % confidence interval of an accuracy on this many points."""
+    n, z = report.settings["points"], 1.96
+    middle = accuracy + z * z / (2 * n)
+    reach = z * math.sqrt(accuracy * (1 - accuracy) / n + (z / (2 * n)) ** 2)
+    low, high = ((middle + sign * reach) / (1 + z * z / n) for sign in (-1, 1))
+    return f"{max(low, 0.0):.1%} to {min(high, 1.0):.1%}"
+
+
+def mark(result: AttackResult) -> str:
+    """How the accuracy of an attack that is not bound to the ball is to be read."""
+    return {"ball": "", "minimal": "(smallest change)", "none": "(own measure)"}[result.constraint]
+
+
+def constraint_notes(reports: Iterable[EvaluationReport]) -> list[str]:
+    """What the marks mean, one sentence for each that appears."""
+    found = {result.constraint for report in reports for result in report.attacks}
+    notes = {
+        "minimal": "Smallest change: the attack has no eps; its accuracy counts the images that it found within eps.",
+        "none": "Own measure: the attack has no eps; its accuracy counts every image that fools the network, the worst "
+        "case only those within eps.",
+    }
+    return [note for constraint, note in notes.items() if constraint in found]
 
 
 def duration(seconds: float) -> str:
@@ -60,18 +92,18 @@ def duration(seconds: float) -> str:
 
 
 def attack_rows(report: EvaluationReport) -> list[list[str]]:
-    rows = [["clean", "no attack", f"{report.clean_accuracy:.2%}", "", "", ""]]
+    shown = {name: f"{value:.2%} ({interval(report, value)})" for name, value in totals(report).items()}
+    rows = [["clean", "no attack", shown["clean"], "", "", ""]]
     for result in report.attacks:
-        kind = "" if result.bounded else "; not bound to the ball"
         calls = [f"{result.forward_calls:,}", f"{result.backward_calls:,}"]
-        name = [result.name, result.summary + kind, f"{result.robust_accuracy:.2%}"]
+        name = [result.name, f"{result.summary} {mark(result)}".rstrip(), f"{result.robust_accuracy:.2%}"]
         rows.append([*name, duration(result.seconds), *calls])
     total = report.attacks
     rows.append(
         [
             "worst case",
             "over all attacks, within the threat model",
-            f"{report.robust_accuracy:.2%}",
+            shown["worst case"],
             duration(sum(result.seconds for result in total)),
             f"{sum(result.forward_calls for result in total):,}",
             f"{sum(result.backward_calls for result in total):,}",
@@ -96,6 +128,11 @@ def setting_rows(report: EvaluationReport) -> list[list[str]]:
         ["preprocessing", "; ".join(s["preprocessing"]) or "none"],
         ["device, type", f"{s['device']}, {s['dtype']}"],
         ["verdict", f"{s['verdict_passes']} fresh forward pass(es) of the estimator on the final image"],
+        [
+            "tolerance",
+            f"distances (in float64) of up to eps + {s['tolerance']:.2g} are within eps; images that rounding alone "
+            "may have put farther out are drawn back, and judged there",
+        ],
         ["versions", listed(s["versions"])],
         [
             "diagnostics",
@@ -125,12 +162,13 @@ def markdown(report: EvaluationReport) -> str:
         "\n".join(flags) or "None of the checks found a sign of masked gradients or of a broken evaluation.",
         "## Attacks",
         markdown_table(ATTACK_HEAD, attack_rows(report)),
+        " ".join(attack_notes(report)),
         "## Settings",
         markdown_table(["setting", "value"], setting_rows(report)),
         "## What was not run",
         "\n".join(f"- {line}" for line in report.settings["not_run"]) or "Nothing was left out.",
         "## Accuracy against eps",
-        curve_note(report),
+        curve_note([report]),
         markdown_table(["eps", "accuracy"], [[f"{eps:.4g}", f"{accuracy:.1%}"] for eps, accuracy in report.curve]),
         "## Attack parameters",
         markdown_table(["attack", "parameters"], parameter_rows(report)),
@@ -138,11 +176,16 @@ def markdown(report: EvaluationReport) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def curve_note(report: EvaluationReport) -> str:
-    return (
-        f"A short attack of 10 steps on the first {report.settings['diagnostics']['points']} points, up to the ball "
-        f"that holds every image. It is weaker than the attacks above, and shows whether accuracy falls as eps grows."
+def curve_note(reports: Sequence[EvaluationReport]) -> str:
+    counts = sorted({report.settings["diagnostics"]["points"] for report in reports})
+    points = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    note = (
+        f"A short attack of our own, 10 steps on logit differences, on the first {points} points, up to the ball that "
+        f"holds every image. It shows whether accuracy falls as eps grows; it is not counted in the accuracies above."
     )
+    if any(len(report.curve) == 1 for report in reports):
+        note += " Without gradients that reach the input it cannot run."
+    return note
 
 
 def parameter_rows(report: EvaluationReport) -> list[list[str]]:
@@ -172,7 +215,8 @@ def image_tag(drawing: Figure, description: str) -> str:
 def accuracy_figure(report: EvaluationReport) -> Figure:
     bars = [("clean", report.clean_accuracy, CLEAN)]
     for result in report.attacks:
-        bars.append((result.name, result.robust_accuracy, BOUNDED if result.bounded else UNBOUNDED))
+        name = f"{result.name} {mark(result)}".rstrip()
+        bars.append((name, result.robust_accuracy, OWN_MEASURE if result.constraint == "none" else BOUNDED))
     bars.append(("worst case", report.robust_accuracy, WORST))
     drawing, axes = figure(6.4, 0.7 + 0.3 * len(bars))
     names, values, colours = zip(*bars, strict=True)
@@ -191,13 +235,11 @@ def curve_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
     drawing, axes = figure(6.4, 3.4)
     for (name, report), colour in zip(reports.items(), repeated(RUNS, len(reports)), strict=True):
         positive = [(eps, 100 * accuracy) for eps, accuracy in report.curve if eps > 0]
-        axes.plot(
-            *zip(*positive, strict=True), marker="o", markersize=4, color=colour, label=name
-        ) if positive else None
+        if positive:
+            axes.plot(*zip(*positive, strict=True), marker="o", markersize=4, color=colour, label=name)
         axes.axhline(100 * report.curve[0][1], color=colour, linestyle=":", linewidth=1)
-    for threat in sorted({report.settings["threat"]["eps"] for report in reports.values()}):
-        axes.axvline(threat, color=WORST, linewidth=1)
-        axes.text(threat, 104, " eps evaluated", color=WORST, fontsize=8, va="bottom", ha="center")
+    for index, threat in enumerate(sorted({report.settings["threat"]["eps"] for report in reports.values()})):
+        axes.axvline(threat, color=WORST, linewidth=1, label="" if index else "eps evaluated")
     axes.set_xscale("log", base=2)
     radii = {tuple(eps for eps, _ in report.curve if eps > 0) for report in reports.values()}
     if len(radii) == 1:
@@ -206,8 +248,7 @@ def curve_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
     axes.set_ylim(-3, 104)
     axes.set_xlabel("eps (dotted: clean accuracy of these points)", fontsize=9, color=INK)
     axes.set_ylabel("accuracy, %", fontsize=9, color=INK)
-    if len(reports) > 1:
-        axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
     return drawing
 
 
@@ -323,15 +364,15 @@ def html(report: EvaluationReport) -> str:
         flags_html(report),
         "<h2>Accuracy per attack</h2>",
         image_tag(accuracy_figure(report), "Bars: accuracy under each attack"),
-        bars_note(report),
+        f'<p class="quiet">{escape(" ".join(attack_notes(report)))}</p>',
         '<div class="scroll wide">'
         + table(ATTACK_HEAD, attack_rows(report), numeric=(2, 3, 4, 5), last="worst")
         + "</div>",
         "<h2>What was not run</h2>",
         items(settings["not_run"]) or "<p>Nothing was left out.</p>",
         "<h2>Accuracy against eps</h2>",
-        image_tag(curve_figure({"": report}), "Line: accuracy as eps grows"),
-        f'<p class="quiet">{escape(curve_note(report))}</p>',
+        image_tag(curve_figure({"accuracy": report}), "Line: accuracy as eps grows"),
+        f'<p class="quiet">{escape(curve_note([report]))}</p>',
         "<h2>Images</h2>",
         examples_html(report),
         "<h2>Settings</h2>",
@@ -342,13 +383,11 @@ def html(report: EvaluationReport) -> str:
     return document(title(report), body)
 
 
-def bars_note(report: EvaluationReport) -> str:
-    notes = []
+def attack_notes(report: EvaluationReport) -> list[str]:
+    notes = ["In brackets: 95 % confidence intervals (Wilson)."]
     if any(result.cumulative for result in report.attacks):
-        notes.append("The stages of AutoAttack act one after another, each on the points that the others left.")
-    if not all(result.bounded for result in report.attacks):
-        notes.append("Attacks in pale blue are not bound to the threat model: only their images within eps count.")
-    return f'<p class="quiet">{" ".join(notes)}</p>' if notes else ""
+        notes.append("The stages of a suite act one after another, each on the points that those before it left.")
+    return notes + constraint_notes([report])
 
 
 def examples_html(report: EvaluationReport) -> str:
@@ -413,7 +452,7 @@ def accuracies(report: EvaluationReport) -> dict[str, float]:
     """Clean accuracy, AutoAttack's where all of it ran, the worst case, and then each attack's."""
     standard = report.autoattack_accuracy
     whole = {} if standard is None else {"AutoAttack (standard)": standard}
-    stages = {result.name: result.robust_accuracy for result in report.attacks}
+    stages = {f"{result.name} {mark(result)}".rstrip(): result.robust_accuracy for result in report.attacks}
     return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **stages}
 
 
@@ -460,6 +499,7 @@ def comparison_markdown(reports: Mapping[str, EvaluationReport]) -> str:
         "# Robustness of " + ", ".join(reports),
         difference_note(reports),
         markdown_table(*comparison_rows(reports)),
+        " ".join(constraint_notes(reports.values())),
     ]
     flags = [f"- {n}, **{f.severity}: {f.name}.** {f.evidence} {f.advice}" for n, r in reports.items() for f in r.flags]
     parts += ["## Flags", "\n".join(flags) or "None.", "## Settings"]
@@ -473,23 +513,38 @@ def settings_columns(reports: Mapping[str, EvaluationReport]) -> tuple[list[str]
     return ["setting", *reports], rows
 
 
+def by_units(reports: Mapping[str, EvaluationReport]) -> dict[str, dict[str, EvaluationReport]]:
+    """The runs by what their eps means: a radius of another norm or range has no place on the same axis."""
+    groups: dict[str, dict[str, EvaluationReport]] = {}
+    for name, report in reports.items():
+        unit = f"{report.settings['threat']['norm']}, inputs in {report.settings['clip_values']}"
+        groups.setdefault(unit, {})[name] = report
+    return groups
+
+
 def comparison_html(reports: Mapping[str, EvaluationReport]) -> str:
     head, rows = comparison_rows(reports)
     note = difference_note(reports)
     flagged: list[Any] = []
     for name, report in reports.items():
         flagged += [f"<h3>{escape(name)}</h3>", flags_html(report)]
+    curves: list[str] = []
+    units = by_units(reports)
+    for unit, runs in units.items():
+        curves += [f"<h3>{escape(unit)}</h3>"] if len(units) > 1 else []
+        curves.append(image_tag(curve_figure(runs), "Lines: accuracy of each run as eps grows"))
     left_out = list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"]))
     body = [
         f"<h1>Robustness of {escape(', '.join(reports))}</h1>",
         f'<p class="flag warning">{escape(note)}</p>' if note else "",
         '<div class="scroll">' + table(head, rows) + "</div>",
+        f'<p class="quiet">{escape(" ".join(constraint_notes(reports.values())))}</p>',
         image_tag(comparison_figure(reports), "Dots: accuracy of each run under each attack"),
         "<h2>Flags</h2>",
         *flagged,
         "<h2>Accuracy against eps</h2>",
-        image_tag(curve_figure(reports), "Lines: accuracy of each run as eps grows"),
-        f'<p class="quiet">{escape(curve_note(next(iter(reports.values()))))}</p>',
+        *curves,
+        f'<p class="quiet">{escape(curve_note(list(reports.values())))}</p>',
         "<h2>What was not run</h2>",
         items(left_out) or "<p>Nothing was left out.</p>",
         "<h2>Settings</h2>",

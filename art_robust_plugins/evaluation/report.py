@@ -16,10 +16,12 @@ from torch import Tensor
 from ..checkpoint import load_tensors, read_json, save_tensors, write_atomically, write_json
 from . import page
 from .diagnostics import Flag
+from .suites import Constraint
 
 REPORT_FILE = "report.json"
 ARRAYS_FILE = "arrays.safetensors"
-_FORMAT = "art-robust-plugins report 1"
+_FORMAT = "art-robust-plugins report 2"
+_EARLIER = "art-robust-plugins report 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +32,20 @@ class AttackResult:
         name: its name.
         summary: what it does.
         robust_accuracy: the share of all points that it left.
-        robust: the points that it left, bool [N]. Of a stage of AutoAttack: that it and the stages before it left. Of
-            an attack that is not bound to the ball: those it did not fool, by its own measure.
+        robust: the points that it left, bool [N]. Of a stage of AutoAttack: that it and the stages of its suite before
+            it left. Of an attack with the constraint "none": those it did not fool, by its own measure.
         seconds: its time, verdicts not included.
         forward_calls: images passed forward through the network.
         backward_calls: images passed backward.
         bounded: whether its candidates are constrained to the threat's ball.
-        cumulative: whether it is a stage of AutoAttack, acting on the points that the stages before left.
+        cumulative: whether it is a stage, acting on the points that the stages of its suite before it left.
         parameters: its parameters, in units of [0, 1].
+        constraint: what its candidates are bound to: the threat's ball ("ball"); nothing, but it looks for the smallest
+            change, and only images within the ball count ("minimal"); nothing, and it counts by its own measure
+            ("none").
+
+    Raises:
+        ValueError: ``bounded`` and ``constraint`` that contradict each other.
     """
 
     name: str
@@ -50,6 +58,11 @@ class AttackResult:
     bounded: bool
     cumulative: bool
     parameters: dict[str, Any]
+    constraint: Constraint = "ball"
+
+    def __post_init__(self) -> None:
+        if self.bounded != (self.constraint == "ball"):
+            raise ValueError(f"bounded: got {self.bounded} with the constraint {self.constraint!r}, expected the same.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +157,8 @@ class EvaluationReport:
         """
         folder = Path(folder)
         data = read_json(folder / REPORT_FILE)
+        if isinstance(data, dict) and data.get("format") == _EARLIER:
+            raise ValueError(f"{folder / REPORT_FILE}: got a report of an earlier version; evaluate again.")
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ValueError(f"{folder / REPORT_FILE}: got a file of another kind, expected a report of this package.")
         arrays = {name: values.numpy() for name, values in load_tensors(folder / ARRAYS_FILE).items()}

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -32,6 +33,8 @@ so that candidates within the ball count ("minimal"); nothing, and it succeeds b
 
 # The reference divides each side of the image into five for the square attack's first stripes.
 SMALLEST_SIDE = 5
+# Rows that every report has.
+_RESERVED = ("clean", "worst case", "AutoAttack (standard)")
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,14 @@ class Attack:
         summary: what it does, in a few words.
         prepare: gets the `Setting`, returns the function that attacks one batch and the parameters for the report. It
             raises `NotApplicable` with the reason where there is no such attack, and ``ValueError`` for a network that
-            it cannot take. The random generators of torch and NumPy are seeded before every batch.
+            it cannot take. The random generators of Python, NumPy and torch are seeded before every batch.
         constraint: what the candidates are bound to, see `Constraint`.
-        cumulative: a stage of AutoAttack: it acts on the points that the stages before it left, always from the clean
-            image. Otherwise the attack acts on all points that are classified correctly.
+        cumulative: a stage: it acts on the points that the stages before it left, those of its own suite (or, for
+            attacks of one's own, of these), always from the clean image. Otherwise the attack acts on all points that
+            are classified correctly.
         package: the library that it comes from: "autoattack" (or its repackaging), "torchattacks", or None.
+        gradients: whether it follows the network's gradients: such an attack is left out, and the report says so,
+            where no gradient of the logits reaches the input.
 
     Example:
         >>> def prepare(setting):
@@ -87,6 +93,7 @@ class Attack:
     constraint: Constraint = "ball"
     cumulative: bool = False
     package: str | None = None
+    gradients: bool = True
 
     @property
     def bounded(self) -> bool:
@@ -98,16 +105,27 @@ def resolve(attacks: str | Attack | Sequence[str | Attack]) -> list[Attack]:
     """The attacks of a suite, of a name, or of a sequence of both; each once, in the order given.
 
     Raises:
-        ValueError: an unknown name (with the nearest known one), no attacks, two different attacks of one name.
+        ValueError: an unknown name (with the nearest known one), no attacks, two different attacks of one name, an
+            attack of one's own with the name of a built-in one.
     """
     chosen: dict[str, Attack] = {}
     for item in [attacks] if isinstance(attacks, (str, Attack)) else list(attacks):
         for attack in [item] if isinstance(item, Attack) else _named(item):
+            # A number under a known name must be that attack's.
+            if attack.name in _RESERVED or ATTACKS.get(attack.name, attack) is not attack:
+                raise ValueError(
+                    f"attacks: got an attack of one's own with the built-in name {attack.name!r}, expected another."
+                )
             if chosen.setdefault(attack.name, attack) is not attack:
                 raise ValueError(f"attacks: got two different attacks named {attack.name!r}, expected one.")
     if not chosen:
         raise ValueError("attacks: got none, expected the name of a suite or of an attack.")
     return list(chosen.values())
+
+
+def suite_of(attack: Attack) -> str | None:
+    """The name of the suite that this very attack belongs to; None for an attack of one's own."""
+    return next((name for name, suite in SUITES.items() if any(attack is member for member in suite)), None)
 
 
 def _named(name: object) -> Sequence[Attack]:
@@ -165,7 +183,11 @@ def _missing(what: str) -> ImportError:
 
 def _version(package: str) -> str:
     """The installed version; of a package from git also the commit, as its version does not move."""
-    distribution = importlib.metadata.distribution(package)
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        # Importable from a folder, without an installation.
+        return "unknown version"
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     commit = origin.get("vcs_info", {}).get("commit_id")
     return f"{distribution.version} ({commit[:12]})" if commit else distribution.version
@@ -358,8 +380,14 @@ def _salt_and_pepper(share: float) -> Callable[[Setting], tuple[Perturb, dict[st
 # ------------------------------------------------------------------------------------------------------------- suites
 
 
-def _stage(name: str, summary: str, prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]]) -> Attack:
-    return Attack(name, summary, prepare, cumulative=True, package="autoattack")
+def _stage(
+    name: str, summary: str, prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]], gradients: bool = True
+) -> Attack:
+    return Attack(name, summary, prepare, cumulative=True, package="autoattack", gradients=gradients)
+
+
+def _noise(name: str, summary: str, prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]]) -> Attack:
+    return Attack(name, summary, prepare, "none", gradients=False)
 
 
 def _library(
@@ -367,8 +395,9 @@ def _library(
     summary: str,
     prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]],
     constraint: Constraint = "ball",
+    gradients: bool = True,
 ) -> Attack:
-    return Attack(name, summary, prepare, constraint, package="torchattacks")
+    return Attack(name, summary, prepare, constraint, package="torchattacks", gradients=gradients)
 
 
 _PGD: Mapping[Norm, str] = {"Linf": "PGD", "L2": "PGDL2"}
@@ -378,7 +407,7 @@ SUITES: dict[str, tuple[Attack, ...]] = {
         _stage("apgd-ce", "Auto-PGD on the cross-entropy", _apgd("ce", "standard")),
         _stage("apgd-t", "targeted Auto-PGD on the DLR loss", _apgd_targeted),
         _stage("fab-t", "targeted fast adaptive boundary attack", _fab_targeted),
-        _stage("square", "random search over squares, without gradients", _square),
+        _stage("square", "random search over squares, without gradients", _square, gradients=False),
     ),
     "rand": (
         _stage("rand-apgd-ce", "Auto-PGD on the cross-entropy, 20 gradient samples a step", _apgd("ce", "rand")),
@@ -408,10 +437,21 @@ SUITES: dict[str, tuple[Attack, ...]] = {
             "torchattacks-square",
             "random search over squares, all points",
             _torchattacks({"Linf": "Square", "L2": "Square"}, _square_arguments),
+            gradients=False,
         ),
-        _library("pixle", "rearranges pixels", _torchattacks("Pixle", _fixed(restarts=20, max_iterations=10)), "none"),
         _library(
-            "onepixel", "changes one pixel", _torchattacks("OnePixel", _fixed(pixels=1, steps=10, popsize=10)), "none"
+            "pixle",
+            "rearranges pixels",
+            _torchattacks("Pixle", _fixed(restarts=20, max_iterations=10)),
+            "none",
+            gradients=False,
+        ),
+        _library(
+            "onepixel",
+            "changes one pixel",
+            _torchattacks("OnePixel", _fixed(pixels=1, steps=10, popsize=10)),
+            "none",
+            gradients=False,
         ),
         _library("jitter", "10 steps on jittered, scaled logits", _torchattacks({"Linf": "Jitter"}, _steps(10, 0.25))),
     ),
@@ -419,10 +459,10 @@ SUITES: dict[str, tuple[Attack, ...]] = {
         _library("torchattacks-autoattack", "torchattacks AutoAttack (100 steps)", _long_autoattack),
     ),
     "noise": (
-        *(Attack(f"gaussian-{s}", "Gaussian noise", _gaussian(s), "none") for s in (0.05, 0.1, 0.15, 0.2, 0.3)),
-        *(Attack(f"uniform-{s}", "uniform noise", _uniform(s), "none") for s in (0.05, 0.1, 0.2, 0.3, 0.4)),
+        *(_noise(f"gaussian-{s}", "Gaussian noise", _gaussian(s)) for s in (0.05, 0.1, 0.15, 0.2, 0.3)),
+        *(_noise(f"uniform-{s}", "uniform noise", _uniform(s)) for s in (0.05, 0.1, 0.2, 0.3, 0.4)),
         *(
-            Attack(f"salt-and-pepper-{s}", "values set to 0 or 1", _salt_and_pepper(s), "none")
+            _noise(f"salt-and-pepper-{s}", "values set to 0 or 1", _salt_and_pepper(s))
             for s in (0.01, 0.02, 0.05, 0.1, 0.2)
         ),
     ),
@@ -437,3 +477,4 @@ def seed_everything(seed: int) -> None:
     """Seed the generators that the attacks draw from."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -79,6 +79,24 @@ def custom(perturb: Callable[[torch.Tensor, torch.Tensor, Setting], torch.Tensor
     return Attack(prepare=lambda setting: (lambda x, y: perturb(x, y, setting), {}), **fields)
 
 
+def strong(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
+    """Steps on logit differences from several starts: stronger than the short attack of the diagnostics."""
+
+    def margin(images: torch.Tensor) -> torch.Tensor:
+        logits = setting.model(images)
+        others = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+        return (others - logits.gather(1, y[:, None])[:, 0]).sum()
+
+    best, threat = x.clone(), setting.threat
+    for _ in range(4):
+        start = threat.random_start(x, 0.0, 1.0)
+        found = threat.ascend(margin, x, start, steps=40, step_size=threat.eps / 8, low=0.0, high=1.0)
+        with torch.no_grad():
+            wrong = setting.model(found).argmax(dim=1) != y
+        best[wrong] = found[wrong]
+    return best
+
+
 def step(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
     """One gradient step, in the ball."""
     inputs = x.clone().requires_grad_()

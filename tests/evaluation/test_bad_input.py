@@ -52,6 +52,24 @@ def test_the_wrong_kind_of_object(network: nn.Module, classifier: PyTorchClassif
         Evaluator(wrap(network, clip_values=None), ThreatModel("Linf", 0.1))
 
 
+@pytest.mark.parametrize(
+    ("threat", "sentence"),
+    [
+        (ThreatModel("Linf", 8), r"got 8 .*\[0, 1\], expected less than 1, the Linf .*; did you mean '8/255'\?$"),
+        (ThreatModel("Linf", 1), r"got 1 .*; did you mean '1/255'\?$"),
+        (
+            ThreatModel("L2", 8),
+            r"got 8 .*\[0, 1\], expected less than 8, the L2 radius of a ball that holds every image\.$",
+        ),
+        (ThreatModel("L1", 100), r"got 100 .*\[0, 1\], expected less than 64, the L1 "),
+    ],
+)
+def test_an_eps_that_holds_every_image(threat: ThreatModel, sentence: str, classifier: PyTorchClassifier) -> None:
+    with pytest.raises(ValueError, match=f"^eps: {sentence}"):
+        Evaluator(classifier, threat)
+    Evaluator(wrap(classifier.model, clip_values=(0, 255)), threat)
+
+
 X = np.full((4, 1, 8, 8), 0.5, dtype=np.float32)
 Y = np.arange(4)
 

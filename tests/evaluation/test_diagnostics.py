@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import AttackResult, EvaluationReport, Evaluator, Setting
-from art_robust_plugins.evaluation.diagnostics import of_results
+from art_robust_plugins.evaluation.diagnostics import Flag, merged, of_results
 
-from .conftest import Data, custom, step, wrap
+from .conftest import Data, custom, step, strong, wrap
 
 
 class Around(nn.Module):
@@ -39,7 +40,7 @@ def names(report: EvaluationReport) -> list[str]:
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_a_healthy_network_has_no_flags(norm: str, network: nn.Module, data: Data) -> None:
     eps = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}[norm]
-    evaluator = Evaluator(wrap(network), ThreatModel(norm, eps), attacks=custom(step), verbose=False)
+    evaluator = Evaluator(wrap(network), ThreatModel(norm, eps), attacks=custom(strong), verbose=False)
     report = evaluator.evaluate(*data)
     assert names(report) == []
     radii, accuracies = zip(*report.curve, strict=True)
@@ -89,10 +90,81 @@ def test_zero_gradients_and_eps_that_does_not_matter(network: nn.Module, data: D
     assert "eps-does-not-matter" not in names(saturated)
 
 
-def test_no_gradients_at_all(network: nn.Module, data: Data) -> None:
-    report = run(Around(network, before=lambda x: x.detach()), data, perturb=lambda x, y, setting: x)
+def blocked(x: Tensor) -> Tensor:
+    """Runs, but not under autograd."""
+    if x.requires_grad:
+        raise RuntimeError("no kernel for the gradient.\nA trace.")
+    return x
+
+
+NO_GRADIENT = "no gradient of the logits reaches the input"
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        (lambda x: x.detach(), NO_GRADIENT),
+        (lambda x: x.detach() + torch.ones(1, requires_grad=True), NO_GRADIENT),
+        (blocked, "the gradient of the logits cannot be computed (no kernel for the gradient)"),
+    ],
+)
+def test_no_gradients_at_all(before: Any, reason: str, network: nn.Module, data: Data, tmp_path: Any) -> None:
+    pytest.importorskip("pyautoattack")
+    few = data[0][:4], data[1][:4]
+    report = run(Around(network, before=before), few, attacks=["standard", custom(step), "uniform-0.4"])
     assert names(report) == ["no-gradients"]
+    assert report.flags[0].severity == "severe"
+    assert report.flags[0].evidence[1:] == f"{reason[1:]}."
     assert report.curve == [(0.0, report.clean_accuracy)]
+    assert [result.name for result in report.attacks] == ["square", "uniform-0.4"]
+    left_out = ["apgd-ce", "apgd-t", "fab-t", "custom"]
+    lines = [f"{name}: it follows gradients, but {reason}." for name in left_out]
+    assert report.settings["could_not_run"] == report.settings["not_run"][:4] == lines
+    assert all(f"not run: {line}" in str(report) for line in lines)
+    assert report.autoattack_accuracy is None
+    report.save(tmp_path)
+    assert "it cannot run" in (tmp_path / "report.md").read_text()
+
+
+def test_no_gradients_and_nothing_else_to_run(network: nn.Module, data: Data) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^attacks: none can run here \(custom: it follows .* {NO_GRADIENT}\.\), exp"
+    ):
+        run(Around(network, before=lambda x: x.detach()), data)
+
+
+def test_torchattacks_without_gradients(network: nn.Module, data: Data) -> None:
+    pytest.importorskip("torchattacks")
+    few = data[0][:2], data[1][:2]
+    report = run(Around(network, before=lambda x: x.detach()), few, attacks="torchattacks")
+    assert [result.name for result in report.attacks] == ["torchattacks-square", "pixle", "onepixel"]
+
+
+def test_the_short_attack_beats_this_run(network: nn.Module, data: Data) -> None:
+    """Saturated logits stop attacks on the cross-entropy, and not the sweep's, whose images must not be forgotten."""
+    pytest.importorskip("torchattacks")
+    saturated = Around(network, after=lambda logits: 1000 * logits)
+    report = run(saturated, data, attacks=["fgsm", "pgd-20"])
+    (flag,) = (flag for flag in report.flags if flag.name == "short-attack-beats-this-run")
+    assert flag.severity == "severe"
+    within = dict(report.curve)[0.1]
+    assert within < report.robust_accuracy
+    # At least as many as the curve fell below the attacks' own accuracy.
+    assert int(flag.evidence.split("within eps, ")[1].split(" ")[0]) >= round((report.robust_accuracy - within) * 40)
+    assert "short-attack-beats-this-run" not in names(run(saturated, data, perturb=strong))
+
+
+def test_random_gradients_of_a_network_that_is_not_random(network: nn.Module, data: Data) -> None:
+    class Noisy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return gradient + gradient.abs().mean() * torch.randn_like(gradient)
+
+    assert "random-gradients" in names(run(Around(network, before=Noisy.apply), data, perturb=strong))
 
 
 def test_nan_logits(network: nn.Module, data: Data) -> None:
@@ -105,6 +177,10 @@ def test_nan_logits(network: nn.Module, data: Data) -> None:
     report = run(Around(network, after=poison), data)
     healthy = run(network, data)
     assert "nan-logits" in names(report)
+    assert "infinite-logits" not in names(report)
+    infinite = run(Around(network, after=lambda logits: torch.where(logits < -5, -torch.inf, logits)), data)
+    assert "infinite-logits" in names(infinite)
+    assert "nan-logits" not in names(infinite)
     assert not report.robust[data[1] == 3].any()
     assert report.clean_accuracy < healthy.clean_accuracy
     assert (report.robust <= healthy.robust).all()
@@ -133,33 +209,55 @@ def test_fgsm_beats_pgd(network: nn.Module, data: Data) -> None:
 
 def result(name: str, accuracy: float, **fields: Any) -> AttackResult:
     arguments = {"cumulative": False, "bounded": True, **fields}
-    empty: Any = None
+    robust = np.arange(1000) < round(1000 * accuracy)
     return AttackResult(
-        name, "", accuracy, robust=empty, seconds=0.0, forward_calls=0, backward_calls=0, parameters={}, **arguments
+        name, "", accuracy, robust=robust, seconds=0.0, forward_calls=0, backward_calls=0, parameters={}, **arguments
     )
 
 
-def test_square_beats_the_white_box(network: nn.Module, data: Data) -> None:
-    blind = custom(lambda x, y, setting: x, name="apgd-ce", cumulative=True)
-    report = run(network, data, attacks=[blind, custom(step, name="square", cumulative=True)])
-    assert "square-beats-white-box" in names(report)
-    stages = [result("apgd-ce", 0.5, cumulative=True), result("square", 0.499, cumulative=True)]
-    assert of_results(stages, 1.0) == []
-    # Alone, it has no gradients to beat.
-    assert of_results([result("square", 0.1, cumulative=True)], 1.0) == []
+def found(*results: AttackResult) -> list[str]:
+    return [flag.name for flag in of_results(results, 1.0)]
+
+
+def test_square_beats_the_white_box() -> None:
+    assert found(result("fab-t", 0.5), result("square", 0.497)) == ["square-beats-white-box"]
+    # Two points are chance.
+    assert found(result("fab-t", 0.5), result("square", 0.498)) == []
+    # Alone, it has no gradients to beat; and stages of another suite are none before it.
+    assert found(result("square", 0.1)) == []
+    assert found(result("rand-apgd-ce", 0.5), result("square", 0.1)) == []
 
 
 def test_a_targeted_attack_far_ahead_of_the_cross_entropy() -> None:
-    stages = [result("apgd-ce", 0.7, cumulative=True), result("apgd-t", 0.5, cumulative=True)]
-    assert [flag.name for flag in of_results(stages, 1.0)] == ["cross-entropy-misleads"]
-    usual = [result("apgd-ce", 0.52, cumulative=True), result("apgd-t", 0.48, cumulative=True)]
-    assert of_results(usual, 1.0) == []
-    assert of_results(stages[1:], 1.0) == []
+    assert found(result("apgd-ce", 0.7), result("apgd-t", 0.5)) == ["cross-entropy-misleads"]
+    assert found(result("apgd-ce", 0.52), result("apgd-t", 0.48)) == []
+    assert found(result("apgd-t", 0.5)) == []
+    # In another order the difference is another one.
+    assert found(result("apgd-ce", 0.7), result("fab-t", 0.6), result("apgd-t", 0.5)) == []
+    assert found(result("apgd-t", 0.5), result("apgd-ce", 0.3)) == []
 
 
 def test_fgsm_and_pgd_that_both_ran() -> None:
-    assert [f.name for f in of_results([result("fgsm", 0.3), result("pgd-20", 0.5)], 1.0)] == ["fgsm-beats-pgd"]
-    assert of_results([result("fgsm", 0.5), result("pgd-20", 0.3)], 1.0) == []
+    assert found(result("fgsm", 0.3), result("pgd-20", 0.5)) == ["fgsm-beats-pgd"]
+    assert found(result("fgsm", 0.5), result("pgd-20", 0.3)) == []
+    assert found(result("fgsm", 0.29), result("pgd-20", 0.3)) == []
+
+
+def test_a_single_point_is_no_sign() -> None:
+    def few(name: str, left: int) -> AttackResult:
+        return AttackResult(name, "", left / 20, np.arange(20) < left, 0.0, 0, 0, True, False, {})
+
+    assert found(few("fgsm", 10), few("pgd-20", 12), few("apgd-ce", 9), few("apgd-t", 7), few("square", 5)) == []
+    assert len(found(few("fgsm", 10), few("pgd-20", 13), few("apgd-ce", 9), few("apgd-t", 6), few("square", 3))) == 3
+
+
+def test_flags_of_one_name_become_one() -> None:
+    flags = [
+        Flag("a", "note", "One.", "Do."),
+        Flag("b", "warning", "Two.", "Act."),
+        Flag("a", "severe", "Three.", "Do."),
+    ]
+    assert merged(flags) == [Flag("a", "severe", "One. Three.", "Do."), flags[1]]
 
 
 def test_the_gravest_flags_come_first(network: nn.Module, data: Data) -> None:
@@ -167,4 +265,4 @@ def test_the_gravest_flags_come_first(network: nn.Module, data: Data) -> None:
         return 1 - x
 
     report = run(Around(network, after=lambda logits: 1000 * logits), data, perturb=far)
-    assert [flag.severity for flag in report.flags] == ["severe", "warning"]
+    assert [flag.severity for flag in report.flags] == ["severe", "severe", "warning"]

@@ -15,6 +15,7 @@ from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare, save_comparison
+from art_robust_plugins.evaluation.page import interval
 
 from .conftest import Data, custom, step, trained, wrap
 
@@ -59,6 +60,8 @@ def test_broken_and_foreign_files_are_refused(report: EvaluationReport, tmp_path
     arrays, described = tmp_path / "arrays.safetensors", tmp_path / "report.json"
     good = arrays.read_bytes(), described.read_text()
 
+    described.write_text(good[1].replace("report 2", "report 1"))
+    refused(r"report\.json: got a report of an earlier version; evaluate again\.")
     described.write_text("{}")
     refused(r"report\.json: got a file of another kind")
     described.write_text(good[1][:100])
@@ -115,16 +118,20 @@ def test_the_pages_state_settings_and_flags(report: EvaluationReport, tmp_path: 
     )
     flagged.save(tmp_path / "flagged")
     for name in ("report.md", "report.html"):
-        text = (tmp_path / name).read_text()
+        # The data of images hold any short word.
+        text = re.sub(r'src="data:[^"]*"', "", (tmp_path / name).read_text())
         for said in (
-            "seed",
-            "Linf",
-            "far",
-            f"{report.clean_accuracy:.2%}",
-            "cpu",
-            "torch",
+            "seed, logical batch size",
+            "Linf, eps 0.1",
+            "a test (own measure)",
+            f"{report.clean_accuracy:.2%} (",
+            "cpu, torch.float32",
+            "torch 2.",
+            "distances (in float64) of up to eps + 2.2e-07",
+            "Own measure: the attack has no eps; its accuracy counts every image",
         ):
-            assert said in text
+            assert said in text, said
+        assert "Smallest change" not in text
     assert "square &lt;5: too small." in (tmp_path / "flagged" / "report.html").read_text()
     assert "- square <5: too small." in (tmp_path / "flagged" / "report.md").read_text()
     assert "one &amp; only" in (tmp_path / "report.html").read_text()
@@ -162,10 +169,28 @@ def test_a_comparison_names_what_differs(report: EvaluationReport, data: Data, t
     assert page == tmp_path / "index.html"
     text = (tmp_path / "index.md").read_text()
     assert "The runs have different threat models, attacks: compare them with care." in text
-    assert "| far |" in text
+    assert "| far (own measure) |" in text
     assert "not run" in text
     assert "a \\| b" in text
     assert "compare them with care" not in compare({"one": report, "two": report})
+
+
+def test_runs_in_other_units_get_a_figure_of_their_own(report: EvaluationReport, data: Data) -> None:
+    other = Evaluator(wrap(trained(steps=40)), ThreatModel("L2", 0.5), attacks=custom(step), verbose=False)
+    fewer = other.evaluate(data[0][:30], data[1][:30])
+    text = compare({"a": report, "b": fewer, "c": report})
+    assert text.count("Lines: accuracy of each run as eps grows") == 2
+    assert "<h3>Linf, inputs in [0.0, 1.0]</h3>" in text
+    assert "on the first 30 to 40 points" in text
+
+
+def test_the_confidence_interval(report: EvaluationReport) -> None:
+    # Wilson's for 81 of 263, as in Newcombe (1998): 0.2553 to 0.3662.
+    few = EvaluationReport(**{**vars(report), "settings": {**report.settings, "points": 263}})
+    assert interval(few, 81 / 263) == "25.5% to 36.6%"
+    assert interval(few, 0.0).startswith("0.0% to ")
+    assert interval(few, 1.0).endswith(" to 100.0%")
+    assert f"95 % confidence: {interval(report, report.robust_accuracy)}" in str(report)
 
 
 def test_examples_are_broken_points(report: EvaluationReport, data: Data) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,13 @@ def test_an_interrupted_evaluation_is_resumed_at_the_next_batch(
     assert_array_equal(report.adversarial, expected.adversarial)
 
     made, none = attacks()
-    assert_array_equal(evaluator(network, made, tmp_path).evaluate(*data).robust, expected.robust)
+    again = evaluator(network, made, tmp_path).evaluate(*data)
+    for key, value in vars(again).items():
+        if key not in ("attacks", "examples", "settings"):
+            assert_array_equal(value, getattr(report, key))
+    for result, wanted in zip(again.attacks, report.attacks, strict=True):
+        assert_array_equal(result.robust, wanted.robust)
+        assert {**vars(result), "robust": 0} == {**vars(wanted), "robust": 0}
     assert none == []
 
 
@@ -102,7 +109,33 @@ def test_a_killed_process_is_resumed(network: nn.Module, data: Data, tmp_path: P
     assert_array_equal(report.adversarial, expected.adversarial)
 
 
-def test_a_foreign_state_is_refused_with_its_difference(network: nn.Module, data: Data, tmp_path: Path) -> None:
+def test_the_state_is_as_large_as_what_was_broken(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    x, y = digits()
+    x, y = np.tile(x, (3, 1, 1, 1)), np.tile(y, 3)
+    report = evaluator(network, [custom(lambda x, y, setting: x)], tmp_path, batch_size=500).evaluate(x, y)
+    sizes = [path.stat().st_size for path in tmp_path.rglob("*.pt")]
+    assert len(sizes) == 1 + -(-round(report.clean_accuracy * len(x)) // 500)
+    # Of 1.4 MB of images nothing is stored: nothing was broken.
+    assert sum(sizes) < 150_000
+
+
+def test_batches_of_an_earlier_state_are_not_mixed_in(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    made, _ = attacks()
+    evaluator(network, made, tmp_path, seed=2).evaluate(*data)
+    (tmp_path / "evaluation.pt").unlink()
+    stopped, _ = attacks(stop_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(network, stopped, tmp_path).evaluate(*data)
+    made, _ = attacks()
+    expected, resumed = (evaluator(network, made, folder).evaluate(*data) for folder in (None, tmp_path))
+    assert_array_equal(resumed.robust, expected.robust)
+    assert_array_equal(resumed.adversarial, expected.adversarial)
+
+
+def test_a_foreign_state_is_refused_with_its_difference(
+    network: nn.Module, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_version = torch.__version__
     made, _ = attacks()
     evaluator(network, made, tmp_path).evaluate(*data)
     x, y = data
@@ -116,6 +149,11 @@ def test_a_foreign_state_is_refused_with_its_difference(network: nn.Module, data
     refused("x", evaluator(network, made, tmp_path), (np.clip(x + 0.01, 0, 1), y))
     refused("y", evaluator(network, made, tmp_path), (x, (y + 1) % 10))
     refused("seed", evaluator(network, made, tmp_path, seed=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "9.0")
+        refused(rf"version of torch \({re.escape(torch_version)}, now 9\.0\)", evaluator(network, made, tmp_path))
+        patch.setattr("art_robust_plugins.evaluation.evaluator.version", lambda name: "9.0")
+        refused(r"version of art-robust-plugins \(.*, now 9\.0\) and .*", evaluator(network, made, tmp_path))
     refused("batch_size", evaluator(network, made, tmp_path, batch_size=11))
     refused("choice of attacks", evaluator(network, made[:2], tmp_path))
     refused("x and y", evaluator(network, made, tmp_path), (x[:30], y[:30]))
@@ -130,6 +168,10 @@ def test_a_file_that_is_no_state_is_refused(network: nn.Module, data: Data, tmp_
     (tmp_path / "evaluation.pt").write_bytes(b"\x80\x04N.")
     with pytest.raises(ValueError, match=r"evaluation\.pt"):
         evaluator(network, made, tmp_path).evaluate(*data)
-    torch.save({"something": 1}, tmp_path / "evaluation.pt")
-    with pytest.raises(ValueError, match=r"is not the state of an evaluation"):
+    for content in ({"something": 1}, [1]):
+        torch.save(content, tmp_path / "evaluation.pt")
+        with pytest.raises(ValueError, match=r"is not the state of an evaluation"):
+            evaluator(network, made, tmp_path).evaluate(*data)
+    torch.save({"format": "art-robust-plugins evaluation 1"}, tmp_path / "evaluation.pt")
+    with pytest.raises(ValueError, match=r"by an earlier version of art-robust-plugins, expected this one"):
         evaluator(network, made, tmp_path).evaluate(*data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import ATTACKS, SUITES, EvaluationReport, Evaluator
-from art_robust_plugins.evaluation.suites import resolve
+from art_robust_plugins.evaluation.suites import package_versions, resolve
 
 from .conftest import Data, wrap
 
@@ -83,6 +84,15 @@ def test_torchattacks_autoattack_with_100_steps_is_the_standard_suite(network: n
     report = run(network, few, ["standard", "torchattacks-autoattack"], eps=0.13)
     assert_array_equal(report.attacks[-1].robust, report.attacks[3].robust)
     assert report.attacks[-1].parameters["steps"] == 100
+
+
+def test_a_library_without_metadata_has_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    pytest.importorskip("pyautoattack")
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
+    assert list(package_versions([ATTACKS["square"]]).values()) == ["unknown version"]
 
 
 def test_noise(network: nn.Module, data: Data) -> None:
