@@ -286,7 +286,6 @@ class RobustTrainer(Trainer):
         classifier = self.classifier
         softmax_is_wrong = isinstance(classifier.loss, nn.CrossEntropyLoss)
         self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not softmax_is_wrong)
-        self._predicting = EstimatorModule(classifier, unit_range=False, probabilities=True)
         self._device = device_of(classifier.model)
         self._augmentations = augmentations(classifier)
 
@@ -336,6 +335,8 @@ class RobustTrainer(Trainer):
         validation = self._validation_tensors(validation_data)
         if options.keep_best and validation is None:
             raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
+        if validation is not None:
+            self._predicting = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
 
         run = _Run(self, data, scheduler, order)
         first = run.start(processes)
