@@ -124,6 +124,7 @@ def demo(
 
     Each network meets the standard AutoAttack and the attacks of torchattacks at Linf 0.1. A few minutes on two cores.
     """
+    torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
     threat = ThreatModel("Linf", 0.1)
     reports = {}
