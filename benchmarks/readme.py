@@ -41,8 +41,10 @@ def blocks() -> dict[str, str]:
 def written(text: str) -> str:
     """The README ``text`` with its generated parts renewed."""
     for name, block in blocks().items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
-        text, count = re.subn(pattern, lambda found, block=block: found[1] + block + found[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        parts = re.split(pattern, text, flags=re.DOTALL)
+        text = "".join([parts[0], parts[1], block, "\n", *parts[2:]]) if len(parts) == 4 else text
+        count = (len(parts) - 1) // 3
         if count != 1:
             raise ValueError(f"README.md: got {count} places for {name!r}, expected one.")
     return text

@@ -36,8 +36,9 @@ def installed(package: str) -> str:
 def save(name: str, results: Any, **conditions: Any) -> Path:
     """Write results/``name``.json and return its path."""
     path = RESULTS / f"{name}.json"
+    arguments = ["DIR" if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
     record = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments]),
         "date": date.today().isoformat(),
         "machine": processor(),
         "python": platform.python_version(),
