@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +171,14 @@ def test_debug_shows_where_an_error_came_from(run, tmp_path: Path) -> None:  # t
 
 def interrupted(command: list[str], until: Path) -> subprocess.CompletedProcess[str]:
     """Start a command, send it Ctrl-C once a file is there, and collect what it says."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Processes started in the background inherit that Ctrl-C is ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads of ours yet)
+    )
     deadline = time.monotonic() + 120
     while not until.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
