@@ -686,7 +686,7 @@ def _average_gradients(parameters: list[nn.Parameter], processes: PartialState) 
 
 
 def _mean_over_samples(losses: list[Tensor], sizes: list[int], device: torch.device, processes: PartialState) -> float:
-    """The mean loss of an epoch over the samples of all processes; the one transfer to the host of an epoch."""
+    """The mean loss of an epoch over the samples of all processes."""
     counts = torch.tensor(sizes, dtype=torch.float64, device=device)
     total = torch.stack([torch.stack(losses).double() @ counts, counts.sum()])
     if processes.num_processes > 1:
