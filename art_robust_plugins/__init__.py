@@ -2,14 +2,17 @@
 
 from .checkpoint import load_classifier, save_classifier
 from .evaluation import EvaluationReport, Evaluator
+from .lipschitz import PyTorchLipschitzCertifier
 from .registry import available_methods, create
 from .threat import ThreatModel
-from .training import BANGTrainer, RobustTrainer, StandardTrainer, TrainingOptions
+from .training import BANGTrainer, LipschitzMarginTrainer, RobustTrainer, StandardTrainer, TrainingOptions
 
 __all__ = [
     "BANGTrainer",
     "EvaluationReport",
     "Evaluator",
+    "LipschitzMarginTrainer",
+    "PyTorchLipschitzCertifier",
     "RobustTrainer",
     "StandardTrainer",
     "ThreatModel",

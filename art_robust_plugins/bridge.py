@@ -178,11 +178,7 @@ def _standardisation(
     defence: StandardisationMeanStdPyTorch, classifier: PyTorchClassifier
 ) -> Callable[[Tensor], Tensor]:
     """ART's standardisation with its constants kept on the device (ART copies them there for every batch)."""
-    probe = np.empty((1, *classifier.input_shape), dtype=np.float32)
-    mean, std = (
-        torch.as_tensor(values, dtype=torch.float32)
-        for values in broadcastable_mean_std(probe, defence.mean, defence.std)
-    )
+    mean, std = (values.float() for values in _mean_std(defence, classifier))
 
     def operation(x: Tensor) -> Tensor:
         nonlocal mean, std
@@ -191,6 +187,48 @@ def _standardisation(
         return (x - mean) / std
 
     return operation
+
+
+def standardisation(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
+    """The mean and standard deviation of ART's ``preprocessing``, when that is all that acts in ``predict``.
+
+    Both float64, on the CPU, shaped to broadcast against ``input_shape``; the exact values of ART's float32 ones.
+    None where nothing acts, as with ART's default of (0, 1). Several standardisations count as one.
+
+    Raises:
+        ValueError: any other preprocessing acts in ``predict``, or constants that are not finite, do not fit
+            ``input_shape``, or divide by 0.
+    """
+    mean, std = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    for defence in classifier.preprocessing_operations:
+        if not defence.apply_predict:
+            continue
+        if type(defence) is not StandardisationMeanStdPyTorch:  # a subclass may compute something else
+            raise ValueError(
+                f"classifier: the preprocessing {type(defence).__name__} acts in predict, expected none but ART's "
+                f"StandardisationMeanStdPyTorch."
+            )
+        own_mean, own_std = _mean_std(defence, classifier)
+        shape = tuple(classifier.input_shape)
+        try:
+            fits = own_mean.expand(shape).shape == own_std.expand(shape).shape
+        except RuntimeError:
+            fits = False
+        if not fits or not bool((own_mean.isfinite() & own_std.isfinite() & (own_std != 0)).all()):
+            raise ValueError(
+                f"classifier: the preprocessing has mean {defence.mean} and standard deviation {defence.std}, expected "
+                f"finite numbers that broadcast against {shape}, and none that divides by 0."
+            )
+        mean, std = mean + std * own_mean, std * own_std
+    return (mean, std) if bool((mean != 0).any() or (std != 1).any()) else None
+
+
+def _mean_std(defence: StandardisationMeanStdPyTorch, classifier: PyTorchClassifier) -> tuple[Tensor, Tensor]:
+    """The constants on the axes along which ART applies them to one sample, in float64."""
+    probe = np.empty((1, *classifier.input_shape), dtype=np.float32)
+    mean, std = (torch.as_tensor(v).double() for v in broadcastable_mean_std(probe, defence.mean, defence.std))
+    batched = mean.dim() == probe.ndim and mean.shape[0] == 1
+    return (mean[0], std[0]) if batched else (mean, std)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
-from .checkpoint import describe_classifier, load_classifier, save_classifier
+from .checkpoint import describe_classifier, load_classifier, save_classifier, save_tensors, write_json
 from .data import Dataset, load_data
 from .evaluation import EvaluationReport, Evaluator, save_comparison
-from .models import create_model
+from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
+from .models import MODELS, create_model
 from .registry import available_methods, create, method, parameters_of
 from .threat import ThreatModel
 from .training import TrainingOptions
@@ -64,6 +65,7 @@ app = typer.Typer(
 console = Console()
 
 EVALUATIONS = "evaluations"
+CERTIFICATES = "certificates"
 STATE = "state"
 BATCH_SIZE = 250
 
@@ -122,7 +124,8 @@ def demo(
 ) -> None:
     """Train every installed method on scikit-learn's digits, attack the networks, and compare them on one page.
 
-    Each network meets the standard AutoAttack and the attacks of torchattacks at Linf 0.1. A few minutes on two cores.
+    Each network meets the standard AutoAttack and the attacks of torchattacks at Linf 0.1, and is certified. A few
+    minutes on two cores.
     """
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
@@ -144,7 +147,8 @@ def demo(
             else:
                 console.print(f"[bold]{name}[/bold]: training")
                 _train(name, data, "small-cnn", folder, parameters, epochs=epochs, seed=seed, resume=True)
-            reports[name] = _evaluate(folder, data, threat, ["standard", "torchattacks"], points=points, seed=seed)
+            attacks = ["standard", "torchattacks"]
+            reports[name] = _evaluate(folder, data, threat, attacks, points=points, seed=seed, certify="if possible")
     page = save_comparison(reports, out)
     _print_comparison(reports)
     console.print(f"Open {page} in a browser.", soft_wrap=True)
@@ -155,7 +159,11 @@ def train(
     name: Annotated[str, typer.Argument(metavar="METHOD", help="A method's name; see art-robust methods.")],
     out: OutOption,
     data: Annotated[str, typer.Option(help="digits, mnist, cifar10, or an .npz file.")] = "digits",
-    model: Annotated[str, typer.Option(help="small-cnn, lenet, quick, preact-resnet18 or wide-resnet.")] = "small-cnn",
+    model: Annotated[str, typer.Option(help=f"{', '.join(MODELS)}.")] = "small-cnn",
+    model_settings: Annotated[
+        list[str] | None,
+        typer.Option("--model-set", metavar="NAME=VALUE", help="An argument of the network, as depth=16; repeatable."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable.")
     ] = None,
@@ -184,7 +192,10 @@ def train(
     if (out / "classifier.json").exists():
         raise ValueError(f"--out: {out} holds a trained network already, expected another folder.")
     parameters = dict(_setting(text) for text in settings or [])
-    known = parameters_of(method(name))
+    kind = method(name)
+    if not issubclass(kind, Trainer):
+        raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
+    known = parameters_of(kind)
     for given in ("classifier", "options", "instruments", "threat"):
         if given in parameters:
             raise ValueError(f"--set: {given} is no setting of {name!r}, expected options such as --eps for it.")
@@ -205,6 +216,7 @@ def train(
             model,
             out,
             parameters,
+            model_arguments=dict(_setting(text, "--model-set") for text in model_settings or []),
             epochs=epochs,
             batch_size=batch_size,
             optimizer=optimizer,
@@ -237,6 +249,7 @@ def evaluate(
         int, typer.Option(help="Points an attack gets at once; it fixes the randomness.")
     ] = BATCH_SIZE,
     seed: SeedOption = 0,
+    certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report; by default one inside the run's.")
     ] = None,
@@ -245,22 +258,76 @@ def evaluate(
 
     Example: art-robust evaluate runs/bang --norm Linf --eps 0.1 --attacks standard --attacks noise
     """
-    trained_on = describe_classifier(run)["extra"].get("data")
-    if data is None and trained_on is None:
-        raise ValueError(f"--data: {run} does not say what it was trained on, expected the name of the test data.")
     threat = ThreatModel(norm.value, eps)
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
         report = _evaluate(
             run,
-            load_data(data or trained_on),
+            _test_data(run, data),
             threat,
             attacks or ["standard"],
             points=points,
             seed=seed,
             batch_size=batch_size,
+            certify="always" if certify else "never",
             out=out,
         )
     console.print(str(report), markup=False, highlight=False)
+
+
+@app.command()
+def certify(
+    run: Annotated[Path, typer.Argument(help="A folder that art-robust train, or save_classifier, wrote.")],
+    eps: Annotated[
+        list[str], typer.Option(help="Radius in the units of the input, such as 0.5 or 36/255; repeatable.")
+    ],
+    norm: NormName = NormName.l2,
+    data: Annotated[str | None, typer.Option(help="Test data; by default that of the training.")] = None,
+    points: Annotated[int | None, typer.Option(help="How many test images, the first ones; all by default.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a forward pass.", min=1)] = BATCH_SIZE,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the certificate; by default one inside the run's.")
+    ] = None,
+) -> None:
+    """Prove within which radius each prediction of a trained network cannot change, from its Lipschitz constants.
+
+    Writes certificate.json (accuracies, the bound of each layer) and radii.safetensors (each image's radius).
+
+    Example: art-robust certify runs/bang --eps 0.5 --eps 1.0
+    """
+    if points is not None and points < 1:
+        raise ValueError(f"--points: got {points}, expected at least 1.")
+    threats = [ThreatModel(norm.value, radius) for radius in eps]
+    test = _test_data(run, data)
+    images, labels = test.x_test[:points], test.y_test[:points]
+    certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(run))
+    prediction, radius = certifier.certify(images, batch_size, norm=norm.value)
+    correct, bound = prediction == labels, certifier.lipschitz_report()
+    accuracies = {threat.eps: float((correct & (radius >= threat.eps)).mean()) for threat in threats}
+    folder = out or run / CERTIFICATES / "-".join([norm.value, Path(test.name).stem, str(len(images))])
+    save_tensors(
+        folder / "radii.safetensors", {"radius": torch.from_numpy(radius), "prediction": torch.from_numpy(prediction)}
+    )
+    summary = {
+        "norm": norm.value,
+        "data": test.name,
+        "points": len(images),
+        "clean_accuracy": float(correct.mean()),
+        "certified_accuracy": [{"eps": value, "accuracy": accuracy} for value, accuracy in accuracies.items()],
+        "median_radius": float(np.median(radius)),
+        "lipschitz": bound.lipschitz,
+        "largest_pair": bound.largest_pair,
+        "operators": bound.rows,
+    }
+    write_json(folder / "certificate.json", summary)
+    console.print(str(bound), markup=False, highlight=False, soft_wrap=True)
+    table = Table("radius", f"certified accuracy of {len(images)} points")
+    table.add_row("0", f"{correct.mean():.2%} (clean)")
+    for value, accuracy in accuracies.items():
+        table.add_row(f"{norm.value} {value:g}", f"{accuracy:.2%}")
+    console.print(table)
+    if norm is NormName.linf:
+        console.print("These Linf radii are L2 radii over the root of the number of features, which is loose.")
+    console.print(f"Saved in {folder}.", soft_wrap=True)
 
 
 @app.command()
@@ -304,6 +371,7 @@ def _train(
     out: Path,
     parameters: dict[str, Any],
     *,
+    model_arguments: dict[str, Any] | None = None,
     epochs: int,
     batch_size: int = 64,
     optimizer: Optimizer = Optimizer.sgd,
@@ -326,7 +394,7 @@ def _train(
     if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
     torch.manual_seed(seed)
-    network = create_model(model, data.input_shape, data.nb_classes)
+    network = create_model(model, data.input_shape, data.nb_classes, **(model_arguments or {}))
     descent: torch.optim.Optimizer
     if optimizer is Optimizer.sgd:
         descent = torch.optim.SGD(network.parameters(), lr, momentum, weight_decay=weight_decay)
@@ -390,9 +458,17 @@ def _evaluate(
     points: int,
     seed: int,
     batch_size: int = BATCH_SIZE,
+    certify: Literal["always", "if possible", "never"] = "never",
     out: Path | None = None,
 ) -> EvaluationReport:
     classifier = load_classifier(run)
+    if certify != "never":
+        try:
+            classifier = PyTorchLipschitzCertifier.from_classifier(classifier)
+        except NoLipschitzRuleError as reason:
+            if certify == "always":
+                raise
+            console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
     folder = out or run / EVALUATIONS / _label(run, data, threat, attacks, points=points, seed=seed, batch=batch_size)
     evaluator = Evaluator(
         classifier, threat, attacks=attacks, batch_size=batch_size, seed=seed, state_dir=folder / STATE
@@ -415,8 +491,23 @@ def _label(
     return "-".join(parts).replace("/", "_").replace(" ", "-")
 
 
+def _test_data(run: Path, name: str | None) -> Dataset:
+    """The test data that are asked for, or those of the run's training."""
+    trained_on = describe_classifier(run)["extra"].get("data")
+    if name is None and trained_on is None:
+        raise ValueError(f"--data: {run} does not say what it was trained on, expected the name of the test data.")
+    return load_data(name or trained_on)
+
+
 def _print_comparison(reports: dict[str, EvaluationReport]) -> None:
-    table = Table("run", "clean", "AutoAttack", "worst case", "flags")
+    table = Table(
+        Column("run", overflow="fold"),
+        "clean",
+        "AutoAttack",
+        "worst case",
+        "certified",
+        Column("flags", overflow="fold"),
+    )
     for name, result in reports.items():
         standard = result.autoattack_accuracy
         table.add_row(
@@ -424,6 +515,7 @@ def _print_comparison(reports: dict[str, EvaluationReport]) -> None:
             f"{result.clean_accuracy:.1%}",
             "not run" if standard is None else f"{standard:.1%}",
             f"{result.robust_accuracy:.1%}",
+            "no" if result.certified_accuracy is None else f"{result.certified_accuracy:.1%}",
             ", ".join(flag.name for flag in result.flags) or "none",
         )
     console.print(table)
@@ -435,10 +527,10 @@ def _art_kind(kind: type) -> str:
     return "Preprocessor" if issubclass(kind, Preprocessor) else "estimator"
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
     name, found, value = text.partition("=")
     if not found or not name:
-        raise ValueError(f"--set: got {text!r}, expected NAME=VALUE.")
+        raise ValueError(f"{option}: got {text!r}, expected NAME=VALUE.")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

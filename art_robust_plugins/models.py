@@ -1,4 +1,4 @@
-"""The papers' networks and the usual ones: LeNet, the CIFAR-10 quick net, a small CNN, PreActResNet-18, WideResNet.
+"""The papers' networks and the usual ones: LeNet, the CIFAR-10 quick net, small CNNs, PreActResNet-18, WideResNet.
 
 Each takes images [N, *input_shape] and returns logits [N, nb_classes]. Each carries its ``recipe``, the arguments with
 which `create_model` makes it again, so that a saved classifier can be loaded without the code that made it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,109 @@ class SmallCNN(nn.Module):
         return logits
 
 
+class MinMax(nn.Module):
+    """Sorts pairs of channels: the larger one goes to the first half of the channels, the smaller one to the second.
+
+    GroupSort with groups of two (Anil, Lucas, Grosse, arXiv 1811.05381, ICML 2019). A permutation for each input, so it
+    keeps the norm of every gradient, where ReLU drops part of it: Lipschitz bounds come closer to the truth.
+
+    Raises:
+        ValueError: for an odd number of channels (axis 1).
+
+    Example:
+        >>> MinMax()(torch.tensor([[1.0, 5.0, 3.0, 2.0]]))
+        tensor([[3., 5., 1., 2.]])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] % 2:
+            raise ValueError(f"x: got {x.shape[1]} channels, expected an even number.")
+        a, b = x.chunk(2, dim=1)
+        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
+
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "minmax": MinMax}
+
+
+class _ConvolutionsThenLinear(nn.Module):
+    """Convolutions with padding 1 and linear layers, an activation between any two."""
+
+    name: ClassVar[str]
+    convolutions: ClassVar[tuple[tuple[int, int, int], ...]]  # outputs, kernel size, stride
+    hidden: ClassVar[int]
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        nb_classes: int = 10,
+        *,
+        activation: Literal["relu", "minmax"] = "relu",
+        init: Literal["he", "orthogonal"] = "he",
+    ) -> None:
+        super().__init__()
+        channels, *size = _image_shape(input_shape, self.name, smallest=8)
+        for option, value, known in (("activation", activation, _ACTIVATIONS), ("init", init, ("he", "orthogonal"))):
+            if value not in known:
+                raise ValueError(f"{option}: got {value!r}, expected one of {', '.join(map(repr, known))}.")
+        self.recipe = _recipe(self.name, input_shape, nb_classes, activation=activation, init=init)
+        layers: list[nn.Module] = []
+        for outputs, kernel, stride in self.convolutions:
+            layers += [nn.Conv2d(channels, outputs, kernel, stride, padding=1), _ACTIVATIONS[activation]()]
+            channels, size = outputs, [(length + 2 - kernel) // stride + 1 for length in size]
+        features = channels * math.prod(size)
+        layers += [nn.Flatten(), nn.Linear(features, self.hidden), _ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*layers, nn.Linear(self.hidden, nb_classes))
+        for layer in _weighted_layers(self):
+            if init == "he":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.orthogonal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+class CNN2C2F(_ConvolutionsThenLinear):
+    """The small MNIST network of the literature on certified L2 radii: conv 16 and 32 (4x4, stride 2), linear 100.
+
+    As in Lipschitz-margin training (Tsuzuku et al., arXiv 1802.04034) and in later comparisons with it.
+
+    Args:
+        input_shape: (C, H, W), at least 8 x 8.
+        nb_classes: number of logits.
+        activation: ``"relu"``, or ``"minmax"`` (see `MinMax`).
+        init: ``"he"``, gaussian with standard deviation sqrt(2 / fan_in), or ``"orthogonal"``; biases at 0.
+
+    Raises:
+        ValueError: for images that are too small, and unknown names.
+
+    Example:
+        >>> CNN2C2F((1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    name = "2c2f"
+    convolutions = ((16, 4, 2), (32, 4, 2))
+    hidden = 100
+
+
+class CNN6C2F(_ConvolutionsThenLinear):
+    """The CIFAR-10 network of that literature: conv 32, 32, 32 (stride 2), 64, 64, 64 (stride 2), linear 512.
+
+    Kernels are 3x3, those with stride 2 4x4 (Lee, Lee, Park, arXiv 2010.06387, NeurIPS 2020). The arguments are those
+    of `CNN2C2F`.
+
+    Example:
+        >>> CNN6C2F((3, 32, 32), activation="minmax")(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    name = "6c2f"
+    convolutions = ((32, 3, 1), (32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 3, 1), (64, 4, 2))
+    hidden = 512
+
+
 class _PreActBlock(nn.Module):
     """Batch norm, ReLU, conv, batch norm, ReLU, (dropout,) conv, added to its input or to a 1x1 conv of it.
 
@@ -262,6 +365,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "lenet": LeNet,
     "quick": QuickNet,
     "small-cnn": SmallCNN,
+    "2c2f": CNN2C2F,
+    "6c2f": CNN6C2F,
     "preact-resnet18": PreActResNet18,
     "wide-resnet": WideResNet,
 }
@@ -272,7 +377,8 @@ def create_model(name: str, input_shape: Sequence[int], nb_classes: int, **argum
     """Make a network by its name, with fresh weights from torch's random stream.
 
     Args:
-        name: ``"lenet"``, ``"quick"``, ``"small-cnn"``, ``"preact-resnet18"`` or ``"wide-resnet"``.
+        name: ``"lenet"``, ``"quick"``, ``"small-cnn"``, ``"2c2f"``, ``"6c2f"``, ``"preact-resnet18"`` or
+            ``"wide-resnet"``.
         input_shape: shape of one image, (C, H, W).
         nb_classes: number of logits.
         **arguments: those of the network's class, such as ``depth`` of a wide ResNet.

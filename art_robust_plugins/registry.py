@@ -83,8 +83,8 @@ def create(name: str, classifier: PyTorchClassifier, **parameters: Any) -> Any:
 
 
 def parameters_of(kind: type) -> dict[str, Any]:
-    """A method's own arguments with their defaults (``inspect.Parameter.empty`` where there is none)."""
-    signature = inspect.signature(kind)
+    """A method's own arguments with their defaults (``inspect.Parameter.empty`` where there is none), for `create`."""
+    signature = inspect.signature(getattr(kind, "from_classifier", kind))
     own = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return {p.name: p.default for p in own if p.name not in {"classifier", "options", "instruments"}}
 
@@ -97,7 +97,11 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
     for given in parameters:
         if given not in own:
             near = get_close_matches(given, own, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f", expected some of {', '.join(own)}."
+            hint = (
+                f"; did you mean {near[0]!r}?"
+                if near
+                else f", expected {'some of ' + ', '.join(own) if own else 'none'}."
+            )
             raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
 
 

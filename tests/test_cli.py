@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from art_robust_plugins import EvaluationReport, cli, load_classifier
+from art_robust_plugins import EvaluationReport, PyTorchLipschitzCertifier, cli, load_classifier
+from art_robust_plugins.checkpoint import load_tensors
 from art_robust_plugins.data import Dataset
+from art_robust_plugins.lipschitz.rules import RULES
 
 pytest.importorskip("pyautoattack")
 
@@ -63,7 +66,7 @@ def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]
     code, text = run("--help")
     assert code == 0
     assert "art-robust demo --out runs/demo" in text
-    for command in ("methods", "demo", "train", "evaluate", "report"):
+    for command in ("methods", "demo", "train", "evaluate", "certify", "report"):
         assert command in text
         assert run(command, "--help")[0] == 0
 
@@ -107,12 +110,65 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     assert "RUNS: got no folder with a report" in text
 
 
+def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("certify", trained, "--eps", "0.05", "--eps", "8/255", "--points", 100)
+    assert code == 0
+    assert "layers.0" in text
+    assert "cholesky" in text
+    folder = trained / "certificates" / "L2-digits-100"
+    told = json.loads((folder / "certificate.json").read_text())
+    radii = load_tensors(folder / "radii.safetensors")
+    certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(trained))
+    prediction, radius = certifier.certify(digits.x_test[:100])
+    np.testing.assert_allclose(radii["radius"].numpy(), radius, rtol=1e-9)
+    assert np.array_equal(radii["prediction"].numpy(), prediction)
+    correct = prediction == digits.y_test[:100]
+    expected = [{"eps": eps, "accuracy": float((correct & (radius >= eps)).mean())} for eps in (0.05, 8 / 255)]
+    assert told["certified_accuracy"] == expected
+    assert told["clean_accuracy"] == correct.mean()
+    assert told["largest_pair"] == certifier.lipschitz_constants().max()
+    assert f"{expected[0]['accuracy']:.2%}" in text
+
+    code, text = run("certify", trained, "--eps", "0.01", "--norm", "Linf", "--out", tmp_path / "linf")
+    assert code == 0
+    assert "which is loose" in " ".join(text.split())
+    linf = load_tensors(tmp_path / "linf" / "radii.safetensors")["radius"]
+    np.testing.assert_allclose(8 * linf[:100].numpy(), radius, rtol=1e-9)
+
+    arguments = ["--norm", "L2", "--eps", "0.05", "--attacks", "apgd-ce", "--points", 30]
+    assert run("evaluate", trained, *arguments)[0] == 0
+    code, text = run("evaluate", trained, *arguments, "--certify")  # the attacks are taken from the first call's state
+    assert code == 0
+    assert "certified" in text
+    report = EvaluationReport.load(trained / "evaluations" / "L2-0.05-apgd-ce-30")
+    assert report.certified_accuracy == float((correct[:30] & (radius[:30] >= 0.05)).mean())
+
+
+def test_a_network_without_a_bound_is_not_certified(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("train", "standard", "--model", "2c2f", "--epochs", 1, "--out", tmp_path / "run")[0] == 0
+    assert run("certify", tmp_path / "run", "--eps", "0")[0] == 2
+    code, text = run("certify", tmp_path / "run", "--eps", "0.1", "--points", 0)
+    assert code == 2
+    assert "--points: got 0, expected at least 1." in text
+    rule = RULES.pop(torch.ops.aten.relu.default)
+    try:
+        code, text = run("certify", tmp_path / "run", "--eps", "0.1")
+    finally:
+        RULES[torch.ops.aten.relu.default] = rule
+    assert code == 2
+    assert "relu" in text
+    assert "no Lipschitz rule" in " ".join(text.split())
+
+
 def test_the_demo_compares_every_method(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     code, _ = run("demo", "--out", tmp_path, "--epochs", 2, "--points", 4)
     assert code == 0
     page = (tmp_path / "index.html").read_text()
     assert "standard" in page
     assert "bang" in page
+    assert "lipschitz-margin" in page
+
+    assert "<td>certified</td>" in page
     assert "AutoAttack" in page
     report = EvaluationReport.load(next((tmp_path / "bang" / "evaluations").iterdir()))
     names = [attack.name for attack in report.attacks]
@@ -125,6 +181,10 @@ def test_the_demo_compares_every_method(run, tmp_path: Path) -> None:  # type: i
 
 BAD = [
     (["train", "bnag", "--out", "{new}"], "error: name: got 'bnag', expected one of"),
+    (
+        ["train", "lipschitz-certifier", "--out", "{new}"],
+        "METHOD: 'lipschitz-certifier' is an ART estimator, expected a",
+    ),
     (["train", "bang", "--data", "minst", "--out", "{new}"], "did you mean 'mnist'?"),
     (["train", "bang", "--model", "lenett", "--out", "{new}"], "did you mean 'lenet'?"),
     (["train", "bang", "--model", "lenet", "--out", "{new}"], "expected (C, H, W) of at least 16 x 16 pixels"),
@@ -146,6 +206,11 @@ BAD = [
     (["evaluate", "{new}", "--eps", "0.1"], "error: "),
     (["evaluate", "{trained}", "--eps", "0.1", "--attacks", "standrd"], "did you mean 'standard'?"),
     (["evaluate", "{trained}"], "Missing option"),
+    (["certify", "{trained}"], "Missing option"),
+    (["certify", "{trained}", "--eps", "big"], "error: eps: got 'big', expected a positive number"),
+    (["certify", "{new}", "--eps", "0.1"], "error: "),
+    (["train", "bang", "--model-set", "depth", "--out", "{new}"], "error: --model-set: got 'depth', expected NAME="),
+    (["train", "bang", "--model-set", "depth=4", "--out", "{new}"], "unexpected keyword argument 'depth'"),
     (["evaluate", "{pickle}", "--eps", "0.1"], "weights.safetensors"),
 ]
 

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from art_robust_plugins.models import MODELS, LeNet, PreActResNet18, QuickNet, SmallCNN, WideResNet, create_model
+from art_robust_plugins.models import (
+    CNN2C2F,
+    CNN6C2F,
+    MODELS,
+    LeNet,
+    MinMax,
+    PreActResNet18,
+    QuickNet,
+    SmallCNN,
+    WideResNet,
+    create_model,
+)
 
 SMALL = {"wide-resnet": {"depth": 10, "widen_factor": 1}}
 SHAPES = {"lenet": (1, 28, 28), "small-cnn": (1, 8, 8)}
@@ -23,6 +34,8 @@ def weighted(network):
     [
         (LeNet, 431_080),
         (QuickNet, 145_578),
+        (lambda: CNN2C2F((1, 28, 28)), 166_406),
+        (lambda: CNN6C2F((3, 32, 32)), 2_250_378),
         (PreActResNet18, 11_172_170),
         (lambda: PreActResNet18(final_norm=False), 11_171_146),
         (WideResNet, 36_479_194),
@@ -114,7 +127,7 @@ def test_dropout_of_a_wide_resnet_stands_between_the_convolutions():
         (
             ("lennet", (1, 28, 28), 10),
             "name: got the model 'lennet' (did you mean 'lenet'?), expected one of lenet, quick, small-cnn, "
-            "preact-resnet18, wide-resnet.",
+            "2c2f, 6c2f, preact-resnet18, wide-resnet.",
         ),
         (
             ("lenet", (1, 8, 8), 10),
@@ -138,3 +151,31 @@ def test_a_depth_that_is_no_wide_resnet_is_refused():
 def test_an_unknown_argument_is_refused():
     with pytest.raises(TypeError, match="widt"):
         create_model("small-cnn", (1, 8, 8), 10, widt=3)
+
+
+def test_minmax_sorts_pairs_and_keeps_gradients_whole():
+    x = torch.randn(3, 6, 2, 2, dtype=torch.float64, requires_grad=True)
+    sorted_pairs = torch.stack(x.chunk(2, dim=1)).sort(dim=0, descending=True).values
+    assert torch.equal(MinMax()(x), sorted_pairs.transpose(0, 1).flatten(1, 2))
+    seed = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad(MinMax()(x), x, seed)
+    torch.testing.assert_close(gradient.flatten(1).norm(dim=1), seed.flatten(1).norm(dim=1))
+    with pytest.raises(ValueError, match="x: got 3 channels, expected an even number"):
+        MinMax()(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("name", ["2c2f", "6c2f"])
+def test_networks_for_certificates_take_their_options(name):
+    network = create_model(name, (3, 32, 32), 10, activation="minmax", init="orthogonal")
+    assert any(isinstance(module, MinMax) for module in network.modules())
+    assert not any(isinstance(module, nn.ReLU) for module in network.modules())
+    for layer in weighted(network):
+        rows = layer.weight.detach().flatten(1)
+        gram = rows @ rows.t() if rows.shape[0] <= rows.shape[1] else rows.t() @ rows
+        torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
+        assert not layer.bias.any()
+    for wrong in ({"activation": "gelu"}, {"init": "xavier"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got '{next(iter(wrong.values()))}', expected one"):
+            create_model(name, (3, 32, 32), 10, **wrong)
+    with pytest.raises(ValueError, match="at least 8 x 8"):
+        create_model(name, (3, 7, 32), 10)

@@ -13,7 +13,8 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from torch import nn, optim
 
-from art_robust_plugins import BANGTrainer, available_methods, create, registry
+from art_robust_plugins import BANGTrainer, PyTorchLipschitzCertifier, available_methods, create, registry
+from art_robust_plugins.registry import parameters_of
 
 
 @pytest.fixture
@@ -28,13 +29,22 @@ def points(monkeypatch: pytest.MonkeyPatch, *named: tuple[str, str]) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda group: found)
 
 
-def test_our_methods_are_art_trainers_with_a_source() -> None:
+def test_our_methods_are_art_trainers_and_estimators_with_a_source() -> None:
     methods = available_methods()
     assert methods["bang"] is BANGTrainer
+    assert methods["lipschitz-certifier"] is PyTorchLipschitzCertifier
     assert list(methods) == sorted(methods)
     for kind in methods.values():
-        assert issubclass(kind, Trainer)
+        assert issubclass(kind, Trainer | PyTorchClassifier)
         assert kind.source
+
+
+def test_the_parameters_of_an_estimator_are_those_that_create_takes(classifier: PyTorchClassifier) -> None:
+    assert parameters_of(PyTorchLipschitzCertifier) == {}
+    assert parameters_of(BANGTrainer)["epsilon"] == 0.815
+    assert create("lipschitz-certifier", classifier).model is classifier.model
+    with pytest.raises(TypeError, match=r"c: 'lipschitz-certifier' has no such parameter, expected none\."):
+        create("lipschitz-certifier", classifier, c=1)
 
 
 def test_create(classifier: PyTorchClassifier) -> None:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -209,6 +211,22 @@ def of_results(results: Sequence[AttackResult], clean_accuracy: float) -> list[F
                 )
             )
     return flags
+
+
+def of_certificate(radii: NDArray[Any], robust: NDArray[np.bool_], eps: float) -> list[Flag]:
+    """The sign that a certificate is wrong: a point broken within its certified radius."""
+    broken = int((~robust & (radii >= eps)).sum())
+    if not broken:
+        return []
+    return [
+        Flag(
+            "certificate-broken",
+            "severe",
+            f"{broken} points were misclassified within their certified radius.",
+            "Trust neither: the network that was certified is not the one that was attacked, or a rule of its bound "
+            "does not hold.",
+        )
+    ]
 
 
 def _more(count: int, points: int, share: float) -> bool:

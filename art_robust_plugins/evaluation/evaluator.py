@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,6 +32,7 @@ from ..bridge import (
     uniform_range,
 )
 from ..checkpoint import load_state, save_state
+from ..lipschitz import PyTorchLipschitzCertifier
 from ..threat import ThreatModel
 from . import diagnostics
 from .report import AttackResult, EvaluationReport, Examples
@@ -56,7 +58,8 @@ class Evaluator:
     class probabilities over ten passes. Logits that are NaN count as misclassified.
 
     Args:
-        estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits.
+        estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits. A `PyTorchLipschitzCertifier`
+            is attacked like any other, and its certified radii join the report.
         threat: the threat model; its ``eps`` is in the units of the estimator's input.
         attacks: a suite (``"standard"``, ``"rand"``, ``"torchattacks"``, ``"torchattacks-autoattack"``, ``"noise"``),
             the name of one attack (``"apgd-t"``, ``"pgd-20"``), an `Attack` of one's own, or a sequence of these.
@@ -371,6 +374,10 @@ class _Run:
         )
         flags = diagnostics.of_outputs(self.state, len(self.x), results) + examined.flags
         flags += diagnostics.of_results(results, float(correct.double().mean()))
+        radii, certificate = self._certificate()
+        if radii is not None:
+            eps = self.evaluator.threat.eps + self.tolerance
+            flags += diagnostics.of_certificate(radii, (robust | ~correct).numpy(), eps)
         return EvaluationReport(
             clean_accuracy=float(correct.double().mean()),
             robust_accuracy=float(robust.double().mean()),
@@ -378,10 +385,26 @@ class _Run:
             adversarial=self.state["adversarial"].numpy(),
             attacks=results,
             flags=diagnostics.merged(flags),
-            settings=self._settings(examined),
+            settings={**self._settings(examined), "certificate": certificate},
             curve=examined.curve,
             examples=self._examples(robust, correct),
+            radii=radii,
         )
+
+    def _certificate(self) -> tuple[NDArray[np.float64] | None, dict[str, Any] | None]:
+        """The certified radius of each point, if the estimator gives any, and what it comes from."""
+        estimator, norm = self.evaluator.estimator, self.evaluator.threat.norm
+        if not isinstance(estimator, PyTorchLipschitzCertifier):
+            return None, None
+        start = time.perf_counter()
+        prediction, radius = estimator.certify(self.x, self.evaluator.physical_batch_size, norm=norm)
+        constant = float(estimator.lipschitz_constants().max())
+        described = {
+            "method": "Lipschitz bound, proven",
+            "largest constant of a difference of logits (L2)": constant,
+            "seconds": time.perf_counter() - start,
+        }
+        return np.where(prediction == self.y.numpy(), radius, -1.0), described
 
     def _clean(self) -> None:
         """Clean predictions, and what they say of the network: randomised, probabilities, not finite."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .report import AttackResult, EvaluationReport
 
 CLEAN, BOUNDED, OWN_MEASURE, WORST, INK = "#8d99ae", "#3a6ea5", "#c9d3df", "#b23a48", "#1f2933"
+CERTIFIED = "#3f8f5f"
 RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a83e", "#4aa5a5")
 
 # --------------------------------------------------------------------------------------------------------------- text
@@ -50,13 +51,17 @@ def summary(report: EvaluationReport) -> str:
         row = f"  {result.name:<{width}}  {result.robust_accuracy:7.2%}  {duration(result.seconds):>9}  {mark(result)}"
         lines.append(row.rstrip())
     lines.append(f"  {'worst case':<{width}}  {report.robust_accuracy:7.2%}  {sure['worst case']}")
+    if "certified" in sure:
+        lines.append(f"  {'certified':<{width}}  {report.certified_accuracy:7.2%}  {sure['certified']}")
     lines += [f"  not run: {line}" for line in report.settings["could_not_run"]]
     lines += [f"  {flag.severity}: {flag.name}: {flag.evidence} {flag.advice}" for flag in report.flags]
     return "\n".join(lines)
 
 
 def totals(report: EvaluationReport) -> dict[str, float]:
-    return {"clean": report.clean_accuracy, "worst case": report.robust_accuracy}
+    certified = report.certified_accuracy
+    proven = {} if certified is None else {"certified": certified}
+    return {"clean": report.clean_accuracy, "worst case": report.robust_accuracy, **proven}
 
 
 def interval(report: EvaluationReport, accuracy: float) -> str:
@@ -109,6 +114,9 @@ def attack_rows(report: EvaluationReport) -> list[list[str]]:
             f"{sum(result.backward_calls for result in total):,}",
         ]
     )
+    if "certified" in shown:
+        taken = duration(report.settings["certificate"]["seconds"])
+        rows.append(["certified", "proven for every image within eps", shown["certified"], taken, "", ""])
     return rows
 
 
@@ -133,6 +141,7 @@ def setting_rows(report: EvaluationReport) -> list[list[str]]:
             f"distances (in float64) of up to eps + {s['tolerance']:.2g} are within eps; images that rounding alone "
             "may have put farther out are drawn back, and judged there",
         ],
+        ["certificate", certificate_text(report)],
         ["versions", listed(s["versions"])],
         [
             "diagnostics",
@@ -141,6 +150,15 @@ def setting_rows(report: EvaluationReport) -> list[list[str]]:
         ],
         ["date", s["date"]],
     ]
+
+
+def certificate_text(report: EvaluationReport) -> str:
+    told = report.settings.get("certificate")
+    if told is None:
+        return "none"
+    name = "largest constant of a difference of logits (L2)"
+    loose = {"L2": "", "Linf": "; from the L2 ball around the Linf ball, which is loose", "L1": ""}
+    return f"{told['method']}, {name} {told[name]:.4g}{loose[report.settings['threat']['norm']]}"
 
 
 def listed(versions: Mapping[str, str]) -> str:
@@ -169,11 +187,19 @@ def markdown(report: EvaluationReport) -> str:
         "\n".join(f"- {line}" for line in report.settings["not_run"]) or "Nothing was left out.",
         "## Accuracy against eps",
         curve_note([report]),
-        markdown_table(["eps", "accuracy"], [[f"{eps:.4g}", f"{accuracy:.1%}"] for eps, accuracy in report.curve]),
+        markdown_table(*curve_rows(report)),
         "## Attack parameters",
         markdown_table(["attack", "parameters"], parameter_rows(report)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def curve_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
+    rows = [[f"{eps:.4g}", f"{accuracy:.1%}"] for eps, accuracy in report.curve]
+    if report.radii is None:
+        return ["eps", "accuracy"], rows
+    proven = [[f"{report.certified_at(eps):.1%}"] for eps, _ in report.curve]
+    return ["eps", "accuracy", "certified"], [row + more for row, more in zip(rows, proven, strict=True)]
 
 
 def curve_note(reports: Sequence[EvaluationReport]) -> str:
@@ -185,6 +211,8 @@ def curve_note(reports: Sequence[EvaluationReport]) -> str:
     )
     if any(len(report.curve) == 1 for report in reports):
         note += " Without gradients that reach the input it cannot run."
+    if any(report.radii is not None for report in reports):
+        note += " Dashed: the certified accuracy of all points, which no attack can bring down."
     return note
 
 
@@ -218,6 +246,8 @@ def accuracy_figure(report: EvaluationReport) -> Figure:
         name = f"{result.name} {mark(result)}".rstrip()
         bars.append((name, result.robust_accuracy, OWN_MEASURE if result.constraint == "none" else BOUNDED))
     bars.append(("worst case", report.robust_accuracy, WORST))
+    if report.certified_accuracy is not None:
+        bars.append(("certified", report.certified_accuracy, CERTIFIED))
     drawing, axes = figure(6.4, 0.7 + 0.3 * len(bars))
     names, values, colours = zip(*bars, strict=True)
     axes.barh(range(len(bars)), [100 * value for value in values], color=colours, height=0.68)
@@ -238,18 +268,37 @@ def curve_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
         if positive:
             axes.plot(*zip(*positive, strict=True), marker="o", markersize=4, color=colour, label=name)
         axes.axhline(100 * report.curve[0][1], color=colour, linestyle=":", linewidth=1)
+        if report.radii is not None:
+            axes.plot(*certified_curve(report), color=colour, linestyle="--", linewidth=1.3)
     for index, threat in enumerate(sorted({report.settings["threat"]["eps"] for report in reports.values()})):
         axes.axvline(threat, color=WORST, linewidth=1, label="" if index else "eps evaluated")
     axes.set_xscale("log", base=2)
+    if any(report.radii is not None for report in reports.values()):
+        axes.plot([], [], color=INK, linestyle="--", linewidth=1.3, label="certified")
     radii = {tuple(eps for eps, _ in report.curve if eps > 0) for report in reports.values()}
-    if len(radii) == 1:
-        axes.set_xticks(radii.pop())
+    if len(radii) == 1 and (ticks := list(radii.pop())):
+        while ticks[0] / 4 > axes.get_xlim()[0]:
+            ticks.insert(0, ticks[0] / 4)
+        axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(lambda value, position: f"{value:.3g}")
     axes.set_ylim(-3, 104)
     axes.set_xlabel("eps (dotted: clean accuracy of these points)", fontsize=9, color=INK)
     axes.set_ylabel("accuracy, %", fontsize=9, color=INK)
-    axes.legend(frameon=False, fontsize=9)
+    legend_above(axes, len(reports) + 2)
     return drawing
+
+
+def legend_above(axes: Axes, entries: int) -> None:
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, entries))
+
+
+def certified_curve(report: EvaluationReport) -> tuple[list[float], list[float]]:
+    """eps, from below the smaller of the evaluated one and the median radius, and the certified accuracy in percent."""
+    assert report.radii is not None
+    threat, positive = report.settings["threat"]["eps"], report.radii[report.radii > 0]
+    first = min(threat, float(np.median(positive)) if len(positive) else threat) / 4
+    radii = np.geomspace(first, max(8 * threat, 8 * first), 80)
+    return radii.tolist(), [100 * report.certified_at(eps) for eps in radii]
 
 
 def repeated(colours: Sequence[str], count: int) -> list[str]:
@@ -301,7 +350,7 @@ def comparison_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
     axes.grid(axis="y", color="#e4e7eb")
     axes.set_axisbelow(True)
     axes.set_xlabel("accuracy, %", fontsize=9, color=INK)
-    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(reports)))
+    legend_above(axes, len(reports))
     return drawing
 
 
@@ -333,7 +382,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
 th { font-weight: 600; color: #52606d; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr.worst td { font-weight: 600; border-bottom: 0; }
+tr.strong td { font-weight: 600; }
 td.code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .8rem; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; display: block; }
 ul { padding-left: 1.2rem; margin: .4rem 0; }
@@ -351,6 +400,8 @@ def html(report: EvaluationReport) -> str:
         (f"{report.robust_accuracy:.1%}", robust_label(report)),
         (str(round(report.robust_accuracy * settings["points"])) + f" of {settings['points']}", "points left standing"),
     ]
+    if report.certified_accuracy is not None:
+        numbers.append((f"{report.certified_accuracy:.1%}", "certified accuracy, proven within eps"))
     if report.autoattack_accuracy is not None and len(report.attacks) > 4:
         numbers.insert(1, (f"{report.autoattack_accuracy:.1%}", "robust accuracy, AutoAttack (standard)"))
     library = listed(settings["attack_library"]) or "no library"
@@ -366,7 +417,7 @@ def html(report: EvaluationReport) -> str:
         image_tag(accuracy_figure(report), "Bars: accuracy under each attack"),
         f'<p class="quiet">{escape(" ".join(attack_notes(report)))}</p>',
         '<div class="scroll wide">'
-        + table(ATTACK_HEAD, attack_rows(report), numeric=(2, 3, 4, 5), last="worst")
+        + table(ATTACK_HEAD, attack_rows(report), numeric=(2, 3, 4, 5), strong=("worst case", "certified"))
         + "</div>",
         "<h2>What was not run</h2>",
         items(settings["not_run"]) or "<p>Nothing was left out.</p>",
@@ -423,15 +474,15 @@ def table(
     *,
     numeric: Sequence[int] = (),
     code: Sequence[int] = (),
-    last: str = "",
+    strong: Sequence[str] = (),
 ) -> str:
+    """An HTML table; rows whose first cell is in ``strong`` stand out."""
+
     def cells(tag: str, row: Sequence[str]) -> str:
         kinds = [' class="n"' if i in numeric else ' class="code"' if i in code else "" for i in range(len(row))]
         return "".join(f"<{tag}{kind}>{escape(str(cell))}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
 
-    lines = [f"<tr>{cells('td', row)}</tr>" for row in rows[:-1]]
-    mark = f' class="{last}"' if last else ""
-    lines.append(f"<tr{mark}>{cells('td', rows[-1])}</tr>")
+    lines = [f"<tr{' class=strong' if row[0] in strong else ''}>{cells('td', row)}</tr>" for row in rows]
     return f"<table><thead><tr>{cells('th', head)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
@@ -449,17 +500,18 @@ def document(name: str, body: Sequence[str]) -> str:
 
 
 def accuracies(report: EvaluationReport) -> dict[str, float]:
-    """Clean accuracy, AutoAttack's where all of it ran, the worst case, and then each attack's."""
+    """Clean accuracy, AutoAttack's where all of it ran, the worst case, the certified one, and then each attack's."""
     standard = report.autoattack_accuracy
     whole = {} if standard is None else {"AutoAttack (standard)": standard}
     stages = {f"{result.name} {mark(result)}".rstrip(): result.robust_accuracy for result in report.attacks}
-    return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **stages}
+    proven = {} if report.certified_accuracy is None else {"certified": report.certified_accuracy}
+    return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **proven, **stages}
 
 
 def compared_rows(reports: Mapping[str, EvaluationReport]) -> list[str]:
     """The rows of a comparison: what any of the runs has, the totals first."""
     names = dict.fromkeys(name for report in reports.values() for name in accuracies(report))
-    totals = [name for name in ("clean", "AutoAttack (standard)", "worst case") if name in names]
+    totals = [name for name in ("clean", "AutoAttack (standard)", "worst case", "certified") if name in names]
     return [*totals, *(name for name in names if name not in totals)]
 
 

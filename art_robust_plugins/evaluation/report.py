@@ -91,6 +91,8 @@ class EvaluationReport:
         settings: the threat, versions, seed, batch sizes, device, preprocessing, and what was not run.
         curve: pairs (eps in the estimator's units, accuracy under a short attack of our own) on the first points.
         examples: some points that were broken, for the figures.
+        radii: for an estimator that certifies, the proven radius of each point in the threat's norm and the estimator's
+            units, float64 [N], -1 where the certified class is not the label; None for any other.
 
     Example:
         >>> report = EvaluationReport.load("runs/local_ball")           # doctest: +SKIP
@@ -106,6 +108,7 @@ class EvaluationReport:
     settings: dict[str, Any]
     curve: list[tuple[float, float]]
     examples: Examples
+    radii: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         worst = min((result.robust_accuracy for result in self.attacks if result.bounded), default=1.0)
@@ -121,6 +124,21 @@ class EvaluationReport:
         if not self.settings["autoattack"]:
             return None
         return next(result.robust_accuracy for result in self.attacks if result.name == "square")
+
+    @property
+    def certified_accuracy(self) -> float | None:
+        """The share of points that are proven to be classified correctly within eps; None without certificates."""
+        return None if self.radii is None else self.certified_at(self.settings["threat"]["eps"])
+
+    def certified_at(self, eps: float) -> float:
+        """The share of points whose certified radius is at least ``eps``, in the threat's norm.
+
+        Raises:
+            ValueError: for a report of an estimator without certificates.
+        """
+        if self.radii is None:
+            raise ValueError("report: it holds no certified radii, expected one of a PyTorchLipschitzCertifier.")
+        return float((self.radii >= eps).mean())
 
     def __str__(self) -> str:
         return page.summary(self)
@@ -140,6 +158,7 @@ class EvaluationReport:
             "adversarial": self.adversarial,
             "attacks": np.stack([result.robust for result in self.attacks]),
             **{f"examples.{name}": values for name, values in vars(self.examples).items()},
+            **({} if self.radii is None else {"radii": self.radii}),
         }
         save_tensors(folder / ARRAYS_FILE, {name: _tensor(values) for name, values in arrays.items()})
         write_json(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": _sha256(folder / ARRAYS_FILE)})
@@ -178,6 +197,7 @@ class EvaluationReport:
                 settings=data["settings"],
                 curve=[(eps, accuracy) for eps, accuracy in data["curve"]],
                 examples=Examples(**{field.name: arrays[f"examples.{field.name}"] for field in fields(Examples)}),
+                radii=arrays.get("radii"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(

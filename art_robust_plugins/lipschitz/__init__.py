@@ -1,5 +1,6 @@
-"""Proven Lipschitz bounds of layers and of whole networks."""
+"""Proven Lipschitz bounds of layers and of whole networks, and the certificate that follows from them."""
 
+from .certifier import LipschitzReport, PyTorchLipschitzCertifier
 from .graph import LipschitzGraph, NetworkBound, OperatorNorm, batch_variances
 from .norms import Convolution, Linear, NormBound, lower_estimate, operator_of
 from .rules import NoLipschitzRuleError, lipschitz_rule
@@ -8,10 +9,12 @@ __all__ = [
     "Convolution",
     "Linear",
     "LipschitzGraph",
+    "LipschitzReport",
     "NetworkBound",
     "NoLipschitzRuleError",
     "NormBound",
     "OperatorNorm",
+    "PyTorchLipschitzCertifier",
     "batch_variances",
     "lipschitz_rule",
     "lower_estimate",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import operator as python_operator
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ class OperatorNorm:
         input_shape, output_shape: of one sample.
         norm: the proven upper bound of its norm.
         method: what proved it, see `NormBound`.
+        share: of the bound L, from -1 to 1. With e_i = d ln L / d ln norm_i (1 in a chain, less in parallel branches)
+            it is e_i ln norm_i over the sum of all |e_j ln norm_j|: norms below 1 have negative shares. 0 for all
+            where L is 0.
     """
 
     node: str
@@ -48,6 +52,7 @@ class OperatorNorm:
     output_shape: tuple[int, ...]
     norm: float
     method: str
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,11 @@ class LipschitzGraph:
 
     Attributes:
         vectors: state of the estimates, by graph node: the vectors with which the next power iteration starts.
+        dtypes: of the floating-point values between the input and the logits.
 
     Raises:
         ValueError: for a network that cannot be traced, changes its buffers in evaluation mode, mixes the samples of
-            a batch, or has another output; a ``std`` that is not positive or does not fit.
+            a batch, or has another output, NaN or infinity; a ``std`` that is not positive or does not fit.
         NoLipschitzRuleError: (a ValueError) for an operation that has no bound, by name.
 
     Example:
@@ -134,6 +140,12 @@ class LipschitzGraph:
             if node in needed:
                 needed.update(node.all_input_nodes)
         self._nodes = [node for node in program.graph.nodes if node in needed]
+        self.dtypes = frozenset(
+            value.dtype
+            for node in self._of_input()
+            for value in tree_leaves(node.meta.get("val"))
+            if isinstance(value, Tensor) and value.is_floating_point()
+        )
         with torch.no_grad():
             self._evaluate(_Evaluation(self, proven=False))  # refuses now what has no rule; bounds wait until asked for
         _check_samples_apart(network, _samples(network, self.input_shape))
@@ -150,7 +162,11 @@ class LipschitzGraph:
             place = f"its module {training!r}" if training else "it"
             raise ValueError(f"network: {place} is in training mode, expected network.eval() for a proven bound.")
         evaluation = _Evaluation(self, proven=True)
-        return self._bound(self._evaluate(evaluation), evaluation)
+        output = self._evaluate(evaluation)
+        bound = self._bound(output, evaluation)
+        shares = self._shares(evaluation)
+        operators = [replace(row, share=share) for row, share in zip(bound.operators, shares, strict=True)]
+        return replace(bound, operators=tuple(operators))
 
     def estimate(self, variances: Variances | None = None) -> NetworkBound:
         """The training estimate: differentiable in the parameters, not proven, usually below the proven bound.
@@ -167,6 +183,34 @@ class LipschitzGraph:
         evaluation = _Evaluation(self, proven=False, variances=variances)
         with torch.autocast(evaluation.device.type, enabled=False):
             return self._bound(self._evaluate(evaluation), evaluation)
+
+    def _shares(self, proven: _Evaluation) -> list[float]:
+        """Each operator's share of the bound: the graph evaluated once more, with the proven norms as variables."""
+        with torch.inference_mode(False), torch.enable_grad():
+            norms = [
+                torch.tensor(row.norm, dtype=torch.float64, device=proven.device, requires_grad=True)
+                for row in proven.operators
+            ]
+            output = self._evaluate(_Evaluation(self, proven=True, static=proven.static, norms=iter(norms)))
+            bound = output.bound if isinstance(output, Value) else 0.0
+            if not isinstance(bound, Tensor) or not bound.requires_grad:  # no operator counts in it
+                return [0.0] * len(norms)
+            slopes = torch.autograd.grad(bound, norms, allow_unused=True, materialize_grads=True)
+        logs = [  # L e_i ln norm_i, where the norm is not 0
+            float(norm * slope) * math.log(float(norm)) if float(norm) > 0 else 0.0
+            for norm, slope in zip(norms, slopes, strict=True)
+        ]
+        total = sum(abs(log) for log in logs)
+        return [log / total if 0 < total < math.inf else 0.0 for log in logs]
+
+    def _of_input(self) -> list[Node]:
+        """The nodes whose values depend on the network's input."""
+        found: dict[Node, None] = {}
+        for node in self._nodes:
+            spec = self._inputs.get(node.name)
+            if (spec and spec.kind is InputKind.USER_INPUT) or any(source in found for source in node.all_input_nodes):
+                found[node] = None
+        return list(found)
 
     def _evaluate(self, evaluation: _Evaluation) -> Any:
         """The output as a `Value` (or a tensor, if it does not depend on the input)."""
@@ -244,20 +288,34 @@ class LipschitzGraph:
 
 
 class _Evaluation:
-    """One evaluation of a graph, proven or estimated; what `rules.Evaluation` asks for."""
+    """One evaluation of a graph, proven or estimated; what `rules.Evaluation` asks for.
 
-    def __init__(self, graph: LipschitzGraph, *, proven: bool, variances: Variances | None = None) -> None:
+    With ``norms``, those that a proven evaluation found, in its order, it gives the proven bound as a function of them.
+    """
+
+    def __init__(
+        self,
+        graph: LipschitzGraph,
+        *,
+        proven: bool,
+        variances: Variances | None = None,
+        static: dict[Hashable, Any] | None = None,
+        norms: Iterator[Tensor] | None = None,
+    ) -> None:
         # Index buffers may have changed since the last proven bound; an estimate takes them as they were.
-        self.static: dict[Hashable, Any] = {} if proven else graph._static
+        self.static: dict[Hashable, Any] = static if static is not None else {} if proven else graph._static
         self.device = device_of(graph.network)
         self.dtype = torch.float64 if proven else _dtype_of(graph.network)
         self.proven = proven
         self.operators: list[OperatorNorm] = []
         self._network, self._vectors = graph.network, graph.vectors
         self._variances = variances or {}
+        self._norms = norms
         self._used: dict[nn.Module, int] = {}
 
     def norm(self, call: Call, operator: Operator) -> Number:
+        if self._norms is not None:
+            return next(self._norms)
         if not self.proven:
             estimate, self._vectors[call.name] = lower_estimate(operator, self._vectors.get(call.name))
             return estimate
@@ -268,7 +326,7 @@ class _Evaluation:
         return bound.value
 
     def number(self, value: Tensor) -> Number:
-        if not self.proven:
+        if not self.proven or self._norms is not None:
             return value
         # torch's maxima propagate NaN; infinity would pass for a bound.
         if not bool(torch.isfinite(value)):
@@ -288,7 +346,7 @@ class _Evaluation:
         return calls[index]
 
     def constant(self, tensor: Tensor) -> Tensor:
-        return tensor.double() if self.proven and tensor.is_floating_point() else tensor
+        return tensor.detach().double() if self.proven and tensor.is_floating_point() else tensor
 
     def computed(self, call: Call, arguments: Any, options: dict[str, Any]) -> Any:
         """An operation on constants alone, as weight normalisation makes them, computed with their present values."""
@@ -342,7 +400,8 @@ def _export(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
         if not any(returned.alias_info for returned in operation._schema.returns):
             table.pop(operation, None)  # type: ignore[no-untyped-call]
     sample = _samples(network, input_shape)[:1]
-    with preserved(network), torch.no_grad():
+    with preserved(network), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch copies trees of its own
         network.eval()
         try:
             return torch.export.export(network, (sample,), strict=False).run_decompositions(table)
@@ -359,6 +418,8 @@ def _check_samples_apart(network: nn.Module, samples: Tensor) -> None:
     with preserved(network), torch.no_grad():
         network.eval()
         together, apart = network(samples), torch.cat([network(samples[:1]), network(samples[1:])])
+    if not bool(apart.isfinite().all()):
+        raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
     tolerance = 1e-3 * float(apart.abs().max())
     if together.shape != apart.shape or not bool(((together - apart).abs() <= tolerance).all()):
         raise ValueError("network: its outputs for two samples together are not those for each alone, expected equal.")
@@ -390,4 +451,8 @@ def _checked_std(std: Any, input_shape: tuple[int, ...]) -> Tensor:
         fits = False
     if not fits or not bool((torch.isfinite(values) & (values > 0)).all()):
         raise ValueError(f"std: got {std!r}, expected positive numbers that broadcast against {input_shape}.")
+    for axis in range(values.dim()):
+        first = values.narrow(axis, 0, 1)
+        if torch.equal(first.expand_as(values), values):
+            values = first  # one number along this axis can be merged with what comes next
     return values

@@ -121,6 +121,8 @@ class RobustTrainer(Trainer):
     Attributes:
         history: one dictionary an epoch: ``epoch``, ``loss``, ``seconds``, ``learning_rate`` and, with validation
             data, ``validation_accuracy`` and (with a threat) ``validation_robust_accuracy``, between 0 and 1.
+        epochs_done: how far the training is, in epochs, with the steps of the present one as a fraction (of a stream
+            without a length: in whole epochs).
 
     Raises:
         TypeError: for another kind of classifier.
@@ -162,6 +164,7 @@ class RobustTrainer(Trainer):
         self.instruments = tuple(instruments)
         self.options = options
         self.history: list[dict[str, float]] = []
+        self.epochs_done = 0.0
         self._prepare()
 
     @abstractmethod
@@ -180,6 +183,15 @@ class RobustTrainer(Trainer):
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The classifier's own loss, a scalar; labels are brought to the form that it takes."""
         return loss_of(self.classifier, logits, y)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the method itself remembers between batches; checkpoints hold it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the state of an earlier run, as `state_dict` gave it."""
+        if state:
+            raise ValueError(f"state: got entries {sorted(state)}, but {type(self).__name__} keeps none.")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -355,7 +367,8 @@ class RobustTrainer(Trainer):
             stack.callback(network.eval)
             for epoch in epochs:
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
-                record = self._epoch(epoch, batches(_seeded(run.seed, epoch, processes)), scheduler, bar, processes)
+                drawn = batches(_seeded(run.seed, epoch, processes))
+                record = self._epoch(epoch, steps, drawn, scheduler, bar, processes)
                 _same_on_all_processes(network.buffers(), processes)
                 if validation is not None:
                     record |= self._validate(*validation)
@@ -389,7 +402,13 @@ class RobustTrainer(Trainer):
             )
 
     def _epoch(
-        self, epoch: int, batches: Iterator[Batch], scheduler: Any, bar: Any, processes: PartialState
+        self,
+        epoch: int,
+        steps: int | None,
+        batches: Iterator[Batch],
+        scheduler: Any,
+        bar: Any,
+        processes: PartialState,
     ) -> dict[str, float]:
         """One pass over the data. Losses stay on the device: reading one would make a GPU wait for its queue."""
         optimizer, network, options = self.classifier.optimizer, self.classifier.model, self.options
@@ -401,6 +420,7 @@ class RobustTrainer(Trainer):
         sizes: list[int] = []
         network.train()
         for step, (whole_x, whole_y) in enumerate(batches):
+            self.epochs_done = epoch + (0.0 if steps is None else step / steps)
             x, y = _own_share(whole_x, whole_y, processes)
             weight = len(x) * processes.num_processes / len(whole_x)
             optimizer.zero_grad(set_to_none=True)
@@ -420,6 +440,7 @@ class RobustTrainer(Trainer):
             if scheduler is not None and options.scheduler_interval == "step":
                 scheduler.step()
             bar.update()
+        self.epochs_done = epoch + 1.0
         rest = len(losses) % check_every
         if rest:
             _check_finite(losses[-rest:], epoch, len(losses) - 1)
@@ -546,6 +567,7 @@ class _Run:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "method": self.trainer.state_dict(),
             "instruments": [instrument.state_dict() for instrument in self.trainer.instruments],
             "order": None if self.order is None else self.order.get_state(),
             "best": self.best,
@@ -559,7 +581,7 @@ class _Run:
 
     def _load(self, path: Path) -> int:
         state = load_state(path)
-        if not isinstance(state, dict) or not {"settings", "network", "epochs"} <= state.keys():
+        if not isinstance(state, dict) or not {"settings", "network", "epochs", "method"} <= state.keys():
             raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
         for name, now in self.settings.items():
             then = state["settings"].get(name)
@@ -571,6 +593,7 @@ class _Run:
             self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
         if self.order is not None:
             self.order.set_state(state["order"])
+        self.trainer.load_state_dict(state["method"])
         for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
             instrument.load_state_dict(saved)
         self.trainer.history = state["history"]

@@ -7,17 +7,18 @@ import pickle
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from art_robust_plugins import ThreatModel
+from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare, save_comparison
-from art_robust_plugins.evaluation.page import interval
+from art_robust_plugins.evaluation.page import certificate_text, curve_figure, curve_rows, interval
 
-from .conftest import Data, custom, step, trained, wrap
+from .conftest import Data, custom, step, strong, trained, wrap
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +201,90 @@ def test_examples_are_broken_points(report: EvaluationReport, data: Data) -> Non
     assert_array_equal(examples.labels, data[1][examples.indices])
     assert (examples.predictions != examples.labels).all()
     assert np.abs(examples.adversarial - examples.clean).max() <= 0.1 + 1e-6
+
+
+@pytest.fixture(scope="module")
+def certified(network: nn.Module, data: Data) -> EvaluationReport:
+    certifier = PyTorchLipschitzCertifier.from_classifier(wrap(network))
+    attacks = [custom(step, name="one step")]
+    return Evaluator(certifier, ThreatModel("L2", 0.02), attacks=attacks, verbose=False).evaluate(*data)
+
+
+def test_certified_radii_join_the_report(certified: EvaluationReport, network: nn.Module, data: Data) -> None:
+    certifier = PyTorchLipschitzCertifier.from_classifier(wrap(network))
+    prediction, radius = certifier.certify(data[0])
+    correct = prediction == data[1]
+    assert certified.radii is not None
+    assert_array_equal(certified.radii[~correct], -1.0)
+    np.testing.assert_allclose(certified.radii[correct], radius[correct], rtol=1e-9)
+    assert certified.certified_at(0) == certified.clean_accuracy
+    assert certified.certified_accuracy == (correct & (radius >= 0.02)).mean()
+    assert 0 < certified.certified_accuracy <= certified.robust_accuracy <= certified.clean_accuracy
+    assert certified.settings["certificate"]["largest constant of a difference of logits (L2)"] == (
+        certifier.lipschitz_constants().max()
+    )
+    assert not any(flag.name == "certificate-broken" for flag in certified.flags)
+
+
+def test_radii_are_in_the_threats_norm(network: nn.Module, data: Data) -> None:
+    certifier = PyTorchLipschitzCertifier.from_classifier(wrap(network))
+    reports = {
+        norm: Evaluator(
+            certifier, ThreatModel(norm, 0.01), attacks=[custom(lambda x, y, setting: x)], verbose=False
+        ).evaluate(*data)
+        for norm in ("L2", "L1", "Linf")
+    }
+    radii = {norm: report.radii for norm, report in reports.items()}
+    standing = radii["L2"] >= 0
+    assert_array_equal(radii["L1"], radii["L2"])
+    np.testing.assert_allclose(radii["Linf"][standing] * 8, radii["L2"][standing])
+    assert "which is loose" in certificate_text(reports["Linf"])
+    assert "loose" not in certificate_text(reports["L2"])
+
+
+def test_a_report_with_certificates_is_read_back_and_shown(
+    certified: EvaluationReport, report: EvaluationReport, tmp_path: Path
+) -> None:
+    certified.save(tmp_path)
+    again = EvaluationReport.load(tmp_path)
+    assert_array_equal(again.radii, certified.radii)
+    assert again.certified_accuracy == certified.certified_accuracy
+    shown = f"{certified.certified_accuracy:.2%}"
+    assert re.search(rf"certified +{shown}", str(again))
+    for name in ("report.md", "report.html"):
+        text = re.sub(r'src="data:[^"]*"', "", (tmp_path / name).read_text())
+        assert shown in text
+        assert "Lipschitz bound, proven" in text
+        assert "Dashed: the certified accuracy" in text
+    head, rows = curve_rows(again)
+    assert head[-1] == "certified"
+    assert [row[-1] for row in rows] == [f"{certified.certified_at(eps):.1%}" for eps, _ in certified.curve]
+    axes = curve_figure({"a": again}).axes[0]
+    assert "certified" in [text.get_text() for text in axes.get_legend().get_texts()]
+    (drawn,) = [line for line in axes.get_lines() if line.get_linestyle() == "--" and len(line.get_xdata())]
+    radii, shares = drawn.get_data()
+    assert_array_equal(np.diff(shares) <= 0, True)
+    np.testing.assert_allclose(shares, [100 * certified.certified_at(eps) for eps in radii])
+    page = Page(compare({"with": certified, "without": report}))
+    assert page.open == []
+    assert report.certified_accuracy is None
+    with pytest.raises(ValueError, match="it holds no certified radii"):
+        report.certified_at(0.1)
+
+
+def test_a_broken_certificate_is_a_severe_flag(network: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound that is wrong by far, as one from a user's own wrong rule may be, does not pass unnoticed."""
+    certifier = PyTorchLipschitzCertifier.from_classifier(wrap(network))
+    honest = certifier.certify
+
+    def flattering(*arguments: Any, **options: Any) -> Any:
+        prediction, radius = honest(*arguments, **options)
+        return prediction, 100 * radius
+
+    monkeypatch.setattr(certifier, "certify", flattering)
+    result = Evaluator(certifier, ThreatModel("L2", 1.0), attacks=[custom(strong)], verbose=False).evaluate(*data)
+    assert result.robust_accuracy < 0.5
+    (flag,) = [flag for flag in result.flags if flag.name == "certificate-broken"]
+    assert flag.severity == "severe"
+    broken = int(((result.radii >= 1.0) & ~result.robust).sum())
+    assert f"{broken} points were misclassified within their certified radius" in flag.evidence

@@ -369,6 +369,7 @@ class Counter(nn.Module):
         (Network(lambda x, last: (last(x), x), head(192)), "network: it returns 2 values"),
         (nn.Conv2d(3, 4, 3), r"network: its output for one sample has shape \(1, 4, 6, 6\)"),
         (Counter(), "network: its forward changes the buffers calls"),
+        (Network(lambda x, last: last(x) * math.inf, head(192)), "network: its outputs hold NaN or infinity"),
         (nn.Linear(5, 2), "network: torch.export cannot trace it"),
     ],
 )
@@ -498,6 +499,58 @@ def test_input_is_divided_by_std():
     for wrong in (0.0, [0.1, 0.2], -torch.ones(3, 1, 1), math.nan):
         with pytest.raises(ValueError, match="std: got"):
             LipschitzGraph(network, IMAGE, std=wrong)
+
+
+def test_a_std_that_is_constant_along_an_axis_is_merged_as_one_number():
+    network = made("functional_relu")
+    std = torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    short, full = (LipschitzGraph(network, IMAGE, std=values).upper_bound() for values in (std, std.expand(IMAGE)))
+    assert torch.equal(short.lipschitz, full.lipschitz)
+    pixels = std.repeat(1, 8, 8)
+    pixels[0, 3, 3] = 0.1
+    assert LipschitzGraph(network, IMAGE, std=pixels).upper_bound().lipschitz > full.lipschitz
+
+
+@pytest.mark.parametrize("name", ["functional_relu", "residual", "dense_concat", "reused_module"])
+def test_shares_are_elasticities(name):
+    network = made(name)
+    graph = LipschitzGraph(network, IMAGE)
+    rows = graph.upper_bound().operators
+    # A weight stands for all calls of its module, and for the batch norm after it.
+    shares = [sum(row.share for row in rows if row.module == name) for name in dict.fromkeys(r.module for r in rows)]
+    norms = {row.module: row.norm for row in rows}
+    expected = []
+    weights = [module for module in network.parts.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for module, norm in zip(weights, norms.values(), strict=True):
+        original, bounds = module.weight.data, []
+        for factor in (1.001, 1 / 1.001):
+            module.weight.data = original * factor
+            bounds.append(graph.upper_bound().lipschitz.item())
+        module.weight.data = original
+        elasticity = math.log(bounds[0] / bounds[1]) / (2 * math.log(1.001))
+        expected.append(elasticity * math.log(norm))
+    total = sum(abs(value) for value in expected)
+    assert shares == pytest.approx([value / total for value in expected], abs=1e-4)
+    assert sum(abs(row.share) for row in rows) == pytest.approx(1)
+
+
+def test_shares_of_a_chain_and_of_nothing():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    network[1].weight.data, network[3].weight.data = torch.eye(2) * 8, torch.eye(2) * 0.5
+    graph = LipschitzGraph(network, (1, 2))
+    with torch.inference_mode():
+        shares = [row.share for row in graph.upper_bound().operators]
+    assert shares == pytest.approx([0.75, -0.25])
+    network[3].weight.data.zero_()
+    assert [row.share for row in graph.upper_bound().operators] == [0, 0]
+    assert not any(p.grad is not None for p in network.parameters())
+
+
+def test_types_of_the_values():
+    network = Network(lambda x, last: last(x.float().double()), head(192).double())
+    assert LipschitzGraph(network, IMAGE).dtypes == {torch.float32, torch.float64}
+    assert LipschitzGraph(made("min_max").double(), IMAGE).dtypes == {torch.float64}
+    assert LipschitzGraph(made("Normalised").double(), IMAGE).dtypes == {torch.float64}  # its constants are float32
 
 
 def test_bounds_follow_the_parameters():
