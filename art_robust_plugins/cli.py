@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from .checkpoint import describe_classifier, load_classifier, save_classifier, save_tensors, write_json
+from .checkpoint import describe_classifier, load_classifier, read_json, save_classifier, save_tensors, write_json
 from .data import Dataset, load_data
 from .evaluation import EvaluationReport, Evaluator, save_comparison
+from .evaluation.report import REPORT_FILE
 from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
 from .models import MODELS, create_model
 from .registry import available_methods, create, method, parameters_of
@@ -199,6 +200,10 @@ def train(
     for given in ("classifier", "options", "instruments", "threat"):
         if given in parameters:
             raise ValueError(f"--set: {given} is no setting of {name!r}, expected options such as --eps for it.")
+    model_arguments = dict(_setting(text, "--model-set") for text in model_settings or [])
+    for given in ("name", "input_shape", "nb_classes"):
+        if given in model_arguments:
+            raise ValueError(f"--model-set: got {given}, which --model and --data give, expected another argument.")
     if eps is not None:
         if "threat" not in known:
             raise ValueError(f"--eps: {name!r} takes no threat, expected none.")
@@ -216,7 +221,7 @@ def train(
             model,
             out,
             parameters,
-            model_arguments=dict(_setting(text, "--model-set") for text in model_settings or []),
+            model_arguments=model_arguments,
             epochs=epochs,
             batch_size=batch_size,
             optimizer=optimizer,
@@ -231,7 +236,8 @@ def train(
             resume=resume,
         )
     if PartialState().is_main_process:
-        console.print(f"Saved in {out}. Next: art-robust evaluate {out} --norm Linf --eps 0.1", soft_wrap=True)
+        attack, proof = f"art-robust evaluate {out} --norm Linf --eps 0.1", f"art-robust certify {out} --eps 0.1"
+        console.print(f"Saved in {out}. Next: {attack}, or {proof}", soft_wrap=True)
 
 
 @app.command()
@@ -303,7 +309,9 @@ def certify(
     prediction, radius = certifier.certify(images, batch_size, norm=norm.value)
     correct, bound = prediction == labels, certifier.lipschitz_report()
     accuracies = {threat.eps: float((correct & (radius >= threat.eps)).mean()) for threat in threats}
-    folder = out or run / CERTIFICATES / "-".join([norm.value, Path(test.name).stem, str(len(images))])
+    folder = out or run / CERTIFICATES / "-".join([norm.value, *eps, Path(test.name).stem, str(len(images))]).replace(
+        "/", "_"
+    )
     save_tensors(
         folder / "radii.safetensors", {"radius": torch.from_numpy(radius), "prediction": torch.from_numpy(prediction)}
     )
@@ -342,7 +350,7 @@ def report(
     reports = {}
     for run in runs:
         found = [run, *sorted(run.glob(f"{EVALUATIONS}/*")), *sorted(run.glob(f"*/{EVALUATIONS}/*"))]
-        finished = [folder for folder in found if (folder / "report.json").exists()]
+        finished = [folder for folder in found if (folder / REPORT_FILE).exists()]
         for folder in found:
             if folder not in finished and (folder / STATE).exists():
                 console.print(f"{folder}: left out, its evaluation is not finished.", style="yellow", soft_wrap=True)
@@ -461,7 +469,10 @@ def _evaluate(
     certify: Literal["always", "if possible", "never"] = "never",
     out: Path | None = None,
 ) -> EvaluationReport:
+    folder = out or run / EVALUATIONS / _label(run, data, threat, attacks, points=points, seed=seed, batch=batch_size)
     classifier = load_classifier(run)
+    if _holds_certificate(folder / REPORT_FILE):
+        certify = "always"  # a report that is made again keeps what it has
     if certify != "never":
         try:
             classifier = PyTorchLipschitzCertifier.from_classifier(classifier)
@@ -469,13 +480,19 @@ def _evaluate(
             if certify == "always":
                 raise
             console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
-    folder = out or run / EVALUATIONS / _label(run, data, threat, attacks, points=points, seed=seed, batch=batch_size)
     evaluator = Evaluator(
         classifier, threat, attacks=attacks, batch_size=batch_size, seed=seed, state_dir=folder / STATE
     )
     report = evaluator.evaluate(data.x_test[:points], data.y_test[:points])
     report.save(folder)
     return report
+
+
+def _holds_certificate(report: Path) -> bool:
+    try:
+        return report.exists() and read_json(report)["settings"]["certificate"] is not None
+    except (ValueError, KeyError, TypeError):  # a damaged or older report, which the new one replaces
+        return False
 
 
 def _label(

@@ -6,6 +6,7 @@ which `create_model` makes it again, so that a saved classifier can be loaded wi
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -240,8 +241,8 @@ class CNN2C2F(_ConvolutionsThenLinear):
 class CNN6C2F(_ConvolutionsThenLinear):
     """The CIFAR-10 network of that literature: conv 32, 32, 32 (stride 2), 64, 64, 64 (stride 2), linear 512.
 
-    Kernels are 3x3, those with stride 2 4x4 (Lee, Lee, Park, arXiv 2010.06387, NeurIPS 2020). The arguments are those
-    of `CNN2C2F`.
+    Kernels are 3x3, those with stride 2 4x4, all padded by 1 (Lee, Lee, Park, arXiv 2010.06387, NeurIPS 2020; their
+    code has this variant and one without padding in the last convolution). Arguments as for `CNN2C2F`.
 
     Example:
         >>> CNN6C2F((3, 32, 32), activation="minmax")(torch.zeros(2, 3, 32, 32)).shape
@@ -398,6 +399,12 @@ def create_model(name: str, input_shape: Sequence[int], nb_classes: int, **argum
         raise ValueError(f"name: got the model {name!r}{hint}, expected one of {', '.join(MODELS)}.")
     if nb_classes < 2:
         raise ValueError(f"nb_classes: got {nb_classes}, expected at least 2.")
+    known = list(inspect.signature(MODELS[name]).parameters)[2:]
+    for given in arguments:
+        if given not in known:
+            near = get_close_matches(given, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f", expected {' or '.join(known) or 'none'}."
+            raise TypeError(f"{given}: the network {name!r} has no such argument{hint}")
     return MODELS[name](input_shape, nb_classes, **arguments)
 
 

@@ -115,7 +115,7 @@ def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Data
     assert code == 0
     assert "layers.0" in text
     assert "cholesky" in text
-    folder = trained / "certificates" / "L2-digits-100"
+    folder = trained / "certificates" / "L2-0.05-8_255-digits-100"
     told = json.loads((folder / "certificate.json").read_text())
     radii = load_tensors(folder / "radii.safetensors")
     certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(trained))
@@ -142,6 +142,9 @@ def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Data
     assert "certified" in text
     report = EvaluationReport.load(trained / "evaluations" / "L2-0.05-apgd-ce-30")
     assert report.certified_accuracy == float((correct[:30] & (radius[:30] >= 0.05)).mean())
+    assert run("evaluate", trained, *arguments)[0] == 0  # and kept, when the report is made again
+    again = EvaluationReport.load(trained / "evaluations" / "L2-0.05-apgd-ce-30")
+    assert again.certified_accuracy == report.certified_accuracy
 
 
 def test_a_network_without_a_bound_is_not_certified(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -210,7 +213,9 @@ BAD = [
     (["certify", "{trained}", "--eps", "big"], "error: eps: got 'big', expected a positive number"),
     (["certify", "{new}", "--eps", "0.1"], "error: "),
     (["train", "bang", "--model-set", "depth", "--out", "{new}"], "error: --model-set: got 'depth', expected NAME="),
-    (["train", "bang", "--model-set", "depth=4", "--out", "{new}"], "unexpected keyword argument 'depth'"),
+    (["train", "bang", "--model-set", "depth=4", "--out", "{new}"], "depth: the network 'small-cnn' has no such"),
+    (["train", "bang", "--model-set", "hiden=4", "--out", "{new}"], "did you mean 'hidden'?"),
+    (["train", "bang", "--model-set", "input_shape=4", "--out", "{new}"], "error: --model-set: got input_shape, which"),
     (["evaluate", "{pickle}", "--eps", "0.1"], "weights.safetensors"),
 ]
 

@@ -158,7 +158,15 @@ def certificate_text(report: EvaluationReport) -> str:
         return "none"
     name = "largest constant of a difference of logits (L2)"
     loose = {"L2": "", "Linf": "; from the L2 ball around the Linf ball, which is loose", "L1": ""}
-    return f"{told['method']}, {name} {told[name]:.4g}{loose[report.settings['threat']['norm']]}"
+    norm = report.settings["threat"]["norm"]
+    return f"{told['method']}; median radius {median_radius(report)}; {name} {told[name]:.4g}{loose[norm]}"
+
+
+def median_radius(report: EvaluationReport) -> str:
+    """Of all points, those that are misclassified with 0."""
+    if report.radii is None:
+        return "not certified"
+    return f"{report.settings['threat']['norm']} {np.median(report.radii.clip(0)):.2g}"
 
 
 def listed(versions: Mapping[str, str]) -> str:
@@ -524,6 +532,8 @@ def comparison_rows(reports: Mapping[str, EvaluationReport]) -> tuple[list[str],
     ]
     for name in compared_rows(reports):
         rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
+    if any(report.radii is not None for report in reports.values()):
+        rows.append(["median certified radius", *map(median_radius, reports.values())])
     flags = [", ".join(flag.name for flag in report.flags) or "none" for report in reports.values()]
     return ["", *reports], [*rows, ["flags", *flags]]
 

@@ -78,8 +78,8 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
     The certificate is that of a float64 copy of the network in evaluation mode; ``predict`` runs in float32 and may
     differ where two logits are closer than its rounding. ART's mean and standard deviation are part of it, and so is
     what the network does to its input itself. Copy, graph and bound are kept: a second certificate costs a forward
-    pass in float64. They are made anew when weights, buffers, layers, hooks or plain attributes of the network
-    change (new weights alone need a new bound only). What its ``forward`` reads from elsewhere is not watched.
+    pass in float64. They are made anew when weights, buffers, layers, hooks or attributes of the network change (new
+    weights alone need a new bound only). What its ``forward`` reads from elsewhere, as globals, is not watched.
 
     Args:
         model, loss, input_shape, nb_classes, ...: those of ``PyTorchClassifier``, in its order. See `from_classifier`
@@ -398,7 +398,7 @@ def _tensors(network: nn.Module) -> Iterator[Tensor]:
 
 
 _OWN = frozenset(vars(nn.Module()))
-_PLAIN = (bool, int, float, complex, str, tuple, list, dict, type(None))
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def _structure(network: nn.Module) -> list[object]:
@@ -406,18 +406,32 @@ def _structure(network: nn.Module) -> list[object]:
     found: list[object] = [str(network)]
     for name, module in network.named_modules():
         attributes = {key: value for key, value in vars(module).items() if key not in _OWN}
-        plain = {key: repr(value) for key, value in attributes.items() if isinstance(value, _PLAIN)}
-        tensors = {key: _content(value) for key, value in attributes.items() if isinstance(value, Tensor)}
         hooks = list(module._forward_pre_hooks), list(module._forward_hooks)
-        found.append((name, type(module), plain, tensors, hooks, attributes.get("forward")))
+        found.append((name, type(module), _content(attributes), hooks, attributes.get("forward")))
     for key, tensor in chain(network.named_parameters(), network.named_buffers()):
         found.append((key, tensor.shape, tensor.device, tensor.is_floating_point()))
     return found
 
 
-def _content(tensor: Tensor) -> tuple[object, ...]:
-    values = tensor.detach().cpu().flatten().view(torch.uint8)
-    return tensor.dtype, tensor.device, tuple(tensor.shape), values.numpy().tobytes()
+def _content(value: Any, seen: frozenset[int] = frozenset()) -> object:
+    """A value of an attribute, with all that it holds, for comparison with what it is later."""
+    if isinstance(value, Tensor):
+        array = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return value.dtype, value.device, tuple(value.shape), array.tobytes()
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tobytes()
+    if isinstance(value, bool | int | float | complex | str | bytes | np.generic | type(None)):
+        return repr(value)
+    # The network's own modules are compared by themselves, functions are not compared.
+    held: Any = (
+        ()
+        if id(value) in seen or callable(value)
+        else value
+        if isinstance(value, _CONTAINERS)
+        else getattr(value, "__dict__", ())
+    )
+    entries = held.items() if isinstance(held, dict) else enumerate(held)
+    return type(value), [(key, _content(entry, seen | {id(value)})) for key, entry in entries]
 
 
 def _radius(eps: Any) -> float:

@@ -260,7 +260,11 @@ class LipschitzGraph:
                 f"{UNBOUNDED.get(call.target, 'it has no Lipschitz rule')}; if you can prove a bound for it, register "
                 f"one with @lipschitz_rule(torch.ops.{call.target}) before tracing"
             )
-        return rule(call, *arguments, **options)
+        result = rule(call, *arguments, **options)
+        for value, made in zip(_several(result), _several(node.meta["val"]), strict=False):
+            if isinstance(value, Value) and made.dtype not in (torch.float32, torch.float64):
+                call.refuse(f"its result is {made.dtype}, which rounds, so it may jump; expected float32 or float64")
+        return result
 
     def _bound(self, output: Any, evaluation: _Evaluation) -> NetworkBound:
         classes = int(self._output.meta["val"].shape[1])
@@ -274,7 +278,7 @@ class LipschitzGraph:
         if evaluation.proven and not bool(torch.isfinite(lipschitz)):
             raise ValueError("network: its bound is infinite in float64, expected smaller weights.")
         operators = tuple(evaluation.operators)
-        if isinstance(output.operator, Linear) and output.parent is not None:
+        if isinstance(output.operator, Linear) and output.parent is not None and output.shape == (1, classes):
             before = torch.as_tensor(output.parent.bound, **options) * up
             weight = output.operator.weight
             distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
@@ -417,7 +421,9 @@ def _check_samples_apart(network: nn.Module, samples: Tensor) -> None:
     """A bound for one sample says nothing of a network that mixes the samples of a batch."""
     with preserved(network), torch.no_grad():
         network.eval()
-        together, apart = network(samples), torch.cat([network(samples[:1]), network(samples[1:])])
+        # Clones, for a network that changes its input in place.
+        together = network(samples.clone())
+        apart = torch.cat([network(samples[:1].clone()), network(samples[1:].clone())])
     if not bool(apart.isfinite().all()):
         raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
     tolerance = 1e-3 * float(apart.abs().max())
@@ -437,6 +443,10 @@ def _place(node: Node, evaluation: _Evaluation) -> Call:
     parts = value if isinstance(value, list | tuple) else (value,)
     shapes = tuple(tuple(part.shape) if isinstance(part, Tensor) else () for part in parts)
     return Call(node.name, node.target, module, shapes, evaluation)
+
+
+def _several(results: Any) -> Sequence[Any]:
+    return results if isinstance(results, list | tuple) else [results]
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:

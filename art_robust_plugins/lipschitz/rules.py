@@ -111,7 +111,10 @@ class Value:
     @cached_property
     def bound(self) -> Number:
         """A Lipschitz constant (L2 to L2) of this value as a function of the network's input."""
-        return self.compute()
+        bound = self.compute()
+        if isinstance(bound, float) and not bound >= 0:
+            raise ValueError(f"network: a rule gave the bound {bound}, expected a number that is not negative.")
+        return bound
 
     @property
     def root(self) -> Value:
@@ -181,8 +184,10 @@ class Call:
 
     def scaled(self, x: Value, factor: Tensor | float) -> Value:
         """``x`` times constants that broadcast; merged with a scaling, convolution or linear map before it."""
-        if not isinstance(factor, Tensor):
-            factor = torch.full((), factor, dtype=self.evaluation.dtype, device=self.evaluation.device)
+        if isinstance(factor, complex) or (isinstance(factor, Tensor) and factor.is_complex()):
+            self.refuse("it multiplies by complex numbers, expected real ones")
+        # Whole numbers too: products of small integer types would overflow.
+        factor = torch.as_tensor(factor).to(self.evaluation.device, self.evaluation.dtype)
         if torch.broadcast_shapes(x.shape, factor.shape) != x.shape:  # type: ignore[no-untyped-call]
             x = self.broadcast(x)
         if isinstance(x.operator, Scale) and x.parent is not None:
@@ -199,6 +204,12 @@ class Call:
 
     def _scale(self, x: Value, factor: Tensor) -> Value:
         return Value(x.shape, lambda: x.bound * self.evaluation.number(factor.abs().max()), x, Scale(factor))
+
+    def shifted(self, x: Value) -> Value:
+        """``x`` plus constants: as linear in what is before it as ``x``, but another value."""
+        if isinstance(x.operator, Copy):  # its entries are no longer those of its root
+            return Value(x.shape, lambda: x.bound)
+        return Value(x.shape, lambda: x.bound, x.parent, x.operator)
 
     def broadcast(self, x: Value) -> Value:
         """``x`` repeated to the shape of the output."""
@@ -277,6 +288,7 @@ def _most_copies(indices: Tensor) -> int:
 
 
 def _same(a: Value, b: Value) -> bool:
+    """Whether two values are equal for every input: one value, or the same entries of one, without constants."""
     if a is b:
         return True
     one, other = a.operator, b.operator
@@ -285,6 +297,7 @@ def _same(a: Value, b: Value) -> bool:
         and isinstance(other, Copy)
         and one.root is other.root
         and torch.equal(one.indices, other.indices)
+        and int(one.indices.min()) >= 0
     )
 
 
@@ -319,6 +332,11 @@ def _convolution(
 ) -> Value:
     if isinstance(weight, Value) or isinstance(bias, Value):
         call.refuse("its weight depends on the network's input, and products of activations have no global bound")
+    dimensions = weight.dim() - 2
+    stride, padding, dilation, output_padding = (
+        list(values) * dimensions if len(values) == 1 else list(values)
+        for values in (stride, padding, dilation, output_padding)
+    )
     pairs, mode = [(side, side) for side in padding], "zeros"
     if isinstance(x.operator, Copy) and x.operator.padding and not transposed:
         before, sides = x.operator.padding
@@ -346,8 +364,8 @@ def _convolution(
 def _linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Value:
     if isinstance(weight, Value) or isinstance(bias, Value):
         call.refuse(_PRODUCT)
-    if weight.dim() == 1:
-        weight = weight[None]
+    if weight.dim() == 1:  # the result has no axis of features
+        return Value(call.shape, lambda: x.bound * call.evaluation.norm(call, Linear(weight[None])))
     if isinstance(x.operator, Scale):
         features = _along(x.operator.factor, x.shape, len(x.shape) - 1)
         if features is not None:
@@ -397,9 +415,9 @@ def _batch_norm(
 @lipschitz_rule(aten.add.Tensor, aten.add.Scalar)
 def _add(call: Call, a: Any, b: Any, *, alpha: float = 1) -> Value:
     if not isinstance(a, Value):
-        return call.broadcast(b if alpha == 1 else call.scaled(b, alpha))
+        return call.shifted(call.broadcast(b if alpha == 1 else call.scaled(b, alpha)))
     if not isinstance(b, Value):
-        return call.broadcast(a)
+        return call.shifted(call.broadcast(a))
     if alpha != 1:
         b = call.scaled(b, alpha)
     merged = _plus_identity(call, a, b) or _plus_identity(call, b, a)
@@ -430,7 +448,7 @@ def _mul(call: Call, a: Any, b: Any) -> Value:
 def _div(call: Call, a: Any, b: Any) -> Value:
     if isinstance(b, Value):
         call.refuse("a division by what depends on the network's input has no global bound")
-    return call.scaled(a, 1 / (b.double() if isinstance(b, Tensor) and not b.is_floating_point() else b))
+    return call.scaled(a, 1 / torch.as_tensor(b).to(call.evaluation.device, call.evaluation.dtype))
 
 
 @lipschitz_rule(aten.neg.default)
@@ -619,6 +637,16 @@ def _full_like(call: Call, x: Value, fill: float, **options: Any) -> Tensor:
 # Pooling and other reductions
 
 
+def _by_axis(call: Call, *settings: Sequence[int]) -> list[tuple[int, ...]]:
+    """For each spatial axis of a pooling operation: the axis, from the end, and its own of each setting.
+
+    A setting of one number stands for all axes.
+    """
+    axes = 3 if "3d" in call.target._schema.name else 2
+    spread = [tuple(values) * axes if len(values) == 1 else tuple(values) for values in settings]
+    return [(axis - axes, *(values[axis] for values in spread)) for axis in range(axes)]
+
+
 @lipschitz_rule(aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
 def _max_pool(
     call: Call,
@@ -631,12 +659,9 @@ def _max_pool(
 ) -> tuple[Value, None]:
     def windows() -> float:
         count = 1
-        axes = len(kernel)
-        for axis in range(axes):
-            size, outputs = x.shape[axis - axes], call.shape[axis - axes]
-            step = (stride or kernel)[axis]
-            gap, before = (values[axis] if len(values) > 1 else values[0] for values in (dilation, padding))
-            read = torch.arange(outputs)[:, None] * step + torch.arange(kernel[axis]) * gap - before
+        for axis, length, step, before, gap in _by_axis(call, kernel, stride or kernel, padding, dilation):
+            size, outputs = x.shape[axis], call.shape[axis]
+            read = torch.arange(outputs)[:, None] * step + torch.arange(length) * gap - before
             count *= _most_copies(torch.where(read < size, read, -1).flatten())
         return math.sqrt(count)
 
@@ -648,8 +673,8 @@ def _max_pool(
 def _adaptive_max_pool(call: Call, x: Value, output_size: list[int]) -> tuple[Value, None]:
     def windows() -> float:
         count = 1
-        for axis in range(1, len(output_size) + 1):
-            size, outputs = x.shape[-axis], call.shape[-axis]
+        for (axis,) in _by_axis(call):
+            size, outputs = x.shape[axis], call.shape[axis]
             held = [torch.arange(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)]
             count *= _most_copies(torch.cat(held))
         return math.sqrt(count)
@@ -670,15 +695,13 @@ def _avg_pool(
 ) -> Value:
     def norm() -> float:
         result = 1.0
-        axes = len(kernel)
-        for axis in range(axes):
-            step, before = (stride or kernel)[axis], padding[axis] if len(padding) > 1 else padding[0]
-            basis = torch.eye(x.shape[axis - axes], dtype=torch.float64)[:, None]
-            pool = functional.avg_pool1d(basis, kernel[axis], step, before, ceil_mode, count_include_pad)[:, 0]
+        for axis, length, step, before in _by_axis(call, kernel, stride or kernel, padding):
+            basis = torch.eye(x.shape[axis], dtype=torch.float64)[:, None]
+            pool = functional.avg_pool1d(basis, length, step, before, ceil_mode, count_include_pad)[:, 0]
             if divisor_override is not None:
                 pool = (pool != 0).double()
             result *= float(torch.linalg.matrix_norm(pool, 2))
-        return result / (divisor_override or 1)
+        return result / abs(divisor_override or 1)
 
     # Each window's divisor is a product over the axes, so the map is the Kronecker product of one for each axis.
     return call.function(x, call.cached(norm))
@@ -688,9 +711,9 @@ def _avg_pool(
 def _adaptive_avg_pool(call: Call, x: Value, output_size: list[int]) -> Value:
     def norm() -> float:
         result = 1.0
-        for axis in range(1, len(output_size) + 1):
-            basis = torch.eye(x.shape[-axis], dtype=torch.float64)[:, None]
-            pool = functional.adaptive_avg_pool1d(basis, call.shape[-axis])[:, 0]
+        for (axis,) in _by_axis(call):
+            basis = torch.eye(x.shape[axis], dtype=torch.float64)[:, None]
+            pool = functional.adaptive_avg_pool1d(basis, call.shape[axis])[:, 0]
             result *= float(torch.linalg.matrix_norm(pool, 2))
         return result
 
@@ -724,14 +747,21 @@ def _ordered(call: Call, x: Value, *arguments: Any, **options: Any) -> tuple[Val
 @lipschitz_rule(
     aten.relu.default,
     aten.tanh.default,
-    aten.softplus.default,
     aten.log_sigmoid.default,
     aten.abs.default,
     aten.sin.default,
     aten.cos.default,
     aten.atan.default,
 )
-def _slope_one(call: Call, x: Value, *arguments: Any) -> Value:
+def _slope_one(call: Call, x: Value) -> Value:
+    return call.function(x, 1.0)
+
+
+@lipschitz_rule(aten.softplus.default)
+def _softplus(call: Call, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    # Where beta x passes the threshold torch gives x itself: at 20 a step of 2e-9 / beta, which counts as rounding.
+    if threshold < 20:
+        call.refuse(f"it jumps at its threshold of {threshold}, expected at least 20")
     return call.function(x, 1.0)
 
 

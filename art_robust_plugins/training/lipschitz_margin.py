@@ -17,6 +17,7 @@ off by default, and named with their source.
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -110,7 +111,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
         for name, value in {"c": c, "c_warmup_epochs": c_warmup_epochs, "c_start": c_start}.items():
-            if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value < math.inf):
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
                 raise ValueError(f"{name}: got {value!r}, expected a number that is not negative.")
         if margin not in ("sample", "class"):
             raise ValueError(f"margin: got {margin!r}, expected 'sample' or 'class'.")

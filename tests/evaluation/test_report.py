@@ -265,7 +265,11 @@ def test_a_report_with_certificates_is_read_back_and_shown(
     radii, shares = drawn.get_data()
     assert_array_equal(np.diff(shares) <= 0, True)
     np.testing.assert_allclose(shares, [100 * certified.certified_at(eps) for eps in radii])
-    page = Page(compare({"with": certified, "without": report}))
+    text = compare({"with": certified, "without": report})
+    median = f"L2 {np.median(certified.radii.clip(0)):.2g}"
+    assert f"<td>median certified radius</td><td>{median}</td><td>not certified</td>" in text
+    assert "median certified radius" not in compare({"without": report})
+    page = Page(text)
     assert page.open == []
     assert report.certified_accuracy is None
     with pytest.raises(ValueError, match="it holds no certified radii"):

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -472,8 +473,12 @@ class Scaled(nn.Module):
         super().__init__()
         self.inner, self.scale, self._deviation = conv(), 2.0, torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
         self.register_buffer("shift", torch.zeros(3, 1, 1), persistent=False)
+        factors = {"array": np.ones(3, np.float32), "tensors": [torch.ones(2000)]}
+        self.settings = SimpleNamespace(scale=1.0, factors=factors)
 
     def forward(self, x):
+        factors = self.settings.factors
+        x = x * torch.from_numpy(factors["array"]).view(3, 1, 1) * factors["tensors"][0][-1] * self.settings.scale
         return self.inner(self.scale * (x - self.shift) / self._deviation)
 
 
@@ -539,6 +544,18 @@ def tensor(subject):
     subject.model._deviation[0] = 0.5
 
 
+def number_in_an_object(subject):
+    subject.model.settings.scale = 2.0
+
+
+def array(subject):
+    subject.model.settings.factors["array"][0] = 2.0
+
+
+def long_list(subject):
+    subject.model.settings.factors["tensors"][0][-1] = 2.0
+
+
 def hook(subject):
     subject.model.inner[4].register_forward_hook(lambda module, inputs, output: output * 3)
 
@@ -560,7 +577,22 @@ def another_network(subject):
 @pytest.mark.parametrize(
     ("change", "cost"),
     [(f, (0, 1)) for f in (step, statistics, loaded, in_place, assigned, another_parameter, shifted)]
-    + [(f, (1, 1)) for f in (activation, slope, number, tensor, hook, width, preprocessing, another_network)],
+    + [
+        (f, (1, 1))
+        for f in (
+            activation,
+            slope,
+            number,
+            tensor,
+            number_in_an_object,
+            array,
+            long_list,
+            hook,
+            width,
+            preprocessing,
+            another_network,
+        )
+    ],
 )
 def test_what_changes_the_network_changes_the_certificate(change, cost, counting):
     subject = certified(Scaled())

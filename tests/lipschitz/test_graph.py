@@ -315,6 +315,12 @@ def batch_norm_without_statistics():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), head(144))
 
 
+def whole_entries(x):
+    entries = torch.zeros(x.shape, dtype=torch.int32)
+    entries[:, 0] = x[:, 0]
+    return entries.float()
+
+
 def of_input(function, message):
     return lambda: Network(lambda x, last: last(function(x)), head(192)), message
 
@@ -338,6 +344,14 @@ REFUSED = {
     "dropout": of_input(lambda x: functional.dropout(x, training=True), "dropout acts in evaluation mode"),
     "random": of_input(lambda x: x * torch.rand(1), "aten.rand.default .*it draws random numbers"),
     "indices": of_input(lambda x: x.sort(1).indices.float(), "its output 1 is used"),
+    "copy into whole numbers": of_input(
+        lambda x: torch.zeros(x.shape, dtype=torch.int64).copy_(x).float(), r"its result is torch.int64, which rounds"
+    ),
+    "entries of whole numbers": of_input(whole_entries, r"its result is torch.int\d+, which rounds"),
+    "sum of whole numbers": of_input(lambda x: x + x.sum(dtype=torch.int64), "its result is torch.int64"),
+    "mean in half": of_input(lambda x: x + x.mean(1, keepdim=True, dtype=torch.float16), "torch.float16"),
+    "softplus with a jump": of_input(lambda x: functional.softplus(x, 1, 0), "it jumps at its threshold of 0"),
+    "complex numbers": of_input(lambda x: (x * (1 + 1j)).abs(), "complex numbers, expected real ones"),
     "lookup": of_input(lambda x: torch.arange(8.0)[x.round().long()], "has no Lipschitz rule|a conversion to"),
 }
 
@@ -402,6 +416,44 @@ def test_weights_that_are_not_finite(layer, value):
 # What the bound is made of
 
 
+def test_what_has_no_finite_bound_is_refused_when_it_is_asked_for():
+    network = Network(lambda x, last: last(x / 0), head(192)).eval()
+    with pytest.raises(ValueError, match="its outputs hold NaN or infinity"):
+        LipschitzGraph(network, IMAGE).upper_bound()
+
+
+def test_a_wrong_rule_of_ones_own_cannot_give_a_negative_bound():
+    kept = RULES[torch.ops.aten.sin.default]
+    lipschitz_rule(torch.ops.aten.sin.default)(lambda call, x: call.function(x, -1.0))
+    try:
+        graph = LipschitzGraph(Network(lambda x, last: last(torch.sin(x)), head(192)).eval(), IMAGE)
+        with pytest.raises(ValueError, match=r"a rule gave the bound -1.0, expected a number that is not negative"):
+            graph.upper_bound()
+    finally:
+        RULES[torch.ops.aten.sin.default] = kept
+
+
+def test_a_network_that_changes_its_input_in_place():
+    def forward(x, last):
+        x -= 0.5
+        return last(x)
+
+    assert single(lambda x: x.clone().sub_(0.5)) == pytest.approx(1, rel=1e-6)
+    network = Network(forward, head(192)).eval()
+    expected = torch.linalg.matrix_norm(network.parts[0][1].weight.double(), 2).item()
+    assert LipschitzGraph(network, IMAGE).upper_bound().lipschitz.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_logits_without_an_axis_of_features():
+    """Rows of one weight vector, one for each class: a difference of two logits is that of two places."""
+    network = Network(lambda x, layer: functional.linear(x[:, 0], layer.weight[0]), nn.Linear(8, 1, bias=False)).eval()
+    bound = LipschitzGraph(network, IMAGE).upper_bound()
+    norm = torch.linalg.vector_norm(network.parts[0].weight.double()).item()
+    assert bound.pairwise.shape == (8, 8)
+    assert bound.lipschitz.item() == pytest.approx(norm, rel=1e-6)
+    assert bound.pairwise[0, 1].item() == pytest.approx(2**0.5 * norm, rel=1e-6)
+
+
 def test_known_bounds():
     network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 3, bias=False)).eval()
     first, last = torch.diag(torch.tensor([3.0, 4.0])), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
@@ -463,6 +515,34 @@ def single(function, *modules, shape=IMAGE):
         (functional.selu, 1.7581),
         (lambda x: functional.celu(x, 2.0), 1),
         (lambda x: torch.clamp(x, 0, 1), 1),
+        # Constants are no part of a slope, but they tell values apart: these are not sorted pairs of one another.
+        (lambda x: torch.cat([torch.maximum(x[:, :1], x[:, 1:2]), torch.minimum(x[:, :1], 1 + x[:, 1:2])], 1), 3**0.5),
+        (lambda x: torch.cat([torch.maximum(x, 2 * x), torch.minimum(x + 1, 2 * x)], 1), 10**0.5),
+        (
+            lambda x: torch.cat(
+                [
+                    torch.maximum(functional.pad(x, (1, 0), value=0.0), functional.pad(x, (0, 1))),
+                    torch.minimum(functional.pad(x, (1, 0), value=9.0), functional.pad(x, (0, 1))),
+                ],
+                1,
+            ),
+            2,
+        ),
+        # One number stands for all axes.
+        (lambda x: functional.max_pool2d(x, [3], [1]), 3),
+        (lambda x: functional.max_pool2d(x, 3, [1]), 3),
+        (lambda x: functional.max_pool3d(x[:, None], [2], [1]), 8**0.5),
+        (lambda x: functional.avg_pool2d(x, [2], [2], divisor_override=1), 2),
+        (lambda x: functional.avg_pool2d(x, 2, divisor_override=-1), 2),
+        (lambda x: functional.avg_pool3d(x[:, None], [1, 2, 2], [1, 2, 2]), 0.5),
+        (lambda x: functional.conv2d(x, torch.full((1, 3, 2, 2), 0.5), stride=[2], padding=[0]), 3**0.5),
+        # Whole numbers, in types too small for their products and magnitudes.
+        (lambda x: x * torch.tensor(200, dtype=torch.uint8) * torch.tensor(200, dtype=torch.uint8), 40000),
+        (lambda x: x * torch.tensor(-128, dtype=torch.int8), 128),
+        (lambda x: x / torch.tensor([2], dtype=torch.int8), 0.5),
+        (lambda x: x * torch.tensor([True, False] * 4), 1),
+        (lambda x: functional.linear(x, torch.full((8,), 2.0)), 32**0.5),
+        (lambda x: 2 * functional.linear(x, torch.full((8,), 2.0)), 128**0.5),
     ],
 )
 def test_norms_of_operations(function, expected):

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_robust_plugins import (
+    Evaluator,
     LipschitzMarginTrainer,
     PyTorchLipschitzCertifier,
     StandardTrainer,
+    ThreatModel,
     TrainingOptions,
     create,
 )
@@ -290,6 +292,65 @@ def test_it_certifies_what_plain_training_does_not(activation: type[nn.Module]) 
         )
     assert certified["standard"] < 0.35
     assert certified["lipschitz-margin"] > certified["standard"] + 0.25
+
+
+def broken(model: Any, x: Tensor, found: Tensor, radii: Tensor, restarts: int = 4, steps: int = 60) -> Tensor:
+    """Which predictions change somewhere on projected-gradient paths on the margin, each in its L2 ball: bool [N]."""
+    generator, changed = torch.Generator().manual_seed(0), torch.zeros(len(x), dtype=torch.bool)
+    reach = radii.view(-1, 1, 1, 1)
+    for _ in range(restarts):
+        change = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        change = reach * change / change.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        for _ in range(steps):
+            change.requires_grad_()
+            logits = model(x + change)
+            changed |= logits.argmax(dim=1) != found
+            others = logits.scatter(1, found[:, None], -torch.inf).amax(dim=1)
+            (slope,) = torch.autograd.grad((others - logits.gather(1, found[:, None])[:, 0]).sum(), change)
+            change = change.detach() + reach / 5 * slope / slope.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            change = change * (reach / change.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp_max(1)
+    return changed
+
+
+@pytest.fixture(scope="module")
+def margin_trained() -> PyTorchLipschitzCertifier:
+    """A network with tight bounds and ART preprocessing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), MinMax(), nn.Flatten(), nn.Linear(256, 64), MinMax())
+    model.append(nn.Linear(64, 10))
+    for layer in (model[0], model[3], model[5]):
+        nn.init.orthogonal_(layer.weight)
+    estimator = classifier(model, preprocessing=(0.5, 0.25))
+    trainer = LipschitzMarginTrainer(estimator, c=0.5, options=TrainingOptions(seed=0))
+    trainer.fit(X[:1400], Y[:1400], batch_size=64, nb_epochs=12, verbose=False)
+    return PyTorchLipschitzCertifier.from_classifier(estimator)
+
+
+def test_no_attack_breaks_what_a_trained_network_certifies(margin_trained: PyTorchLipschitzCertifier) -> None:
+    """The bound of a network that is trained for it is near the truth: within it nothing breaks, soon after, much."""
+    prediction, radius = margin_trained.certify(X[1400:1500])
+    assert np.median(radius) > 0.15
+    twin = copy.deepcopy(margin_trained.model).double().eval()
+
+    def logits(x: Tensor) -> Tensor:
+        return twin((x - 0.5) / 0.25)
+
+    x, found, radii = X[1400:1500].double(), torch.from_numpy(prediction), torch.from_numpy(radius)
+    assert not bool(broken(logits, x, found, 0.999 * radii).any())
+    assert float(broken(logits, x, found, 2 * radii).double().mean()) > 0.5
+
+
+def test_autoattack_at_each_certified_radius(margin_trained: PyTorchLipschitzCertifier) -> None:
+    """The standard version, one image at a time, each at 0.999 of its own radius; at twice the radius it succeeds."""
+    pytest.importorskip("pyautoattack")
+    prediction, radius = margin_trained.certify(X[1400:1500])
+    chosen = np.argsort(radius)[[30, 70]]
+    for index in chosen:
+        x, found = X[1400 + index : 1401 + index], prediction[index : index + 1]
+        evaluator = Evaluator(margin_trained, ThreatModel("L2", 0.999 * radius[index]), verbose=False)
+        assert evaluator.evaluate(x, found).autoattack_accuracy == 1
+    beyond = Evaluator(margin_trained, ThreatModel("L2", 2 * radius[chosen].max()), attacks="apgd-t", verbose=False)
+    assert beyond.evaluate(X[1400 + chosen], prediction[chosen]).robust_accuracy == 0
 
 
 def test_a_changed_network_is_traced_anew() -> None:
