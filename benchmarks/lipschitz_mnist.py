@@ -44,6 +44,7 @@ class Recipe:
 
     what: str
     c: float | None = 1.0  # None is plain training
+    warmup: int = 0  # epochs in which c grows from 0
     margin: str = "sample"
     decay: bool = False  # a cosine down to 0
     init: str = "he"
@@ -54,10 +55,10 @@ class Recipe:
 
 PAPER = Recipe("the paper's set-up, c = 1")
 LARGER = replace(PAPER, what="c = 2", c=2.0, seeds=(0,))
-DECAYED = replace(LARGER, what="and the learning rate falls to 0", decay=True)
-ORTHOGONAL = replace(DECAYED, what="and orthogonal initial weights", init="orthogonal")
+DECAYED = replace(LARGER, what="and the learning rate falls to 0", decay=True, seeds=(0, 1, 2))
+ORTHOGONAL = replace(DECAYED, what="and orthogonal initial weights", init="orthogonal", seeds=(0,))
 MINMAX = replace(ORTHOGONAL, what="and MinMax for ReLU", activation="minmax")
-LONGER = replace(MINMAX, what="and 60 epochs", epochs=60, seeds=(0, 1, 2))
+LONGER = replace(MINMAX, what="MinMax as above, 60 epochs", epochs=60, seeds=(0, 1, 2))
 RECIPES = {
     "plain": replace(PAPER, what="plain training", c=None),
     "paper": PAPER,
@@ -65,7 +66,8 @@ RECIPES = {
     "decay": DECAYED,
     "orthogonal": ORTHOGONAL,
     "minmax": MINMAX,
-    "per class": replace(MINMAX, what="the same with a margin for each class (EMMA)", margin="class"),
+    "ramp": replace(MINMAX, what="MinMax as above, c growing over 10 epochs", warmup=10),
+    "per class": replace(MINMAX, what="MinMax as above, a margin for each class (EMMA)", margin="class"),
     "longer": LONGER,
 }
 
@@ -90,7 +92,8 @@ def trained(recipe: Recipe, seed: int, folder: Path, quick: bool) -> PyTorchClas
     if recipe.c is None:
         trainer = StandardTrainer(classifier, options=options)
     else:
-        trainer = LipschitzMarginTrainer(classifier, c=recipe.c, margin=recipe.margin, options=options)
+        settings: dict[str, Any] = {"c": recipe.c, "c_warmup_epochs": recipe.warmup, "margin": recipe.margin}
+        trainer = LipschitzMarginTrainer(classifier, **settings, options=options)
     trainer.fit(
         data.x_train[:count],
         data.y_train[:count],

@@ -12,7 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bang_mnist import summary
+import bang_mnist
+import conv_norms
+import lipschitz_mnist
 from record import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
@@ -29,12 +31,23 @@ def conditions(record: dict[str, Any]) -> str:
 def blocks() -> dict[str, str]:
     """The generated parts of the README by name."""
     records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
-    steps, bang = records["training_step"], records["bang_mnist"]
+
+    def tables(name: str) -> str:
+        """All tables of a record, then its conditions."""
+        record = records[name]
+        rows = record["results"].values() if isinstance(record["results"], dict) else [record["results"]]
+        return "\n\n".join([*map(table, rows), f"{conditions(record)} {record['threads']} threads."])
+
+    def summary(script: Any) -> str:
+        record = records[script.__name__]
+        return f"{table(script.summary(record['results']))}\n\n{conditions(record)}"
+
     return {
-        "training_step": "\n\n".join(
-            [*(table(rows) for rows in steps["results"].values()), f"{conditions(steps)} {steps['threads']} threads."]
-        ),
-        "bang_mnist": f"{table(summary(bang['results']))}\n\n{conditions(bang)}",
+        "training_step": tables("training_step"),
+        "conv_norms": summary(conv_norms),
+        "certify_speed": tables("certify_speed"),
+        "bang_mnist": summary(bang_mnist),
+        "lipschitz_mnist": summary(lipschitz_mnist),
     }
 
 

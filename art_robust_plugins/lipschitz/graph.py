@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..bridge import device_of, preserved
 from .norms import ROUND_UP, UNIT_ROUNDOFF, Linear, Operator, lower_estimate
@@ -260,6 +260,7 @@ class LipschitzGraph:
                 f"{UNBOUNDED.get(call.target, 'it has no Lipschitz rule')}; if you can prove a bound for it, register "
                 f"one with @lipschitz_rule(torch.ops.{call.target}) before tracing"
             )
+        arguments, options = tree_map(evaluation.met, (arguments, options))
         result = rule(call, *arguments, **options)
         for value, made in zip(_several(result), _several(node.meta["val"]), strict=False):
             if isinstance(value, Value) and made.dtype not in (torch.float32, torch.float64):
@@ -281,7 +282,9 @@ class LipschitzGraph:
         if isinstance(output.operator, Linear) and output.parent is not None and output.shape == (1, classes):
             before = torch.as_tensor(output.parent.bound, **options) * up
             weight = output.operator.weight
-            distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+            # Squares of small weights would vanish: a power of two first.
+            scale = 2.0 ** math.frexp(float(weight.abs().max()))[1] if evaluation.proven else 1.0
+            distances = scale * torch.cdist(weight / scale, weight / scale, compute_mode="donot_use_mm_for_euclid_dist")
             if evaluation.proven:
                 # What was merged into the rows is rounded; where two rows are almost equal, that counts.
                 lengths = torch.linalg.vector_norm(weight, dim=1)
@@ -309,7 +312,8 @@ class _Evaluation:
         # Index buffers may have changed since the last proven bound; an estimate takes them as they were.
         self.static: dict[Hashable, Any] = static if static is not None else {} if proven else graph._static
         self.device = device_of(graph.network)
-        self.dtype = torch.float64 if proven else _dtype_of(graph.network)
+        self.network_dtype = _dtype_of(graph.network)
+        self.dtype = torch.float64 if proven else self.network_dtype
         self.proven = proven
         self.operators: list[OperatorNorm] = []
         self._network, self._vectors = graph.network, graph.vectors
@@ -350,7 +354,16 @@ class _Evaluation:
         return calls[index]
 
     def constant(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().double() if self.proven and tensor.is_floating_point() else tensor
+        """In float64; for a network in float64 as it is, since that computes with its constants in their own type."""
+        if not self.proven or not tensor.is_floating_point():
+            return tensor
+        return tensor.detach() if self.network_dtype == torch.float64 else tensor.detach().double()
+
+    def met(self, argument: Any) -> Any:
+        """A constant where it meets what depends on the input; anything else as it is."""
+        if isinstance(argument, Tensor) and self.proven and argument.is_floating_point():
+            return argument.double()
+        return argument
 
     def computed(self, call: Call, arguments: Any, options: dict[str, Any]) -> Any:
         """An operation on constants alone, as weight normalisation makes them, computed with their present values."""
@@ -421,14 +434,17 @@ def _check_samples_apart(network: nn.Module, samples: Tensor) -> None:
     """A bound for one sample says nothing of a network that mixes the samples of a batch."""
     with preserved(network), torch.no_grad():
         network.eval()
-        # Clones, for a network that changes its input in place.
-        together = network(samples.clone())
-        apart = torch.cat([network(samples[:1].clone()), network(samples[1:].clone())])
-    if not bool(apart.isfinite().all()):
-        raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
-    tolerance = 1e-3 * float(apart.abs().max())
-    if together.shape != apart.shape or not bool(((together - apart).abs() <= tolerance).all()):
-        raise ValueError("network: its outputs for two samples together are not those for each alone, expected equal.")
+        if not bool(network(samples.clone()).isfinite().all()):
+            raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
+        for scale, shift in ((1, 0), (10, 0), (255, 0), (2, -1), (20, -10)):  # they may be mixed in some range only
+            # Copies, for a network that changes its input in place.
+            pair = [scale * samples + shift for _ in range(2)]
+            together, apart = network(pair[0]), torch.cat([network(pair[1][:1]), network(pair[1][1:])])
+            tolerance = 1e-3 * float(apart.abs().max())
+            if together.shape != apart.shape or bool(((together - apart).abs() > tolerance).any()):
+                raise ValueError(
+                    "network: its outputs for two samples together are not those for each alone, expected equal."
+                )
 
 
 def _samples(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:

@@ -31,6 +31,9 @@ Rule = Callable[..., Any]
 _T = TypeVar("_T")
 _R = TypeVar("_R", bound=Rule)
 
+SMALLEST = 1e-100
+"""Bounds and constants that are smaller are refused: products of a few of them would leave float64's range."""
+
 _PRODUCT = "a product of two activations has no global bound"
 
 RULES: dict[OpOverload, Rule] = {}
@@ -112,8 +115,8 @@ class Value:
     def bound(self) -> Number:
         """A Lipschitz constant (L2 to L2) of this value as a function of the network's input."""
         bound = self.compute()
-        if isinstance(bound, float) and not bound >= 0:
-            raise ValueError(f"network: a rule gave the bound {bound}, expected a number that is not negative.")
+        if isinstance(bound, float) and not (bound == 0 or bound >= SMALLEST):
+            raise ValueError(f"network: a rule gave the bound {bound}, expected 0 or at least {SMALLEST}.")
         return bound
 
     @property
@@ -127,6 +130,8 @@ class Evaluation(Protocol):
     static: dict[Hashable, Any]
     device: torch.device
     dtype: torch.dtype
+    network_dtype: torch.dtype
+    proven: bool
 
     def norm(self, call: Call, operator: Operator) -> Number:
         """The operator's norm: a proven bound, or an estimate with gradient."""
@@ -180,18 +185,17 @@ class Call:
 
         ``shape`` is that of the result, if it is not the call's output.
         """
+        if operator.weight.numel():
+            self.not_tiny(operator.weight.detach().abs().max())
         return Value(shape or self.shape, lambda: x.bound * self.evaluation.norm(self, operator), x, operator)
 
     def scaled(self, x: Value, factor: Tensor | float) -> Value:
         """``x`` times constants that broadcast; merged with a scaling, convolution or linear map before it."""
-        if isinstance(factor, complex) or (isinstance(factor, Tensor) and factor.is_complex()):
-            self.refuse("it multiplies by complex numbers, expected real ones")
-        # Whole numbers too: products of small integer types would overflow.
-        factor = torch.as_tensor(factor).to(self.evaluation.device, self.evaluation.dtype)
+        factor = self.factor(factor)
         if torch.broadcast_shapes(x.shape, factor.shape) != x.shape:  # type: ignore[no-untyped-call]
             x = self.broadcast(x)
         if isinstance(x.operator, Scale) and x.parent is not None:
-            return self._scale(x.parent, x.operator.factor * factor)
+            return self._scale(x.parent, self.not_tiny(x.operator.factor * factor))
         if isinstance(x.operator, Convolution) and x.parent is not None:
             channels = _along(factor, x.shape, 1)
             if channels is not None:
@@ -201,6 +205,22 @@ class Call:
             if features is not None:
                 return self.linear(x.parent, Linear(x.operator.weight * features[:, None]), x.shape)
         return self._scale(x, factor)
+
+    def factor(self, value: Tensor | float) -> Tensor:
+        """Constants as the evaluation computes with them; a product of small integer types would overflow."""
+        if not isinstance(value, Tensor):
+            value = torch.tensor(value, dtype=torch.complex128 if isinstance(value, complex) else torch.float64)
+        if value.is_complex():
+            self.refuse("it multiplies by complex numbers, expected real ones")
+        return self.not_tiny(value.to(self.evaluation.device, self.evaluation.dtype))
+
+    def not_tiny(self, constants: Tensor) -> Tensor:
+        """Refuse, in a proven bound, what products would take out of float64's range."""
+        if self.evaluation.proven:
+            magnitudes = constants.abs()
+            if bool(((magnitudes > 0) & (magnitudes < SMALLEST)).any()):
+                self.refuse(f"it multiplies by constants below {SMALLEST}, which float64 cannot bound")
+        return constants
 
     def _scale(self, x: Value, factor: Tensor) -> Value:
         return Value(x.shape, lambda: x.bound * self.evaluation.number(factor.abs().max()), x, Scale(factor))
@@ -413,7 +433,7 @@ def _batch_norm(
 
 
 @lipschitz_rule(aten.add.Tensor, aten.add.Scalar)
-def _add(call: Call, a: Any, b: Any, *, alpha: float = 1) -> Value:
+def _add(call: Call, a: Any, b: Any, alpha: float = 1) -> Value:
     if not isinstance(a, Value):
         return call.shifted(call.broadcast(b if alpha == 1 else call.scaled(b, alpha)))
     if not isinstance(b, Value):
@@ -428,12 +448,12 @@ def _add(call: Call, a: Any, b: Any, *, alpha: float = 1) -> Value:
 
 
 @lipschitz_rule(aten.sub.Tensor, aten.sub.Scalar)
-def _sub(call: Call, a: Any, b: Any, *, alpha: float = 1) -> Value:
+def _sub(call: Call, a: Any, b: Any, alpha: float = 1) -> Value:
     return _add(call, a, b, alpha=-alpha)
 
 
 @lipschitz_rule(aten.rsub.Scalar, aten.rsub.Tensor)
-def _rsub(call: Call, a: Any, b: Any, *, alpha: float = 1) -> Value:
+def _rsub(call: Call, a: Any, b: Any, alpha: float = 1) -> Value:
     return _add(call, b, a, alpha=-alpha)
 
 
@@ -448,7 +468,7 @@ def _mul(call: Call, a: Any, b: Any) -> Value:
 def _div(call: Call, a: Any, b: Any) -> Value:
     if isinstance(b, Value):
         call.refuse("a division by what depends on the network's input has no global bound")
-    return call.scaled(a, 1 / torch.as_tensor(b).to(call.evaluation.device, call.evaluation.dtype))
+    return call.scaled(a, 1 / call.factor(b))
 
 
 @lipschitz_rule(aten.neg.default)
@@ -568,9 +588,11 @@ def _moved(call: Call, x: Any, *arguments: Any, **options: Any) -> Value | tuple
         call.refuse("its indices depend on the network's input, so the result may jump")
 
     def indices() -> list[Tensor]:
-        device = next((a.device for a in tree_leaves((arguments, options)) if isinstance(a, Tensor)), "cpu")
-        # The operation itself, on numbered entries, tells where each goes; float64 counts exactly.
-        numbers = torch.arange(1, math.prod(x.shape) + 1, dtype=torch.float64, device=device).view(x.shape)
+        # The operation itself, on numbered entries, tells where each goes; in the network's own type and on its device,
+        # by which torch rounds where it enlarges images.
+        count = math.prod(x.shape) + 1
+        dtype = call.evaluation.network_dtype if count < 2**24 else torch.float64
+        numbers = torch.arange(1, count, dtype=dtype, device=call.evaluation.device).view(x.shape)
         moved = call.target(numbers, *arguments, **options)
         return [part.cpu().long() - 1 for part in ([moved] if isinstance(moved, Tensor) else moved)]
 
@@ -630,8 +652,8 @@ def _assertion(call: Call, *arguments: Any, **options: Any) -> None:
 
 
 @lipschitz_rule(aten.full_like.default)
-def _full_like(call: Call, x: Value, fill: float, **options: Any) -> Tensor:
-    return torch.full(call.shape, fill, dtype=call.evaluation.dtype, device=call.evaluation.device)
+def _full_like(call: Call, x: Value, fill: float, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    return torch.full(call.shape, fill, dtype=dtype or call.evaluation.network_dtype, device=call.evaluation.device)
 
 
 # Pooling and other reductions
@@ -743,6 +765,8 @@ def _ordered(call: Call, x: Value, *arguments: Any, **options: Any) -> tuple[Val
 
 # Elementwise functions: the largest slope
 
+_FLOAT32 = 1 + 1e-6  # torch keeps some of its own constants in float32
+
 
 @lipschitz_rule(
     aten.relu.default,
@@ -760,8 +784,8 @@ def _slope_one(call: Call, x: Value) -> Value:
 @lipschitz_rule(aten.softplus.default)
 def _softplus(call: Call, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     # Where beta x passes the threshold torch gives x itself: at 20 a step of 2e-9 / beta, which counts as rounding.
-    if threshold < 20:
-        call.refuse(f"it jumps at its threshold of {threshold}, expected at least 20")
+    if threshold < 20 or beta < 0.1:
+        call.refuse(f"with beta {beta} it jumps at its threshold of {threshold}, expected at least 0.1 and 20")
     return call.function(x, 1.0)
 
 
@@ -823,12 +847,12 @@ def _mish(call: Call, x: Value) -> Value:
 
 @lipschitz_rule(aten.hardswish.default)
 def _hardswish(call: Call, x: Value) -> Value:
-    return call.function(x, 1.5)  # (2 x + 3) / 6 at 3
+    return call.function(x, 1.5 * _FLOAT32)  # (2 x + 3) / 6 at 3
 
 
 @lipschitz_rule(aten.hardsigmoid.default)
 def _hardsigmoid(call: Call, x: Value) -> Value:
-    return call.function(x, 1 / 6)
+    return call.function(x, _FLOAT32 / 6)
 
 
 @lipschitz_rule(aten.sigmoid.default)

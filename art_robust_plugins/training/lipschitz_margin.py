@@ -59,9 +59,6 @@ def margin_logits(logits: Tensor, y: Tensor, l: Tensor, *, margin: Margin = "sam
 class LipschitzMarginTrainer(RobustTrainer):
     """Train an ART classifier so that its certified L2 radii grow; certify it with `PyTorchLipschitzCertifier`.
 
-    Attributes:
-        graph: the network's graph, with the state of the power iterations.
-
     Args:
         classifier: an ART ``PyTorchClassifier`` with an optimizer, whose network has a Lipschitz bound. Its only
             preprocessing may be a mean and standard deviation.
@@ -75,6 +72,9 @@ class LipschitzMarginTrainer(RobustTrainer):
         threat: for robust validation accuracy alone.
         options: see `TrainingOptions`.
 
+    Attributes:
+        graph: the network's graph, with the state of the power iterations.
+
     Raises:
         ValueError: for numbers outside their range; preprocessing that is more than a mean and standard deviation; a
             network that cannot be traced; labels that are not class indices, as mixup makes them.
@@ -84,8 +84,8 @@ class LipschitzMarginTrainer(RobustTrainer):
     MinMax activations (GroupSort: Anil, Lucas, Grosse, arXiv 1811.05381, ICML 2019), see `models.MinMax`.
 
     Nothing in the objective holds the logits down, and the loss of a misclassified sample grows with them: with a large
-    c and a constant learning rate, weights and loss may grow without end. What helps, and how much, is measured in
-    ``benchmarks/lipschitz_mnist.py``: a learning rate that falls to 0, orthogonal initial weights, a smaller c.
+    c and a constant learning rate, weights and loss may grow without end. A learning rate that falls to 0 helps most,
+    then MinMax and a longer training; ``benchmarks/lipschitz_mnist.py`` measures what each gives.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))

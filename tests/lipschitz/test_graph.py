@@ -350,7 +350,10 @@ REFUSED = {
     "entries of whole numbers": of_input(whole_entries, r"its result is torch.int\d+, which rounds"),
     "sum of whole numbers": of_input(lambda x: x + x.sum(dtype=torch.int64), "its result is torch.int64"),
     "mean in half": of_input(lambda x: x + x.mean(1, keepdim=True, dtype=torch.float16), "torch.float16"),
-    "softplus with a jump": of_input(lambda x: functional.softplus(x, 1, 0), "it jumps at its threshold of 0"),
+    "softplus with a wide jump": of_input(lambda x: functional.softplus(x, 1e-9), "with beta 1e-09 it jumps"),
+    "softplus with a jump": of_input(
+        lambda x: functional.softplus(x, 1, 0), "with beta 1 it jumps at its threshold of 0"
+    ),
     "complex numbers": of_input(lambda x: (x * (1 + 1j)).abs(), "complex numbers, expected real ones"),
     "lookup": of_input(lambda x: torch.arange(8.0)[x.round().long()], "has no Lipschitz rule|a conversion to"),
 }
@@ -427,7 +430,7 @@ def test_a_wrong_rule_of_ones_own_cannot_give_a_negative_bound():
     lipschitz_rule(torch.ops.aten.sin.default)(lambda call, x: call.function(x, -1.0))
     try:
         graph = LipschitzGraph(Network(lambda x, last: last(torch.sin(x)), head(192)).eval(), IMAGE)
-        with pytest.raises(ValueError, match=r"a rule gave the bound -1.0, expected a number that is not negative"):
+        with pytest.raises(ValueError, match=r"a rule gave the bound -1.0, expected 0 or at least 1e-100"):
             graph.upper_bound()
     finally:
         RULES[torch.ops.aten.sin.default] = kept
@@ -452,6 +455,48 @@ def test_logits_without_an_axis_of_features():
     assert bound.pairwise.shape == (8, 8)
     assert bound.lipschitz.item() == pytest.approx(norm, rel=1e-6)
     assert bound.pairwise[0, 1].item() == pytest.approx(2**0.5 * norm, rel=1e-6)
+
+
+def test_numbers_are_those_that_the_network_computes_with():
+    """Python's numbers are float64; constants of a float64 network keep the type in which it computes with them."""
+    weight = head(192)
+
+    def bound(function):
+        network = Network(lambda x, last: last(function(x)), weight).double().eval()
+        return LipschitzGraph(network, IMAGE).upper_bound().lipschitz.item()
+
+    whole = bound(lambda x: x)
+    for factor, found in {
+        0.7: bound(lambda x: torch.relu(x) * 0.7),
+        1e-50: bound(lambda x: torch.relu(x) * 1e-50),
+        1 / 1e50: bound(lambda x: torch.relu(x) / 1e50),
+    }.items():
+        assert factor * whole * (1 - 1e-12) <= found <= factor * whole * (1 + 1e-8)
+    tenth = (torch.ones(1, dtype=torch.float32) * 0.1).double().item()
+    assert bound(lambda x: torch.relu(x) * (torch.ones(1, dtype=torch.float32) * 0.1)) >= tenth * whole
+    lost = torch.full((1,), 2.0**24)  # one more is the same in float32
+    assert bound(lambda x: torch.relu(x) * (1 - ((lost + 1) - lost))) == pytest.approx(whole, rel=1e-8)
+
+
+def test_pairs_of_logits_of_small_weights_and_large_values():
+    network = Network(lambda x, last: last(torch.relu(x * 1e80).flatten(1)), nn.Linear(192, 2, bias=False))
+    network = network.double().eval()
+    network.parts[0].weight.data = torch.zeros(2, 192, dtype=torch.float64)
+    network.parts[0].weight.data[0, 0] = 1e-80
+    with pytest.raises(NoLipschitzRuleError, match="constants below 1e-100"):
+        LipschitzGraph(Network(lambda x, net: net(x * 1e-150), network).eval(), IMAGE).upper_bound()
+    assert LipschitzGraph(network, IMAGE).upper_bound().pairwise[0, 1].item() == pytest.approx(1, rel=1e-6)
+    network.parts[0].weight.data *= 1e-90  # its squares are no numbers any more
+    with pytest.raises(NoLipschitzRuleError, match="constants below 1e-100"):
+        LipschitzGraph(network, IMAGE).upper_bound()
+
+
+def test_samples_that_are_mixed_in_some_range_only():
+    def forward(x, last):
+        return last(x + torch.relu(x - 3).roll(1, 0))
+
+    with pytest.raises(ValueError, match="its outputs for two samples together are not those for each alone"):
+        LipschitzGraph(Network(forward, head(192)).eval(), IMAGE)
 
 
 def test_known_bounds():
@@ -541,6 +586,11 @@ def single(function, *modules, shape=IMAGE):
         (lambda x: x * torch.tensor(-128, dtype=torch.int8), 128),
         (lambda x: x / torch.tensor([2], dtype=torch.int8), 0.5),
         (lambda x: x * torch.tensor([True, False] * 4), 1),
+        (lambda x: x / torch.full_like(x, 2.7, dtype=torch.int64), 0.5),
+        (lambda x: x * (torch.zeros_like(x, dtype=torch.uint8) - 1), 255),
+        (lambda x: torch.rsub(x, 1, alpha=2), 2),
+        (lambda x: torch.rsub(x, x.mean(1, keepdim=True), alpha=2), 2 + 3**0.5 * 3**-0.5),
+        (lambda x: functional.interpolate(x[:, :, :1, :2], (1, 82)), 42**0.5),
         (lambda x: functional.linear(x, torch.full((8,), 2.0)), 32**0.5),
         (lambda x: 2 * functional.linear(x, torch.full((8,), 2.0)), 128**0.5),
     ],
