@@ -70,7 +70,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     readme.write_text(written(readme.read_text()))
     if args.figure:
-        folders = sorted(args.figure.glob("*/evaluations/*/"), key=lambda folder: folder.parts[-3] != "standard")
+        found = sorted(args.figure.glob("*/evaluations/*/"))
+        folders = sorted(found, key=lambda folder: folder.parts[-3] != "standard")
         reports = {folder.parts[-3]: EvaluationReport.load(folder) for folder in folders}
         (ROOT / "docs").mkdir(exist_ok=True)
         comparison_figure(reports).savefig(ROOT / "docs" / "demo.png", dpi=130, facecolor="white")
