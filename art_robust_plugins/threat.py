@@ -56,7 +56,7 @@ class ThreatModel:
         if name is None:
             raise ValueError(f"norm: got {norm!r}, expected one of 'Linf', 'L2', 'L1'.")
         object.__setattr__(self, "norm", name)
-        object.__setattr__(self, "eps", _radius(eps))
+        object.__setattr__(self, "eps", radius_of(eps))
 
     def __str__(self) -> str:
         levels = self.eps * 255
@@ -168,13 +168,19 @@ def clip(x: Tensor, low: Bound | None, high: Bound | None) -> Tensor:
     return x if low is None and high is None else x.clamp(low, high)
 
 
-def _radius(eps: float | str) -> float:
+def radius_of(eps: float | str, *, zero: bool = False) -> float:
+    """A radius from a number or a fraction as text; with ``zero``, 0 is one.
+
+    Raises:
+        ValueError: for anything else.
+    """
     try:
         value = float(Fraction(eps.replace(" ", ""))) if isinstance(eps, str) else float(eps)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"eps: got {eps!r}, expected a positive number or a fraction such as '8/255'.")
+    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+        wanted = "a number that is not negative" if zero else "a positive number"
+        raise ValueError(f"eps: got {eps!r}, expected {wanted} or a fraction such as '8/255'.")
     return value
 
 

@@ -213,9 +213,9 @@ def of_results(results: Sequence[AttackResult], clean_accuracy: float) -> list[F
     return flags
 
 
-def of_certificate(radii: NDArray[Any], robust: NDArray[np.bool_], eps: float) -> list[Flag]:
-    """The sign that a certificate is wrong: a point broken within its certified radius."""
-    broken = int((~robust & (radii >= eps)).sum())
+def of_certificate(radii: NDArray[Any], attacked: NDArray[np.bool_], eps: float) -> list[Flag]:
+    """The sign that a certificate is wrong: a point broken within ``eps``, whose radius is at least that."""
+    broken = int((attacked & (radii >= eps)).sum())
     if not broken:
         return []
     return [

@@ -377,7 +377,7 @@ class _Run:
         radii, certificate = self._certificate()
         if radii is not None:
             eps = self.evaluator.threat.eps + self.tolerance
-            flags += diagnostics.of_certificate(radii, (robust | ~correct).numpy(), eps)
+            flags += diagnostics.of_certificate(radii, (correct & ~robust).numpy(), eps)
         return EvaluationReport(
             clean_accuracy=float(correct.double().mean()),
             robust_accuracy=float(robust.double().mean()),

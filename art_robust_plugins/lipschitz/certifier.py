@@ -12,11 +12,11 @@ linear, else with K = sqrt(2) L. The constants are the proven ones of `Lipschitz
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..bridge import check_classifier, device_of, image_tensor, label_tensor, standardisation
-from ..threat import ThreatModel
+from ..threat import ThreatModel, radius_of
 from .graph import LipschitzGraph, NetworkBound, OperatorNorm
 
 ROUND_DOWN = 1 - 1e-9
@@ -79,7 +79,8 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
     differ where two logits are closer than its rounding. ART's mean and standard deviation are part of it, and so is
     what the network does to its input itself. Copy, graph and bound are kept: a second certificate costs a forward
     pass in float64. They are made anew when weights, buffers, layers, hooks or attributes of the network change (new
-    weights alone need a new bound only). What its ``forward`` reads from elsewhere, as globals, is not watched.
+    weights alone need a new bound only). What its ``forward`` reads from elsewhere, as globals, and what callable
+    attributes hold is not watched.
 
     Args:
         model, loss, input_shape, nb_classes, ...: those of ``PyTorchClassifier``, in its order. See `from_classifier`
@@ -248,7 +249,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         Raises:
             ValueError: as `certify`; labels that do not fit; an ``eps`` that is negative or not a number.
         """
-        radius = _radius(eps)
+        radius = radius_of(eps, zero=True)
         images = image_tensor(x, self)
         labels = label_tensor(y, self.nb_classes, samples=len(images)).cpu().numpy()
         prediction, certified = self.certify(images, batch_size, norm=norm)
@@ -404,17 +405,18 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 def _structure(network: nn.Module) -> list[object]:
     """What a network computes with besides the values of its parameters and buffers, as far as it can be compared."""
     found: list[object] = [str(network)]
+    seen: set[int] = set()
     for name, module in network.named_modules():
-        attributes = {key: value for key, value in vars(module).items() if key not in _OWN}
+        attributes = {key: _content(value, seen) for key, value in vars(module).items() if key not in _OWN}
         hooks = list(module._forward_pre_hooks), list(module._forward_hooks)
-        found.append((name, type(module), _content(attributes), hooks, attributes.get("forward")))
+        found.append((name, type(module), attributes, hooks, vars(module).get("forward")))
     for key, tensor in chain(network.named_parameters(), network.named_buffers()):
         found.append((key, tensor.shape, tensor.device, tensor.is_floating_point()))
     return found
 
 
-def _content(value: Any, seen: frozenset[int] = frozenset()) -> object:
-    """A value of an attribute, with all that it holds, for comparison with what it is later."""
+def _content(value: Any, seen: set[int]) -> object:
+    """A value of an attribute, with all that it holds and was not ``seen`` before, to be compared with a later one."""
     if isinstance(value, Tensor):
         array = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         return value.dtype, value.device, tuple(value.shape), array.tobytes()
@@ -422,23 +424,10 @@ def _content(value: Any, seen: frozenset[int] = frozenset()) -> object:
         return value.dtype, value.shape, value.tobytes()
     if isinstance(value, bool | int | float | complex | str | bytes | np.generic | type(None)):
         return repr(value)
-    # The network's own modules are compared by themselves, functions are not compared.
-    held: Any = (
-        ()
-        if id(value) in seen or callable(value)
-        else value
-        if isinstance(value, _CONTAINERS)
-        else getattr(value, "__dict__", ())
-    )
+    # The network's own modules are compared by themselves; functions are not compared, and a logger changes in use.
+    if id(value) in seen or callable(value) or isinstance(value, logging.Logger):
+        return type(value)
+    seen.add(id(value))
+    held = value if isinstance(value, _CONTAINERS) else getattr(value, "__dict__", ())
     entries = held.items() if isinstance(held, dict) else enumerate(held)
-    return type(value), [(key, _content(entry, seen | {id(value)})) for key, entry in entries]
-
-
-def _radius(eps: Any) -> float:
-    try:
-        value = float(Fraction(eps.replace(" ", ""))) if isinstance(eps, str) else float(eps)
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"eps: got {eps!r}, expected a number that is not negative, or a fraction such as '36/255'.")
-    return value
+    return type(value), [(key, _content(entry, seen)) for key, entry in entries]

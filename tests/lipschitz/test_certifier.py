@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 import math
 import pickle
 from types import SimpleNamespace
@@ -602,6 +603,23 @@ def test_what_changes_the_network_changes_the_certificate(change, cost, counting
     assert agrees(subject, counting) == cost
     assert not np.array_equal(subject.certify(X)[1], before)
     assert counting() == (0, 0)
+
+
+def test_attributes_that_hold_much_or_themselves_are_compared_quickly(counting):
+    network = Scaled()
+    nested = SimpleNamespace()
+    for _ in range(60):
+        nested = SimpleNamespace(one=nested, other=nested)
+    network.nested, network.logger = nested, logging.getLogger("a network's own")
+    network.settings.itself = network.settings
+    subject = certified(network)
+    subject.certify(X)
+    counting()
+    subject.certify(X)
+    assert counting() == (0, 0)
+    network.settings.scale = 2.0
+    subject.certify(X)
+    assert counting() == (1, 1)
 
 
 def test_the_same_weights_loaded_again_change_nothing(counting):
