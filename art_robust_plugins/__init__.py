@@ -5,16 +5,28 @@ from .evaluation import EvaluationReport, Evaluator
 from .lipschitz import PyTorchLipschitzCertifier
 from .registry import available_methods, create
 from .threat import ThreatModel
-from .training import BANGTrainer, LipschitzMarginTrainer, RobustTrainer, StandardTrainer, TrainingOptions
+from .training import (
+    BANGTrainer,
+    LipschitzMarginTrainer,
+    LocalBallTrainer,
+    PGDTrainer,
+    RobustTrainer,
+    StandardTrainer,
+    TRADESTrainer,
+    TrainingOptions,
+)
 
 __all__ = [
     "BANGTrainer",
     "EvaluationReport",
     "Evaluator",
     "LipschitzMarginTrainer",
+    "LocalBallTrainer",
+    "PGDTrainer",
     "PyTorchLipschitzCertifier",
     "RobustTrainer",
     "StandardTrainer",
+    "TRADESTrainer",
     "ThreatModel",
     "TrainingOptions",
     "available_methods",

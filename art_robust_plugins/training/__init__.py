@@ -3,6 +3,7 @@
 from .bang import BANG, BANGTrainer, bang_gradients
 from .instruments import Instrument
 from .lipschitz_margin import LipschitzMarginTrainer
+from .local_ball import LocalBallTrainer, PGDTrainer, TRADESTrainer
 from .loop import RobustTrainer, TrainingOptions
 from .standard import StandardTrainer
 
@@ -11,8 +12,11 @@ __all__ = [
     "BANGTrainer",
     "Instrument",
     "LipschitzMarginTrainer",
+    "LocalBallTrainer",
+    "PGDTrainer",
     "RobustTrainer",
     "StandardTrainer",
+    "TRADESTrainer",
     "TrainingOptions",
     "bang_gradients",
 ]

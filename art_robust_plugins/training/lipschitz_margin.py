@@ -16,9 +16,8 @@ off by default, and named with their source.
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -27,7 +26,8 @@ from torch import Tensor, nn
 from ..bridge import device_of, standardisation
 from ..lipschitz import LipschitzGraph, batch_variances
 from ..threat import ThreatModel
-from .loop import RobustTrainer, TrainingOptions
+from .instruments import Instrument
+from .loop import RobustTrainer, TrainingOptions, check_choice, check_number
 
 Margin = Literal["sample", "class"]
 
@@ -70,6 +70,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         margin: ``"sample"`` as in the paper, or ``"class"``: each class is raised by its own a_i l_i rather than by the
             smallest a of the sample (EMMA: Hu, Zou, Wang, Leino, Fredrikson, arXiv 2301.12549, NeurIPS 2023).
         threat: for robust validation accuracy alone.
+        instruments: attached to the network while it trains.
         options: see `TrainingOptions`.
 
     Attributes:
@@ -108,16 +109,15 @@ class LipschitzMarginTrainer(RobustTrainer):
         c_start: float = 0.0,
         margin: Margin = "sample",
         threat: ThreatModel | None = None,
+        instruments: Iterable[Instrument] = (),
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
         for name, value in {"c": c, "c_warmup_epochs": c_warmup_epochs, "c_start": c_start}.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}: got {value!r}, expected a number that is not negative.")
-        if margin not in ("sample", "class"):
-            raise ValueError(f"margin: got {margin!r}, expected 'sample' or 'class'.")
+            check_number(name, value, zero=True)
+        check_choice("margin", margin, get_args(Margin))
         self.c, self.c_warmup_epochs, self.c_start, self.margin = c, c_warmup_epochs, c_start, margin
         self._traced: tuple[object, ...] = ()
-        super().__init__(classifier, threat=threat, options=options)
+        super().__init__(classifier, threat=threat, instruments=instruments, options=options)
 
     @property
     def present_c(self) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import random
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -46,14 +48,31 @@ CHECKPOINT = "training.pt"
 Batch = tuple[Tensor, Tensor]
 
 
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is not one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
 
 
-def _positive(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Refuse what is not a positive whole number."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+
+
+def check_number(name: str, value: object, *, zero: bool = False) -> None:
+    """Refuse what is not a finite positive number, or with ``zero`` one that is not negative."""
+    fits = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf
+    if not fits or (value == 0 and not zero):
+        raise ValueError(
+            f"{name}: got {value!r}, expected a {'number that is not negative' if zero else 'positive number'}."
+        )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {value!r}, expected True or False.")
 
 
 @dataclass(frozen=True)
@@ -93,15 +112,14 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in ("shuffle", "drop_last", "channels_last", "keep_best", "resume"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected True or False.")
-        _choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
-        _choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
+            check_flag(name, getattr(self, name))
+        check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
+        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
             raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm: got {self.max_gradient_norm!r}, expected a positive number or None.")
-        _positive("validation_steps", self.validation_steps)
+        check_count("validation_steps", self.validation_steps)
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
 
@@ -193,6 +211,9 @@ class RobustTrainer(Trainer):
         if state:
             raise ValueError(f"state: got entries {sorted(state)}, but {type(self).__name__} keeps none.")
 
+    def end_epoch(self, record: dict[str, float]) -> None:
+        """Called after each epoch, with what `history` will hold of it; a method may add to it."""
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The method's settings: the constructor's arguments, other than the classifier and the options."""
@@ -224,7 +245,7 @@ class RobustTrainer(Trainer):
             ValueError: for bad data (see `image_tensor` and `label_tensor` in bridge.py) or settings.
             FloatingPointError: when the loss is no longer finite; says at which epoch and step.
         """
-        _positive("batch_size", batch_size)
+        check_count("batch_size", batch_size)
         self._prepare()
         device, options = self._device, self.options
         images = image_tensor(x, self.classifier).to(device)
@@ -312,7 +333,7 @@ class RobustTrainer(Trainer):
         order: torch.Generator | None = None,
     ) -> None:
         self._prepare()
-        if _processes(self._device).num_processes > 1:
+        if processes_of(self._device).num_processes > 1:
             raise ValueError("loader: several processes train through fit, expected arrays.")
 
         def batches(_: torch.Generator) -> Iterator[Batch]:
@@ -341,14 +362,13 @@ class RobustTrainer(Trainer):
         order: torch.Generator | None = None,
     ) -> None:
         """All epochs, from the first or from where a checkpoint stands. ``order`` is a loader's own generator."""
-        _positive("nb_epochs", nb_epochs)
-        options, network, processes = self.options, self.classifier.model, _processes(self._device)
+        check_count("nb_epochs", nb_epochs)
+        options, network, processes = self.options, self.classifier.model, processes_of(self._device)
         self._check_setup(scheduler, processes)
         validation = self._validation_tensors(validation_data)
         if options.keep_best and validation is None:
             raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
-        if validation is not None:
-            self._predicting = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
+        self._predicting = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
 
         run = _Run(self, data, scheduler, order)
         first = run.start(processes)
@@ -371,7 +391,8 @@ class RobustTrainer(Trainer):
                 record = self._epoch(epoch, steps, drawn, scheduler, bar, processes)
                 _same_on_all_processes(network.buffers(), processes)
                 if validation is not None:
-                    record |= self._validate(*validation)
+                    record |= self.validate(*validation)
+                self.end_epoch(record)
                 self.history.append(record)
                 if scheduler is not None and options.scheduler_interval == "epoch":
                     _step_scheduler(scheduler, record["loss"])
@@ -473,8 +494,11 @@ class RobustTrainer(Trainer):
         y = label_tensor(validation_data[1], self.classifier.nb_classes, samples=len(x), name="validation_data[1]")
         return x, y.to(self._device)
 
-    def _validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
-        """Accuracy on clean inputs and, with a threat, under PGD from a random start (the same every epoch)."""
+    def validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
+        """Accuracy on clean inputs and, with a threat, under PGD from a random start (the same every epoch).
+
+        ``x`` and ``y`` as `training_loss` gets them. The network is left in evaluation mode.
+        """
         network, threat = self.classifier.model, self.threat
         low, high = clip_range(self.classifier)
 
@@ -681,7 +705,7 @@ def _random_states_restored() -> Iterator[None]:
             random.setstate(python_state)
 
 
-def _processes(device: torch.device) -> PartialState:
+def processes_of(device: torch.device) -> PartialState:
     """The processes that train together, as Accelerate finds them; gloo on a CPU."""
     return PartialState(cpu=device.type == "cpu")
 

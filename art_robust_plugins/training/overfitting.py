@@ -1,0 +1,140 @@
+"""Catastrophic overfitting (Wong, Rice, Kolter: Fast is better than free, arXiv 2001.03994, ICLR 2020).
+
+Training against an adversary of one or a few steps can, within an epoch, learn to resist that adversary alone, and lose
+all robustness against a stronger one.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..bridge import class_logits, clip_range
+from .loop import processes_of
+
+if TYPE_CHECKING:
+    from .local_ball import LocalBallTrainer
+
+Action = Literal["warn", "rollback", "ignore"]
+
+STRONG = 10
+"""Ascent steps of the strong adversary; training with as many is not watched."""
+SAMPLES = 64
+GAP = 0.3
+
+
+class OverfittingWatch:
+    """Compares a trainer's own adversary with a strong one, PGD of 10 steps, at the end of each epoch.
+
+    Both attack up to 64 images of a batch of the training. The epoch is bad when the strong adversary leaves less than
+    half as many of them correct as the trainer's own, and at least 30 points fewer. The accuracies join the
+    epoch's record as ``own_adversary_accuracy`` and ``strong_adversary_accuracy``.
+
+    ``"warn"`` warns once. ``"rollback"`` also brings weights, the optimizer's state and the instruments' back to the end of the
+    last good epoch (``rolled_back`` in the record is 1); training goes on from there with other random numbers and a
+    learning rate that does not go back. It keeps a copy of these states in memory. ``"ignore"`` does not look.
+    """
+
+    def __init__(self, trainer: LocalBallTrainer, action: Action) -> None:
+        self.trainer, self.action = trainer, action
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, before a new run."""
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self._good: dict[str, Any] | None = None
+        self._began_good = self._warned = False
+
+    @property
+    def watching(self) -> bool:
+        """Whether there is anything to look for."""
+        return self.action != "ignore" and self.trainer.steps < STRONG
+
+    def begin_step(self, x: Tensor, y: Tensor) -> None:
+        """Keep some images of the batch, which is about to be trained on."""
+        if not self.watching:
+            return
+        if self._seen is None or min(len(x), SAMPLES) >= len(self._seen[0]):  # a small last batch says less
+            self._seen = x[:SAMPLES], y[:SAMPLES]
+        if self._began_good and self._good is None and self.action == "rollback":
+            self._good = self._state()  # a resumed run begins with the weights that it would go back to
+
+    def end_epoch(self, record: dict[str, float]) -> None:
+        """Judge the epoch and act."""
+        if not self.watching or self._seen is None:
+            return
+        own, strong = self._accuracies(*self._seen)
+        record |= {"own_adversary_accuracy": own, "strong_adversary_accuracy": strong}
+        if strong >= own / 2 or own - strong < GAP:
+            self._began_good = True
+            self._good = self._state() if self.action == "rollback" else None
+            return
+        if self._good is not None:
+            self._restore(self._good)
+            record["rolled_back"] = 1.0
+            consequence = "went back to the last good epoch"
+        else:
+            consequence = "there is no good epoch to go back to" if self.action == "rollback" else "training goes on"
+        if self.action == "rollback" or not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"catastrophic overfitting in epoch {record['epoch']:g}: of {len(self._seen[0])} training images {own:.0%} "
+                f"resist the adversary of {self.trainer.steps} steps and {strong:.0%} one of {STRONG}; {consequence}. "
+                f"A local term, more steps, a smaller step_size or eps_warmup_epochs help.",
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whether the present weights are those of a good epoch."""
+        return {"good": torch.tensor(self._began_good)} if self.action == "rollback" else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the state of an earlier run, as `state_dict` gave it."""
+        self._began_good = bool(state.get("good", False))
+
+    def _accuracies(self, x: Tensor, y: Tensor) -> tuple[float, float]:
+        """Under the trainer's own adversary and under the strong one, over all processes."""
+        trainer, labels = self.trainer, y.argmax(dim=1) if y.dim() == 2 else y
+        trainer.classifier.model.eval()
+        low, high = clip_range(trainer.classifier)
+        threat = trainer.present_threat
+        strong = threat.ascend(
+            lambda z: trainer.loss(trainer.logits(z), y),
+            x,
+            threat.random_start(x, low, high),
+            steps=STRONG,
+            step_size=2.5 * threat.eps / STRONG,
+            low=low,
+            high=high,
+        )
+        own = trainer.ascent(x, y)[0][-1]
+        with torch.no_grad():
+            predictions = [class_logits(trainer.classifier, trainer.logits(z)).argmax(dim=1) for z in (own, strong)]
+        right = torch.stack([(p == labels).sum() for p in predictions] + [torch.tensor(len(x), device=x.device)])
+        if processes_of(x.device).num_processes > 1:
+            torch.distributed.all_reduce(right)
+        own_right, strong_right, count = right.tolist()
+        return own_right / count, strong_right / count
+
+    def _state(self) -> dict[str, Any]:
+        trainer = self.trainer
+        state = {
+            "network": trainer.classifier.model.state_dict(),
+            "optimizer": trainer.classifier.optimizer.state_dict()["state"],
+            "instruments": [instrument.state_dict() for instrument in trainer.instruments],
+        }
+        return copy.deepcopy(state)
+
+    def _restore(self, good: dict[str, Any]) -> None:
+        trainer, state = self.trainer, copy.deepcopy(good)  # the optimizer goes on in the tensors that it is given
+        optimizer = trainer.classifier.optimizer
+        trainer.classifier.model.load_state_dict(state["network"])
+        # The learning rate belongs to the scheduler, which does not go back.
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        for instrument, saved in zip(trainer.instruments, state["instruments"], strict=True):
+            instrument.load_state_dict(saved)
