@@ -351,9 +351,9 @@ class PGDTrainer(LocalBallTrainer):
 class TRADESTrainer(LocalBallTrainer):
     """TRADES (Zhang et al., arXiv 1901.08573, ICML 2019), exact: CE(f(x), y) + beta KL(p(x) || p(xa)).
 
-    xa ascends the divergence in k steps: `LocalBallTrainer` with ``global_loss="kl"`` and no local term. As in the
-    paper's formula p(x) is not a constant. The start is uniform in the ball; ``"gaussian"`` is that of the authors' code.
-    See there for the other arguments.
+    xa ascends the divergence in k steps: `LocalBallTrainer` with ``global_loss="kl"`` and no local term; see there for
+    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball, where the authors'
+    code has the one that is called ``"gaussian"`` here.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))

@@ -62,11 +62,10 @@ def check_count(name: str, value: object) -> None:
 
 def check_number(name: str, value: object, *, zero: bool = False) -> None:
     """Refuse what is not a finite positive number, or with ``zero`` one that is not negative."""
-    fits = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf
-    if not fits or (value == 0 and not zero):
-        raise ValueError(
-            f"{name}: got {value!r}, expected a {'number that is not negative' if zero else 'positive number'}."
-        )
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (0 < number < math.inf or (zero and number == 0)):
+        wanted = "a number that is not negative" if zero else "a positive number"
+        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
 
 
 def check_flag(name: str, value: object) -> None:

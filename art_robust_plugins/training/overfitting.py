@@ -31,12 +31,13 @@ class OverfittingWatch:
     """Compares a trainer's own adversary with a strong one, PGD of 10 steps, at the end of each epoch.
 
     Both attack up to 64 images of a batch of the training. The epoch is bad when the strong adversary leaves less than
-    half as many of them correct as the trainer's own, and at least 30 points fewer. The accuracies join the
-    epoch's record as ``own_adversary_accuracy`` and ``strong_adversary_accuracy``.
+    half as many of them correct as the trainer's own, and at least 30 points fewer. The accuracies join the epoch's
+    record as ``own_adversary_accuracy`` and ``strong_adversary_accuracy``.
 
-    ``"warn"`` warns once. ``"rollback"`` also brings weights, the optimizer's state and the instruments' back to the end of the
-    last good epoch (``rolled_back`` in the record is 1); training goes on from there with other random numbers and a
-    learning rate that does not go back. It keeps a copy of these states in memory. ``"ignore"`` does not look.
+    ``"warn"`` warns once. ``"rollback"`` warns and brings weights, the optimizer's state and the instruments' back to
+    the end of the last good epoch (``rolled_back`` in the record is 1); training goes on from there with other random
+    numbers and a learning rate that does not go back. It keeps a copy of these states in memory. ``"ignore"`` does not
+    look.
     """
 
     def __init__(self, trainer: LocalBallTrainer, action: Action) -> None:
@@ -82,9 +83,9 @@ class OverfittingWatch:
         if self.action == "rollback" or not self._warned:
             self._warned = True
             warnings.warn(
-                f"catastrophic overfitting in epoch {record['epoch']:g}: of {len(self._seen[0])} training images {own:.0%} "
-                f"resist the adversary of {self.trainer.steps} steps and {strong:.0%} one of {STRONG}; {consequence}. "
-                f"A local term, more steps, a smaller step_size or eps_warmup_epochs help.",
+                f"catastrophic overfitting in epoch {record['epoch']:g}: of {len(self._seen[0])} training images "
+                f"{own:.0%} resist the adversary of {self.trainer.steps} steps and {strong:.0%} one of {STRONG}; "
+                f"{consequence}. A local term, more steps, a smaller step_size or eps_warmup_epochs may help.",
                 stacklevel=2,
             )
 
