@@ -158,6 +158,12 @@ def augmentations(classifier: PyTorchClassifier) -> list[PreprocessorPyTorch]:
     return found
 
 
+def preprocessing_modules(classifier: PyTorchClassifier) -> list[nn.Module]:
+    """The torch modules with weights that ART's preprocessing holds, such as a learned map of the input."""
+    held = [value for operation in classifier.preprocessing_operations for value in vars(operation).values()]
+    return [value for value in dict.fromkeys(v for v in held if isinstance(v, nn.Module)) if value.state_dict()]
+
+
 def _check_torch(defence: object) -> None:
     if not isinstance(defence, PreprocessorPyTorch):
         raise ValueError(

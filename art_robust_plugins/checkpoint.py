@@ -29,10 +29,13 @@ from torch import Tensor, nn
 
 from .bridge import check_classifier
 from .models import MODELS, create_model
+from .weight_map import PyTorchWeightMapClassifier, WeightMapPreprocessor
+from .weight_map.insert import attach_described, describe_weight_maps
 
 WEIGHTS_FILE = "weights.safetensors"
 CLASSIFIER_FILE = "classifier.json"
 _FORMAT = "art-robust-plugins classifier 1"
+_ESTIMATORS = (PyTorchClassifier, PyTorchWeightMapClassifier)
 
 
 def _new_file_mode() -> int:
@@ -241,9 +244,11 @@ def save_classifier(
     mean and standard deviation, loss, the optimizer's class and settings (not its momentum), and how the network is
     made: a network of `models` carries that itself. For any other network, for a loss that is not one of ``torch.nn``,
     and for preprocessing defences the file holds the class names, and `load_classifier` must be given the objects.
+    Weight maps come back by themselves: those in a network, whichever it is, and a `WeightMapPreprocessor`.
 
     Args:
-        classifier: an ART ``PyTorchClassifier`` (not a subclass, which would come back as another class).
+        classifier: an ART ``PyTorchClassifier`` or a `PyTorchWeightMapClassifier` (not another subclass, which would
+            come back as another class).
         folder: made when it is missing.
         model: how `create_model` makes this network, as a network's ``recipe`` says it; by default its own ``recipe``.
         extra: a record to keep with it, as JSON data: the method, its parameters, the data, results.
@@ -262,29 +267,43 @@ def save_classifier(
         (1, 8, 8)
     """
     check_classifier(classifier)
-    if type(classifier) is not PyTorchClassifier:
-        raise TypeError(f"classifier: got a {type(classifier).__name__}, expected ART's PyTorchClassifier itself.")
+    if type(classifier) not in _ESTIMATORS:
+        raise TypeError(
+            f"classifier: got a {type(classifier).__name__}, expected ART's PyTorchClassifier itself, or "
+            f"PyTorchWeightMapClassifier."
+        )
     network: nn.Module = classifier.model
+    maps = {
+        f"preprocessing_defences.{number}.": defence.layer
+        for number, defence in enumerate(_defences(classifier))
+        if isinstance(defence, WeightMapPreprocessor)
+    }
     record = {
         "format": _FORMAT,
+        "estimator": type(classifier).__name__,
         "input_shape": list(classifier.input_shape),
         "nb_classes": int(classifier.nb_classes),
         "channels_first": bool(classifier.channels_first),
         "clip_values": None if classifier.clip_values is None else [_listed(v) for v in classifier.clip_values],
         "preprocessing": _mean_std(classifier.preprocessing),
-        "preprocessing_defences": [type(defence).__name__ for defence in _defences(classifier)],
+        "preprocessing_defences": [_described_defence(defence) for defence in _defences(classifier)],
         "use_amp": classifier.use_amp,
         "opt_level": classifier.opt_level,
         "loss_scale": classifier.loss_scale,
         "loss": _described_loss(classifier.loss),
-        "optimizer": None if classifier.optimizer is None else _described_optimizer(classifier.optimizer, network),
+        "optimizer": None
+        if classifier.optimizer is None
+        else _described_optimizer(classifier.optimizer, network, maps),
         "model": _described_model(network, model),
         "extra": dict(extra or {}),
         "versions": {name: version(name) for name in ("art-robust-plugins", "adversarial-robustness-toolbox", "torch")},
     }
     folder = Path(folder)
     _json_text(folder / CLASSIFIER_FILE, record)  # what JSON cannot hold is refused before anything is written
-    save_tensors(folder / WEIGHTS_FILE, network.state_dict())
+    weights = dict(network.state_dict())
+    for prefix, layer in maps.items():
+        weights |= layer.state_dict(prefix=prefix)
+    save_tensors(folder / WEIGHTS_FILE, weights)
     write_json(folder / CLASSIFIER_FILE, {**record, "weights_sha256": _sha256(folder / WEIGHTS_FILE)})
 
 
@@ -317,9 +336,10 @@ def load_classifier(
 
     Args:
         folder: where it was saved.
-        model: the network, for one that is not of `models`; it gets the saved weights, in place.
+        model: the network, for one that is not of `models`; it gets the saved weights, in place, and the saved weight
+            maps where it has none.
         loss: the loss, for one that is not of ``torch.nn``.
-        preprocessing_defences: the defences, when the classifier had any.
+        preprocessing_defences: the defences, when the classifier had any other than `WeightMapPreprocessor`.
         device: ``"cpu"`` or ``"cuda"`` (ART knows the current one only); by default ``"cuda"`` where there is one.
 
     Raises:
@@ -335,19 +355,31 @@ def load_classifier(
         raise ValueError(f"{Path(folder) / WEIGHTS_FILE}: got other weights than {CLASSIFIER_FILE} was written with.")
     try:
         network = _made_model(record["model"], model, path)
+        defences = _made_defences(record["preprocessing_defences"], preprocessing_defences, weights, path)
         difference = _first_difference(weights, network.state_dict())
         if difference is not None:
             raise ValueError(f"{Path(folder) / WEIGHTS_FILE}: {difference}.")
         network.load_state_dict(weights)
-        defences = _given_defences(record["preprocessing_defences"], preprocessing_defences, path)
+        layers = {
+            f"preprocessing_defences.{number}.": defence.layer
+            for number, defence in enumerate(defences or ())
+            if isinstance(defence, WeightMapPreprocessor)
+        }
+        made = {kind.__name__: kind for kind in _ESTIMATORS}.get(record.get("estimator", "PyTorchClassifier"))
+        if made is None:
+            raise ValueError(
+                f"{path}: got the estimator {record['estimator']!r}, expected one of ART's or this package."
+            )
         clip_values = record["clip_values"]
         preprocessing = record["preprocessing"]
-        return PyTorchClassifier(
+        return made(
             network.eval(),
             _made_loss(record["loss"], loss, path),
             tuple(record["input_shape"]),
             record["nb_classes"],
-            optimizer=None if record["optimizer"] is None else _made_optimizer(record["optimizer"], network, path),
+            optimizer=None
+            if record["optimizer"] is None
+            else _made_optimizer(record["optimizer"], network, layers, path),
             use_amp=record["use_amp"],
             opt_level=record["opt_level"],
             loss_scale=record["loss_scale"],
@@ -393,16 +425,34 @@ def _defences(classifier: PyTorchClassifier) -> list[Preprocessor]:
     return list(defences) if isinstance(defences, list) else [defences]
 
 
-def _given_defences(
-    names: list[str], given: Preprocessor | list[Preprocessor] | None, path: Path
+def _described_defence(defence: Preprocessor) -> Any:
+    if not isinstance(defence, WeightMapPreprocessor):
+        return type(defence).__name__
+    return {"class": "WeightMapPreprocessor", "settings": defence.settings}
+
+
+def _made_defences(
+    described: list[Any], given: Preprocessor | list[Preprocessor] | None, weights: dict[str, Tensor], path: Path
 ) -> list[Preprocessor] | None:
-    defences = given if isinstance(given, list) else [] if given is None else [given]
+    """The caller's defences and those that the file itself holds, in order; takes the latter's from ``weights``."""
+    defences = list(given) if isinstance(given, list) else [] if given is None else [given]
     came = [type(defence).__name__ for defence in defences]
+    names = [entry for entry in described if isinstance(entry, str)]
     if came != names:
         raise ValueError(
             f"preprocessing_defences: got {', '.join(came) or 'none'}, expected {', '.join(names) or 'none'} as "
             f"saved in {path}."
         )
+    for number, entry in enumerate(described):
+        if not isinstance(entry, str):
+            made = WeightMapPreprocessor(**entry["settings"])
+            prefix = f"preprocessing_defences.{number}."
+            own = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
+            difference = _first_difference(own, made.layer.state_dict())
+            if difference is not None:
+                raise ValueError(f"{path.with_name(WEIGHTS_FILE)}: {difference}.")
+            made.layer.load_state_dict(own)
+            defences.insert(number, made)
     return defences or None
 
 
@@ -447,11 +497,21 @@ def _class_in(module: Any, name: str, base: type, path: Path) -> Any:
     return found
 
 
-def _described_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Any]:
+def _named_parameters(network: nn.Module, others: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The parameters of a network, and those of other modules under their prefixes."""
+    named = dict(network.named_parameters())
+    for prefix, module in others.items():
+        named |= dict(module.named_parameters(prefix=prefix.removesuffix(".")))
+    return named
+
+
+def _described_optimizer(
+    optimizer: torch.optim.Optimizer, network: nn.Module, others: Mapping[str, nn.Module]
+) -> dict[str, Any]:
     name = type(optimizer).__name__
     if type(optimizer) is not getattr(torch.optim, name, None):
         raise ValueError(f"classifier: got the optimizer {name}, expected one of torch.optim or None.")
-    names = {id(parameter): key for key, parameter in network.named_parameters()}
+    names = {id(parameter): key for key, parameter in _named_parameters(network, others).items()}
     groups = []
     for group in optimizer.param_groups:
         if any(id(parameter) not in names for parameter in group["params"]):
@@ -467,9 +527,14 @@ def _setting(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _made_optimizer(described: Mapping[str, Any], network: nn.Module, path: Path) -> torch.optim.Optimizer:
+def _made_optimizer(
+    described: Mapping[str, Any], network: nn.Module, others: Mapping[str, nn.Module], path: Path
+) -> torch.optim.Optimizer:
     cls = _class_in(torch.optim, described["class"], torch.optim.Optimizer, path)
-    parameters = dict(network.named_parameters())
+    parameters = _named_parameters(network, others)
+    learned = {name for group in described["groups"] for name in group["parameters"]}
+    for name in learned - set(dict(network.named_parameters())):
+        parameters[name].requires_grad_()  # a map of the input learns where an optimizer has it, and only there
     groups = [
         {
             **{key: tuple(value) if isinstance(value, list) else value for key, value in group["settings"].items()},
@@ -486,27 +551,38 @@ def _described_model(network: nn.Module, model: Mapping[str, Any] | None) -> dic
     # Only a network of models: another's attribute of that name means something else.
     own: Any = network.recipe if type(network) in MODELS.values() else None
     recipe = own if model is None else model
+    maps = describe_weight_maps(network)
     described: dict[str, Any] = {"class": type(network).__name__, "recipe": None}
     if recipe is not None:
         with torch.device("meta"):
             twin = create_model(**recipe)
-        difference = _first_difference(network.state_dict(), twin.state_dict())
+        try:
+            attach_described(twin, maps)
+            difference = _first_difference(network.state_dict(), twin.state_dict())
+        except ValueError as error:  # it has no such modules
+            difference = str(error)
         if type(twin) is type(network) and difference is None:
             described["recipe"] = dict(recipe)
         elif model is not None:
             raise ValueError(f"model: {difference or f'makes a {type(twin).__name__}, not the given network'}.")
         # A network that was changed after it was made is the caller's own, and must be given at loading.
-    return described
+    return {**described, "weight_maps": maps} if maps else described
 
 
 def _made_model(described: Mapping[str, Any], given: nn.Module | None, path: Path) -> nn.Module:
-    if given is not None:
-        return given
-    name, recipe = described["class"], described["recipe"]
-    if recipe is None:
-        raise ValueError(f"model: got none, expected a network of the class {name} as saved in {path}.")
-    with torch.random.fork_rng(devices=[]):
-        return create_model(**recipe)
+    name, recipe, maps = described["class"], described["recipe"], described.get("weight_maps", [])
+    network = given
+    if network is None:
+        if recipe is None:
+            raise ValueError(f"model: got none, expected a network of the class {name} as saved in {path}.")
+        with torch.random.fork_rng(devices=[]):
+            network = create_model(**recipe)
+    there = describe_weight_maps(network)
+    if not there:
+        attach_described(network, maps)
+    elif there != maps:
+        raise ValueError(f"model: got the weight maps {there}, expected {maps or 'none'} as saved in {path}.")
+    return network
 
 
 def _first_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

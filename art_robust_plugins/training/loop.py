@@ -37,6 +37,7 @@ from ..bridge import (
     image_tensor,
     label_tensor,
     loss_of,
+    preprocessing_modules,
 )
 from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
@@ -373,7 +374,8 @@ class RobustTrainer(Trainer):
         first = run.start(processes)
         if options.channels_last:
             network.to(memory_format=torch.channels_last)
-        _same_on_all_processes(network.state_dict().values(), processes)
+        for module in (network, *run.preprocessing):
+            _same_on_all_processes(module.state_dict().values(), processes)
 
         epochs = range(first, nb_epochs)
         total = None if steps is None else nb_epochs * steps
@@ -464,7 +466,7 @@ class RobustTrainer(Trainer):
         rest = len(losses) % check_every
         if rest:
             _check_finite(losses[-rest:], epoch, len(losses) - 1)
-        _check_weights(network, epoch)
+        _check_weights([network, *preprocessing_modules(self.classifier)], epoch)
         return {
             "epoch": epoch + 1,
             "loss": _mean_over_samples(losses, sizes, self._device, processes),
@@ -548,6 +550,7 @@ class _Run:
         self.trainer, self.scheduler, self.order = trainer, scheduler, order
         self.options = trainer.options
         self.network, self.optimizer = trainer.classifier.model, trainer.classifier.optimizer
+        self.preprocessing = preprocessing_modules(trainer.classifier)
         self.path = None if self.options.checkpoint_dir is None else Path(self.options.checkpoint_dir) / CHECKPOINT
         if self.path is not None and scheduler is not None and not hasattr(scheduler, "state_dict"):
             raise ValueError(
@@ -577,8 +580,8 @@ class _Run:
         if self.options.keep_best:
             measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
             if self.best is None or measure > self.best["measure"]:
-                weights = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
-                self.best = {"epoch": epochs, "measure": measure, "network": weights}
+                weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
+                self.best = {"epoch": epochs, "measure": measure, "network": weights, "preprocessing": others}
         if self.path is None or not processes.is_main_process:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -588,6 +591,7 @@ class _Run:
             "epochs": epochs,
             "history": self.trainer.history,
             "network": self.network.state_dict(),
+            "preprocessing": [module.state_dict() for module in self.preprocessing],
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "method": self.trainer.state_dict(),
@@ -600,6 +604,7 @@ class _Run:
     def restore_best(self) -> None:
         if self.best is not None:
             self.network.load_state_dict(self.best["network"])
+            self._load_preprocessing(self.best)
             logger.info("kept the weights of epoch %d", self.best["epoch"])
 
     def _load(self, path: Path) -> int:
@@ -611,6 +616,7 @@ class _Run:
             if then != now:
                 raise ValueError(f"resume: {path} was written with {name} {then}, but this run has {now}.")
         self.network.load_state_dict(state["network"])
+        self._load_preprocessing(state)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
@@ -623,6 +629,10 @@ class _Run:
         self.best, self.seed = state["best"], state["seed"]
         return int(state["epochs"])
 
+    def _load_preprocessing(self, state: dict[str, Any]) -> None:
+        for module, weights in zip(self.preprocessing, state.get("preprocessing", ()), strict=True):
+            module.load_state_dict(weights)
+
     def _settings(self, data: dict[str, int]) -> dict[str, str]:
         """What must be the same for a checkpoint to be continued; nb_epochs may grow."""
         trainer, ignored = self.trainer, {"checkpoint_dir", "resume", "seed"}
@@ -634,7 +644,13 @@ class _Run:
         described["optimizer"] = f"{type(self.optimizer).__name__} {self.optimizer.defaults}"
         described["scheduler"] = type(self.scheduler).__name__
         described["weights"] = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
+        if self.preprocessing:
+            described["preprocessing"] = list(map(str, self.preprocessing))
         return {name: str(value) for name, value in described.items()}
+
+
+def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
 
 
 def _step_scheduler(scheduler: Any, loss: float) -> None:
@@ -659,9 +675,10 @@ def _without(parameters: Iterable[nn.Parameter], left_out: list[nn.Parameter]) -
     return [parameter for parameter in parameters if id(parameter) not in known]
 
 
-def _check_weights(network: nn.Module, epoch: int) -> None:
+def _check_weights(modules: Iterable[nn.Module], epoch: int) -> None:
     """Once an epoch, before anything is saved: a loss can be finite where its gradient is not."""
-    finite = torch.stack([parameter.isfinite().all() for parameter in network.parameters()])
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    finite = torch.stack([parameter.isfinite().all() for parameter in parameters])
     if not finite.all().item():
         raise FloatingPointError(
             f"the weights became NaN or infinite in epoch {epoch + 1}; try a lower learning rate or max_gradient_norm."

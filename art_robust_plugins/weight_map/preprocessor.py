@@ -1,0 +1,254 @@
+"""`WeightMapPreprocessor`: a weight map on the input of any ART PyTorch estimator.
+
+Amer, Maul: Weight Map Layer for Noise and Adversarial Attack Robustness (arXiv 1905.00568). Status: reconstructed, the
+constants are ours; see `WeightMap2d`. On the input rather than on a feature map it is ours altogether.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserved
+from .classifier import join_optimizer
+from .layer import Kernel, PaddingMode, WeightMap2d
+
+
+class WeightMapPreprocessor(PreprocessorPyTorch):
+    """A learned map over the pixels of the input, then a fixed kernel, as an ART preprocessing defence.
+
+    Weight map of Amer, Maul (arXiv 1905.00568), reconstructed; see `WeightMap2d`. As initialised it is the plain
+    kernel. Put it into ``preprocessing_defences``: the estimator then trains, predicts and is attacked with it.
+    Gradients are those of the map itself, nothing is estimated.
+
+    The map learns in one of two ways:
+
+    - `fit` learns it by a classifier's loss, its network frozen (or with ``joint=True`` both).
+    - `join` gives it to the classifier's optimizer: from then on the trainers of this package train both, with their
+      checkpoints and best epochs. ART's own ``fit`` preprocesses all data at once, before its loop, and leaves the
+      map as it is.
+
+    Args:
+        input_shape: (C, H, W) of one image, or (H, W, C) with ``channels_first=False``.
+        kernel: as for `WeightMap2d`, and so are the next four.
+        kernel_size: 3 or 5.
+        alpha: of the unsharp kernel.
+        bias: learn a bias for each pixel too.
+        padding_mode: what the kernel finds outside the image.
+        clip_values: (low, high), where the output is clamped to; gradients are 0 beyond. None leaves it.
+        channels_first: the order of axes of the estimator's images.
+        apply_fit: act in training.
+        apply_predict: act in prediction.
+
+    Attributes:
+        layer: the `WeightMap2d`. Its parameters take no gradient, in training or under attack, until `join`.
+
+    Raises:
+        ValueError: for settings outside their range; in ``forward`` for images of another size (both are named).
+
+    Example:
+        >>> preprocessor = WeightMapPreprocessor((1, 8, 8), clip_values=(0, 1))
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> loss = nn.CrossEntropyLoss()
+        >>> classifier = PyTorchClassifier(network, loss, (1, 8, 8), 10, preprocessing_defences=preprocessor)
+        >>> x, y = torch.rand(20, 1, 8, 8), torch.randint(10, (20,))
+        >>> preprocessor.fit(x, y, classifier=classifier, nb_epochs=2)
+        >>> classifier.predict(x.numpy()).shape
+        (20, 10)
+    """
+
+    source: ClassVar[str] = "Amer, Maul: Weight Map Layer, arXiv 1905.00568 (reconstructed, on the input: ours)"
+
+    params: ClassVar[list[str]] = [
+        "input_shape",
+        "kernel",
+        "kernel_size",
+        "alpha",
+        "bias",
+        "padding_mode",
+        "clip_values",
+        "channels_first",
+        "weights_digest",
+    ]
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        *,
+        kernel: Kernel = "smoothing",
+        kernel_size: int = 3,
+        alpha: float = 1.0,
+        bias: bool = False,
+        padding_mode: PaddingMode = "zeros",
+        clip_values: tuple[float, float] | None = None,
+        channels_first: bool = True,
+        apply_fit: bool = True,
+        apply_predict: bool = True,
+    ) -> None:
+        super().__init__(device_type="cpu", is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
+        if len(input_shape) != 3:
+            raise ValueError(f"input_shape: got {tuple(input_shape)}, expected three numbers, those of one image.")
+        if clip_values is not None:
+            low, high = (float(value) for value in clip_values)
+            if not -math.inf < low < high < math.inf:
+                raise ValueError(f"clip_values: got {tuple(clip_values)}, expected two numbers (low, high), or None.")
+            clip_values = (low, high)
+        self.input_shape = tuple(int(size) for size in input_shape)
+        self.kernel, self.kernel_size, self.alpha = kernel, kernel_size, alpha
+        self.bias, self.padding_mode = bias, padding_mode
+        self.clip_values, self.channels_first = clip_values, bool(channels_first)
+        size = self.input_shape if channels_first else (self.input_shape[2], *self.input_shape[:2])
+        self.layer = WeightMap2d(
+            *size, kernel=kernel, kernel_size=kernel_size, alpha=alpha, bias=bias, padding_mode=padding_mode
+        )
+        self.layer.requires_grad_(False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON data."""
+        clip_values = None if self.clip_values is None else list(self.clip_values)
+        own = {"clip_values": clip_values, "channels_first": self.channels_first}
+        acts = {"apply_fit": self.apply_fit, "apply_predict": self.apply_predict}
+        return {"input_shape": list(self.input_shape), **self.layer.settings, **own, **acts}
+
+    @property
+    def weights_digest(self) -> str:
+        """A short text that tells maps of different weights apart, for reports and for states of evaluations."""
+        total = hashlib.sha256()
+        for tensor in self.layer.state_dict().values():
+            total.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the map is."""
+        return self.layer.map.device
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        """Images [N, *input_shape] -> images of the same shape; ``y`` as it is. The map follows the images' device."""
+        if self.layer.map.device != x.device:
+            self.layer.to(x.device)
+        images = x if x.is_floating_point() else x.float()
+        if tuple(x.shape[1:]) != self.input_shape:
+            expected = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {expected}), to which the map belongs.")
+        images = self.layer(images) if self.channels_first else self.layer(images.movedim(-1, 1)).movedim(1, -1)
+        return images if self.clip_values is None else images.clamp(*self.clip_values), y
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        classifier: PyTorchClassifier | None = None,
+        joint: bool = False,
+        nb_epochs: int = 10,
+        batch_size: int = 128,
+        learning_rate: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        """Learn the map by a classifier's own loss on these data.
+
+        With the network frozen: in evaluation mode, its weights, statistics and gradients stay what they are, and Adam
+        moves the map alone. Jointly: in training mode, the classifier's optimizer moves both (see `join`).
+
+        Args:
+            x: inputs [N, *input_shape] in the classifier's range, an array or a tensor.
+            y: labels, as class indices [N] or one-hot rows.
+            classifier: the classifier with this preprocessor among its ``preprocessing_defences``, active in training.
+            joint: train the network as well.
+            nb_epochs: passes over the data, at least 1.
+            batch_size: samples in a batch, at least 1.
+            learning_rate: of the map, for a frozen network; positive.
+            seed: of the order of the samples. A network that draws random numbers, in joint training, takes them from
+                torch's global stream.
+
+        Raises:
+            TypeError: no classifier, or another kind.
+            ValueError: data that do not fit the classifier; a classifier without this preprocessor, or, for joint
+                training, without an optimizer; a setting outside its range.
+            FloatingPointError: the loss is no longer finite.
+        """
+        if y is None:
+            raise ValueError("y: got None, expected labels.")
+        self._check_classifier(classifier)
+        assert classifier is not None
+        for name, value in (("nb_epochs", nb_epochs), ("batch_size", batch_size)):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate: got {learning_rate!r}, expected a positive number.")
+        network: nn.Module = classifier.model
+        device = device_of(network)
+        images = image_tensor(x, classifier).to(device)
+        labels = label_tensor(y, classifier.nb_classes, samples=len(images)).to(device)
+        self.layer.to(device)
+        module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=True)
+        if joint:
+            self.join(classifier)
+            network.train()
+            self._descend(module, classifier, images, labels, classifier.optimizer, nb_epochs, int(batch_size), seed)
+            network.eval()
+            return
+        adam = torch.optim.Adam(self.layer.parameters(), learning_rate)
+        with preserved(network), preserved(self.layer):
+            network.eval().requires_grad_(False)
+            self.layer.requires_grad_()
+            self._descend(module, classifier, images, labels, adam, nb_epochs, int(batch_size), seed)
+
+    def join(self, classifier: PyTorchClassifier) -> None:
+        """Give the map to the classifier's optimizer, into its first group; it is trained with the network then.
+
+        Before or after a learning-rate scheduler is made. Twice is as good as once.
+
+        Raises:
+            TypeError: for another kind of classifier.
+            ValueError: for a classifier without optimizer, or without this preprocessor active in training.
+        """
+        self._check_classifier(classifier)
+        if classifier.optimizer is None:
+            raise ValueError("classifier: it has no optimizer, expected PyTorchClassifier(..., optimizer=...).")
+        self.layer.to(device_of(classifier.model)).requires_grad_()
+        join_optimizer(classifier.optimizer, {"input": self.layer})
+
+    def _check_classifier(self, classifier: PyTorchClassifier | None) -> None:
+        check_classifier(classifier)
+        assert classifier is not None
+        if not any(operation is self for operation in classifier.preprocessing_operations) or not self.apply_fit:
+            raise ValueError(
+                "classifier: this preprocessor is not among its preprocessing_defences that act in training, expected "
+                "PyTorchClassifier(..., preprocessing_defences=preprocessor)."
+            )
+
+    def _descend(
+        self,
+        module: EstimatorModule,
+        classifier: PyTorchClassifier,
+        x: Tensor,
+        y: Tensor,
+        optimizer: torch.optim.Optimizer,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """Epochs of plain descent on the loss."""
+        order = torch.Generator().manual_seed(seed)
+        with torch.enable_grad():
+            for epoch in range(epochs):
+                for rows in torch.split(torch.randperm(len(x), generator=order).to(x.device), batch_size):
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = loss_of(classifier, module(x[rows]), y[rows])
+                    if not bool(loss.isfinite()):
+                        raise FloatingPointError(
+                            f"the loss became {loss.item()} in epoch {epoch + 1}; try a lower learning rate."
+                        )
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
