@@ -15,6 +15,7 @@ from .training import (
     TRADESTrainer,
     TrainingOptions,
 )
+from .weight_map import PyTorchWeightMapClassifier, WeightMap2d, WeightMapPreprocessor, insert_weight_maps, weight_maps
 
 __all__ = [
     "BANGTrainer",
@@ -24,13 +25,18 @@ __all__ = [
     "LocalBallTrainer",
     "PGDTrainer",
     "PyTorchLipschitzCertifier",
+    "PyTorchWeightMapClassifier",
     "RobustTrainer",
     "StandardTrainer",
     "TRADESTrainer",
     "ThreatModel",
     "TrainingOptions",
+    "WeightMap2d",
+    "WeightMapPreprocessor",
     "available_methods",
     "create",
+    "insert_weight_maps",
     "load_classifier",
     "save_classifier",
+    "weight_maps",
 ]

@@ -35,6 +35,7 @@ from .registry import available_methods, create, method, parameters_of
 from .threat import ThreatModel
 from .training import TrainingOptions
 from .training.loop import CHECKPOINT
+from .weight_map import PyTorchWeightMapClassifier
 
 
 class _Commands(typer.core.TyperGroup):
@@ -83,6 +84,14 @@ class Schedule(str, Enum):
 
     constant = "constant"
     cosine = "cosine"
+
+
+class KernelName(str, Enum):
+    """Kernels of weight maps by name."""
+
+    smoothing = "smoothing"
+    unsharp = "unsharp"
+    identity = "identity"
 
 
 class NormName(str, Enum):
@@ -168,6 +177,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable.")
     ] = None,
+    weight_map: Annotated[
+        KernelName | None, typer.Option(help="Add weight maps of this kernel to the network, whatever the method.")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 20,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     optimizer: Optimizer = Optimizer.sgd,
@@ -186,7 +198,7 @@ def train(
     seed: SeedOption = 0,
     resume: Annotated[bool, typer.Option(help="Continue a run that was stopped.")] = False,
 ) -> None:
-    """Train a network with one method and save it.
+    """Train a network with one method and save it; weight-map trains a network with weight maps plainly.
 
     Example: art-robust train bang --data mnist --model lenet --epochs 10 --set ratio=0.5 --out runs/bang
     """
@@ -194,8 +206,7 @@ def train(
         raise ValueError(f"--out: {out} holds a trained network already, expected another folder.")
     parameters = dict(_setting(text) for text in settings or [])
     kind = method(name)
-    if not issubclass(kind, Trainer):
-        raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
+    _check_trainable(name, kind, weight_map)
     known = parameters_of(kind)
     for given in ("classifier", "options", "instruments", "threat"):
         if given in parameters:
@@ -222,6 +233,7 @@ def train(
             out,
             parameters,
             model_arguments=model_arguments,
+            weight_map=None if weight_map is None else weight_map.value,
             epochs=epochs,
             batch_size=batch_size,
             optimizer=optimizer,
@@ -380,6 +392,7 @@ def _train(
     parameters: dict[str, Any],
     *,
     model_arguments: dict[str, Any] | None = None,
+    weight_map: Any = None,
     epochs: int,
     batch_size: int = 64,
     optimizer: Optimizer = Optimizer.sgd,
@@ -418,7 +431,15 @@ def _train(
         checkpoint_dir=out,
         resume=resume,
     )
-    trainer = create(name, classifier, options=options, **parameters)
+    if weight_map is not None:
+        classifier = PyTorchWeightMapClassifier.from_classifier(classifier, kernel=weight_map)
+    if issubclass(method(name), Trainer):
+        trainer = create(name, classifier, options=options, **parameters)
+        parameters = trainer.parameters
+    else:
+        classifier = create(name, classifier, **parameters)
+        trainer = create("standard", classifier, options=options)
+        parameters = {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
     scheduler = (
         torch.optim.lr_scheduler.CosineAnnealingLR(classifier.optimizer, epochs)
         if schedule is Schedule.cosine
@@ -436,7 +457,8 @@ def _train(
     )
     record = {
         "method": name,
-        "parameters": {key: _recorded(value) for key, value in trainer.parameters.items()},
+        "parameters": {key: _recorded(value) for key, value in parameters.items()},
+        "weight_map": weight_map,
         "data": str(Path(data.name).resolve()) if data.name.endswith(".npz") else data.name,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -445,6 +467,13 @@ def _train(
     }
     if processes.is_main_process:
         save_classifier(classifier, out, extra=record)
+
+
+def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> None:
+    if not issubclass(kind, Trainer | PyTorchWeightMapClassifier):
+        raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
+    if weight_map is not None and not issubclass(kind, Trainer):
+        raise ValueError(f"--weight-map: got {weight_map.value} for {name!r}, expected --set kernel=... there.")
 
 
 def _check_demo(folder: Path, epochs: int, seed: int) -> None:

@@ -9,11 +9,20 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from torch import nn, optim
 
-from art_robust_plugins import BANGTrainer, PyTorchLipschitzCertifier, available_methods, create, registry
+from art_robust_plugins import (
+    BANGTrainer,
+    PyTorchLipschitzCertifier,
+    PyTorchWeightMapClassifier,
+    WeightMapPreprocessor,
+    available_methods,
+    create,
+    registry,
+)
 from art_robust_plugins.registry import parameters_of
 
 
@@ -35,7 +44,7 @@ def test_our_methods_are_art_trainers_and_estimators_with_a_source() -> None:
     assert methods["lipschitz-certifier"] is PyTorchLipschitzCertifier
     assert list(methods) == sorted(methods)
     for kind in methods.values():
-        assert issubclass(kind, Trainer | PyTorchClassifier)
+        assert issubclass(kind, Trainer | PyTorchClassifier | Preprocessor)
         assert kind.source
 
 
@@ -45,6 +54,15 @@ def test_the_parameters_of_an_estimator_are_those_that_create_takes(classifier: 
     assert create("lipschitz-certifier", classifier).model is classifier.model
     with pytest.raises(TypeError, match=r"c: 'lipschitz-certifier' has no such parameter, expected none\."):
         create("lipschitz-certifier", classifier, c=1)
+
+
+def test_weight_maps_are_methods(classifier: PyTorchClassifier) -> None:
+    assert available_methods()["weight-map"] is PyTorchWeightMapClassifier
+    preprocessor = create("weight-map-preprocessor", classifier, input_shape=(1, 4, 4), kernel="unsharp")
+    assert isinstance(preprocessor, WeightMapPreprocessor)
+    assert parameters_of(PyTorchWeightMapClassifier)["kernel"] == "smoothing"
+    with pytest.raises(ValueError, match="no convolutional block"):
+        create("weight-map", classifier)
 
 
 def test_create(classifier: PyTorchClassifier) -> None:

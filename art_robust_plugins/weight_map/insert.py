@@ -38,9 +38,14 @@ _NO_PART_OF_A_BLOCK = {module.__name__ for module in _KINDS}
 """Where torch keeps the layers that are neither normalisation nor activation."""
 
 
-def through_weight_map(module, input: Tuple[Tensor], output: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: UP006
+def through_weight_map(
+    module: Any,
+    input: Tuple[Tensor],  # noqa: UP006
+    output: Tensor,
+) -> Tensor:
     """The hook. At a module's level, so that it can be copied, pickled and scripted with the network."""
-    return module.weight_map(output)  # type: ignore[no-any-return]
+    mapped: Tensor = module.weight_map(output)
+    return mapped
 
 
 def insert_weight_maps(
@@ -195,7 +200,7 @@ def _detach(module: nn.Module) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """One call of a module: its arguments, its output, when it began and ended, and whether no other ran in between."""
+    """One call of a module: arguments, output, when it began and ended, and whether no other (but a map) ran in it."""
 
     name: str
     module: nn.Module
@@ -330,7 +335,7 @@ class _Trace:
 
         def leave(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             start, before = began.pop()
-            leaf = len(self.calls) == before
+            leaf = all(isinstance(call.module, WeightMap2d) for call in self.calls[before:])
             self.calls.append(_Call(names[module], module, arguments, output, start, next(clock), leaf))
 
         handles = [module.register_forward_pre_hook(enter) for module in names]

@@ -1,0 +1,243 @@
+"""Weight maps go where they should, into any kind of network, and everything that holds a network holds them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from art_robust_plugins import WeightMap2d, insert_weight_maps, weight_maps
+from art_robust_plugins.lipschitz import LipschitzGraph
+from art_robust_plugins.weight_map.insert import attach_described, describe_weight_maps
+
+from .networks import NETWORKS, ResNet, Shared, sequential, settled
+
+SHAPE = (1, 8, 8)
+X = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def random_maps(network: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for layer in weight_maps(network).values():
+            layer.map.copy_(torch.rand(layer.map.shape, generator=generator) + 0.5)
+    return network
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_maps_follow_each_stages_first_block(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    make, places = NETWORKS[kind]
+    network = settled(make())
+    names = list(network.state_dict())
+    expected = network(X)
+    with caplog.at_level(logging.INFO):
+        augmented = insert_weight_maps(network, SHAPE, kernel="identity")
+    found = {name: (m.channels, m.height, m.width) for name, m in weight_maps(augmented).items()}
+    assert found == places
+    assert [record.message.split(":")[0] for record in caplog.records] == [f"weight map after {n}" for n in places]
+    # Nothing of the given network changed, and with nothing learned the output is the same, bit for bit.
+    assert weight_maps(network) == {}
+    assert list(network.state_dict()) == names
+    assert torch.equal(network(X), expected)
+    assert torch.equal(augmented(X), expected)
+    assert set(augmented.state_dict()) == {*names, *(f"{name}.weight_map.map" for name in places)}
+    assert not torch.equal(insert_weight_maps(network, SHAPE)(X), expected)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_map_acts_on_the_output_of_its_module(kind: str) -> None:
+    make, places = NETWORKS[kind]
+    augmented = random_maps(insert_weight_maps(settled(make()), SHAPE, kernel="unsharp"))
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, layer in weight_maps(augmented).items():
+        layer.register_forward_hook(lambda m, x, y, name=name: seen.update({name: (x[0], y)}))
+    augmented(X)
+    assert list(seen) == list(places)
+    for name, (before, after) in seen.items():
+        torch.testing.assert_close(after, weight_maps(augmented)[name](before))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_weights_load_before_or_after_the_insertion(kind: str) -> None:
+    make, _ = NETWORKS[kind]
+    pretrained = settled(make())
+    before = insert_weight_maps(pretrained, SHAPE)
+    after = insert_weight_maps(make(), SHAPE).eval()
+    after.load_state_dict(pretrained.state_dict())
+    assert torch.equal(before(X), after(X))
+    again = insert_weight_maps(make(), SHAPE).eval()
+    again.load_state_dict(random_maps(before).state_dict())
+    assert torch.equal(again(X), before(X))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_what_holds_the_network_holds_the_maps(kind: str) -> None:
+    make, places = NETWORKS[kind]
+    augmented = random_maps(insert_weight_maps(settled(make()), SHAPE))
+    expected = augmented(X)
+    whole = io.BytesIO()
+    torch.save(augmented, whole)
+    whole.seek(0)
+    copies = [copy.deepcopy(augmented), pickle.loads(pickle.dumps(augmented)), torch.load(whole, weights_only=False)]
+    described = settled(make())
+    attach_described(described, describe_weight_maps(augmented))
+    described.load_state_dict(augmented.state_dict())
+    for other in [*copies, described]:
+        assert list(weight_maps(other)) == list(places)
+        assert torch.equal(other(X), expected)
+    for strict in (False, True):
+        exported = torch.export.export(augmented, (X,), strict=strict).module()
+        torch.testing.assert_close(exported(X), expected)
+    torch.testing.assert_close(torch.jit.trace(augmented, X)(X), expected)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "functional", "blocks", "resnet"])
+def test_torchscript_holds_the_maps(kind: str) -> None:
+    augmented = random_maps(insert_weight_maps(settled(NETWORKS[kind][0]()), SHAPE))
+    torch.testing.assert_close(torch.jit.script(augmented)(X), augmented(X))
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in NETWORKS if kind != "preact-resnet18"]
+)  # its norms take half a minute
+@pytest.mark.parametrize("kernel", ["smoothing", "unsharp"])
+def test_lipschitz_bounds_see_the_maps(kind: str, kernel: str) -> None:
+    augmented = settled(insert_weight_maps(NETWORKS[kind][0](), SHAPE, kernel=kernel))
+    bound = LipschitzGraph(augmented, SHAPE).upper_bound()
+    doubled = copy.deepcopy(augmented)
+    for layer in weight_maps(doubled).values():
+        layer.map.data *= 2
+    assert LipschitzGraph(doubled, SHAPE).upper_bound().lipschitz > bound.lipschitz
+    network = copy.deepcopy(augmented).double()
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(20, *SHAPE, generator=generator, dtype=torch.float64)
+    for size in (1e-3, 0.1, 1.0):
+        y = x + size * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        slopes = (network(x) - network(y)).norm(dim=1) / (x - y).flatten(1).norm(dim=1)
+        assert (slopes <= bound.lipschitz).all()
+
+
+def test_the_trace_leaves_no_trace() -> None:
+    network = sequential()
+    network[0].eval()
+    network[3].weight.requires_grad_(False)
+    network[3].weight.grad = torch.ones_like(network[3].weight)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    random_state = torch.get_rng_state()
+    assert insert_weight_maps(network, SHAPE, inplace=True) is network
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [m.training for n, m in network.named_modules() if not n.endswith("weight_map")] == modes
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in state.items())
+    assert not network[3].weight.requires_grad
+    assert network[3].weight.grad.eq(1).all()
+    assert all(len(m._forward_pre_hooks) == 0 for m in network.modules())
+    assert sum(len(m._forward_hooks) for m in network.modules()) == 2
+
+
+def test_where() -> None:
+    network = ResNet()
+
+    def places(where: object) -> list[str]:
+        return list(weight_maps(insert_weight_maps(network, SHAPE, where=where)))
+
+    assert places("conv1") == ["conv1"]
+    assert places("layer?.1") == ["layer1.1", "layer2.1"]
+    assert places(["relu", "layer1.*.conv1"]) == ["relu", "layer1.0.conv1", "layer1.1.conv1"]
+    assert places(nn.BatchNorm2d)[:2] == ["bn1", "layer1.0.bn1"]
+    assert places(lambda name, module: name.endswith("bn2")) == [f"layer{i}.{j}.bn2" for i in (1, 2) for j in (0, 1)]
+    assert places("layer1") == ["layer1.1"]  # a Sequential's map is that of its last module
+    assert places("avgpool") == ["avgpool"]
+    nested = insert_weight_maps(nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3)), nn.ReLU()), SHAPE, where="0")
+    assert list(weight_maps(nested)) == ["0.0"]
+
+
+def test_settings_reach_the_maps() -> None:
+    augmented = insert_weight_maps(
+        sequential().double(), SHAPE, kernel="unsharp", kernel_size=5, alpha=0.5, bias=True, padding_mode="circular"
+    )
+    layer = weight_maps(augmented)["2"]
+    assert layer.settings == {
+        "kernel": "unsharp",
+        "kernel_size": 5,
+        "alpha": 0.5,
+        "bias": True,
+        "padding_mode": "circular",
+    }
+    assert layer.map.dtype == torch.float64
+    # The places do not depend on the kernel: the second stage, of 4x4 pixels, is smaller than a window of 5.
+    assert list(weight_maps(augmented)) == ["2"]
+    assert list(weight_maps(insert_weight_maps(sequential(), SHAPE, kernel="identity", kernel_size=5))) == ["2"]
+
+
+class CallsItsChildren(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(1, 2, 3)])
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.layers[0].forward(x))
+
+
+class Iterating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(1, 2, 3, padding=1)
+        self.two = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("network", "where", "sentence"),
+    [
+        (Shared(), "again", r"where: got 'again', but the module 'again' runs 2 times in a forward pass"),
+        (ResNet(), "relu2", r"where: got 'relu2', which no module of the network fits"),
+        (ResNet(), "fc", r"where: got 'fc', but the module 'fc' gives \(2, 10\), expected a module that gives images"),
+        (ResNet(), nn.MaxPool2d, r"where: got MaxPool2d, which no module"),
+        (ResNet(), [], r"where: got nothing"),
+        (ResNet(), [3], r"where: got 3, expected a name, a type of module, or a function"),
+        (ResNet(), int, r"where: got <class 'int'>, expected a name"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, r"model: got a Sequential in which no convolutional"),
+        (nn.Conv2d(3, 2, 3), None, r"model: it fails on two samples of input_shape \(1, 8, 8\)"),
+        (nn.Sequential(Iterating()), "0", r"where: the map after '0' \(Iterating\) acts 2 times"),
+        (CallsItsChildren(), "layers.0", r"but the module 'layers.0' does not run in a forward pass"),
+    ],
+)
+def test_what_cannot_have_a_map_is_refused(network: nn.Module, where: object, sentence: str) -> None:
+    names = list(network.state_dict())
+    with pytest.raises(ValueError, match=sentence):
+        insert_weight_maps(network, SHAPE, where=where, inplace=True)
+    assert list(network.state_dict()) == names
+    assert weight_maps(network) == {}
+
+
+def test_other_refusals() -> None:
+    with pytest.raises(ValueError, match="kernel: got 'blur'"):
+        insert_weight_maps(sequential(), SHAPE, kernel="blur")
+    with pytest.raises(ValueError, match="input_shape: got"):
+        insert_weight_maps(sequential(), (1, 0, 8))
+    augmented = insert_weight_maps(sequential(), SHAPE)
+    with pytest.raises(ValueError, match="the module '2' has a weight map already"):
+        insert_weight_maps(augmented, SHAPE)
+    assert list(weight_maps(insert_weight_maps(augmented, SHAPE, where="4"))) == ["2", "4", "6"]
+    taken = sequential()
+    taken[2].weight_map = 3
+    with pytest.raises(ValueError, match="'2' has an attribute 'weight_map' already"):
+        insert_weight_maps(taken, SHAPE)
+    with pytest.raises(ValueError, match="the network has no module '99'"):
+        attach_described(sequential(), [{"after": "99", "size": [1, 2, 2]}])
+
+
+def test_a_map_of_ones_own_is_not_listed() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), WeightMap2d(2, 8, 8), nn.ReLU())
+    assert weight_maps(network) == {}
