@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from art_robust_plugins import EvaluationReport, PyTorchLipschitzCertifier, cli, load_classifier
+from art_robust_plugins import (
+    EvaluationReport,
+    PyTorchLipschitzCertifier,
+    PyTorchWeightMapClassifier,
+    cli,
+    load_classifier,
+    weight_maps,
+)
 from art_robust_plugins.checkpoint import load_tensors
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.lipschitz.rules import RULES
@@ -301,3 +308,32 @@ def test_ctrl_c_in_an_evaluation_says_how_to_resume_and_it_works(trained: Path, 
     subprocess.run([*command, *options, "--out", str(parts)], check=True, capture_output=True)
     subprocess.run([*command, *options, "--out", str(whole)], check=True, capture_output=True)
     assert np.array_equal(EvaluationReport.load(whole).robust, EvaluationReport.load(parts).robust)
+
+
+def test_weight_maps_by_a_method_of_their_own_or_with_any_other(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    epoch = ("--epochs", 1)
+    code, text = run("train", "weight-map", "--set", "kernel=unsharp", *epoch, "--out", tmp_path / "own")
+    assert (code, "Saved in" in text) == (0, True)
+    own = load_classifier(tmp_path / "own")
+    assert isinstance(own, PyTorchWeightMapClassifier)
+    assert {layer.kernel for layer in own.weight_maps.values()} == {"unsharp"}
+    record = json.loads((tmp_path / "own" / "classifier.json").read_text())["extra"]
+    assert (record["method"], record["parameters"]["kernel"]) == ("weight-map", "unsharp")
+    code, _ = run("train", "bang", "--weight-map", "smoothing", *epoch, "--out", tmp_path / "bang")
+    assert code == 0
+    assert list(weight_maps(load_classifier(tmp_path / "bang").model)) == ["layers.1", "layers.4"]
+    code, _ = run("evaluate", tmp_path / "bang", "--eps", "0.1", "--attacks", "apgd-ce", "--points", 5)
+    assert code == 0
+    for arguments, sentence in (
+        (
+            ("weight-map", "--weight-map", "unsharp"),
+            "--weight-map: got unsharp for 'weight-map', expected --set kernel",
+        ),
+        (("weight-map", "--set", "kernel=blur"), "kernel: got 'blur', expected one of"),
+        (("weight-map-preprocessor",), "METHOD: 'weight-map-preprocessor' is an ART Preprocessor, expected a Trainer."),
+        (("lipschitz-certifier",), "METHOD: 'lipschitz-certifier' is an ART estimator, expected a Trainer."),
+    ):
+        code, text = run("train", *arguments, *epoch, "--out", tmp_path / "bad")
+        assert code == 2
+        assert sentence in text
+        assert not (tmp_path / "bad").exists()

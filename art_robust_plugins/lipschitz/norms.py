@@ -167,7 +167,7 @@ class Convolution:
     Example:
         >>> operator = Convolution(torch.ones(1, 1, 3, 3), (8, 8), padding=1)
         >>> operator.output_shape, round(operator.upper_bound().value, 6)
-        ((1, 8, 8), 8.29086)
+        ((1, 8, 8), 8.290859)
     """
 
     def __init__(

@@ -611,8 +611,9 @@ class _Run:
         state = load_state(path)
         if not isinstance(state, dict) or not {"settings", "network", "epochs", "method"} <= state.keys():
             raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
+        written = {"preprocessing": "[]", **state["settings"]}  # which earlier checkpoints do not name
         for name, now in self.settings.items():
-            then = state["settings"].get(name)
+            then = written.get(name)
             if then != now:
                 raise ValueError(f"resume: {path} was written with {name} {then}, but this run has {now}.")
         self.network.load_state_dict(state["network"])
@@ -644,8 +645,7 @@ class _Run:
         described["optimizer"] = f"{type(self.optimizer).__name__} {self.optimizer.defaults}"
         described["scheduler"] = type(self.scheduler).__name__
         described["weights"] = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
-        if self.preprocessing:
-            described["preprocessing"] = list(map(str, self.preprocessing))
+        described["preprocessing"] = self.preprocessing
         return {name: str(value) for name, value in described.items()}
 
 

@@ -282,3 +282,64 @@ def test_bad_input(make, message):
 def test_other_modules():
     with pytest.raises(TypeError, match="module: got ReLU"):
         operator_of(nn.ReLU(), (3,))
+
+
+# Boxes: one level for all taps of a channel but the middle one
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(4, 4), (3, 7), (9, 6), (1, 6), (12, 12)])
+@pytest.mark.parametrize("middle", [1.0, -0.3, 1.9, 4.0, 1 / 9])
+def test_the_norm_of_a_box_is_exact(mode, kernel, size, middle):
+    reach = kernel // 2
+    if min(size) < reach + {"reflect": 1, "circular": 0}.get(mode, -9):
+        pytest.skip("torch refuses this padding")
+    for level in (1 / kernel**2, -1 / kernel**2):
+        weight = torch.full((3, 1, kernel, kernel), level, dtype=torch.float64)
+        weight[:, :, reach, reach] = middle
+        operator = Convolution(weight, size, padding=reach, groups=3, padding_mode=mode)
+        single = operator.with_weight(weight[:1], groups=1)
+        true = true_norm(single.apply, (1, *size))
+        bound = operator.upper_bound()
+        assert true <= bound.value <= true * (1 + 1e-6)
+        box, tight = single._box_bound()
+        assert true <= box
+        assert not tight or box <= true * (1 + 1e-8) + 1e-8
+
+
+def test_boxes_that_cancel_have_a_bound_above_zero():
+    """An image of one pixel meets the sum of all taps, which is zero up to rounding."""
+    weight = torch.full((1, 1, 3, 3), 0.1, dtype=torch.float64)
+    weight[:, :, 1, 1] = -0.8
+    operator = Convolution(weight, (1, 1), padding=1, padding_mode="replicate")
+    assert true_norm(operator.apply, (1, 1, 1)) < 1e-15 < operator.upper_bound().value < 1e-7
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_boxes_of_large_images_and_many_channels_are_cheap(mode):
+    weight = torch.full((64, 1, 3, 3), -1 / 9)
+    weight[:, :, 1, 1] += 2
+    operator = Convolution(weight, (112, 112), padding=1, groups=64, padding_mode=mode)
+    assert (
+        float(lower_estimate(operator, steps=30)[0])
+        <= operator.upper_bound().value
+        <= {"zeros": 7, "reflect": 8.1}[mode] / 3
+    )
+
+
+def test_what_is_no_box_is_left_to_the_other_bounds():
+    ones = torch.ones(1, 1, 3, 3)
+    for operator in (
+        Convolution(ones, (6, 6)),
+        Convolution(ones, (6, 6), padding=1, stride=2),
+        Convolution(ones, (6, 6), padding=[(1, 0), (1, 1)]),
+        Convolution(ones, (6, 6), padding=1, transposed=True),
+        Convolution(torch.ones(1, 1, 2, 2), (6, 6), padding=[(1, 0), (1, 0)]),
+        Convolution(torch.ones(1, 2, 3, 3), (6, 6), padding=1),
+        Convolution(torch.ones(1, 1, 1, 1), (6, 6)),
+        Convolution(torch.arange(9.0).view(1, 1, 3, 3), (6, 6), padding=1),
+        Convolution(torch.ones(1, 1, 3), (6,), padding=1),
+    ):
+        assert operator._box_bound() == (math.inf, False)
+        assert true_norm(operator.apply, operator.input_shape) <= operator.upper_bound().value

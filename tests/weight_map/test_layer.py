@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from art_robust_plugins import WeightMap2d
+from art_robust_plugins.lipschitz import LipschitzGraph
 from art_robust_plugins.weight_map import layer as layer_module
 from art_robust_plugins.weight_map.layer import KERNEL_SIZES, KERNELS, PADDING_MODES
 
@@ -203,3 +204,35 @@ def test_bad_settings(settings: dict, sentence: str) -> None:
     size = {name: settings.pop(name, 4) for name in ("channels", "height", "width")}
     with pytest.raises(ValueError, match=sentence):
         WeightMap2d(*size.values(), **settings)
+
+
+@pytest.mark.parametrize(("kernel", "size", "mode"), SETTINGS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_its_lipschitz_bound_is_the_largest_weight_times_the_kernels_norm(
+    kernel: str, size: int, mode: str, bias: bool
+) -> None:
+    layer = made(kernel, size, mode, bias=bias)
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 40, bias=False, dtype=torch.float64)).eval()
+    nn.init.eye_(network[2].weight)
+    bound = float(LipschitzGraph(network, (2, 4, 5)).upper_bound().lipschitz)
+
+    def norm_of(function: nn.Module) -> float:
+        """The dense operator's largest singular value, and that of power iteration, which must agree."""
+        zero = function(torch.zeros(1, 2, 4, 5, dtype=torch.float64))
+        basis = torch.eye(40, dtype=torch.float64).view(40, 2, 4, 5)
+        matrix = (function(basis) - zero).flatten(1).t().detach()
+        vector = torch.ones(40, dtype=torch.float64) + torch.arange(40) * 0.01
+        for _ in range(3000):
+            vector = matrix.t() @ (matrix @ vector)
+            vector /= vector.norm()
+        largest = float(torch.linalg.svdvals(matrix)[0])
+        assert float((matrix @ vector).norm()) == pytest.approx(largest, rel=1e-6)
+        return largest
+
+    assert norm_of(layer) <= bound
+    plain = copy.deepcopy(layer)
+    plain.reset_parameters()
+    exact = norm_of(plain) * float(layer.map.detach().abs().max())
+    assert exact <= bound <= exact * (1 + 1e-6)
+    if mode == "zeros":
+        assert norm_of(plain) <= {"smoothing": 1, "unsharp": 1 + 2 * 0.7, "identity": 1}[kernel] + 1e-12

@@ -1,0 +1,291 @@
+"""The map on the input: ART's gradients through it, how it is learned, and everything that uses an estimator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import ProjectedGradientDescent
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.defences.trainer import Trainer
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_robust_plugins import (
+    Evaluator,
+    PyTorchLipschitzCertifier,
+    StandardTrainer,
+    ThreatModel,
+    TrainingOptions,
+    WeightMapPreprocessor,
+    available_methods,
+    create,
+    load_classifier,
+    save_classifier,
+)
+from art_robust_plugins.data import Dataset
+from art_robust_plugins.evaluation.evaluator import preprocessing
+from art_robust_plugins.models import create_model
+from art_robust_plugins.registry import parameters_of
+
+SHAPE = (1, 8, 8)
+X = np.random.default_rng(0).random((5, *SHAPE), dtype=np.float32)
+Y = np.arange(5)
+
+
+def preprocessor(**options) -> WeightMapPreprocessor:
+    made = WeightMapPreprocessor(SHAPE, **options)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        made.layer.map.copy_(torch.rand(made.layer.map.shape, generator=generator) + 0.5)
+    return made
+
+
+def classifier(defences: object, *, dropout: bool = False, **options) -> PyTorchClassifier:
+    torch.manual_seed(0)
+    network = create_model("small-cnn", SHAPE, 10, channels=4, hidden=16)
+    if dropout:
+        network = nn.Sequential(nn.BatchNorm2d(1), network, nn.Dropout(0.1))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    return PyTorchClassifier(
+        network,
+        nn.CrossEntropyLoss(),
+        SHAPE,
+        10,
+        optimizer,
+        clip_values=(0, 1),
+        preprocessing_defences=defences,
+        preprocessing=(0.1, 0.5),
+        **options,
+    )
+
+
+def pipeline(estimator: PyTorchClassifier, made: WeightMapPreprocessor, x: Tensor) -> Tensor:
+    """What the estimator should compute, in float64."""
+    layer, network = made.layer, estimator.model
+    single = layer.map.dtype
+    layer.double(), network.double()
+    try:
+        x = layer(x)
+        if made.clip_values is not None:
+            x = x.clamp(*made.clip_values)
+        return network((x - 0.1) / 0.5)
+    finally:
+        layer.to(single), network.to(single)
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel": "unsharp"}, {"kernel": "unsharp", "clip_values": (0.0, 1.0)}])
+def test_gradients_of_art_are_those_of_finite_differences(options: dict) -> None:
+    made = preprocessor(**options)
+    estimator = classifier(made)
+    assert isinstance(made, PreprocessorPyTorch)
+    estimator.model.eval()
+    x = torch.from_numpy(X).double()
+    np.testing.assert_allclose(estimator.predict(X), pipeline(estimator, made, x).detach().numpy(), atol=1e-5)
+    gradient = estimator.loss_gradient(X, np.eye(10, dtype=np.float32)[:5])
+
+    def loss(values: Tensor) -> float:
+        # ART's gradient is that of the mean over the batch.
+        return float(nn.functional.cross_entropy(pipeline(estimator, made, values), torch.arange(5)))
+
+    step = 1e-6
+    with torch.no_grad():
+        for sample, row, column in [(0, 0, 0), (1, 3, 4), (2, 7, 7), (3, 0, 5), (4, 6, 1)]:
+            change = torch.zeros_like(x)
+            change[sample, 0, row, column] = step
+            slope = (loss(x + change) - loss(x - change)) / (2 * step)
+            assert gradient[sample, 0, row, column] == pytest.approx(slope, rel=1e-3, abs=1e-6)
+    assert made.layer.map.grad is None  # attacks leave nothing in the map
+    estimate = made.estimate_gradient(X, np.ones_like(X))
+    inputs = torch.from_numpy(X).requires_grad_()
+    (expected,) = torch.autograd.grad(made.forward(inputs)[0].sum(), inputs)
+    np.testing.assert_allclose(estimate, expected.numpy())
+
+
+def test_the_output_is_the_layers_in_any_layout() -> None:
+    made = preprocessor(kernel="unsharp", clip_values=(0, 1))
+    output, labels = made(X, Y)
+    assert labels is Y or np.array_equal(labels, Y)
+    expected = made.layer(torch.from_numpy(X)).clamp(0, 1)
+    np.testing.assert_array_equal(output, expected.detach().numpy())
+    assert 0 <= output.min() <= output.max() <= 1
+    last = WeightMapPreprocessor((8, 8, 1), kernel="unsharp", clip_values=(0, 1), channels_first=False)
+    last.layer.load_state_dict(made.layer.state_dict())
+    np.testing.assert_array_equal(last(np.moveaxis(X, 1, -1))[0], np.moveaxis(output, 1, -1))
+    whole = made(np.ones((2, *SHAPE), dtype=np.uint8))[0]
+    np.testing.assert_allclose(whole, made(np.ones((2, *SHAPE), dtype=np.float32))[0])
+
+
+def test_fit_learns_the_map_and_nothing_else(digits: Dataset) -> None:
+    made = WeightMapPreprocessor(SHAPE)
+    estimator = classifier(made, dropout=True)
+    x, y = digits.x_train[:512], digits.y_train[:512]
+    StandardTrainer(estimator, options=TrainingOptions(seed=0)).fit(x, y, nb_epochs=2, verbose=False)
+    assert made.layer.map.eq(1).all()
+    estimator.model.train()
+    state = {name: tensor.clone() for name, tensor in estimator.model.state_dict().items()}
+    gradients = [parameter.grad for parameter in estimator.model.parameters()]
+    before = estimator.compute_loss(x, y).mean()
+    random_state = torch.get_rng_state()
+    estimator.model.train()
+    made.fit(x, y, classifier=estimator, nb_epochs=5)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert estimator.model.training
+    assert all(torch.equal(estimator.model.state_dict()[name], tensor) for name, tensor in state.items())
+    assert all(p.grad is g and p.requires_grad for p, g in zip(estimator.model.parameters(), gradients, strict=True))
+    assert not made.layer.map.eq(1).all()
+    assert not made.layer.map.requires_grad
+    assert estimator.compute_loss(x, y).mean() < before
+    first = made.layer.map.clone()
+    made.layer.reset_parameters()
+    made.fit(x, y, classifier=estimator, nb_epochs=5)
+    assert torch.equal(made.layer.map, first)
+
+
+def test_joint_fit_learns_both(digits: Dataset) -> None:
+    made = WeightMapPreprocessor(SHAPE, bias=True)
+    estimator = classifier(made)
+    before = {name: tensor.clone() for name, tensor in estimator.model.state_dict().items()}
+    made.fit(digits.x_train[:256], digits.y_train[:256], classifier=estimator, joint=True, nb_epochs=1)
+    assert not made.layer.map.eq(1).all()
+    assert not made.layer.bias.eq(0).all()
+    assert all(not torch.equal(estimator.model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("name", sorted(n for n, kind in available_methods().items() if issubclass(kind, Trainer)))
+@pytest.mark.parametrize("joint", [False, True])
+def test_trainers_take_the_map_as_it_is_or_train_it_too(name: str, joint: bool, digits: Dataset) -> None:
+    if name == "lipschitz-margin":
+        pytest.skip("Lipschitz bounds know no preprocessing but ART's mean and standard deviation")
+    made = preprocessor()
+    estimator = classifier(made)
+    if joint:
+        made.join(estimator)
+        made.join(estimator)
+    kind = available_methods()[name]
+    parameters = dict(getattr(kind, "demo", {}))
+    if "threat" in parameters_of(kind):
+        parameters["threat"] = ThreatModel("Linf", 0.1)
+    before = made.layer.map.detach().clone()
+    trainer = create(name, estimator, options=TrainingOptions(seed=0), **parameters)
+    trainer.fit(digits.x_train[:128], digits.y_train[:128], nb_epochs=1, batch_size=64, verbose=False)
+    assert torch.equal(made.layer.map, before) != joint
+    assert (made.layer.map.grad is not None) == joint
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_checkpoints_hold_the_map(keep_best: bool, digits: Dataset, tmp_path) -> None:
+    x, y = digits.x_train[:64], digits.y_train[:64]
+
+    def run(epochs: int, folder: str, resume: bool = False) -> tuple[Tensor, list]:
+        made = WeightMapPreprocessor(SHAPE)
+        estimator = classifier(made)
+        made.join(estimator)
+        scheduler = torch.optim.lr_scheduler.StepLR(estimator.optimizer, 1, 0.5)
+        options = TrainingOptions(seed=0, checkpoint_dir=tmp_path / folder, resume=resume, keep_best=keep_best)
+        trainer = StandardTrainer(estimator, options=options)
+        validation = (digits.x_test[:50], digits.y_test[:50])
+        trainer.fit(x, y, validation, batch_size=32, nb_epochs=epochs, scheduler=scheduler, verbose=False)
+        accuracy = (estimator.predict(validation[0]).argmax(axis=1) == validation[1]).mean()
+        return made.layer.map.detach().clone(), [r["validation_accuracy"] for r in trainer.history] + [accuracy]
+
+    whole, record = run(4, "whole")
+    run(2, "parts")
+    resumed, again = run(4, "parts", resume=True)
+    assert torch.equal(whole, resumed)
+    assert record == again
+    if keep_best:
+        assert record[-1] == pytest.approx(max(record[:-1]))
+    options = TrainingOptions(seed=0, checkpoint_dir=tmp_path / "whole", resume=True, keep_best=keep_best)
+    for other in (WeightMapPreprocessor(SHAPE, kernel="unsharp"), None):
+        trainer = StandardTrainer(classifier(other), options=options)
+        scheduler = torch.optim.lr_scheduler.StepLR(trainer.classifier.optimizer, 1, 0.5)
+        with pytest.raises(ValueError, match=r"resume: .* was written with preprocessing .*WeightMap2d"):
+            trainer.fit(x, y, (x, y), batch_size=32, nb_epochs=5, scheduler=scheduler, verbose=False)
+
+
+def test_saved_and_loaded(tmp_path) -> None:
+    made = preprocessor(kernel="unsharp", clip_values=(0.0, 1.0), bias=True)
+    estimator = classifier(made)
+    made.join(estimator)
+    estimator.fit(X, Y, nb_epochs=1, batch_size=5)
+    save_classifier(estimator, tmp_path / "joined")
+    loaded = load_classifier(tmp_path / "joined")
+    (back,) = loaded.preprocessing_defences
+    assert back.settings == made.settings
+    assert back.weights_digest == made.weights_digest
+    assert np.array_equal(loaded.predict(X), estimator.predict(X))
+    assert loaded.optimizer.param_groups[0]["params"][-1] is back.layer.bias
+    assert back.layer.map.requires_grad
+    frozen = classifier([preprocessor()])
+    save_classifier(frozen, tmp_path / "frozen")
+    loaded = load_classifier(tmp_path / "frozen")
+    assert not loaded.preprocessing_defences[0].layer.map.requires_grad
+    assert np.array_equal(loaded.predict(X), frozen.predict(X))
+
+
+def test_art_trains_predicts_and_attacks_with_it() -> None:
+    made = preprocessor()
+    estimator = classifier(made)
+    estimator.fit(X, Y, nb_epochs=2, batch_size=5)
+    attack = ProjectedGradientDescent(estimator, norm=np.inf, eps=0.1, eps_step=0.05, max_iter=3, verbose=False)
+    adversarial = attack.generate(X, np.eye(10, dtype=np.float32)[:5])
+    assert np.abs(adversarial - X).max() <= 0.1 + 1e-6
+    assert estimator.compute_loss(adversarial, Y).mean() > estimator.compute_loss(X, Y).mean()
+    clone = estimator.clone_for_refitting()
+    assert clone.preprocessing_defences[0] is made
+
+
+def test_the_evaluator_takes_it_and_tells_maps_apart(digits: Dataset, tmp_path) -> None:
+    made = preprocessor()
+    estimator = classifier(made)
+    StandardTrainer(estimator, options=TrainingOptions(seed=0)).fit(
+        digits.x_train[:512], digits.y_train[:512], nb_epochs=3, verbose=False
+    )
+    x, y = digits.x_test[:20], digits.y_test[:20]
+
+    def evaluate() -> float:
+        evaluator = Evaluator(
+            estimator, ThreatModel("Linf", 0.1), attacks="pgd-20", state_dir=tmp_path / "state", verbose=False
+        )
+        return evaluator.evaluate(x, y).robust_accuracy
+
+    pytest.importorskip("torchattacks")
+    accuracy = evaluate()
+    assert accuracy == evaluate()
+    assert any(made.weights_digest in step for step in preprocessing(estimator))
+    with torch.no_grad():
+        made.layer.map.mul_(1.1)
+    with pytest.raises(ValueError, match="an evaluation with another preprocessing"):
+        evaluate()
+
+
+def test_bad_input() -> None:
+    made = preprocessor()
+    with pytest.raises(ValueError, match=r"x: got shape \(1, 1, 9, 8\), expected \(N, 1, 8, 8\)"):
+        made.forward(torch.rand(1, 1, 9, 8))
+    with pytest.raises(ValueError, match=r"input_shape: got \(8, 8\), expected three numbers"):
+        WeightMapPreprocessor((8, 8))
+    with pytest.raises(ValueError, match=r"clip_values: got \(1, 0\)"):
+        WeightMapPreprocessor(SHAPE, clip_values=(1, 0))
+    with pytest.raises(ValueError, match="kernel: got 'blur'"):
+        WeightMapPreprocessor(SHAPE, kernel="blur")
+    with pytest.raises(TypeError, match="classifier: got NoneType"):
+        made.fit(X, Y)
+    with pytest.raises(ValueError, match="y: got None"):
+        made.fit(X, classifier=classifier(made))
+    with pytest.raises(ValueError, match="is not among its preprocessing_defences"):
+        made.fit(X, Y, classifier=classifier(preprocessor()))
+    with pytest.raises(ValueError, match="nb_epochs: got 0"):
+        made.fit(X, Y, classifier=classifier(made), nb_epochs=0)
+    with pytest.raises(ValueError, match="learning_rate: got 0"):
+        made.fit(X, Y, classifier=classifier(made), learning_rate=0)
+    with pytest.raises(ValueError, match="labels from 0 to 99"):
+        made.fit(X, [0, 1, 2, 3, 99], classifier=classifier(made))
+    without = classifier(made)
+    without.set_params(optimizer=None)
+    without._optimizer = None
+    with pytest.raises(ValueError, match="it has no optimizer"):
+        made.join(without)
+    with pytest.raises(ValueError, match="WeightMapPreprocessor acts in predict"):
+        PyTorchLipschitzCertifier.from_classifier(classifier(made))
