@@ -212,7 +212,7 @@ def _samples_at_a_time(x: Tensor) -> int:
     """How many samples of a large batch fit a processor's cache, backward pass included; 0 for all at once."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return 0
-    if x.device.type != "cpu" or x.numel() <= 4 * _PART:
+    if x.device.type != "cpu" or x.numel() <= 2 * _PART:
         return 0
     return max(1, _PART // x[0].numel())
 
