@@ -31,7 +31,7 @@ from .evaluation import EvaluationReport, Evaluator, save_comparison
 from .evaluation.report import REPORT_FILE
 from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
 from .models import MODELS, create_model
-from .registry import available_methods, create, method, parameters_of
+from .registry import available_instruments, available_methods, create, create_instrument, method, parameters_of
 from .threat import ThreatModel
 from .training import TrainingOptions
 from .training.loop import CHECKPOINT
@@ -69,6 +69,8 @@ EVALUATIONS = "evaluations"
 CERTIFICATES = "certificates"
 STATE = "state"
 BATCH_SIZE = 250
+DEMO_COMPOSITIONS = (("local-ball", ("layerwise",)),)
+"""Methods with instruments that the demo shows after the single methods."""
 
 
 class Optimizer(str, Enum):
@@ -106,14 +108,15 @@ def options(
 
 @app.command()
 def methods() -> None:
-    """List what is installed: each method's source and parameters."""
+    """List what is installed: each method's source and parameters, and the instruments that join any of them."""
     table = Table("method", "as an ART", "source", "parameters")
     for name, kind in available_methods().items():
-        parameters = ", ".join(
-            key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in parameters_of(kind).items()
-        )
-        table.add_row(name, _art_kind(kind), getattr(kind, "source", "") or "not stated", parameters)
+        table.add_row(name, _art_kind(kind), getattr(kind, "source", "") or "not stated", _parameter_list(kind))
     console.print(table)
+    instruments = Table("instrument", "parameters")
+    for name, kind in available_instruments().items():
+        instruments.add_row(name, _parameter_list(kind))
+    console.print(instruments)
 
 
 @app.command()
@@ -131,25 +134,28 @@ def demo(
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
     threat = ThreatModel("Linf", 0.1)
+    trainers = {name: kind for name, kind in available_methods().items() if issubclass(kind, Trainer)}
+    # The baseline comes first, for the others to be compared with.
+    runs = [(name, ()) for name in sorted(trainers, key=lambda name: name != "standard")]
     reports = {}
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
-        # The baseline comes first, for the others to be compared with.
-        for name, kind in sorted(available_methods().items(), key=lambda item: item[0] != "standard"):
-            parameters = getattr(kind, "demo", {})
-            if not issubclass(kind, Trainer):
+        for name, instruments in [*runs, *DEMO_COMPOSITIONS]:
+            known = parameters_of(trainers[name])
+            required = {key for key, value in known.items() if value is inspect.Parameter.empty}
+            parameters = {**getattr(trainers[name], "demo", {}), **({"threat": threat} if "threat" in required else {})}
+            if required - set(parameters):
+                console.print(f"{name}: left out, it has no default for {', '.join(sorted(required))}.")
                 continue
-            missing = [key for key, value in parameters_of(kind).items() if value is inspect.Parameter.empty]
-            if set(missing) - set(parameters):
-                console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
-                continue
-            folder = out / name
+            label = "+".join([name, *instruments])
+            folder = out / label
             if (folder / "classifier.json").exists():
                 _check_demo(folder, epochs, seed)
             else:
-                console.print(f"[bold]{name}[/bold]: training")
-                _train(name, data, "small-cnn", folder, parameters, epochs=epochs, seed=seed, resume=True)
+                console.print(f"[bold]{label}[/bold]: training")
+                joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
+                _train(name, data, "small-cnn", folder, parameters, joined, epochs=epochs, seed=seed, resume=True)
             attacks = ["standard", "torchattacks"]
-            reports[name] = _evaluate(folder, data, threat, attacks, points=points, seed=seed, certify="if possible")
+            reports[label] = _evaluate(folder, data, threat, attacks, points=points, seed=seed, certify="if possible")
     page = save_comparison(reports, out)
     _print_comparison(reports)
     console.print(f"Open {page} in a browser.", soft_wrap=True)
@@ -166,7 +172,16 @@ def train(
         typer.Option("--model-set", metavar="NAME=VALUE", help="An argument of the network, as depth=16; repeatable."),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A parameter of the method or, as INSTRUMENT.NAME=VALUE, of what --with names; repeatable.",
+        ),
+    ] = None,
+    instruments: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="INSTRUMENT", help="Attach bang or layerwise to the network; repeatable."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 20,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
@@ -192,11 +207,13 @@ def train(
     """
     if (out / "classifier.json").exists():
         raise ValueError(f"--out: {out} holds a trained network already, expected another folder.")
-    parameters = dict(_setting(text) for text in settings or [])
     kind = method(name)
     if not issubclass(kind, Trainer):
         raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
     known = parameters_of(kind)
+    parameters, joined = _settings(settings or [], instruments or [])
+    if joined and "instruments" not in inspect.signature(kind).parameters:
+        raise ValueError(f"--with: got {next(iter(joined))}, but {name!r} takes no instruments, expected none.")
     for given in ("classifier", "options", "instruments", "threat"):
         if given in parameters:
             raise ValueError(f"--set: {given} is no setting of {name!r}, expected options such as --eps for it.")
@@ -204,12 +221,9 @@ def train(
     for given in ("name", "input_shape", "nb_classes"):
         if given in model_arguments:
             raise ValueError(f"--model-set: got {given}, which --model and --data give, expected another argument.")
-    if eps is not None:
-        if "threat" not in known:
-            raise ValueError(f"--eps: {name!r} takes no threat, expected none.")
-        parameters["threat"] = ThreatModel("Linf" if norm is None else norm.value, eps)
-    elif norm is not None:
-        raise ValueError(f"--norm: got {norm.value} without --eps, expected both.")
+    threat = _threat(name, known, norm, eps)
+    if threat is not None:
+        parameters["threat"] = threat
     if lr <= 0:
         raise ValueError(f"--lr: got {lr}, expected a positive number.")
     if momentum is not None and optimizer is not Optimizer.sgd:
@@ -221,6 +235,7 @@ def train(
             model,
             out,
             parameters,
+            joined,
             model_arguments=model_arguments,
             epochs=epochs,
             batch_size=batch_size,
@@ -378,6 +393,7 @@ def _train(
     model: str,
     out: Path,
     parameters: dict[str, Any],
+    instruments: dict[str, dict[str, Any]],
     *,
     model_arguments: dict[str, Any] | None = None,
     epochs: int,
@@ -418,7 +434,8 @@ def _train(
         checkpoint_dir=out,
         resume=resume,
     )
-    trainer = create(name, classifier, options=options, **parameters)
+    attached = [create_instrument(instrument, **values) for instrument, values in instruments.items()]
+    trainer = create(name, classifier, options=options, **parameters, **({"instruments": attached} if attached else {}))
     scheduler = (
         torch.optim.lr_scheduler.CosineAnnealingLR(classifier.optimizer, epochs)
         if schedule is Schedule.cosine
@@ -552,6 +569,43 @@ def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def _threat(name: str, known: dict[str, Any], norm: NormName | None, eps: str | None) -> ThreatModel | None:
+    """The threat that --norm and --eps give to a method with the parameters ``known``."""
+    if eps is not None:
+        if "threat" not in known:
+            raise ValueError(f"--eps: {name!r} takes no threat, expected none.")
+        return ThreatModel("Linf" if norm is None else norm.value, eps)
+    if norm is not None:
+        raise ValueError(f"--norm: got {norm.value} without --eps, expected both.")
+    if known.get("threat") is inspect.Parameter.empty:
+        raise ValueError(f"--eps: got none, which {name!r} trains against, expected a radius such as 0.1 or 8/255.")
+    return None
+
+
+def _settings(texts: list[str], instruments: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What --set gives to the method, and to each instrument that --with names."""
+    parameters: dict[str, Any] = {}
+    joined: dict[str, dict[str, Any]] = {}
+    for instrument in instruments:
+        if instrument in joined:
+            raise ValueError(f"--with: got {instrument} twice, expected it once.")
+        joined[instrument] = {}
+    for text in texts:
+        name, value = _setting(text)
+        owner, found, own = name.partition(".")
+        if found and owner not in joined:
+            raise ValueError(f"--set: got {name}, expected --with {owner} beside it.")
+        (joined[owner] if found else parameters)[own if found else name] = value
+    return parameters, joined
+
+
+def _parameter_list(kind: type) -> str:
+    """A method's parameters with their defaults, as they are shown."""
+    return ", ".join(
+        key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in parameters_of(kind).items()
+    )
 
 
 def _recorded(value: Any) -> Any:
