@@ -8,9 +8,7 @@ Work in progress is kept under runs/layerwise_digits, and taken up again when re
 
 from __future__ import annotations
 
-from layerwise import Setup, run, summary
-
-__all__ = ["summary"]
+from layerwise import Setup, run
 
 SETUP = Setup(data="digits", eps=0.05, noise=0.3, train={100: 200, 1437: 30}, points=360)
 

@@ -9,9 +9,7 @@ runs/layerwise_mnist, and taken up again when restarted.
 
 from __future__ import annotations
 
-from layerwise import Setup, run, summary
-
-__all__ = ["summary"]
+from layerwise import Setup, run
 
 SETUP = Setup(data="mnist", eps=0.1, noise=0.3, train={500: 60, 60_000: 4}, points=500)
 

@@ -43,6 +43,22 @@ ROWS: dict[str, dict[str, Any]] = {
     "local ball, 10 steps": {"steps": 10},
 }
 BESIDE = "TRADES-10"
+SEARCH: dict[str, dict[str, Any]] = {
+    "local ball, 1 step": {},
+    "radius 0.25": {"radius": 0.25},
+    "radius 1": {"radius": 1.0},
+    "local weight 3": {"local_weight": 3.0},
+    "local weight 12": {"local_weight": 12.0},
+    "xl not kept within B(x, eps)": {"within_threat": False},
+    "that, radius 0.25": {"within_threat": False, "radius": 0.25},
+    "p(xa) constant": {"constant_target": True},
+    "clean loss too": {"clean_weight": 1.0},
+    "global term KL, as TRADES": {"global_loss": "kl"},
+    "adversary from x itself": {"start": "none"},
+    "2 steps": {"steps": 2},
+    "2 steps, local term at each": {"steps": 2, "every_iterate": True},
+}
+"""What was tried: the default form, and one thing changed in each row."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ def classifier_of(setup: Setup, data: Dataset, seed: int) -> PyTorchClassifier:
 
 
 def trainer_of(setup: Setup, row: str, classifier: PyTorchClassifier, **options: Any) -> LocalBallTrainer:
-    settings = {**ROWS[row], "eps_warmup_epochs": setup.warmup, "overfitting": "ignore"}
+    settings = {**{**SEARCH, **ROWS}[row], "eps_warmup_epochs": setup.warmup, "overfitting": "ignore"}
     return LocalBallTrainer(classifier, threat=setup.threat, **settings, options=TrainingOptions(**options))
 
 
@@ -105,7 +121,7 @@ def seconds_per_epoch(setup: Setup, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def job(setup: Setup, row: str, seed: int, data_dir: str, work: Path) -> dict[str, Any]:
+def job(setup: Setup, row: str, seed: int, attacks: list[str], data_dir: str, work: Path) -> dict[str, Any]:
     """Train one network and attack it; what is done already is taken up."""
     art.config.set_data_path(data_dir)
     folder = work / f"{row}-{seed}".replace(" ", "-").replace(",", "")
@@ -125,13 +141,13 @@ def job(setup: Setup, row: str, seed: int, data_dir: str, work: Path) -> dict[st
         x, y = data.x_train[: setup.train], data.y_train[: setup.train]
         trainer.fit(x, y, None, setup.batch_size, setup.epochs, scheduler, verbose=False)
         save_classifier(classifier, folder, extra={"row": row, "seed": seed, "history": trainer.history})
-    evaluator = Evaluator(classifier, setup.threat, attacks="standard", state_dir=folder / "state", verbose=False)
+    evaluator = Evaluator(classifier, setup.threat, attacks=attacks, state_dir=folder / "state", verbose=False)
     report = evaluator.evaluate(data.x_test[: setup.points], data.y_test[: setup.points])
     result = {
         "row": row,
         "seed": seed,
         "clean": float((classifier.predict(data.x_test, 500).argmax(axis=1) == data.y_test).mean()),
-        "autoattack": report.robust_accuracy,
+        "robust": report.robust_accuracy,
         "stages": {attack.name: attack.robust_accuracy for attack in report.attacks},
         "flags": [flag.name for flag in report.flags],
     }
@@ -140,55 +156,66 @@ def job(setup: Setup, row: str, seed: int, data_dir: str, work: Path) -> dict[st
     return result
 
 
+def accuracies(networks: list[dict[str, Any]], row: str, attack: str) -> dict[str, str]:
+    """In percent, the means over seeds, with the lowest and the highest."""
+    runs = [network for network in networks if network["row"] == row]
+    shown = {"seeds": str(len(runs))}
+    for key, title in {"clean": "clean", "robust": attack}.items():
+        values = [100 * run[key] for run in runs]
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+        shown[title] = f"{statistics.mean(values):.1f}{spread}"
+    return shown
+
+
 def summary(results: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for each training: means over seeds in percent, with the lowest and highest, and its time."""
+    """A row for each training, with its time beside that of TRADES-10."""
     rows = []
     for name in ROWS:
-        runs = [run for run in results["networks"] if run["row"] == name]
-        if not runs:
-            continue
-        values = {key: [100 * run[key] for run in runs] for key in ("clean", "autoattack")}
-        beside = zip(results["seconds"][name], results["seconds"][BESIDE], strict=True)
-        robust = values["autoattack"]
+        ratios = [a / b for a, b in zip(results["seconds"][name], results["seconds"][BESIDE], strict=True)]
         rows.append(
             {
                 "training": name,
                 "passes forward, backward": "{}, {}".format(*results["passes"][name][:2]),
-                "seeds": str(len(runs)),
-                "clean": f"{statistics.mean(values['clean']):.1f}",
-                "AutoAttack": f"{statistics.mean(robust):.1f} ({min(robust):.1f} to {max(robust):.1f})",
-                f"time / {BESIDE}": f"{statistics.median(ours / theirs for ours, theirs in beside):.2f}",
+                **accuracies(results["networks"], name, "AutoAttack"),
+                f"time / {BESIDE}": f"{statistics.median(ratios):.2f}",
                 "s per 1000 images": f"{1000 * statistics.median(results['seconds'][name]) / results['timed']:.2f}",
             }
         )
     return rows
 
 
-def run(name: str, setup: Setup, description: str | None) -> None:
+def search_summary(networks: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row for each form that was tried."""
+    return [{"form": row, **accuracies(networks, row, "APGD-CE and APGD-T")} for row in SEARCH]
+
+
+def run(name: str, setup: Setup, search_seeds: tuple[int, ...], description: str | None) -> None:
     """The command line of a comparison."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if setup.data == "mnist":
         parser.add_argument("--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--rows", nargs="+", default=list(ROWS), choices=list(ROWS), help="train these alone, no record"
-    )
+    parser.add_argument("--search", action="store_true", help="the forms of the local term, under APGD-CE and APGD-T")
     parser.add_argument("--quick", action="store_true", help="a minute, and not recorded")
     args = parser.parse_args()
     data_dir = getattr(args, "data", art.config.ART_DATA_PATH)
     art.config.set_data_path(data_dir)
     setup = setup.quick() if args.quick else setup
+    rows, seeds, attacks = ROWS, setup.seeds, ["standard"]
+    if args.search:
+        rows, seeds, attacks, name = SEARCH, search_seeds, ["apgd-ce", "apgd-t"], f"{name}_search"
     work = Path("runs") / name / ("quick" if args.quick else "full")
-    torch.set_num_threads(1)  # the network is too small for a second thread to pay
-    data = load_data(setup.data)
-    passes = {row: list(trainer_of(setup, row, classifier_of(setup, data, 0)).passes) for row in ROWS}
+    torch.set_num_threads(1)  # the networks are too small for a second thread to pay
     with ProcessPoolExecutor(args.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        jobs = [pool.submit(job, setup, row, seed, data_dir, work) for seed in setup.seeds for row in args.rows]
+        jobs = [pool.submit(job, setup, row, seed, attacks, data_dir, work) for seed in seeds for row in rows]
         networks = [each.result() for each in jobs]
-    times = work / "seconds.json"
-    if not times.exists():
-        write_json(times, seconds_per_epoch(setup, 2 if args.quick else 7))
-    results = {"networks": networks, "seconds": read_json(times), "passes": passes, "timed": setup.timed}
-    print(table(summary(results)))
-    if not args.quick and args.rows == list(ROWS):
+    results: Any = networks
+    if not args.search:
+        data, times = load_data(setup.data), work / "seconds.json"
+        passes = {row: list(trainer_of(setup, row, classifier_of(setup, data, 0)).passes) for row in ROWS}
+        if not times.exists():
+            write_json(times, seconds_per_epoch(setup, 2 if args.quick else 7))
+        results = {"networks": networks, "seconds": read_json(times), "passes": passes, "timed": setup.timed}
+    print(table(search_summary(results) if args.search else summary(results)))
+    if not args.quick:
         print(save(name, results, setup=asdict(setup), worker_threads=1))

@@ -1,6 +1,6 @@
 """Does a weak adversary with the local ball reach the strong one, and at what share of its time? On real 8x8 digits.
 
-    python benchmarks/local_ball_digits.py [--workers 2] [--quick]
+    python benchmarks/local_ball_digits.py [--workers 2] [--search] [--quick]
 
 Three seeds, Linf 0.15, standard AutoAttack on the whole test set. See local_ball.py for the rows. Work in progress is
 kept under runs/local_ball_digits, and taken up again when restarted.
@@ -8,9 +8,7 @@ kept under runs/local_ball_digits, and taken up again when restarted.
 
 from __future__ import annotations
 
-from local_ball import Setup, run, summary
-
-__all__ = ["summary"]
+from local_ball import Setup, run
 
 SETUP = Setup(
     data="digits",
@@ -26,4 +24,4 @@ SETUP = Setup(
 )
 
 if __name__ == "__main__":
-    run("local_ball_digits", SETUP, __doc__)
+    run("local_ball_digits", SETUP, (0, 1, 2), __doc__)

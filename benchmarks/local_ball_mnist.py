@@ -1,6 +1,6 @@
 """Does a weak adversary with the local ball reach the strong one, and at what share of its time? On MNIST at Linf 0.3.
 
-    python benchmarks/local_ball_mnist.py --data DIR [--workers 2] [--quick]
+    python benchmarks/local_ball_mnist.py --data DIR [--workers 2] [--search] [--quick]
 
 Three seeds, standard AutoAttack on the first 1000 test images. eps grows over the first epochs in every row. See
 local_ball.py for the rows. DIR holds mnist.npz as ART's loader keeps it. Work in progress is kept under
@@ -9,9 +9,7 @@ runs/local_ball_mnist, and taken up again when restarted.
 
 from __future__ import annotations
 
-from local_ball import Setup, run, summary
-
-__all__ = ["summary"]
+from local_ball import Setup, run
 
 SETUP = Setup(
     data="mnist",
@@ -27,4 +25,4 @@ SETUP = Setup(
 )
 
 if __name__ == "__main__":
-    run("local_ball_mnist", SETUP, __doc__)
+    run("local_ball_mnist", SETUP, (0,), __doc__)
