@@ -24,4 +24,4 @@ SETUP = Setup(
 )
 
 if __name__ == "__main__":
-    run("local_ball_digits", SETUP, (0, 1, 2), __doc__)
+    run("local_ball_digits", SETUP, __doc__)

@@ -25,4 +25,4 @@ SETUP = Setup(
 )
 
 if __name__ == "__main__":
-    run("local_ball_mnist", SETUP, (0,), __doc__)
+    run("local_ball_mnist", SETUP, __doc__)

@@ -35,8 +35,8 @@ GlobalLoss = Literal["ce", "kl"]
 Start = Literal["uniform", "gaussian", "none"]
 
 NOISE = 0.5
-"""How far from xa the direction to xl is taken, as a share of r: the divergence is flat at xa, and close to it drowns in
-rounding (of bfloat16 above all)."""
+"""How far from xa the direction to xl is taken, as a share of r: at xa the divergence is flat, and close to it drowns
+in rounding (of bfloat16 above all)."""
 
 GAUSSIAN_START = 0.03
 """Standard deviation of the gaussian start, as a share of eps (TRADES: 0.001 at 8/255)."""
