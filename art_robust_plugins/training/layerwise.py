@@ -103,7 +103,9 @@ class _Step:
     labels: Tensor
     number: int = 0
     signs: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # int8, m * N samples for N labels
-    calls: Counter[str] = field(default_factory=Counter)
+    passes: int = 0
+    calls: Counter[str] = field(default_factory=Counter)  # of each layer in the present pass
+    recorded: dict[tuple[str, int], int] = field(default_factory=dict)  # the pass that the signs are from
     pairings: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def pairing(self, previous: _Step, stored: int, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +139,9 @@ class Layerwise(Instrument):
             outputs of another shape than before, and in activation checkpointing.
 
     Samples are the entries of the first axis of a layer's output; a pass over m * N samples, where N labels were
-    announced, is read as m copies of the batch. The k-th call of a layer in a step uses the gradient of its k-th call
-    in the previous step, so a loss may have several passes. Calls in evaluation mode and without gradients are neither
+    announced, is read as m copies of the batch. All passes of one step carry the same perturbations, so that a loss that
+    compares passes (as TRADES does) compares inputs; R_l is of the first pass that the loss depends on. The k-th call
+    of a layer in a pass uses the gradient of its k-th call. Calls in evaluation mode and without gradients are neither
     perturbed nor counted, nor are layers whose output needs no gradient, such as frozen ones. A small batch replaces
     the store as any other does: the next batch is perturbed where that reaches, and else not; slots are assigned as in
     `other_class_slots`. A step without a backward pass leaves the store as it is.
@@ -190,6 +193,7 @@ class Layerwise(Instrument):
             if self.eps > 0:
                 for name, module in candidates.items():
                     handles.append(module.register_forward_hook(partial(self._after_layer, name)))
+                handles.append(network.register_forward_pre_hook(lambda *_: self._begin_pass()))
                 if self._chosen is None:
                     handles.append(network.register_forward_hook(lambda *_: self._blocks.release()))
             yield self
@@ -258,6 +262,11 @@ class Layerwise(Instrument):
                 del self._step.signs[key]
             self._blocks.release()
 
+    def _begin_pass(self) -> None:
+        if self._step is not None and torch.is_grad_enabled():
+            self._step.passes += 1
+            self._step.calls.clear()
+
     def _after_layer(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
         """The forward hook of a layer: h~ in place of h."""
         if not module.training or not torch.is_grad_enabled():
@@ -281,7 +290,7 @@ class Layerwise(Instrument):
         signs = None if previous is None else previous.signs.get(call)
         h: Tensor = output
         with torch.no_grad():
-            mean = self._running_mean(name, h, step.number) if self.relative else None
+            mean = self._running_mean(name, h, step) if self.relative else None
             if previous is not None and signs is not None:
                 _check_shape(name, signs, h)
                 slots, scale = step.pairing(previous, len(signs), h)
@@ -293,7 +302,7 @@ class Layerwise(Instrument):
             else:
                 h = h.add(perturbation, alpha=self.eps)
         # As h~ - h is a constant, the gradient of h~ is that of h.
-        h.register_hook(partial(_record, step.signs, call))  # type: ignore[no-untyped-call]
+        h.register_hook(partial(_record, step, call, step.passes))  # type: ignore[no-untyped-call]
         return h
 
     def _fitting_step(self, name: str, output: Tensor) -> _Step:
@@ -312,10 +321,10 @@ class Layerwise(Instrument):
             )
         return step
 
-    def _running_mean(self, name: str, output: Tensor, step: int) -> Tensor:
-        """Of |h_l|; kept on the device, in float32 at least."""
+    def _running_mean(self, name: str, output: Tensor, step: _Step) -> Tensor:
+        """Of |h_l| in first passes; kept on the device, in float32 at least."""
         known = self._means.get(name)
-        if known is None or step % MEASURED_EVERY == 0:
+        if known is None or (step.number % MEASURED_EVERY == 0 and step.passes <= 1):
             mean = output.abs().mean(dtype=torch.promote_types(output.dtype, torch.float32))
             self._means[name] = mean if known is None else torch.lerp(known.to(mean), mean, MOMENTUM)
         return self._means[name].to(output.device)
@@ -455,9 +464,11 @@ def _selected(signs: Tensor, slots: Tensor, layout: torch.memory_format) -> Tens
     return rows.as_strided((len(slots), *signs.shape[1:]), (rows.shape[1], *signs.stride()[1:]))
 
 
-def _record(signs: dict[tuple[str, int], Tensor], call: tuple[str, int], gradient: Tensor) -> None:
-    """The backward hook of a layer's output."""
-    signs[call] = gradient.sign().to(torch.int8)
+def _record(step: _Step, call: tuple[str, int], number: int, gradient: Tensor) -> None:
+    """The backward hook of a layer's output in pass ``number`` of a step."""
+    if number <= step.recorded.get(call, number):
+        step.recorded[call] = number
+        step.signs[call] = gradient.sign().to(torch.int8)
 
 
 def _check_shape(name: str, signs: Tensor, output: Tensor) -> None:

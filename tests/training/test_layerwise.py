@@ -270,18 +270,32 @@ def test_labels_may_be_class_probabilities() -> None:
         assert torch.equal(one, other)
 
 
-def test_each_pass_of_a_step_uses_the_gradient_of_the_same_pass_before() -> None:
-    """Two passes with losses of opposite sign: so are their gradients, and the perturbations of the next step."""
+@pytest.mark.parametrize("first_counts", [True, False])
+def test_all_passes_of_a_step_carry_the_perturbation_of_the_first_that_counted(first_counts: bool) -> None:
     network, (x, _) = tiny(), batches(1, size=4)[0]
     y, flipped = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0])
+    seen: list[Tensor] = []
+    network[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def plain(x: Tensor) -> Tensor:
+        return functional.conv2d(x, network[0].weight, network[0].bias)  # type: ignore[arg-type]
+
     with layerwise_perturbations(network, eps=0.1, relative=False) as layerwise:
         layerwise.begin_step(y)
-        (functional.cross_entropy(network(x), y) - functional.cross_entropy(network(x), y)).backward()
+        first, second = functional.cross_entropy(network(x), y), -functional.cross_entropy(network(x + 1), y)
+        for h in seen:
+            h.retain_grad()
+        (second + first if first_counts else second).backward()
+        gradient = seen[0 if first_counts else 1].grad
+        assert gradient is not None
+        assert torch.equal(layerwise.state_dict()["sign:0:0"], gradient.sign().to(torch.int8))
         layerwise.begin_step(flipped)
-        first, second = network[0](x), network[0](x)
-        plain = functional.conv2d(x, network[0].weight, network[0].bias)  # type: ignore[arg-type]
-        assert (first - plain).abs().min() > 0.09
-        assert torch.allclose(first - plain, plain - second)
+        seen.clear()
+        network(x)
+        network(2 * x)
+        moved = seen[0] - plain(x)
+        assert torch.allclose(moved, seen[1] - plain(2 * x))
+        assert moved.abs().min() > 0.09
 
 
 class Twice(nn.Module):
@@ -589,7 +603,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(kind: str, tmp_path: Pa
     assert same(whole, run("parts", True, 4))
 
 
-def test_in_the_local_ball_each_training_pass_is_perturbed_by_itself() -> None:
+def test_in_the_local_ball_all_training_passes_share_the_perturbation() -> None:
     trainer = trainers("local ball", TrainingOptions(seed=0))
     layerwise = trainer.instruments[0]
     states = []
@@ -600,7 +614,7 @@ def test_in_the_local_ball_each_training_pass_is_perturbed_by_itself() -> None:
     trainer.end_epoch = end_epoch
     fitted(trainer, 1)
     calls = {key.split(":")[1] for key in states[0] if key.startswith("sign:")}
-    assert calls == {"0", "1", "2"}  # x, xa, xl; the ascent runs in evaluation mode
+    assert calls == {"0"}
     without = LocalBallTrainer(
         classifier(),
         threat=trainer.threat,
