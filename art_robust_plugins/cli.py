@@ -123,7 +123,7 @@ def methods() -> None:
 def demo(
     out: OutOption = Path("runs/demo"),
     epochs: Annotated[int, typer.Option(help="Epochs of training for each network.", min=1)] = 20,
-    points: Annotated[int, typer.Option(help="Test images to attack.", min=1)] = 150,
+    points: Annotated[int, typer.Option(help="Test images to attack.", min=1)] = 100,
     seed: SeedOption = 0,
 ) -> None:
     """Train every installed method on scikit-learn's digits, attack the networks, and compare them on one page.

@@ -139,12 +139,12 @@ class Layerwise(Instrument):
             outputs of another shape than before, and in activation checkpointing.
 
     Samples are the entries of the first axis of a layer's output; a pass over m * N samples, where N labels were
-    announced, is read as m copies of the batch. All passes of one step carry the same perturbations, so that a loss that
-    compares passes (as TRADES does) compares inputs; R_l is of the first pass that the loss depends on. The k-th call
-    of a layer in a pass uses the gradient of its k-th call. Calls in evaluation mode and without gradients are neither
-    perturbed nor counted, nor are layers whose output needs no gradient, such as frozen ones. A small batch replaces
-    the store as any other does: the next batch is perturbed where that reaches, and else not; slots are assigned as in
-    `other_class_slots`. A step without a backward pass leaves the store as it is.
+    announced, is read as m copies of the batch. All passes of one step carry the same perturbations, so that a loss
+    that compares passes (as TRADES does) compares inputs; R_l is of the first pass that the loss depends on. The
+    k-th call of a layer in a pass uses the gradient of its k-th call. Calls in evaluation mode and without
+    gradients are neither perturbed nor counted, nor are layers whose output needs no gradient, such as frozen ones.
+    A small batch replaces the store as any other does: the next batch is perturbed where that reaches, and else
+    not; slots are assigned as in `other_class_slots`. A step without a backward pass leaves the store as it is.
 
     Of a gradient only the sign is kept, in one byte a number; `state_dict` holds it too. With several processes each
     one uses the gradients of its own samples, and a checkpoint holds those of the main process. One object serves one
