@@ -28,16 +28,13 @@ from art_robust_plugins.data import load_data
 from art_robust_plugins.models import create_model
 from art_robust_plugins.training import LayerwiseAdversarialTrainer, PGDTrainer
 
-EVERY = [nn.Conv2d, "layers.7"]  # of small-cnn: the convolutions and the hidden linear layer
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout 0.5": {"dropout": 0.5},
     "FGSM": {"fgsm": True},
     "layerwise, eps 0.1": {"eps": 0.1},
     "layerwise, eps 0.3": {"eps": 0.3},
-    "layerwise, eps 1": {"eps": 1.0},
-    "layerwise, eps 0.3, hidden layer too": {"eps": 0.3, "layers": EVERY},
-    "layerwise, eps 1, hidden layer too": {"eps": 1.0, "layers": EVERY},
+    "layerwise, eps 0.3, hidden layer too": {"eps": 0.3, "hidden": True},
 }
 
 
@@ -46,6 +43,8 @@ class Setup:
     """What all rows of one table share."""
 
     data: str
+    network: str
+    hidden: str  # its hidden linear layer
     eps: float
     noise: float
     train: dict[int, int]  # images to train on -> epochs
@@ -61,7 +60,7 @@ def trained(setup: Setup, row: str, images: int, seed: int, folder: Path) -> PyT
         return load_classifier(folder)
     data, settings = load_data(setup.data), ROWS[row]
     torch.manual_seed(seed)
-    network = create_model("small-cnn", data.input_shape, data.nb_classes, dropout=settings.get("dropout", 0.0))
+    network = create_model(setup.network, data.input_shape, data.nb_classes, dropout=settings.get("dropout", 0.0))
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     classifier = PyTorchClassifier(
         network,
@@ -82,7 +81,8 @@ def trained(setup: Setup, row: str, images: int, seed: int, folder: Path) -> PyT
         fgsm: dict[str, Any] = {"steps": 1, "start": "none", "step_size": setup.eps, "overfitting": "ignore"}
         trainer = PGDTrainer(classifier, threat=threat, clean_weight=1.0, **fgsm, options=options)
     elif "eps" in settings:
-        trainer = LayerwiseAdversarialTrainer(classifier, **settings, options=options)
+        layers = [nn.Conv2d, setup.hidden] if "hidden" in settings else None
+        trainer = LayerwiseAdversarialTrainer(classifier, eps=settings["eps"], layers=layers, options=options)
     else:
         trainer = StandardTrainer(classifier, options=options)
     # Few images are another few for each seed.
