@@ -7,6 +7,7 @@ from .registry import available_methods, create
 from .threat import ThreatModel
 from .training import (
     BANGTrainer,
+    LayerwiseAdversarialTrainer,
     LipschitzMarginTrainer,
     LocalBallTrainer,
     PGDTrainer,
@@ -21,6 +22,7 @@ __all__ = [
     "BANGTrainer",
     "EvaluationReport",
     "Evaluator",
+    "LayerwiseAdversarialTrainer",
     "LipschitzMarginTrainer",
     "LocalBallTrainer",
     "PGDTrainer",

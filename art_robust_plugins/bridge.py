@@ -402,7 +402,10 @@ def class_logits(classifier: PyTorchClassifier, outputs: Tensor) -> Tensor:
     """
     if outputs.shape[1] > 1:
         return outputs
-    positive = torch.logit(outputs) if isinstance(classifier.loss, nn.BCELoss) else outputs
+    # A probability of exactly 0 or 1 counts as the nearest other one, whose logit is finite.
+    positive = (
+        torch.logit(outputs, torch.finfo(outputs.dtype).eps) if isinstance(classifier.loss, nn.BCELoss) else outputs
+    )
     return torch.cat([torch.zeros_like(positive), positive], dim=1)
 
 

@@ -31,7 +31,7 @@ from .evaluation import EvaluationReport, Evaluator, save_comparison
 from .evaluation.report import REPORT_FILE
 from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
 from .models import MODELS, create_model
-from .registry import available_methods, create, method, parameters_of
+from .registry import available_instruments, available_methods, create, create_instrument, method, parameters_of
 from .threat import ThreatModel
 from .training import TrainingOptions
 from .training.loop import CHECKPOINT
@@ -70,6 +70,8 @@ EVALUATIONS = "evaluations"
 CERTIFICATES = "certificates"
 STATE = "state"
 BATCH_SIZE = 250
+DEMO_COMPOSITIONS = (("local-ball", ("layerwise",)),)
+"""Methods with instruments that the demo shows after the single methods."""
 
 
 class Optimizer(str, Enum):
@@ -115,21 +117,22 @@ def options(
 
 @app.command()
 def methods() -> None:
-    """List what is installed: each method's source and parameters."""
+    """List what is installed: each method's source and parameters, and the instruments that join any of them."""
     table = Table("method", "as an ART", "source", "parameters")
     for name, kind in available_methods().items():
-        parameters = ", ".join(
-            key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in parameters_of(kind).items()
-        )
-        table.add_row(name, _art_kind(kind), getattr(kind, "source", "") or "not stated", parameters)
+        table.add_row(name, _art_kind(kind), getattr(kind, "source", "") or "not stated", _parameter_list(kind))
     console.print(table)
+    instruments = Table("instrument", "parameters")
+    for name, kind in available_instruments().items():
+        instruments.add_row(name, _parameter_list(kind))
+    console.print(instruments)
 
 
 @app.command()
 def demo(
     out: OutOption = Path("runs/demo"),
     epochs: Annotated[int, typer.Option(help="Epochs of training for each network.", min=1)] = 20,
-    points: Annotated[int, typer.Option(help="Test images to attack.", min=1)] = 150,
+    points: Annotated[int, typer.Option(help="Test images to attack.", min=1)] = 100,
     seed: SeedOption = 0,
 ) -> None:
     """Train every installed method on scikit-learn's digits, attack the networks, and compare them on one page.
@@ -140,25 +143,28 @@ def demo(
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
     threat = ThreatModel("Linf", 0.1)
+    trainers = {name: kind for name, kind in available_methods().items() if issubclass(kind, Trainer)}
+    # The baseline comes first, for the others to be compared with.
+    runs = [(name, ()) for name in sorted(trainers, key=lambda name: name != "standard")]
     reports = {}
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
-        # The baseline comes first, for the others to be compared with.
-        for name, kind in sorted(available_methods().items(), key=lambda item: item[0] != "standard"):
-            parameters = getattr(kind, "demo", {})
-            if not issubclass(kind, Trainer):
+        for name, instruments in [*runs, *DEMO_COMPOSITIONS]:
+            known = parameters_of(trainers[name])
+            required = {key for key, value in known.items() if value is inspect.Parameter.empty}
+            parameters = {**getattr(trainers[name], "demo", {}), **({"threat": threat} if "threat" in required else {})}
+            if required - set(parameters):
+                console.print(f"{name}: left out, it has no default for {', '.join(sorted(required))}.")
                 continue
-            missing = [key for key, value in parameters_of(kind).items() if value is inspect.Parameter.empty]
-            if set(missing) - set(parameters):
-                console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
-                continue
-            folder = out / name
+            label = "+".join([name, *instruments])
+            folder = out / label
             if (folder / "classifier.json").exists():
                 _check_demo(folder, epochs, seed)
             else:
-                console.print(f"[bold]{name}[/bold]: training")
-                _train(name, data, "small-cnn", folder, parameters, epochs=epochs, seed=seed, resume=True)
+                console.print(f"[bold]{label}[/bold]: training")
+                joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
+                _train(name, data, "small-cnn", folder, parameters, joined, epochs=epochs, seed=seed, resume=True)
             attacks = ["standard", "torchattacks"]
-            reports[name] = _evaluate(folder, data, threat, attacks, points=points, seed=seed, certify="if possible")
+            reports[label] = _evaluate(folder, data, threat, attacks, points=points, seed=seed, certify="if possible")
     page = save_comparison(reports, out)
     _print_comparison(reports)
     console.print(f"Open {page} in a browser.", soft_wrap=True)
@@ -175,7 +181,16 @@ def train(
         typer.Option("--model-set", metavar="NAME=VALUE", help="An argument of the network, as depth=16; repeatable."),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of the method; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A parameter of the method or, as INSTRUMENT.NAME=VALUE, of what --with names; repeatable.",
+        ),
+    ] = None,
+    instruments: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="INSTRUMENT", help="Attach bang or layerwise to the network; repeatable."),
     ] = None,
     weight_map: Annotated[
         KernelName | None, typer.Option(help="Add weight maps of this kernel to the network, whatever the method.")
@@ -204,10 +219,13 @@ def train(
     """
     if (out / "classifier.json").exists():
         raise ValueError(f"--out: {out} holds a trained network already, expected another folder.")
-    parameters = dict(_setting(text) for text in settings or [])
     kind = method(name)
     _check_trainable(name, kind, weight_map)
     known = parameters_of(kind)
+    parameters, joined = _settings(settings or [], instruments or [])
+    trainer = kind if issubclass(kind, Trainer) else method("standard")
+    if joined and "instruments" not in inspect.signature(trainer).parameters:
+        raise ValueError(f"--with: got {next(iter(joined))}, but {name!r} takes no instruments, expected none.")
     for given in ("classifier", "options", "instruments", "threat"):
         if given in parameters:
             raise ValueError(f"--set: {given} is no setting of {name!r}, expected options such as --eps for it.")
@@ -215,12 +233,9 @@ def train(
     for given in ("name", "input_shape", "nb_classes"):
         if given in model_arguments:
             raise ValueError(f"--model-set: got {given}, which --model and --data give, expected another argument.")
-    if eps is not None:
-        if "threat" not in known:
-            raise ValueError(f"--eps: {name!r} takes no threat, expected none.")
-        parameters["threat"] = ThreatModel("Linf" if norm is None else norm.value, eps)
-    elif norm is not None:
-        raise ValueError(f"--norm: got {norm.value} without --eps, expected both.")
+    threat = _threat(name, known, norm, eps)
+    if threat is not None:
+        parameters["threat"] = threat
     if lr <= 0:
         raise ValueError(f"--lr: got {lr}, expected a positive number.")
     if momentum is not None and optimizer is not Optimizer.sgd:
@@ -232,6 +247,7 @@ def train(
             model,
             out,
             parameters,
+            joined,
             model_arguments=model_arguments,
             weight_map=None if weight_map is None else weight_map.value,
             epochs=epochs,
@@ -390,6 +406,7 @@ def _train(
     model: str,
     out: Path,
     parameters: dict[str, Any],
+    instruments: dict[str, dict[str, Any]],
     *,
     model_arguments: dict[str, Any] | None = None,
     weight_map: Any = None,
@@ -431,14 +448,16 @@ def _train(
         checkpoint_dir=out,
         resume=resume,
     )
+    attached = [create_instrument(instrument, **values) for instrument, values in instruments.items()]
+    training = {"options": options, **({"instruments": attached} if attached else {})}
     if weight_map is not None:
         classifier = PyTorchWeightMapClassifier.from_classifier(classifier, kernel=weight_map)
     if issubclass(method(name), Trainer):
-        trainer = create(name, classifier, options=options, **parameters)
+        trainer = create(name, classifier, **training, **parameters)
         parameters = trainer.parameters
     else:
         classifier = create(name, classifier, **parameters)
-        trainer = create("standard", classifier, options=options)
+        trainer = create("standard", classifier, **training)
         parameters = {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
     scheduler = (
         torch.optim.lr_scheduler.CosineAnnealingLR(classifier.optimizer, epochs)
@@ -581,6 +600,43 @@ def _setting(text: str, option: str = "--set") -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def _threat(name: str, known: dict[str, Any], norm: NormName | None, eps: str | None) -> ThreatModel | None:
+    """The threat that --norm and --eps give to a method with the parameters ``known``."""
+    if eps is not None:
+        if "threat" not in known:
+            raise ValueError(f"--eps: {name!r} takes no threat, expected none.")
+        return ThreatModel("Linf" if norm is None else norm.value, eps)
+    if norm is not None:
+        raise ValueError(f"--norm: got {norm.value} without --eps, expected both.")
+    if known.get("threat") is inspect.Parameter.empty:
+        raise ValueError(f"--eps: got none, which {name!r} trains against, expected a radius such as 0.1 or 8/255.")
+    return None
+
+
+def _settings(texts: list[str], instruments: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What --set gives to the method, and to each instrument that --with names."""
+    parameters: dict[str, Any] = {}
+    joined: dict[str, dict[str, Any]] = {}
+    for instrument in instruments:
+        if instrument in joined:
+            raise ValueError(f"--with: got {instrument} twice, expected it once.")
+        joined[instrument] = {}
+    for text in texts:
+        name, value = _setting(text)
+        owner, found, own = name.partition(".")
+        if found and owner not in joined:
+            raise ValueError(f"--set: got {name}, expected --with {owner} beside it.")
+        (joined[owner] if found else parameters)[own if found else name] = value
+    return parameters, joined
+
+
+def _parameter_list(kind: type) -> str:
+    """A method's parameters with their defaults, as they are shown."""
+    return ", ".join(
+        key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in parameters_of(kind).items()
+    )
 
 
 def _recorded(value: Any) -> Any:

@@ -116,6 +116,7 @@ class SmallCNN(nn.Module):
         nb_classes: number of logits.
         channels: outputs of the first convolution; the second has twice as many.
         hidden: outputs of the first linear layer.
+        dropout: probability of dropping a hidden unit.
 
     Raises:
         ValueError: for images that are too small.
@@ -126,11 +127,17 @@ class SmallCNN(nn.Module):
     """
 
     def __init__(
-        self, input_shape: Sequence[int] = (1, 8, 8), nb_classes: int = 10, *, channels: int = 32, hidden: int = 128
+        self,
+        input_shape: Sequence[int] = (1, 8, 8),
+        nb_classes: int = 10,
+        *,
+        channels: int = 32,
+        hidden: int = 128,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         inputs, height, width = _image_shape(input_shape, "small-cnn", smallest=4)
-        self.recipe = _recipe("small-cnn", input_shape, nb_classes, channels=channels, hidden=hidden)
+        self.recipe = _recipe("small-cnn", input_shape, nb_classes, channels=channels, hidden=hidden, dropout=dropout)
         self.layers = nn.Sequential(
             nn.Conv2d(inputs, channels, 3, padding=1),
             nn.ReLU(),
@@ -141,6 +148,7 @@ class SmallCNN(nn.Module):
             nn.Flatten(),
             nn.Linear(2 * channels * (height // 4) * (width // 4), hidden),
             nn.ReLU(),
+            *([nn.Dropout(dropout)] if dropout else []),
             nn.Linear(hidden, nb_classes),
         )
         for layer in _weighted_layers(self):

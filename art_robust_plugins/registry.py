@@ -1,7 +1,8 @@
-"""The methods that are installed: this package's own, and those that other packages add.
+"""The methods and instruments that are installed: this package's own, and those that other packages add.
 
 A method is an entry point of the group ``art_robust_plugins.methods`` that names a subclass of an ART ``Trainer``,
-``Preprocessor`` or estimator. This package lists its own in its pyproject.toml; any other package can do the same.
+``Preprocessor`` or estimator; an instrument, one of ``art_robust_plugins.instruments`` that names a subclass of
+`Instrument`. This package lists its own in its pyproject.toml; any other package can do the same.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
 
+from .training.instruments import Instrument
+
 GROUP = "art_robust_plugins.methods"
-_BASES = (Trainer, Preprocessor, BaseEstimator)
+INSTRUMENTS = "art_robust_plugins.instruments"
+_BASES = {GROUP: (Trainer, Preprocessor, BaseEstimator), INSTRUMENTS: (Instrument,)}
+_EXPECTED = {
+    GROUP: "a subclass of an ART Trainer, Preprocessor or estimator",
+    INSTRUMENTS: "a subclass of art_robust_plugins.training.Instrument",
+}
 
 
 def available_methods() -> dict[str, type]:
@@ -33,7 +41,17 @@ def available_methods() -> dict[str, type]:
         >>> available_methods()["bang"].__name__
         'BANGTrainer'
     """
-    return {name: _loaded(point) for name, point in _points().items()}
+    return {name: _loaded(point) for name, point in _points(GROUP).items()}
+
+
+def available_instruments() -> dict[str, type[Instrument]]:
+    """Every installed instrument by name, in alphabetical order; what can go wrong is as in `available_methods`.
+
+    Example:
+        >>> available_instruments()["bang"].__name__
+        'BANG'
+    """
+    return {name: _loaded(point) for name, point in _points(INSTRUMENTS).items()}
 
 
 def method(name: str) -> type:
@@ -42,12 +60,7 @@ def method(name: str) -> type:
     Raises:
         ValueError: no method has this name; the message suggests the nearest.
     """
-    points = _points()
-    if name not in points:
-        near = get_close_matches(name, points, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join(map(repr, points))}{hint}")
-    return _loaded(points[name])
+    return _named(name, GROUP)
 
 
 def create(name: str, classifier: PyTorchClassifier, **parameters: Any) -> Any:
@@ -82,8 +95,25 @@ def create(name: str, classifier: PyTorchClassifier, **parameters: Any) -> Any:
     return make(**parameters) if issubclass(kind, Preprocessor) else make(classifier, **parameters)
 
 
+def create_instrument(name: str, **parameters: Any) -> Instrument:
+    """Make an instrument by name, for the ``instruments`` of a trainer.
+
+    Raises:
+        ValueError: an unknown instrument (the nearest is suggested), or what it refuses.
+        TypeError: a parameter that the instrument does not have.
+
+    Example:
+        >>> create_instrument("bang", beta=0.4)
+        BANG(BANGSetting(beta=0.4, epsilon=0.815, ratio=1.0), layers=None, cap=None)
+    """
+    kind = _named(name, INSTRUMENTS)
+    _check_parameters(name, kind, parameters)
+    instrument: Instrument = kind(**parameters)
+    return instrument
+
+
 def parameters_of(kind: type) -> dict[str, Any]:
-    """A method's own arguments with their defaults (``inspect.Parameter.empty`` where there is none), for `create`."""
+    """The own arguments of a method or instrument, with their defaults (``inspect.Parameter.empty`` for none)."""
     signature = inspect.signature(getattr(kind, "from_classifier", kind))
     own = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return {p.name: p.default for p in own if p.name not in {"classifier", "options", "instruments"}}
@@ -105,13 +135,22 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
             raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
 
 
-def _points() -> dict[str, EntryPoint]:
+def _named(name: str, group: str) -> type:
+    points = _points(group)
+    if name not in points:
+        near = get_close_matches(name, points, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(map(repr, points))}{hint}")
+    return _loaded(points[name])
+
+
+def _points(group: str) -> dict[str, EntryPoint]:
     points: dict[str, EntryPoint] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+    for point in sorted(entry_points(group=group), key=lambda point: point.name):
         # An editable and a regular installation of one package both list it.
         if point.name in points and point.value != points[point.name].value:
             claims = f"{points[point.name].value} and by {point.value}"
-            raise ValueError(f"the method {point.name!r} is claimed by {claims}, expected one of them to be renamed.")
+            raise ValueError(f"the name {point.name!r} is claimed by {claims}, expected one of them to be renamed.")
         points[point.name] = point
     return points
 
@@ -121,9 +160,7 @@ def _loaded(point: EntryPoint) -> type:
         loaded = point.load()
     except Exception as error:  # whatever another package does when it is imported
         raise ImportError(f"the entry point {point.name!r} ({point.value}) cannot be loaded: {error}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, _BASES)):
-        raise TypeError(
-            f"the entry point {point.name!r} ({point.value}) is {loaded!r}, expected a subclass of an ART Trainer, "
-            f"Preprocessor or estimator."
-        )
+    if not (isinstance(loaded, type) and issubclass(loaded, _BASES[point.group])):
+        expected = _EXPECTED[point.group]
+        raise TypeError(f"the entry point {point.name!r} ({point.value}) is {loaded!r}, expected {expected}.")
     return loaded

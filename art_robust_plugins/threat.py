@@ -152,12 +152,18 @@ class ThreatModel:
             current.requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(objective(current), current)
-            current = current.detach()
-            if self.norm == "L1":
-                # A step moves one coordinate: it must not be one that clipping would hold back.
-                gradient = gradient * (clip(current + gradient.sign(), low, high) != current)
-            current = self.project(current + self.steepest_ascent(gradient, step_size), x, low, high)
+            moved = self.moved(current.detach(), gradient, step_size, low, high)
+            current = self.project(moved, x, low, high)
         return current
+
+    def moved(
+        self, x: Tensor, gradient: Tensor, step_size: float, low: Bound | None = None, high: Bound | None = None
+    ) -> Tensor:
+        """``x`` [N, ...] after a step of steepest ascent, which may leave the ball and the range [low, high]."""
+        if self.norm == "L1":
+            # A step moves one coordinate: it must not be one that clipping would hold back.
+            gradient = gradient * (clip(x + gradient.sign(), low, high) != x)
+        return x + self.steepest_ascent(gradient, step_size)
 
 
 def clip(x: Tensor, low: Bound | None, high: Bound | None) -> Tensor:

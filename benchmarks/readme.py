@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import bang_mnist
 import conv_norms
+import layerwise
 import lipschitz_mnist
+import local_ball
 from record import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
@@ -38,16 +41,20 @@ def blocks() -> dict[str, str]:
         rows = record["results"].values() if isinstance(record["results"], dict) else [record["results"]]
         return "\n\n".join([*map(table, rows), f"{conditions(record)} {record['threads']} threads."])
 
-    def summary(script: Any) -> str:
-        record = records[script.__name__]
-        return f"{table(script.summary(record['results']))}\n\n{conditions(record)}"
+    def summary(name: str, rows: Callable[[Any], list[dict[str, str]]]) -> str:
+        return f"{table(rows(records[name]['results']))}\n\n{conditions(records[name])}"
 
     return {
         "training_step": tables("training_step"),
-        "conv_norms": summary(conv_norms),
+        "conv_norms": summary("conv_norms", conv_norms.summary),
         "certify_speed": tables("certify_speed"),
-        "bang_mnist": summary(bang_mnist),
-        "lipschitz_mnist": summary(lipschitz_mnist),
+        "bang_mnist": summary("bang_mnist", bang_mnist.summary),
+        "lipschitz_mnist": summary("lipschitz_mnist", lipschitz_mnist.summary),
+        "local_ball_digits": summary("local_ball_digits", local_ball.summary),
+        "local_ball_mnist": summary("local_ball_mnist", local_ball.summary),
+        "local_ball_mnist_search": summary("local_ball_mnist_search", local_ball.search_summary),
+        "layerwise_digits": summary("layerwise_digits", layerwise.summary),
+        "layerwise_mnist": summary("layerwise_mnist", layerwise.summary),
     }
 
 

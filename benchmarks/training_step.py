@@ -1,4 +1,4 @@
-"""What a training step costs: beside a loop written by hand, beside ART's trainer, and BANG beside plain training.
+"""What a training step costs: beside a loop written by hand, beside ART's trainers, instruments beside plain training.
 
     python benchmarks/training_step.py [--quick] [--threads 2]
 
@@ -16,11 +16,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from art.defences.trainer import AdversarialTrainerMadryPGD
+from art.attacks.evasion import ProjectedGradientDescent
+from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
 from record import save, table
 from torch import Tensor, nn
@@ -28,53 +31,71 @@ from torch.nn import functional
 
 from art_robust_plugins.models import create_model
 from art_robust_plugins.threat import ThreatModel
-from art_robust_plugins.training import BANGTrainer, RobustTrainer, StandardTrainer, TrainingOptions
+from art_robust_plugins.training import (
+    BANGTrainer,
+    LayerwiseAdversarialTrainer,
+    LocalBallTrainer,
+    PGDTrainer,
+    RobustTrainer,
+    StandardTrainer,
+    TRADESTrainer,
+    TrainingOptions,
+)
 
-# network, input shape, batch size, steps in a timed call(, PGD steps)
+# network, input shape, batch size, steps in a timed call(, ascent steps)
 PLAIN = [("lenet", (1, 28, 28), 64, 60), ("quick", (3, 32, 32), 100, 16), ("preact-resnet18", (3, 32, 32), 16, 8)]
-PGD = [("small-cnn", (1, 28, 28), 128, 8, 7), ("preact-resnet18", (3, 32, 32), 16, 6, 2)]
-EPS = 0.1
+ADVERSARIAL = [("small-cnn", (1, 28, 28), 128, 6, 7), ("preact-resnet18", (3, 32, 32), 16, 4, 2)]
+EPS, STEP = 0.1, 0.025
+METHODS = ("PGD", "TRADES", "local ball")
 
 
-class PGDTrainer(RobustTrainer):
-    """Madry et al.'s adversarial training: the classifier's loss on images moved by projected gradient ascent."""
-
-    def __init__(self, classifier: PyTorchClassifier, *, threat: ThreatModel, steps: int, **settings: Any) -> None:
-        super().__init__(classifier, threat=threat, **settings)
-        self.steps = steps
-
-    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        assert self.threat is not None
-        network = self.classifier.model.eval()
-        start = self.threat.random_start(x, 0.0, 1.0)
-        moved = self.threat.ascend(
-            lambda z: self.loss(self.logits(z), y), x, start, steps=self.steps, step_size=EPS / 4, low=0.0, high=1.0
-        )
-        network.train()
-        return self.loss(self.logits(moved), y)
-
-
-def by_hand(network: nn.Module, x: Tensor, y: Tensor, batch_size: int, steps: int) -> None:
-    """Plain torch: what one writes without a library. ``steps`` 0 is plain training."""
+def by_hand(network: nn.Module, x: Tensor, y: Tensor, batch_size: int, loss: Callable[..., Tensor]) -> None:
+    """Plain torch: what one writes without a library."""
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
     order = torch.randperm(len(x))
     network.train()
     for begin in range(0, len(x), batch_size):
         rows = order[begin : begin + batch_size]
-        images, labels = x[rows], y[rows]
-        if steps:
-            network.eval()
-            moved = (images + (2 * torch.rand_like(images) - 1) * EPS).clamp(0, 1)
-            for _ in range(steps):
-                moved.requires_grad_()
-                (gradient,) = torch.autograd.grad(functional.cross_entropy(network(moved), labels), moved)
-                moved = moved.detach() + EPS / 4 * gradient.sign()
-                moved = (images + (moved - images).clamp(-EPS, EPS)).clamp(0, 1)
-            network.train()
-            images = moved
+        value = loss(network, x[rows], y[rows])
         optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(network(images), labels).backward()
+        value.backward()
         optimizer.step()
+
+
+def plain_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(network(images), labels)
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    return functional.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
+
+
+def adversarial_loss(network: nn.Module, images: Tensor, labels: Tensor, method: str, steps: int) -> Tensor:
+    network.eval()
+    if method == "TRADES":
+        with torch.no_grad():
+            clean = network(images)
+    moved = (images + (2 * torch.rand_like(images) - 1) * EPS).clamp(0, 1)
+    for _ in range(steps):
+        moved.requires_grad_()
+        logits = network(moved)
+        objective = divergence(clean, logits) if method == "TRADES" else functional.cross_entropy(logits, labels)
+        (gradient,) = torch.autograd.grad(objective, moved)
+        moved = moved.detach() + STEP * gradient.sign()
+        moved = (images + (moved - images).clamp(-EPS, EPS)).clamp(0, 1)
+    if method == "local ball":
+        with torch.no_grad():
+            center = network(moved)
+        beside = (moved + (2 * torch.rand_like(images) - 1) * EPS / 20).clamp(0, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(divergence(center, network(beside)), beside)
+        local = (moved + EPS / 2 * gradient.sign()).clamp(0, 1)
+    network.train()
+    if method == "TRADES":
+        logits = network(images)
+        return functional.cross_entropy(logits, labels) + 6 * divergence(logits, network(moved))
+    logits = network(moved)
+    loss = functional.cross_entropy(logits, labels)
+    return loss if method == "PGD" else loss + 6 * divergence(logits, network(local))
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -125,12 +146,14 @@ def plain_rows(rounds: int, cases: list[Any]) -> list[dict[str, Any]]:
 
         plain, bang = StandardTrainer(classifier, options=options), BANGTrainer(classifier, options=options)
         half = BANGTrainer(classifier, beta=0.4, epsilon=0.855, ratio=0.5, options=options)
+        layerwise = LayerwiseAdversarialTrainer(classifier, eps=0.1, options=options)
         taken = in_turns(
             {
-                "hand": lambda c=classifier, x=x, y=y, b=batch_size: by_hand(c.model, x, y, b, 0),
+                "hand": lambda c=classifier, x=x, y=y, b=batch_size: by_hand(c.model, x, y, b, plain_loss),
                 "plain": lambda t=plain: fit(t),
                 "bang": lambda t=bang: fit(t),
                 "bang, ratio": lambda t=half: fit(t),
+                "layerwise": lambda t=layerwise: fit(t),
             },
             rounds,
         )
@@ -142,35 +165,51 @@ def plain_rows(rounds: int, cases: list[Any]) -> list[dict[str, Any]]:
                 "speed of our loop / by hand": round(ratio(taken["hand"], taken["plain"]), 3),
                 "BANG / plain, time": round(ratio(taken["bang"], taken["plain"]), 3),
                 "BANG with ratio 0.5 / plain, time": round(ratio(taken["bang, ratio"], taken["plain"]), 3),
+                "layerwise / plain, time": round(ratio(taken["layerwise"], taken["plain"]), 3),
             }
         )
         print(rows[-1], flush=True)
     return rows
 
 
-def pgd_rows(rounds: int, cases: list[Any]) -> list[dict[str, Any]]:
+def arts_trainer(method: str, classifier: PyTorchClassifier, batch_size: int, steps: int) -> Callable[..., None]:
+    """ART's own trainer as a function of its arrays."""
+    if method == "PGD":
+        madry = AdversarialTrainerMadryPGD(classifier, 1, batch_size, eps=EPS, eps_step=STEP, max_iter=steps)
+        return madry.fit
+    attack = ProjectedGradientDescent(
+        classifier, eps=EPS, eps_step=STEP, max_iter=steps, num_random_init=1, batch_size=batch_size, verbose=False
+    )
+    trades = AdversarialTrainerTRADESPyTorch(classifier, attack, beta=6.0)
+    return lambda x, y: trades.fit(x, y, batch_size=batch_size, nb_epochs=1)
+
+
+def adversarial_rows(rounds: int, cases: list[Any]) -> list[dict[str, Any]]:
     rows = []
-    for name, shape, batch_size, steps, ascents in cases:
+    for (name, shape, batch_size, steps, ascents), method in product(cases, METHODS):
         classifier, x, y = classifier_and_data(name, shape, batch_size * steps)
-        ours = PGDTrainer(classifier, threat=ThreatModel("Linf", EPS), steps=ascents, options=TrainingOptions(seed=0))
-        art = AdversarialTrainerMadryPGD(classifier, 1, batch_size, eps=EPS, eps_step=EPS / 4, max_iter=ascents)
-        arrays = x.numpy(), np.eye(10, dtype=np.float32)[y.numpy()]
-        taken = in_turns(
-            {
-                "hand": lambda c=classifier, x=x, y=y, b=batch_size, k=ascents: by_hand(c.model, x, y, b, k),
-                "ours": lambda t=ours, x=x, y=y, b=batch_size: t.fit(x, y, batch_size=b, nb_epochs=1, verbose=False),
-                "art": lambda t=art, a=arrays: t.fit(*a),
-            },
-            rounds,
-        )
+        kind = {"PGD": PGDTrainer, "TRADES": TRADESTrainer, "local ball": LocalBallTrainer}[method]
+        settings: dict[str, Any] = {"steps": ascents, "step_size": STEP, "overfitting": "ignore"}
+        ours = kind(classifier, threat=ThreatModel("Linf", EPS), **settings, options=TrainingOptions(seed=0))
+        loss = partial(adversarial_loss, method=method, steps=ascents)
+        runs: dict[str, Callable[[], None]] = {
+            "hand": partial(by_hand, classifier.model, x, y, batch_size, loss),
+            "ours": partial(ours.fit, x, y, batch_size=batch_size, nb_epochs=1, verbose=False),
+        }
+        if method != "local ball":
+            arrays = x.numpy(), np.eye(10, dtype=np.float32)[y.numpy()]
+            runs["art"] = partial(arts_trainer(method, classifier, batch_size, ascents), *arrays)
+        taken = in_turns(runs, rounds)
         rows.append(
             {
                 "network": name,
                 "batch": batch_size,
-                "PGD steps": ascents,
+                "method": f"{method}, {ascents} steps",
                 "our step, ms": round(1000 * statistics.median(taken["ours"]) / steps, 1),
                 "speed of our loop / by hand": round(ratio(taken["hand"], taken["ours"]), 3),
-                "speed of our loop / ART's MadryPGD": round(ratio(taken["art"], taken["ours"]), 3),
+                "speed of our loop / ART's trainer": round(ratio(taken["art"], taken["ours"]), 3)
+                if "art" in taken
+                else "none in ART",
             }
         )
         print(rows[-1], flush=True)
@@ -194,8 +233,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rounds = 3 if args.quick else args.rounds
     results = {
-        "plain and BANG": plain_rows(rounds, PLAIN[:1] if args.quick else PLAIN),
-        "PGD": pgd_rows(rounds, PGD[:1] if args.quick else PGD),
+        "plain and instruments": plain_rows(rounds, PLAIN[:1] if args.quick else PLAIN),
+        "adversarial": adversarial_rows(rounds, ADVERSARIAL[:1] if args.quick else ADVERSARIAL),
     }
     for name, rows in results.items():
         print(f"\n{name}\n\n{table(rows)}")

@@ -154,6 +154,22 @@ def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Data
     assert again.certified_accuracy == report.certified_accuracy
 
 
+def test_instruments_join_a_method_and_are_recorded(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "run"
+    joined = ["--with", "layerwise", "--with", "bang", "--set", "bang.beta=0.4", "--set", "layerwise.eps=0.05"]
+    command = ["train", "local-ball", "--eps", "0.1", "--set", "steps=2", *joined, "--epochs", "1"]
+    assert run(*command, "--out", out)[0] == 0
+    record = json.loads((out / "classifier.json").read_text())["extra"]
+    assert record["parameters"]["steps"] == 2
+    layerwise, bang = record["parameters"]["instruments"]
+    assert layerwise.startswith("Layerwise(eps=0.05")
+    assert "beta=0.4" in bang
+    (out / "classifier.json").unlink()  # as if the run had been stopped: it cannot go on with other instruments
+    code, text = run("train", "local-ball", "--eps", "0.1", "--set", "steps=2", "--epochs", 2, "--out", out, "--resume")
+    assert code == 2
+    assert "was written with instruments" in text
+
+
 def test_a_network_without_a_bound_is_not_certified(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert run("train", "standard", "--model", "2c2f", "--epochs", 1, "--out", tmp_path / "run")[0] == 0
     assert run("certify", tmp_path / "run", "--eps", "0")[0] == 2
@@ -203,6 +219,10 @@ BAD = [
     (["train", "bang", "--set", "beta=-1", "--out", "{new}"], "beta: got -1, expected a number that is not negative."),
     (["train", "bang", "--eps", "8/0", "--out", "{new}"], "error: eps: got '8/0', expected a positive number"),
     (["train", "bang", "--norm", "L2", "--out", "{new}"], "error: --norm: got L2 without --eps, expected both."),
+    (["train", "bang", "--with", "bnag", "--out", "{new}"], "name: got 'bnag', expected one of 'bang', 'layerwise'"),
+    (["train", "bang", "--with", "bang", "--with", "bang", "--out", "{new}"], "--with: got bang twice, expected it"),
+    (["train", "bang", "--set", "bang.beta=1", "--out", "{new}"], "--set: got bang.beta, expected --with bang beside"),
+    (["train", "trades", "--out", "{new}"], "--eps: got none, which 'trades' trains against, expected a radius"),
     (["train", "bang", "--lr", "0", "--out", "{new}"], "error: --lr: got 0.0, expected a positive number."),
     (["train", "bang", "--optimizer", "adam", "--momentum", "0.5", "--out", "{new}"], "error: --momentum: got 0.5 for"),
     (["train", "bang", "--set", "threat=0.1", "--out", "{new}"], "error: --set: threat is no setting of 'bang'"),
@@ -312,7 +332,8 @@ def test_ctrl_c_in_an_evaluation_says_how_to_resume_and_it_works(trained: Path, 
 
 def test_weight_maps_by_a_method_of_their_own_or_with_any_other(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     epoch = ("--epochs", 1)
-    code, text = run("train", "weight-map", "--set", "kernel=unsharp", *epoch, "--out", tmp_path / "own")
+    arguments = ("--set", "kernel=unsharp", "--with", "bang", *epoch)
+    code, text = run("train", "weight-map", *arguments, "--out", tmp_path / "own")
     assert (code, "Saved in" in text) == (0, True)
     own = load_classifier(tmp_path / "own")
     assert isinstance(own, PyTorchWeightMapClassifier)

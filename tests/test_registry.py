@@ -23,7 +23,8 @@ from art_robust_plugins import (
     create,
     registry,
 )
-from art_robust_plugins.registry import parameters_of
+from art_robust_plugins.registry import available_instruments, create_instrument, parameters_of
+from art_robust_plugins.training import BANG, Layerwise
 
 
 @pytest.fixture
@@ -34,8 +35,9 @@ def classifier() -> PyTorchClassifier:
 
 
 def points(monkeypatch: pytest.MonkeyPatch, *named: tuple[str, str]) -> None:
-    found = [EntryPoint(name, value, registry.GROUP) for name, value in named]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [EntryPoint(name, value, group) for name, value in named]
+    )
 
 
 def test_our_methods_are_art_trainers_and_estimators_with_a_source() -> None:
@@ -88,8 +90,20 @@ def test_what_is_no_art_class_is_refused_by_the_name_of_its_entry_point(monkeypa
     with pytest.raises(ImportError, match=r"the entry point 'gone' .* cannot be loaded"):
         available_methods()
     points(monkeypatch, ("bang", "one:A"), ("bang", "other:B"))
-    with pytest.raises(ValueError, match=r"the method 'bang' is claimed by one:A and by other:B"):
+    with pytest.raises(ValueError, match=r"the name 'bang' is claimed by one:A and by other:B"):
         available_methods()
+
+
+def test_instruments(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available_instruments() == {"bang": BANG, "layerwise": Layerwise}
+    assert create_instrument("bang", beta=0.4, ratio=0.5).setting.beta == 0.4
+    with pytest.raises(ValueError, match=r"name: got 'layer', expected one of 'bang', 'layerwise'; did you mean"):
+        create_instrument("layer")
+    with pytest.raises(TypeError, match=r"bta: 'bang' has no such parameter; did you mean 'beta'\?"):
+        create_instrument("bang", bta=1)
+    points(monkeypatch, ("odd", "art_robust_plugins.training.bang:BANGTrainer"))
+    with pytest.raises(TypeError, match=r"expected a subclass of art_robust_plugins\.training\.Instrument"):
+        available_instruments()
 
 
 def test_preprocessors_and_estimators_can_be_methods(

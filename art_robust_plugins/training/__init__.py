@@ -2,6 +2,7 @@
 
 from .bang import BANG, BANGTrainer, bang_gradients
 from .instruments import Instrument
+from .layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturbations
 from .lipschitz_margin import LipschitzMarginTrainer
 from .local_ball import LocalBallTrainer, PGDTrainer, TRADESTrainer
 from .loop import RobustTrainer, TrainingOptions
@@ -11,6 +12,8 @@ __all__ = [
     "BANG",
     "BANGTrainer",
     "Instrument",
+    "Layerwise",
+    "LayerwiseAdversarialTrainer",
     "LipschitzMarginTrainer",
     "LocalBallTrainer",
     "PGDTrainer",
@@ -19,4 +22,5 @@ __all__ = [
     "TRADESTrainer",
     "TrainingOptions",
     "bang_gradients",
+    "layerwise_perturbations",
 ]

@@ -4,7 +4,7 @@ Robustness is asked for not only at an adversary xa of each image but in a small
 few steps is enough. With f the logits, p = softmax(f), r = radius * eps, and D what the adversary ascends:
 
     xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
-    xl = clip(xa + r * the steepest direction of KL(p(xa) || p(.)), taken beside xa)
+    xl = xa + r * the steepest direction of KL(p(xa) || p(.)), taken beside xa, projected on B(x, eps)
     L  = clean_weight CE(f(x), y) + global_weight G + local_weight KL(p(xa) || p(xl))
 
     global_loss "ce":  D = CE(f(.), y),          G = CE(f(xa), y)
@@ -25,7 +25,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import functional
 
-from ..bridge import class_logits, clip_range
+from ..bridge import EstimatorModule, class_logits, clip_range
 from ..threat import ThreatModel, clip
 from .instruments import Instrument
 from .loop import RobustTrainer, TrainingOptions, check_choice, check_count, check_flag, check_number
@@ -34,8 +34,9 @@ from .overfitting import Action, OverfittingWatch
 GlobalLoss = Literal["ce", "kl"]
 Start = Literal["uniform", "gaussian", "none"]
 
-NOISE = 0.1
-"""How far from xa the direction to xl is taken, as a share of r: at xa itself the divergence is flat."""
+NOISE = 0.5
+"""How far from xa the direction to xl is taken, as a share of r: at xa the divergence is flat, and close to it drowns
+in rounding (of bfloat16 above all)."""
 
 GAUSSIAN_START = 0.03
 """Standard deviation of the gaussian start, as a share of eps (TRADES: 0.001 at 8/255)."""
@@ -77,6 +78,8 @@ class LocalBallTrainer(RobustTrainer):
         local_weight: weight of the local term; 0 for none.
         radius: of the local ball, as a share of eps.
         clean_weight: weight of the classifier's loss on x; None for 0 with ``"ce"`` and 1 with ``"kl"``.
+        within_threat: project xl on B(x, eps); without it only the range of the input limits xl. (In L1 the projection
+            may take it further from xa than r, up to 2 r.)
         every_iterate: average the local term over all iterates of the ascent, rather than take the last alone.
         constant_target: p(xa) is a constant in the local term, whose gradient then flows through p(xl) alone.
         start: of the ascent: ``"uniform"`` in the ball, ``"gaussian"`` with 3 % of eps as standard deviation (as
@@ -130,6 +133,7 @@ class LocalBallTrainer(RobustTrainer):
         local_weight: float = 6.0,
         radius: float = 0.5,
         clean_weight: float | None = None,
+        within_threat: bool = True,
         every_iterate: bool = False,
         constant_target: bool = False,
         start: Start = "uniform",
@@ -143,6 +147,7 @@ class LocalBallTrainer(RobustTrainer):
         check_count("steps", steps)
         check_choice("global_loss", global_loss, get_args(GlobalLoss))
         check_choice("start", start, get_args(Start))
+        check_choice("overfitting", overfitting, get_args(Action))
         kl = global_loss == "kl"
         self.steps = steps
         self.step_size = _default_step(steps) * threat.eps if step_size is None else step_size
@@ -150,13 +155,14 @@ class LocalBallTrainer(RobustTrainer):
         self.global_weight = (6.0 if kl else 1.0) if global_weight is None else global_weight
         self.local_weight, self.radius = local_weight, radius
         self.clean_weight = (1.0 if kl else 0.0) if clean_weight is None else clean_weight
-        self.every_iterate, self.constant_target, self.start = every_iterate, constant_target, start
+        self.within_threat, self.every_iterate = within_threat, every_iterate
+        self.constant_target, self.start = constant_target, start
         self.eps_warmup_epochs, self.overfitting = eps_warmup_epochs, overfitting
         for name in ("step_size", "radius"):
             check_number(name, getattr(self, name))
         for name in ("global_weight", "local_weight", "clean_weight", "eps_warmup_epochs"):
             check_number(name, getattr(self, name), zero=True)
-        for name in ("every_iterate", "constant_target"):
+        for name in ("within_threat", "every_iterate", "constant_target"):
             check_flag(name, getattr(self, name))
         if kl and start == "none":
             raise ValueError("start: got 'none' with global_loss 'kl', whose gradient is 0 there, expected another.")
@@ -165,16 +171,14 @@ class LocalBallTrainer(RobustTrainer):
         self._watch = OverfittingWatch(self, overfitting)
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
 
-    @classmethod
-    def preset(
-        cls, name: str, classifier: PyTorchClassifier, *, threat: ThreatModel, **changes: Any
-    ) -> LocalBallTrainer:
+    @staticmethod
+    def preset(name: str, classifier: PyTorchClassifier, *, threat: ThreatModel, **changes: Any) -> LocalBallTrainer:
         """A trainer with the settings of a preset: ``"weak"`` (k 1), ``"strong"`` (k 10), ``"pgd"``, ``"trades"``.
 
         ``changes`` are arguments of the constructor, and count before the preset's.
         """
         check_choice("name", name, tuple(PRESETS))
-        return cls(classifier, threat=threat, **{**PRESETS[name], **changes})
+        return LocalBallTrainer(classifier, threat=threat, **{**PRESETS[name], **changes})
 
     @property
     def passes(self) -> Passes:
@@ -203,8 +207,11 @@ class LocalBallTrainer(RobustTrainer):
         network.eval()
         iterates, outputs = self.ascent(x, y)
         first = self.steps - self._centers
-        local_points = [self.local_point(*pair) for pair in zip(iterates[first:], outputs[first:], strict=True)]
+        centers = zip(iterates[first:], outputs[first:], strict=True)
+        local_points = [self.local_point(x, center, output) for center, output in centers]
         network.train()
+        # Some versions of torch keep weights that autocast cast without gradients, and use them where they are needed.
+        torch.clear_autocast_cache()
         return self.objective(x, y, iterates, local_points)
 
     def ascent(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -228,16 +235,18 @@ class LocalBallTrainer(RobustTrainer):
             iterates.append(point)
         return iterates, [*met[1:], None]
 
-    def local_point(self, center: Tensor, outputs: Tensor | None = None) -> Tensor:
+    def local_point(self, x: Tensor, center: Tensor, outputs: Tensor | None = None) -> Tensor:
         """xl in the ball of radius r around ``center`` [N, ...]; ``outputs`` are the network's there, where known."""
-        threat, (low, high) = self.present_threat.scaled(self.radius), clip_range(self.classifier)
+        threat, (low, high) = self.present_threat, clip_range(self.classifier)
+        ball = threat.scaled(self.radius)
         if outputs is None:
             with torch.no_grad():
                 outputs = self.logits(center)
-        beside = threat.scaled(NOISE).random_start(center, low, high).requires_grad_()
+        beside = ball.scaled(NOISE).random_start(center, low, high).requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.divergence(outputs, self.logits(beside)), beside)
-        return clip(center + threat.steepest_ascent(gradient, threat.eps), low, high)
+        point = ball.moved(center, gradient, ball.eps, low, high)
+        return threat.project(point, x, low, high) if self.within_threat else clip(point, low, high)
 
     def objective(self, x: Tensor, y: Tensor, iterates: list[Tensor], local_points: list[Tensor]) -> Tensor:
         """L of points that are made: the adversary is the last iterate, and local points belong to the last ones."""
@@ -290,7 +299,7 @@ class LocalBallTrainer(RobustTrainer):
         self._watch.end_epoch(record)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whether the present weights are of a good epoch."""
+        """What the watch for catastrophic overfitting remembers."""
         return self._watch.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -299,6 +308,8 @@ class LocalBallTrainer(RobustTrainer):
 
     def _prepare(self) -> None:
         super()._prepare()
+        if self.global_loss == "kl" or self.local_weight > 0:  # a divergence between softmax outputs needs logits
+            EstimatorModule(self.classifier, unit_range=False, fit=True)
         self._watch.reset()
 
 
@@ -352,8 +363,8 @@ class TRADESTrainer(LocalBallTrainer):
     """TRADES (Zhang et al., arXiv 1901.08573, ICML 2019), exact: CE(f(x), y) + beta KL(p(x) || p(xa)).
 
     xa ascends the divergence in k steps: `LocalBallTrainer` with ``global_loss="kl"`` and no local term; see there for
-    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball, where the authors'
-    code has the one that is called ``"gaussian"`` here.
+    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball; the one of the
+    authors' code is called ``"gaussian"`` here.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))

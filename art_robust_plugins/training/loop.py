@@ -577,7 +577,8 @@ class _Run:
         return self._load(self.path)
 
     def finish_epoch(self, epochs: int, record: dict[str, float], processes: PartialState) -> None:
-        if self.options.keep_best:
+        # What was measured before a method went back to earlier weights is not true of them.
+        if self.options.keep_best and not record.get("rolled_back"):
             measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
             if self.best is None or measure > self.best["measure"]:
                 weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
@@ -623,9 +624,9 @@ class _Run:
             self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
         if self.order is not None:
             self.order.set_state(state["order"])
-        self.trainer.load_state_dict(state["method"])
         for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
             instrument.load_state_dict(saved)
+        self.trainer.load_state_dict(state["method"])
         self.trainer.history = state["history"]
         self.best, self.seed = state["best"], state["seed"]
         return int(state["epochs"])

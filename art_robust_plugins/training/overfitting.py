@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..bridge import class_logits, clip_range
+from ..bridge import class_logits, clip_range, device_of
 from .loop import processes_of
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ GAP = 0.3
 class OverfittingWatch:
     """Compares a trainer's own adversary with a strong one, PGD of 10 steps, at the end of each epoch.
 
-    Both attack up to 64 images of a batch of the training. The epoch is bad when the strong adversary leaves less than
-    half as many of them correct as the trainer's own, and at least 30 points fewer. The accuracies join the epoch's
-    record as ``own_adversary_accuracy`` and ``strong_adversary_accuracy``.
+    Both ascend the classifier's loss, and attack up to 64 images of a batch of the epoch. The epoch is bad when the
+    strong adversary leaves less than half as many of them correct as the trainer's own, and at least 30 points fewer.
+    The accuracies join the epoch's record as ``own_adversary_accuracy`` and ``strong_adversary_accuracy``.
 
     ``"warn"`` warns once. ``"rollback"`` warns and brings weights, the optimizer's state and the instruments' back to
-    the end of the last good epoch (``rolled_back`` in the record is 1); training goes on from there with other random
-    numbers and a learning rate that does not go back. It keeps a copy of these states in memory. ``"ignore"`` does not
-    look.
+    the end of the last good epoch (``rolled_back`` in the record is 1, the rest of the record is of the epoch that was
+    undone); training goes on from there with other random numbers and a learning rate that does not go back. It keeps a
+    copy of these states in memory. ``"ignore"`` does not look.
     """
 
     def __init__(self, trainer: LocalBallTrainer, action: Action) -> None:
@@ -48,7 +48,7 @@ class OverfittingWatch:
         """Forget everything, before a new run."""
         self._seen: tuple[Tensor, Tensor] | None = None
         self._good: dict[str, Any] | None = None
-        self._began_good = self._warned = False
+        self._warned = False
 
     @property
     def watching(self) -> bool:
@@ -61,17 +61,15 @@ class OverfittingWatch:
             return
         if self._seen is None or min(len(x), SAMPLES) >= len(self._seen[0]):  # a small last batch says less
             self._seen = x[:SAMPLES], y[:SAMPLES]
-        if self._began_good and self._good is None and self.action == "rollback":
-            self._good = self._state()  # a resumed run begins with the weights that it would go back to
 
     def end_epoch(self, record: dict[str, float]) -> None:
         """Judge the epoch and act."""
-        if not self.watching or self._seen is None:
+        if not self.watching:
             return
-        own, strong = self._accuracies(*self._seen)
+        own_right, strong_right, images = self._counts()
+        own, strong = own_right / images, strong_right / images
         record |= {"own_adversary_accuracy": own, "strong_adversary_accuracy": strong}
         if strong >= own / 2 or own - strong < GAP:
-            self._began_good = True
             self._good = self._state() if self.action == "rollback" else None
             return
         if self._good is not None:
@@ -83,43 +81,52 @@ class OverfittingWatch:
         if self.action == "rollback" or not self._warned:
             self._warned = True
             warnings.warn(
-                f"catastrophic overfitting in epoch {record['epoch']:g}: of {len(self._seen[0])} training images "
+                f"catastrophic overfitting in epoch {record['epoch']:g}: of {images} training images "
                 f"{own:.0%} resist the adversary of {self.trainer.steps} steps and {strong:.0%} one of {STRONG}; "
                 f"{consequence}. A local term, more steps, a smaller step_size or eps_warmup_epochs may help.",
                 stacklevel=2,
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whether the present weights are those of a good epoch."""
-        return {"good": torch.tensor(self._began_good)} if self.action == "rollback" else {}
+        """Whether there is a good epoch; the weights in a checkpoint are then those of the last one."""
+        return {"good": torch.tensor(self._good is not None)} if self.action == "rollback" else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier run, as `state_dict` gave it."""
-        self._began_good = bool(state.get("good", False))
+        """Take up the state of an earlier run, as `state_dict` gave it, when all else is taken up already."""
+        if bool(state.get("good", False)):
+            self._good = self._state()
 
-    def _accuracies(self, x: Tensor, y: Tensor) -> tuple[float, float]:
-        """Under the trainer's own adversary and under the strong one, over all processes."""
-        trainer, labels = self.trainer, y.argmax(dim=1) if y.dim() == 2 else y
-        trainer.classifier.model.eval()
-        low, high = clip_range(trainer.classifier)
+    def _counts(self) -> tuple[int, int, int]:
+        """Images that resist the trainer's adversary, that resist the strong one, and all, over all processes."""
+        trainer = self.trainer
+        device = device_of(trainer.classifier.model)
+        counts = torch.zeros(3, dtype=torch.int64, device=device)
+        if self._seen is not None:  # a process may have had no share of any batch
+            x, y = self._seen
+            labels, size = y.argmax(dim=1) if y.dim() == 2 else y, trainer.present_threat.eps
+            trainer.classifier.model.eval()
+            for index, (steps, step_size) in enumerate(
+                [(trainer.steps, trainer.step_size * size / trainer.threat.eps), (STRONG, 2.5 * size / STRONG)]
+            ):
+                with torch.no_grad():
+                    outputs = trainer.logits(self._adversary(x, y, steps, step_size))
+                counts[index] = (class_logits(trainer.classifier, outputs).argmax(dim=1) == labels).sum()
+            counts[2] = len(x)
+            self._seen = None
+        if processes_of(device).num_processes > 1:
+            torch.distributed.all_reduce(counts)
+        own_right, strong_right, images = counts.tolist()
+        return own_right, strong_right, images
+
+    def _adversary(self, x: Tensor, y: Tensor, steps: int, step_size: float) -> Tensor:
+        trainer, (low, high) = self.trainer, clip_range(self.trainer.classifier)
         threat = trainer.present_threat
-        strong = threat.ascend(
-            lambda z: trainer.loss(trainer.logits(z), y),
-            x,
-            threat.random_start(x, low, high),
-            steps=STRONG,
-            step_size=2.5 * threat.eps / STRONG,
-            low=low,
-            high=high,
-        )
-        own = trainer.ascent(x, y)[0][-1]
-        with torch.no_grad():
-            predictions = [class_logits(trainer.classifier, trainer.logits(z)).argmax(dim=1) for z in (own, strong)]
-        right = torch.stack([(p == labels).sum() for p in predictions] + [torch.tensor(len(x), device=x.device)])
-        if processes_of(x.device).num_processes > 1:
-            torch.distributed.all_reduce(right)
-        own_right, strong_right, count = right.tolist()
-        return own_right / count, strong_right / count
+        start = threat.random_start(x, low, high)
+
+        def loss(z: Tensor) -> Tensor:
+            return trainer.loss(trainer.logits(z), y)
+
+        return threat.ascend(loss, x, start, steps=steps, step_size=step_size, low=low, high=high)
 
     def _state(self) -> dict[str, Any]:
         trainer = self.trainer

@@ -1,0 +1,479 @@
+"""Layerwise adversarial training (Sankaranarayanan, Jain, Chellappa, Lim; arXiv 1705.07819; AAAI 2018).
+
+The activations of several layers are perturbed, each sample's along the gradient that a sample of another class had
+there in the previous mini-batch. With h_l the output of layer l, and R_l = 0 before the first step:
+
+    forward:   h~_l = h_l + eps_l * sign(R_l[pairing])        in training mode only; R_l is a constant
+    backward:  R_l <- dLoss / dh_l of this mini-batch
+
+Status: abstract and introduction of the paper were read: activations are perturbed with gradients of the previous
+mini-batch, taken from samples of a different class, without adversarial images and at no significant extra cost. The
+sign, and one forward and one backward pass per step, are recalled. Ours are: the pairing, which lets as many samples as
+possible meet a gradient of another class, and each a gradient of its own; eps_l = eps * (running mean of |h_l|); the
+default layers; what happens to batches of another size and to several passes in one step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..threat import ThreatModel
+from .instruments import Instrument, LayerPattern, select_modules
+from .loop import RobustTrainer, TrainingOptions, check_flag, check_number
+
+MOMENTUM = 0.5
+"""Weight of the newest value in the running mean of |h_l|; the first value starts it."""
+
+MEASURED_EVERY = 10
+"""Steps from one value of the running mean to the next: measuring costs as much as perturbing does."""
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples, modulo 1, visit the interval evenly: so the pairings of successive steps vary, without chance."""
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_NORMALISATIONS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm),
+)
+_SAVE_NO_OUTPUT = {*_CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm}
+"""Kinds whose backward pass does not look at their output, so that it may be changed in place."""
+
+_NOBODY = 2**31
+"""The label of what fills up the smaller of two batches: a class of its own, after all others."""
+
+
+def other_class_slots(labels: Tensor, stored: Tensor, turn: float) -> tuple[Tensor, Tensor]:
+    """Give samples stored slots of another class, no slot twice, and a slot to as many samples as is possible.
+
+    Both sides are sorted by class, and the slots are turned against the samples. Let class c begin at A_c among the
+    sorted samples and at B_c among the slots, each side being filled up to a length of K. A turn by r keeps class c
+    from itself if A_c+1 - B_c <= r <= K - (B_c+1 - A_c). For c != d the lower bound of c is at most the upper bound of
+    d, as both orders are the same; for c = d it is where c has at most K members on both sides together. So either
+    some r serves all classes, and the smaller side is served whole; or one class has more than K members, and then
+    every r between its bounds keeps all from their own class but the surplus, which no assignment could serve.
+
+    Args:
+        labels: classes of the samples, int64 [N], not negative.
+        stored: classes of the slots, int64 [M].
+        turn: a number in [0, 1], which chooses among the turns that serve all.
+
+    Returns:
+        the slot of each sample, int64 [N], from 0 to M - 1, and whether it counts: bool [N].
+
+    Example:
+        >>> other_class_slots(torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0, 2, 2]), 0.0)
+        (tensor([2, 3, 1, 0]), tensor([True, True, True, True]))
+    """
+    here, there, size = len(labels), len(stored), max(len(labels), len(stored))
+    if here != there:
+        labels = functional.pad(labels, (0, size - here), value=_NOBODY)
+        stored = functional.pad(stored, (0, size - there), value=_NOBODY)
+    ys, samples = labels.sort(stable=True)
+    zs, slots = stored.sort(stable=True)
+    position = torch.arange(size, device=labels.device, dtype=torch.float32)
+    # The last sample of class c stands at A_c+1 - 1, the first one at A_c: among positions they give the extremes.
+    lowest = (position - torch.searchsorted(zs, ys)).max()  # less 1
+    highest = (position - torch.searchsorted(zs, ys, right=True)).min()  # less K
+    turns = torch.lerp(lowest, highest, turn).add_(1 + turn * (size - 1)).round_()
+    slots = samples.scatter(0, samples, slots[(position - turns).remainder_(size).long()])
+    met = stored[slots]
+    if here == there:
+        return slots, met != labels
+    return slots[:here].clamp_max(there - 1), ((met != labels) & (met != _NOBODY))[:here]
+
+
+@dataclass
+class _Step:
+    """One mini-batch: its labels, the calls of each layer so far, and the signs of the gradients at each call."""
+
+    labels: Tensor
+    number: int = 0
+    signs: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # int8, m * N samples for N labels
+    passes: int = 0
+    calls: Counter[str] = field(default_factory=Counter)  # of each layer in the present pass
+    recorded: dict[tuple[str, int], int] = field(default_factory=dict)  # the pass that the signs are from
+    pairings: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def pairing(self, previous: _Step, stored: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """For an output of m * N samples and slots of m' * N': each sample's slot, and 1 where it counts, else 0."""
+        samples = len(h)
+        if (samples, stored) not in self.pairings:
+            labels, earlier = _copies(self.labels, samples, h.device), _copies(previous.labels, stored, h.device)
+            slots, found = other_class_slots(labels, earlier, turn=self.number * GOLDEN % 1)
+            self.pairings[samples, stored] = slots, found[:, None].to(h.dtype)
+        slots, found = self.pairings[samples, stored]
+        return slots, found.to(h.dtype)
+
+
+class Layerwise(Instrument):
+    """Layerwise adversarial perturbation as an instrument: it acts under any loss and in any trainer.
+
+    Args:
+        eps: length of the perturbation, not negative: a multiple of the running mean of |h_l| over a layer's whole
+            output, or an absolute number. 0 leaves training as it is, to the last bit.
+        layers: whose outputs are perturbed: name patterns (``"features.*"``) and types of modules (``nn.ReLU``). None
+            for the convolutional blocks: each convolution's output, or where a normalisation (of batches, groups,
+            instances or layers) takes that output directly, the normalisation's, as seen in the first step.
+        relative: whether eps is a multiple of the running mean, which takes up a value with the weight 0.5 in every
+            tenth step.
+
+    Raises:
+        ValueError: for a setting outside its range; when attached, for a pattern that no module fits, or for no
+            convolution in the network and no ``layers``; in a forward pass, for a layer whose output is not a
+            floating-point tensor.
+        RuntimeError: in a forward pass, when no labels are known, for a number of samples that does not fit them, for
+            outputs of another shape than before, and in activation checkpointing.
+
+    Samples are the entries of the first axis of a layer's output; a pass over m * N samples, where N labels were
+    announced, is read as m copies of the batch. All passes of one step carry the same perturbations, so that a loss
+    that compares passes (as TRADES does) compares inputs; R_l is of the first pass that the loss depends on. The
+    k-th call of a layer in a pass uses the gradient of its k-th call. Calls in evaluation mode and without
+    gradients are neither perturbed nor counted, nor are layers whose output needs no gradient, such as frozen ones.
+    A small batch replaces the store as any other does: the next batch is perturbed where that reaches, and else
+    not; slots are assigned as in `other_class_slots`. A step without a backward pass leaves the store as it is.
+
+    Of a gradient only the sign is kept, in one byte a number; `state_dict` holds it too. With several processes each
+    one uses the gradients of its own samples, and a checkpoint holds those of the main process. One object serves one
+    network at a time, and forgets everything when its context ends.
+    """
+
+    name: ClassVar[str] = "layerwise"
+
+    def __init__(
+        self, eps: float = 0.3, *, layers: LayerPattern | Iterable[LayerPattern] | None = None, relative: bool = True
+    ) -> None:
+        check_number("eps", eps, zero=True)
+        check_flag("relative", relative)
+        self.eps, self.relative = float(eps), relative
+        self.layers = _listed(layers)
+        self._step: _Step | None = None
+        self._previous: _Step | None = None
+        self._means: dict[str, Tensor] = {}
+        self._chosen: set[str] | None = None  # the default layers, once they are known
+        self._blocks = _Blocks()
+
+    def __repr__(self) -> str:
+        return f"Layerwise(eps={self.eps}, layers={self.layers}, relative={self.relative})"
+
+    def begin_step(self, y: Tensor) -> None:
+        """The labels of the passes to come: int64 [N], or class probabilities [N, C], of which the largest counts."""
+        if y.dim() not in (1, 2) or (y.dim() == 2 and y.shape[1] < 2):
+            raise ValueError(f"y: got labels of shape {tuple(y.shape)}, expected (N,) or (N, C) with C > 1.")
+        self._settle_layers()
+        if self._step is not None and self._step.signs:
+            self._previous = self._step
+        labels = y.argmax(dim=1) if y.dim() == 2 else y
+        number = 0 if self._previous is None else self._previous.number + 1
+        self._step = _Step(labels.detach().to(torch.int64, copy=True), number)
+
+    @contextmanager
+    def attached(self, network: nn.Module) -> Iterator[Layerwise]:
+        """Perturb the layers of ``network`` in its forward passes, and record gradients in its backward passes."""
+        handles = []
+        try:
+            candidates = self.candidate_layers(network)
+            stored = {name for name, _ in self._previous.signs} if self._previous is not None else set()
+            strange = sorted((stored | set(self._means)) - set(candidates))
+            if strange:
+                raise ValueError(f"state: got the layer {strange[0]!r}, expected those that {self} perturbs here.")
+            if self.eps > 0:
+                for name, module in candidates.items():
+                    handles.append(module.register_forward_hook(partial(self._after_layer, name)))
+                handles.append(network.register_forward_pre_hook(lambda *_: self._begin_pass()))
+                if self._chosen is None:
+                    handles.append(network.register_forward_hook(lambda *_: self._blocks.release()))
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._forget()
+
+    def candidate_layers(self, network: nn.Module) -> dict[str, nn.Module]:
+        """The layers of ``network`` that ``layers`` names; for None all convolutions and normalisations."""
+        modules = dict(network.named_modules())
+        if self.layers is not None:
+            return {name: modules[name] for name in select_modules(network, self.layers, (nn.Module,))}
+        if not any(isinstance(module, _CONVOLUTIONS) for module in modules.values()):
+            raise ValueError("layers: got None for a network without convolutions, expected names or types of layers.")
+        kinds = (*_CONVOLUTIONS, *_NORMALISATIONS)
+        return {name: module for name, module in modules.items() if isinstance(module, kinds)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next step uses.
+
+        ``labels`` of the slots, int64 [N]; ``sign:k:name``, the signs of their gradients at call k of a layer, int8
+        [m * N, ...]; ``layer:name``, a layer's running mean of |h_l| (NaN for none); ``number`` of the step.
+        """
+        self._settle_layers()
+        state = {f"layer:{name}": torch.tensor(torch.nan) for name in self._chosen or ()}
+        state |= {f"layer:{name}": mean.clone() for name, mean in self._means.items()}
+        last = self._step if self._step is not None and self._step.signs else self._previous
+        if last is not None:
+            state |= {"labels": last.labels.clone(), "number": torch.tensor(last.number)}
+            state |= {f"sign:{call}:{name}": signs.clone() for (name, call), signs in last.signs.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the state of an earlier run, as `state_dict` gave it; before the instrument is attached."""
+        self._forget()
+        signs, layers = {}, {}
+        for key, tensor in state.items():
+            if parts := re.fullmatch(r"sign:(\d+):(.*)", key):
+                signs[parts[2], int(parts[1])] = tensor.clone()
+            elif key.startswith("layer:"):
+                layers[key.removeprefix("layer:")] = tensor.clone()
+            elif key not in ("labels", "number"):
+                raise ValueError(f"state: got the entry {key!r}, expected those of Layerwise.state_dict.")
+        labels, number = state.get("labels", torch.empty(0)), state.get("number", torch.tensor(0))
+        for (name, _), tensor in signs.items():
+            if tensor.dtype != torch.int8 or not len(labels) or len(tensor) % len(labels):
+                raise ValueError(
+                    f"state: got {tensor.dtype} of shape {tuple(tensor.shape)} for the layer {name!r} and "
+                    f"{len(labels)} labels, expected int8 signs of as many samples or a multiple."
+                )
+        self._means = {name: mean for name, mean in layers.items() if self.relative and not mean.isnan()}
+        self._chosen = set(layers) if layers and self.layers is None else None
+        self._previous = _Step(labels.clone(), int(number), signs) if signs else None
+
+    def _forget(self) -> None:
+        self._step = self._previous = self._chosen = None
+        self._means, self._blocks = {}, _Blocks()
+
+    def _settle_layers(self) -> None:
+        """After the first step the default layers are known; what was recorded of others is dropped."""
+        if self.layers is None and self._chosen is None and self._blocks.ends and self._step is not None:
+            chosen = self._chosen = set(self._blocks.ends.values())
+            self._means = {name: mean for name, mean in self._means.items() if name in chosen}
+            for key in [key for key in self._step.signs if key[0] not in chosen]:
+                del self._step.signs[key]
+            self._blocks.release()
+
+    def _begin_pass(self) -> None:
+        if self._step is not None and torch.is_grad_enabled():
+            self._step.passes += 1
+            self._step.calls.clear()
+
+    def _after_layer(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
+        """The forward hook of a layer: h~ in place of h."""
+        if not module.training or not torch.is_grad_enabled():
+            return None
+        if self.layers is None and self._chosen is None:
+            if not self._blocks.may_end(name, module, inputs, output):
+                return None
+        elif self._chosen is not None and name not in self._chosen:
+            return None
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"layers: the output of the {type(module).__name__} {name!r} is a {kind}, expected layers with a "
+                f"floating-point tensor."
+            )
+        if not output.requires_grad:
+            return None
+        step, previous = self._fitting_step(name, output), self._previous
+        call = (name, step.calls[name])
+        step.calls[name] += 1
+        signs = None if previous is None else previous.signs.get(call)
+        h: Tensor = output
+        with torch.no_grad():
+            mean = self._running_mean(name, h, step) if self.relative else None
+            if previous is not None and signs is not None:
+                _check_shape(name, signs, h)
+                slots, scale = step.pairing(previous, len(signs), h)
+                perturbation = _selected(signs, slots, _layout(h)).to(h.dtype)
+                _rows(perturbation).mul_(scale if mean is None else scale * mean)  # eps_l / eps, or 0 without a slot
+        if signs is not None:
+            if type(module) in _SAVE_NO_OUTPUT and not h._is_view():
+                h.add_(perturbation, alpha=self.eps)
+            else:
+                h = h.add(perturbation, alpha=self.eps)
+        # As h~ - h is a constant, the gradient of h~ is that of h.
+        h.register_hook(partial(_record, step, call, step.passes))  # type: ignore[no-untyped-call]
+        return h
+
+    def _fitting_step(self, name: str, output: Tensor) -> _Step:
+        step = self._step
+        if step is None:
+            raise RuntimeError("y: no labels are known for this forward pass, expected begin_step(y) before it.")
+        if output.dim() == 0 or len(output) == 0 or len(step.labels) == 0 or len(output) % len(step.labels):
+            raise RuntimeError(
+                f"y: got {len(step.labels)} labels, and in {name!r} an output of shape {tuple(output.shape)}, expected "
+                f"as many samples or a multiple."
+            )
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"layers: {name!r} was called during a backward pass, as activation checkpointing does, expected "
+                f"forward passes that are not repeated."
+            )
+        return step
+
+    def _running_mean(self, name: str, output: Tensor, step: _Step) -> Tensor:
+        """Of |h_l| in first passes; kept on the device, in float32 at least."""
+        known = self._means.get(name)
+        if known is None or (step.number % MEASURED_EVERY == 0 and step.passes <= 1):
+            mean = output.abs().mean(dtype=torch.promote_types(output.dtype, torch.float32))
+            self._means[name] = mean if known is None else torch.lerp(known.to(mean), mean, MOMENTUM)
+        return self._means[name].to(output.device)
+
+
+@contextmanager
+def layerwise_perturbations(
+    network: nn.Module,
+    *,
+    eps: float = 0.3,
+    layers: LayerPattern | Iterable[LayerPattern] | None = None,
+    relative: bool = True,
+) -> Iterator[Layerwise]:
+    """Within this context, forward passes of ``network`` in training mode carry layerwise perturbations.
+
+    The arguments are those of `Layerwise`. Announce each batch's labels to ``begin_step`` of the object that the
+    context gives, before the batch's first forward pass.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+        >>> x, y = torch.rand(5, 1, 4, 4), torch.randint(0, 3, (5,))
+        >>> with layerwise_perturbations(network, eps=0.1) as layerwise:
+        ...     for _ in range(2):
+        ...         layerwise.begin_step(y)
+        ...         functional.cross_entropy(network(x), y).backward()
+    """
+    with Layerwise(eps, layers=layers, relative=relative).attached(network) as layerwise:
+        yield layerwise
+
+
+class LayerwiseAdversarialTrainer(RobustTrainer):
+    """Train an ART classifier with its own loss under layerwise adversarial perturbations.
+
+    Sankaranarayanan, Jain, Chellappa, Lim (arXiv 1705.07819), reconstructed: what is ours stands at the head of this
+    module. A step costs one forward and one backward pass, as plain training does.
+
+    Args:
+        classifier: an ART ``PyTorchClassifier`` with an optimizer.
+        eps, layers, relative: see `Layerwise`.
+        threat: when given, ``fit`` measures robust validation accuracy under it; it does not enter the training.
+        instruments: further instruments, attached together with this one.
+        options: the training loop's settings.
+
+    Raises:
+        ValueError: for a number outside its range, a layer pattern that fits nothing, or a network without
+            convolutions when ``layers`` is None.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+        >>> optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, optimizer, clip_values=(0, 1))
+        >>> x, y = torch.rand(32, 1, 4, 4), torch.randint(0, 3, (32,))
+        >>> LayerwiseAdversarialTrainer(classifier, eps=0.1).fit(x, y, nb_epochs=2, verbose=False)
+    """
+
+    source: ClassVar[str] = (
+        "Sankaranarayanan, Jain, Chellappa, Lim, arXiv 1705.07819, AAAI 2018: reconstructed from abstract and "
+        "introduction; pairing, relative eps and default layers are ours"
+    )
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        eps: float = 0.3,
+        layers: LayerPattern | Iterable[LayerPattern] | None = None,
+        relative: bool = True,
+        threat: ThreatModel | None = None,
+        instruments: Iterable[Instrument] = (),
+        options: TrainingOptions = TrainingOptions(),
+    ) -> None:
+        layerwise = Layerwise(eps, layers=layers, relative=relative)
+        self.eps, self.layers, self.relative = eps, layerwise.layers, relative
+        super().__init__(classifier, threat=threat, instruments=(layerwise, *instruments), options=options)
+        layerwise.candidate_layers(classifier.model)
+
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The classifier's own loss; the perturbations act in its forward pass."""
+        return self.loss(self.logits(x), y)
+
+
+class _Blocks:
+    """Sees in forward passes which normalisation takes which convolution's output, object by object."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, str] = {}  # convolution -> the layer whose output ends its block
+        self._outputs: list[tuple[str, Tensor, int]] = []
+
+    def may_end(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> bool:
+        """Whether a layer that was called may be the end of a block; `ends` says it when the pass is over."""
+        if isinstance(module, _CONVOLUTIONS):
+            self.ends.setdefault(name, name)
+            self._outputs.append((name, output, output._version))
+            return True
+        # What was changed in place since (by a ReLU, say) is no longer the convolution's output.
+        taken = [conv for conv, h, version in self._outputs if inputs and inputs[0] is h and h._version == version]
+        self.ends.update(dict.fromkeys(taken, name))
+        return bool(taken)
+
+    def release(self) -> None:
+        """Let go of the outputs, which the pass no longer needs."""
+        self._outputs.clear()
+
+
+def _listed(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerPattern] | None:
+    if layers is None:
+        return None
+    listed = [layers] if isinstance(layers, str | type) else list(layers)
+    for pattern in listed:
+        if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
+            raise ValueError(f"layers: got {pattern!r}, expected names of layers or types of modules.")
+    if not listed:
+        raise ValueError("layers: got none, expected at least one name or type, or None for the convolutional blocks.")
+    return listed
+
+
+def _copies(labels: Tensor, samples: int, device: torch.device) -> Tensor:
+    """The labels of m * N samples, from those of N."""
+    labels = labels.to(device)
+    return labels if len(labels) == samples else labels.repeat(samples // len(labels))
+
+
+def _layout(output: Tensor) -> torch.memory_format:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(output.dim(), torch.contiguous_format)
+    return last if output.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+def _rows(samples: Tensor) -> Tensor:
+    """Samples as they lie in memory, one after the other: [N, numbers of each]."""
+    return samples.as_strided((len(samples), samples.numel() // len(samples)), (samples.numel() // len(samples), 1))
+
+
+def _selected(signs: Tensor, slots: Tensor, layout: torch.memory_format) -> Tensor:
+    """``signs[slots]``, laid out as the output is; taken as rows, since in channels_last this is far faster."""
+    signs = signs.to(slots.device).contiguous(memory_format=layout)
+    rows = _rows(signs).index_select(0, slots)
+    return rows.as_strided((len(slots), *signs.shape[1:]), (rows.shape[1], *signs.stride()[1:]))
+
+
+def _record(step: _Step, call: tuple[str, int], number: int, gradient: Tensor) -> None:
+    """The backward hook of a layer's output in pass ``number`` of a step."""
+    if number <= step.recorded.get(call, number):
+        step.recorded[call] = number
+        step.signs[call] = gradient.sign().to(torch.int8)
+
+
+def _check_shape(name: str, signs: Tensor, output: Tensor) -> None:
+    if signs.shape[1:] != output.shape[1:]:
+        raise RuntimeError(
+            f"layers: the output of {name!r} has the shape {tuple(output.shape)}, expected (N, "
+            f"{', '.join(map(str, signs.shape[1:]))}) as in the step before, or in the state that was loaded."
+        )
