@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Setup:
     noise: float
     train: dict[int, int]  # images to train on -> epochs
     points: int
+    network_arguments: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def quick(self) -> Setup:
@@ -60,7 +61,8 @@ def trained(setup: Setup, row: str, images: int, seed: int, folder: Path) -> PyT
         return load_classifier(folder)
     data, settings = load_data(setup.data), ROWS[row]
     torch.manual_seed(seed)
-    network = create_model(setup.network, data.input_shape, data.nb_classes, dropout=settings.get("dropout", 0.0))
+    arguments = {**setup.network_arguments, "dropout": settings.get("dropout", 0.0)}
+    network = create_model(setup.network, data.input_shape, data.nb_classes, **arguments)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     classifier = PyTorchClassifier(
         network,

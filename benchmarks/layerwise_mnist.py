@@ -13,8 +13,9 @@ from layerwise import Setup, run
 
 SETUP = Setup(
     data="mnist",
-    network="lenet",
-    hidden="layers.5",
+    network="small-cnn",
+    network_arguments={"channels": 8, "hidden": 64},
+    hidden="layers.7",
     eps=0.15,
     noise=0.3,
     train={500: 60, 20_000: 5},

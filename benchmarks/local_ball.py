@@ -48,7 +48,6 @@ SEARCH: dict[str, dict[str, Any]] = {
     "local ball, 1 step": {},
     "xl not kept within B(x, eps)": {"within_threat": False},
     "global term KL, as in TRADES": {"global_loss": "kl"},
-    "local weight 12": {"local_weight": 12.0},
     "radius 0.25": {"radius": 0.25},
     "radius 1": {"radius": 1.0},
 }
