@@ -132,10 +132,11 @@ def summary(results: dict[str, Any]) -> list[dict[str, str]]:
     for images in sorted({run["images"] for run in results["networks"]}):
         for name in ROWS:
             runs = [run for run in results["networks"] if (run["row"], run["images"]) == (name, images)]
-            row = {"training images": f"{images:,}", "training": name}
+            row = {"training images": f"{images:,}", "training": name, "seeds": str(len(runs))}
             for key, title in names.items():
                 values = [100 * run[key] for run in runs]
-                row[title] = f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+                spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+                row[title] = f"{statistics.mean(values):.1f}{spread}"
             rows.append(row)
     return rows
 
