@@ -1,7 +1,7 @@
 """The comparison of regularisers that layerwise_digits.py and layerwise_mnist.py run, each with its set-up.
 
 Layerwise adversarial training claims to regularise better than dropout. So all rows are trained on few images and on
-all, and judged on clean test images, under noise, and under standard AutoAttack: plain training, dropout of the hidden
+many, and judged on clean test images, under noise, and under standard AutoAttack: plain training, dropout of the hidden
 layer, FGSM adversarial training (clean loss and loss at x + eps * sign of its gradient, halves), and layerwise
 perturbations of the convolutions' outputs or of those and the hidden layer's, at several eps.
 """
@@ -26,7 +26,7 @@ from art_robust_plugins import Evaluator, RobustTrainer, StandardTrainer, Threat
 from art_robust_plugins.checkpoint import load_classifier, read_json, save_classifier, write_json
 from art_robust_plugins.data import load_data
 from art_robust_plugins.models import create_model
-from art_robust_plugins.training import LayerwiseAdversarialTrainer, PGDTrainer
+from art_robust_plugins.training import LayerwiseAdversarialTrainer, LocalBallTrainer
 
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -81,7 +81,8 @@ def trained(setup: Setup, row: str, images: int, seed: int, folder: Path) -> PyT
     if "fgsm" in settings:
         threat = ThreatModel("Linf", setup.eps)
         fgsm: dict[str, Any] = {"steps": 1, "start": "none", "step_size": setup.eps, "overfitting": "ignore"}
-        trainer = PGDTrainer(classifier, threat=threat, clean_weight=1.0, **fgsm, options=options)
+        halves = {"local_weight": 0.0, "global_weight": 0.5, "clean_weight": 0.5}
+        trainer = LocalBallTrainer(classifier, threat=threat, **halves, **fgsm, options=options)
     elif "eps" in settings:
         layers = [nn.Conv2d, setup.hidden] if "hidden" in settings else None
         trainer = LayerwiseAdversarialTrainer(classifier, eps=settings["eps"], layers=layers, options=options)

@@ -4,7 +4,8 @@ Robustness is asked for not only at an adversary xa of each image but in a small
 few steps is enough. With f the logits, p = softmax(f), r = radius * eps, and D what the adversary ascends:
 
     xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
-    xl = xa + r * the steepest direction of KL(p(xa) || p(.)), taken beside xa, projected on B(x, eps)
+    xl = xa + r * (the steepest direction of KL(p(xa) || p(.)) at a random point within r / 2 of xa),
+         projected on B(x, eps)
     L  = clean_weight CE(f(x), y) + global_weight G + local_weight KL(p(xa) || p(xl))
 
     global_loss "ce":  D = CE(f(.), y),          G = CE(f(xa), y)
@@ -83,7 +84,7 @@ class LocalBallTrainer(RobustTrainer):
         every_iterate: average the local term over all iterates of the ascent, rather than take the last alone.
         constant_target: p(xa) is a constant in the local term, whose gradient then flows through p(xl) alone.
         start: of the ascent: ``"uniform"`` in the ball, ``"gaussian"`` with 3 % of eps as standard deviation (as
-            TRADES' own start), or ``"none"`` for x itself (with ``"ce"`` only: the divergence is flat there).
+            TRADES' own start at 8/255), or ``"none"`` for x itself (with ``"ce"`` only: the divergence is flat there).
         eps_warmup_epochs: let eps, and the step size and r with it, grow linearly during the first epochs (a fraction
             of one is possible), step by step.
         overfitting: what to do when a weak adversary is resisted and a strong one is not (see `OverfittingWatch`; with
@@ -228,7 +229,7 @@ class LocalBallTrainer(RobustTrainer):
             met.append(outputs.detach())
             return self.divergence(at_x, outputs) if self.global_loss == "kl" else self.loss(outputs, y)
 
-        point = self._start(x, threat)
+        point = self.start_point(x)
         iterates = []
         for _ in range(self.steps):
             point = threat.ascend(ascended, x, point, steps=1, step_size=step_size, low=low, high=high)
@@ -286,8 +287,9 @@ class LocalBallTrainer(RobustTrainer):
     def _needs_x(self) -> bool:
         return self.clean_weight > 0 or (self.global_loss == "kl" and self.global_weight > 0)
 
-    def _start(self, x: Tensor, threat: ThreatModel) -> Tensor:
-        low, high = clip_range(self.classifier)
+    def start_point(self, x: Tensor) -> Tensor:
+        """Where the ascent begins."""
+        threat, (low, high) = self.present_threat, clip_range(self.classifier)
         if self.start == "uniform":
             return threat.random_start(x, low, high)
         if self.start == "none":

@@ -404,9 +404,9 @@ def test_the_best_epoch_is_kept() -> None:
             sign = 1 if len(self.history) < 2 else -1
             return sign * super().training_loss(x, y)
 
-        def validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
+        def _validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
             states.append(weights(self.classifier))
-            return super().validate(x, y, batch_size)
+            return super()._validate(x, y, batch_size)
 
     trained = classifier()
     trainer = Falling(trained, options=TrainingOptions(keep_best=True))
