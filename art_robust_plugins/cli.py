@@ -181,7 +181,7 @@ def train(
     ] = None,
     instruments: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="INSTRUMENT", help="Attach bang or layerwise to the network; repeatable."),
+        typer.Option("--with", metavar="INSTRUMENT", help="Attach an instrument of art-robust methods; repeatable."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 20,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
@@ -596,7 +596,8 @@ def _settings(texts: list[str], instruments: list[str]) -> tuple[dict[str, Any],
         name, value = _setting(text)
         owner, found, own = name.partition(".")
         if found and owner not in joined:
-            raise ValueError(f"--set: got {name}, expected --with {owner} beside it.")
+            known = ", ".join(available_instruments())
+            raise ValueError(f"--set: got {name}, expected a name of the method, or --with {owner or known} beside it.")
         (joined[owner] if found else parameters)[own if found else name] = value
     return parameters, joined
 
