@@ -128,8 +128,8 @@ def demo(
 ) -> None:
     """Train every installed method on scikit-learn's digits, attack the networks, and compare them on one page.
 
-    Each network meets the standard AutoAttack and the attacks of torchattacks at Linf 0.1, and is certified. A few
-    minutes on two cores.
+    Single methods, then a composition. Each network meets the standard AutoAttack and the attacks of torchattacks at
+    Linf 0.1, and is certified. About six minutes.
     """
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
