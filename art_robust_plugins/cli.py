@@ -143,8 +143,9 @@ def demo(
             known = parameters_of(trainers[name])
             required = {key for key, value in known.items() if value is inspect.Parameter.empty}
             parameters = {**getattr(trainers[name], "demo", {}), **({"threat": threat} if "threat" in required else {})}
-            if required - set(parameters):
-                console.print(f"{name}: left out, it has no default for {', '.join(sorted(required))}.")
+            missing = sorted(required - set(parameters))
+            if missing:
+                console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
                 continue
             label = "+".join([name, *instruments])
             folder = out / label

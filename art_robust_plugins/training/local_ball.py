@@ -1,7 +1,7 @@
 """Local-ball adversarial training (Lu, Kumar: Improving Local Effectiveness for Global robust training; 2110.14030).
 
 Robustness is asked for not only at an adversary xa of each image but in a small ball around xa, so that an adversary of
-few steps is enough. With f the logits, p = softmax(f), r = radius * eps, and D what the adversary ascends:
+few steps may be enough, as the paper claims; the README says what was measured. With f the logits, p = softmax(f), r = radius * eps, and D what the adversary ascends:
 
     xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
     xl = xa + r * (the steepest direction of KL(p(xa) || p(.)) at a random point within r / 2 of xa),
@@ -61,7 +61,7 @@ class Passes(NamedTuple):
 
 
 class LocalBallTrainer(RobustTrainer):
-    """Train an ART classifier against an adversary and in a local ball around it; robust with few steps.
+    """Train an ART classifier against an adversary, of few steps or many, and in a local ball around it.
 
     The objective stands at the head of this module. It is reconstructed from the abstract of Lu and Kumar (arXiv
     2110.14030), and its constants are ours; without the local term it is TRADES or Madry's PGD training, exactly.
@@ -365,8 +365,8 @@ class TRADESTrainer(LocalBallTrainer):
     """TRADES (Zhang et al., arXiv 1901.08573, ICML 2019), exact: CE(f(x), y) + beta KL(p(x) || p(xa)).
 
     xa ascends the divergence in k steps: `LocalBallTrainer` with ``global_loss="kl"`` and no local term; see there for
-    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball; the one of the
-    authors' code is called ``"gaussian"`` here.
+    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball; ``"gaussian"`` is,
+    at eps 8/255, the one of the authors' code.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))

@@ -642,11 +642,10 @@ class _Run:
 
 
 def _checked_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
-    given = tuple(instruments) if isinstance(instruments, Iterable) else (instruments,)
-    for each in given:
-        if not isinstance(each, Instrument) or not isinstance(instruments, Iterable):
-            raise TypeError(f"instruments: got {instruments!r}, expected a list of Instrument objects, as [BANG()].")
-    if len({id(each) for each in given}) < len(given):
+    given = tuple(instruments) if isinstance(instruments, Iterable) else None
+    if given is None or not all(isinstance(each, Instrument) for each in given):
+        raise TypeError(f"instruments: got {instruments!r}, expected a list of Instrument objects, as [BANG()].")
+    if len(set(map(id, given))) < len(given):
         raise ValueError(f"instruments: got one object twice in {list(given)}, expected each once.")
     return given
 

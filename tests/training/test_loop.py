@@ -725,6 +725,20 @@ def test_unknown_keywords_raise_where_art_swallows_them() -> None:
         StandardTrainer(classifier()).fit(X, Y, epochs=3)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("instruments", [BANG(), ["bang"], [BANG], 3])
+def test_what_is_no_list_of_instruments_is_refused(instruments: Any) -> None:
+    with pytest.raises(TypeError, match=r"instruments: got .*, expected a list of Instrument objects, as \[BANG\(\)\]"):
+        StandardTrainer(classifier(), instruments=instruments)
+
+
+def test_one_instrument_cannot_be_given_twice() -> None:
+    bang = BANG()
+    with pytest.raises(ValueError, match="instruments: got one object twice in .*, expected each once"):
+        StandardTrainer(classifier(), instruments=[bang, bang])
+    with pytest.raises(ValueError, match="layers: got 7, expected names or types of layers"):
+        BANG(layers=7)  # type: ignore[arg-type]
+
+
 def test_unfit_classifiers_are_refused() -> None:
     without = PyTorchClassifier(network(), nn.CrossEntropyLoss(), (1, 8, 8), 10)
     with pytest.raises(ValueError, match="classifier: it has no optimizer"):
