@@ -1,7 +1,8 @@
 """Local-ball adversarial training (Lu, Kumar: Improving Local Effectiveness for Global robust training; 2110.14030).
 
 Robustness is asked for not only at an adversary xa of each image but in a small ball around xa, so that an adversary of
-few steps may be enough, as the paper claims; the README says what was measured. With f the logits, p = softmax(f), r = radius * eps, and D what the adversary ascends:
+few steps may be enough, as the paper claims; the README says what was measured. With f the logits, p = softmax(f), r =
+radius * eps, and D what the adversary ascends:
 
     xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
     xl = xa + r * (the steepest direction of KL(p(xa) || p(.)) at a random point within r / 2 of xa),
@@ -365,8 +366,8 @@ class TRADESTrainer(LocalBallTrainer):
     """TRADES (Zhang et al., arXiv 1901.08573, ICML 2019), exact: CE(f(x), y) + beta KL(p(x) || p(xa)).
 
     xa ascends the divergence in k steps: `LocalBallTrainer` with ``global_loss="kl"`` and no local term; see there for
-    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball; ``"gaussian"`` is,
-    at eps 8/255, the one of the authors' code.
+    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball; ``"gaussian"``
+    is that of the authors' code at eps 8/255.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))

@@ -733,7 +733,7 @@ def test_what_is_no_list_of_instruments_is_refused(instruments: Any) -> None:
 
 def test_one_instrument_cannot_be_given_twice() -> None:
     bang = BANG()
-    with pytest.raises(ValueError, match="instruments: got one object twice in .*, expected each once"):
+    with pytest.raises(ValueError, match=r"instruments: got one object twice in .*, expected each once"):
         StandardTrainer(classifier(), instruments=[bang, bang])
     with pytest.raises(ValueError, match="layers: got 7, expected names or types of layers"):
         BANG(layers=7)  # type: ignore[arg-type]
