@@ -137,8 +137,8 @@ def demo(
 ) -> None:
     """Train every installed method on scikit-learn's digits, attack the networks, and compare them on one page.
 
-    Each network meets the standard AutoAttack and the attacks of torchattacks at Linf 0.1, and is certified. A few
-    minutes on two cores.
+    Single methods, then a composition. Each network meets the standard AutoAttack and the attacks of torchattacks at
+    Linf 0.1, and is certified. About six minutes.
     """
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
@@ -152,8 +152,9 @@ def demo(
             known = parameters_of(trainers[name])
             required = {key for key, value in known.items() if value is inspect.Parameter.empty}
             parameters = {**getattr(trainers[name], "demo", {}), **({"threat": threat} if "threat" in required else {})}
-            if required - set(parameters):
-                console.print(f"{name}: left out, it has no default for {', '.join(sorted(required))}.")
+            missing = sorted(required - set(parameters))
+            if missing:
+                console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
                 continue
             label = "+".join([name, *instruments])
             folder = out / label
@@ -190,7 +191,7 @@ def train(
     ] = None,
     instruments: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="INSTRUMENT", help="Attach bang or layerwise to the network; repeatable."),
+        typer.Option("--with", metavar="INSTRUMENT", help="Attach an instrument of art-robust methods; repeatable."),
     ] = None,
     weight_map: Annotated[
         KernelName | None, typer.Option(help="Add weight maps of this kernel to the network, whatever the method.")
@@ -627,7 +628,8 @@ def _settings(texts: list[str], instruments: list[str]) -> tuple[dict[str, Any],
         name, value = _setting(text)
         owner, found, own = name.partition(".")
         if found and owner not in joined:
-            raise ValueError(f"--set: got {name}, expected --with {owner} beside it.")
+            known = ", ".join(available_instruments())
+            raise ValueError(f"--set: got {name}, expected a name of the method, or --with {owner or known} beside it.")
         (joined[owner] if found else parameters)[own if found else name] = value
     return parameters, joined
 

@@ -1,7 +1,7 @@
 """The comparison of regularisers that layerwise_digits.py and layerwise_mnist.py run, each with its set-up.
 
 Layerwise adversarial training claims to regularise better than dropout. So all rows are trained on few images and on
-all, and judged on clean test images, under noise, and under standard AutoAttack: plain training, dropout of the hidden
+many, and judged on clean test images, under noise, and under standard AutoAttack: plain training, dropout of the hidden
 layer, FGSM adversarial training (clean loss and loss at x + eps * sign of its gradient, halves), and layerwise
 perturbations of the convolutions' outputs or of those and the hidden layer's, at several eps.
 """
@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from art_robust_plugins import Evaluator, RobustTrainer, StandardTrainer, Threat
 from art_robust_plugins.checkpoint import load_classifier, read_json, save_classifier, write_json
 from art_robust_plugins.data import load_data
 from art_robust_plugins.models import create_model
-from art_robust_plugins.training import LayerwiseAdversarialTrainer, PGDTrainer
+from art_robust_plugins.training import LayerwiseAdversarialTrainer, LocalBallTrainer
 
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -49,6 +49,7 @@ class Setup:
     noise: float
     train: dict[int, int]  # images to train on -> epochs
     points: int
+    network_arguments: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def quick(self) -> Setup:
@@ -60,7 +61,8 @@ def trained(setup: Setup, row: str, images: int, seed: int, folder: Path) -> PyT
         return load_classifier(folder)
     data, settings = load_data(setup.data), ROWS[row]
     torch.manual_seed(seed)
-    network = create_model(setup.network, data.input_shape, data.nb_classes, dropout=settings.get("dropout", 0.0))
+    arguments = {**setup.network_arguments, "dropout": settings.get("dropout", 0.0)}
+    network = create_model(setup.network, data.input_shape, data.nb_classes, **arguments)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     classifier = PyTorchClassifier(
         network,
@@ -79,7 +81,8 @@ def trained(setup: Setup, row: str, images: int, seed: int, folder: Path) -> PyT
     if "fgsm" in settings:
         threat = ThreatModel("Linf", setup.eps)
         fgsm: dict[str, Any] = {"steps": 1, "start": "none", "step_size": setup.eps, "overfitting": "ignore"}
-        trainer = PGDTrainer(classifier, threat=threat, clean_weight=1.0, **fgsm, options=options)
+        halves = {"local_weight": 0.0, "global_weight": 0.5, "clean_weight": 0.5}
+        trainer = LocalBallTrainer(classifier, threat=threat, **halves, **fgsm, options=options)
     elif "eps" in settings:
         layers = [nn.Conv2d, setup.hidden] if "hidden" in settings else None
         trainer = LayerwiseAdversarialTrainer(classifier, eps=settings["eps"], layers=layers, options=options)
@@ -130,10 +133,11 @@ def summary(results: dict[str, Any]) -> list[dict[str, str]]:
     for images in sorted({run["images"] for run in results["networks"]}):
         for name in ROWS:
             runs = [run for run in results["networks"] if (run["row"], run["images"]) == (name, images)]
-            row = {"training images": f"{images:,}", "training": name}
+            row = {"training images": f"{images:,}", "training": name, "seeds": str(len(runs))}
             for key, title in names.items():
                 values = [100 * run[key] for run in runs]
-                row[title] = f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+                spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+                row[title] = f"{statistics.mean(values):.1f}{spread}"
             rows.append(row)
     return rows
 

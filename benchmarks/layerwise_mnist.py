@@ -2,7 +2,7 @@
 
     python benchmarks/layerwise_mnist.py --data DIR [--workers 2] [--quick]
 
-Three seeds; all 10,000 test images clean and under noise, the first 200 under standard AutoAttack at Linf 0.15. See
+One seed; all 10,000 test images clean and under noise, the first 100 under standard AutoAttack at Linf 0.1. See
 layerwise.py for the rows. DIR holds mnist.npz as ART's loader keeps it. Work in progress is kept under
 runs/layerwise_mnist, and taken up again when restarted.
 """
@@ -13,12 +13,14 @@ from layerwise import Setup, run
 
 SETUP = Setup(
     data="mnist",
-    network="lenet",
-    hidden="layers.5",
-    eps=0.15,
+    network="small-cnn",
+    network_arguments={"channels": 8, "hidden": 64},
+    hidden="layers.7",
+    eps=0.1,
     noise=0.3,
     train={500: 60, 20_000: 5},
-    points=200,
+    points=100,
+    seeds=(0,),
 )
 
 if __name__ == "__main__":

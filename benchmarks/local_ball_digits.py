@@ -1,6 +1,6 @@
 """Does a weak adversary with the local ball reach the strong one, and at what share of its time? On real 8x8 digits.
 
-    python benchmarks/local_ball_digits.py [--workers 2] [--search] [--quick]
+    python benchmarks/local_ball_digits.py [--workers 2] [--quick]
 
 Three seeds, Linf 0.15, standard AutoAttack on the whole test set. See local_ball.py for the rows. Work in progress is
 kept under runs/local_ball_digits, and taken up again when restarted.

@@ -51,10 +51,7 @@ def blocks() -> dict[str, str]:
         "bang_mnist": summary("bang_mnist", bang_mnist.summary),
         "lipschitz_mnist": summary("lipschitz_mnist", lipschitz_mnist.summary),
         "local_ball_digits": summary("local_ball_digits", local_ball.summary),
-        "local_ball_mnist": summary("local_ball_mnist", local_ball.summary),
-        "local_ball_mnist_search": summary("local_ball_mnist_search", local_ball.search_summary),
         "layerwise_digits": summary("layerwise_digits", layerwise.summary),
-        "layerwise_mnist": summary("layerwise_mnist", layerwise.summary),
     }
 
 

@@ -86,9 +86,10 @@ def adversarial_loss(network: nn.Module, images: Tensor, labels: Tensor, method:
     if method == "local ball":
         with torch.no_grad():
             center = network(moved)
-        beside = (moved + (2 * torch.rand_like(images) - 1) * EPS / 20).clamp(0, 1).requires_grad_()
+        beside = (moved + (2 * torch.rand_like(images) - 1) * EPS / 4).clamp(0, 1).requires_grad_()
         (gradient,) = torch.autograd.grad(divergence(center, network(beside)), beside)
-        local = (moved + EPS / 2 * gradient.sign()).clamp(0, 1)
+        local = moved + EPS / 2 * gradient.sign()
+        local = (images + (local - images).clamp(-EPS, EPS)).clamp(0, 1)
     network.train()
     if method == "TRADES":
         logits = network(images)

@@ -221,7 +221,10 @@ BAD = [
     (["train", "bang", "--norm", "L2", "--out", "{new}"], "error: --norm: got L2 without --eps, expected both."),
     (["train", "bang", "--with", "bnag", "--out", "{new}"], "name: got 'bnag', expected one of 'bang', 'layerwise'"),
     (["train", "bang", "--with", "bang", "--with", "bang", "--out", "{new}"], "--with: got bang twice, expected it"),
-    (["train", "bang", "--set", "bang.beta=1", "--out", "{new}"], "--set: got bang.beta, expected --with bang beside"),
+    (
+        ["train", "bang", "--set", "bang.beta=1", "--out", "{new}"],
+        "--set: got bang.beta, expected a name of the method, or",
+    ),
     (["train", "trades", "--out", "{new}"], "--eps: got none, which 'trades' trains against, expected a radius"),
     (["train", "bang", "--lr", "0", "--out", "{new}"], "error: --lr: got 0.0, expected a positive number."),
     (["train", "bang", "--optimizer", "adam", "--momentum", "0.5", "--out", "{new}"], "error: --momentum: got 0.5 for"),

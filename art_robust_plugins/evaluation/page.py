@@ -297,7 +297,8 @@ def curve_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
 
 
 def legend_above(axes: Axes, entries: int) -> None:
-    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, entries))
+    columns = entries if entries <= 4 else 3  # more, and names such as local-ball+layerwise run out of the figure
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
 
 
 def certified_curve(report: EvaluationReport) -> tuple[list[float], list[float]]:

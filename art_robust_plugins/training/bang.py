@@ -128,6 +128,8 @@ class BANG(Instrument):
                     raise ValueError(f"layers: got {values!r} for {pattern!r}, expected a mapping of settings.")
             self.layers = {pattern: self.setting.replaced(**values) for pattern, values in layers.items()}
         elif layers is not None:
+            if not isinstance(layers, Iterable):
+                raise ValueError(f"layers: got {layers!r}, expected names or types of layers, or a mapping from them.")
             self.layers = dict.fromkeys([layers] if isinstance(layers, str) else layers, self.setting)
         if cap is not None and not cap >= 1:
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
@@ -289,10 +291,10 @@ class BANGTrainer(RobustTrainer):
         instruments: Iterable[Instrument] = (),
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
+        bang = BANG(beta, epsilon, ratio, layers=layers, cap=cap)
         if layers is not None and not isinstance(layers, Mapping):
             layers = [layers] if isinstance(layers, str) else list(layers)
         self.beta, self.epsilon, self.ratio, self.layers, self.cap = beta, epsilon, ratio, layers, cap
-        bang = BANG(beta, epsilon, ratio, layers=layers, cap=cap)
         super().__init__(classifier, threat=threat, instruments=(bang, *instruments), options=options)
         bang.adjusted_layers(classifier.model)
 

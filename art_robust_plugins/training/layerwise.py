@@ -106,6 +106,7 @@ class _Step:
     passes: int = 0
     calls: Counter[str] = field(default_factory=Counter)  # of each layer in the present pass
     recorded: dict[tuple[str, int], int] = field(default_factory=dict)  # the pass that the signs are from
+    measured: set[str] = field(default_factory=set)  # layers whose |h_l| was taken up
     pairings: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def pairing(self, previous: _Step, stored: int, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +194,7 @@ class Layerwise(Instrument):
             if self.eps > 0:
                 for name, module in candidates.items():
                     handles.append(module.register_forward_hook(partial(self._after_layer, name)))
-                handles.append(network.register_forward_pre_hook(lambda *_: self._begin_pass()))
+                handles.append(network.register_forward_pre_hook(lambda root, _: self._begin_pass(root.training)))
                 if self._chosen is None:
                     handles.append(network.register_forward_hook(lambda *_: self._blocks.release()))
             yield self
@@ -228,7 +229,7 @@ class Layerwise(Instrument):
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier run, as `state_dict` gave it; before the instrument is attached."""
+        """Take up the state of an earlier run, as `state_dict` gave it."""
         self._forget()
         signs, layers = {}, {}
         for key, tensor in state.items():
@@ -262,8 +263,8 @@ class Layerwise(Instrument):
                 del self._step.signs[key]
             self._blocks.release()
 
-    def _begin_pass(self) -> None:
-        if self._step is not None and torch.is_grad_enabled():
+    def _begin_pass(self, training: bool) -> None:
+        if self._step is not None and training and torch.is_grad_enabled():
             self._step.passes += 1
             self._step.calls.clear()
 
@@ -322,9 +323,10 @@ class Layerwise(Instrument):
         return step
 
     def _running_mean(self, name: str, output: Tensor, step: _Step) -> Tensor:
-        """Of |h_l| in first passes; kept on the device, in float32 at least."""
+        """Of |h_l| at its first call in a step; kept on the device, in float32 at least."""
         known = self._means.get(name)
-        if known is None or (step.number % MEASURED_EVERY == 0 and step.passes <= 1):
+        if known is None or (step.number % MEASURED_EVERY == 0 and name not in step.measured):
+            step.measured.add(name)
             mean = output.abs().mean(dtype=torch.promote_types(output.dtype, torch.float32))
             self._means[name] = mean if known is None else torch.lerp(known.to(mean), mean, MOMENTUM)
         return self._means[name].to(output.device)
@@ -432,6 +434,8 @@ class _Blocks:
 def _listed(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerPattern] | None:
     if layers is None:
         return None
+    if not isinstance(layers, Iterable | type):
+        raise ValueError(f"layers: got {layers!r}, expected names of layers or types of modules.")
     listed = [layers] if isinstance(layers, str | type) else list(layers)
     for pattern in listed:
         if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):

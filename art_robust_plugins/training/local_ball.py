@@ -1,10 +1,12 @@
 """Local-ball adversarial training (Lu, Kumar: Improving Local Effectiveness for Global robust training; 2110.14030).
 
 Robustness is asked for not only at an adversary xa of each image but in a small ball around xa, so that an adversary of
-few steps is enough. With f the logits, p = softmax(f), r = radius * eps, and D what the adversary ascends:
+few steps may be enough, as the paper claims; the README says what was measured. With f the logits, p = softmax(f), r =
+radius * eps, and D what the adversary ascends:
 
     xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
-    xl = xa + r * the steepest direction of KL(p(xa) || p(.)), taken beside xa, projected on B(x, eps)
+    xl = xa + r * (the steepest direction of KL(p(xa) || p(.)) at a random point within r / 2 of xa),
+         projected on B(x, eps)
     L  = clean_weight CE(f(x), y) + global_weight G + local_weight KL(p(xa) || p(xl))
 
     global_loss "ce":  D = CE(f(.), y),          G = CE(f(xa), y)
@@ -60,7 +62,7 @@ class Passes(NamedTuple):
 
 
 class LocalBallTrainer(RobustTrainer):
-    """Train an ART classifier against an adversary and in a local ball around it; robust with few steps.
+    """Train an ART classifier against an adversary, of few steps or many, and in a local ball around it.
 
     The objective stands at the head of this module. It is reconstructed from the abstract of Lu and Kumar (arXiv
     2110.14030), and its constants are ours; without the local term it is TRADES or Madry's PGD training, exactly.
@@ -83,7 +85,7 @@ class LocalBallTrainer(RobustTrainer):
         every_iterate: average the local term over all iterates of the ascent, rather than take the last alone.
         constant_target: p(xa) is a constant in the local term, whose gradient then flows through p(xl) alone.
         start: of the ascent: ``"uniform"`` in the ball, ``"gaussian"`` with 3 % of eps as standard deviation (as
-            TRADES' own start), or ``"none"`` for x itself (with ``"ce"`` only: the divergence is flat there).
+            TRADES' own start at 8/255), or ``"none"`` for x itself (with ``"ce"`` only: the divergence is flat there).
         eps_warmup_epochs: let eps, and the step size and r with it, grow linearly during the first epochs (a fraction
             of one is possible), step by step.
         overfitting: what to do when a weak adversary is resisted and a strong one is not (see `OverfittingWatch`; with
@@ -228,7 +230,7 @@ class LocalBallTrainer(RobustTrainer):
             met.append(outputs.detach())
             return self.divergence(at_x, outputs) if self.global_loss == "kl" else self.loss(outputs, y)
 
-        point = self._start(x, threat)
+        point = self.start_point(x)
         iterates = []
         for _ in range(self.steps):
             point = threat.ascend(ascended, x, point, steps=1, step_size=step_size, low=low, high=high)
@@ -286,8 +288,9 @@ class LocalBallTrainer(RobustTrainer):
     def _needs_x(self) -> bool:
         return self.clean_weight > 0 or (self.global_loss == "kl" and self.global_weight > 0)
 
-    def _start(self, x: Tensor, threat: ThreatModel) -> Tensor:
-        low, high = clip_range(self.classifier)
+    def start_point(self, x: Tensor) -> Tensor:
+        """Where the ascent begins."""
+        threat, (low, high) = self.present_threat, clip_range(self.classifier)
         if self.start == "uniform":
             return threat.random_start(x, low, high)
         if self.start == "none":
@@ -363,8 +366,8 @@ class TRADESTrainer(LocalBallTrainer):
     """TRADES (Zhang et al., arXiv 1901.08573, ICML 2019), exact: CE(f(x), y) + beta KL(p(x) || p(xa)).
 
     xa ascends the divergence in k steps: `LocalBallTrainer` with ``global_loss="kl"`` and no local term; see there for
-    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball; the one of the
-    authors' code is called ``"gaussian"`` here.
+    the arguments. As in the paper's formula p(x) is not a constant. The start is uniform in the ball; ``"gaussian"``
+    is that of the authors' code at eps 8/255.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))

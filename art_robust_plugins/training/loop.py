@@ -137,14 +137,16 @@ class RobustTrainer(Trainer):
         options: the training loop's settings.
 
     Attributes:
-        history: one dictionary an epoch: ``epoch``, ``loss``, ``seconds``, ``learning_rate`` and, with validation
-            data, ``validation_accuracy`` and (with a threat) ``validation_robust_accuracy``, between 0 and 1.
+        history: one dictionary an epoch, to which methods may add: ``epoch``, ``loss``, ``seconds``, ``learning_rate``
+            and, with validation data, ``validation_accuracy`` and (with a threat)
+            ``validation_robust_accuracy``, between 0 and 1.
         epochs_done: how far the training is, in epochs, with the steps of the present one as a fraction (of a stream
             without a length: in whole epochs).
 
     Raises:
-        TypeError: for another kind of classifier.
-        ValueError: for a classifier without optimizer, with postprocessing, or with preprocessing that is not torch.
+        TypeError: for another kind of classifier, threat, instruments or options.
+        ValueError: one instrument given twice; for a classifier without optimizer, with postprocessing, or with
+            preprocessing that is not torch.
 
     Preprocessing defences of the classifier act as ART means them, but in each batch: those of ``fit`` and ``predict``
     belong to the network, those of ``fit`` alone change the batch (and its labels) before the method sees it.
@@ -179,7 +181,7 @@ class RobustTrainer(Trainer):
             raise TypeError(f"options: got {type(options).__name__}, expected TrainingOptions.")
         super().__init__(classifier)
         self.threat = threat
-        self.instruments = tuple(instruments)
+        self.instruments = _checked_instruments(instruments)
         self.options = options
         self.history: list[dict[str, float]] = []
         self.epochs_done = 0.0
@@ -212,7 +214,11 @@ class RobustTrainer(Trainer):
             raise ValueError(f"state: got entries {sorted(state)}, but {type(self).__name__} keeps none.")
 
     def end_epoch(self, record: dict[str, float]) -> None:
-        """Called after each epoch, with what `history` will hold of it; a method may add to it."""
+        """Called after each epoch, with what `history` will hold of it; a method may add to it.
+
+        A method that goes back to earlier weights sets ``record["rolled_back"] = 1.0``: ``keep_best`` then leaves the
+        epoch out, as what was measured is not true of the weights.
+        """
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -392,7 +398,7 @@ class RobustTrainer(Trainer):
                 record = self._epoch(epoch, steps, drawn, scheduler, bar, processes)
                 _same_on_all_processes(network.buffers(), processes)
                 if validation is not None:
-                    record |= self.validate(*validation)
+                    record |= self._validate(*validation)
                 self.end_epoch(record)
                 self.history.append(record)
                 if scheduler is not None and options.scheduler_interval == "epoch":
@@ -495,11 +501,8 @@ class RobustTrainer(Trainer):
         y = label_tensor(validation_data[1], self.classifier.nb_classes, samples=len(x), name="validation_data[1]")
         return x, y.to(self._device)
 
-    def validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
-        """Accuracy on clean inputs and, with a threat, under PGD from a random start (the same every epoch).
-
-        ``x`` and ``y`` as `training_loss` gets them. The network is left in evaluation mode.
-        """
+    def _validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
+        """Accuracy on clean inputs and, with a threat, under PGD from a random start (the same every epoch)."""
         network, threat = self.classifier.model, self.threat
         low, high = clip_range(self.classifier)
 
@@ -652,6 +655,15 @@ class _Run:
 
 def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+
+def _checked_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
+    given = tuple(instruments) if isinstance(instruments, Iterable) else None
+    if given is None or not all(isinstance(each, Instrument) for each in given):
+        raise TypeError(f"instruments: got {instruments!r}, expected a list of Instrument objects, as [BANG()].")
+    if len(set(map(id, given))) < len(given):
+        raise ValueError(f"instruments: got one object twice in {list(given)}, expected each once.")
+    return given
 
 
 def _step_scheduler(scheduler: Any, loss: float) -> None:

@@ -30,7 +30,8 @@ GAP = 0.3
 class OverfittingWatch:
     """Compares a trainer's own adversary with a strong one, PGD of 10 steps, at the end of each epoch.
 
-    Both ascend the classifier's loss, and attack up to 64 images of a batch of the epoch. The epoch is bad when the
+    Both ascend the classifier's loss (the trainer's own with its start, steps and step size, but never a divergence, so
+    that only their strength differs), and attack up to 64 images of a batch of the epoch. The epoch is bad when the
     strong adversary leaves less than half as many of them correct as the trainer's own, and at least 30 points fewer.
     The accuracies join the epoch's record as ``own_adversary_accuracy`` and ``strong_adversary_accuracy``.
 
@@ -60,7 +61,7 @@ class OverfittingWatch:
         if not self.watching:
             return
         if self._seen is None or min(len(x), SAMPLES) >= len(self._seen[0]):  # a small last batch says less
-            self._seen = x[:SAMPLES], y[:SAMPLES]
+            self._seen = x[:SAMPLES].clone(), y[:SAMPLES].clone()
 
     def end_epoch(self, record: dict[str, float]) -> None:
         """Judge the epoch and act."""
@@ -103,14 +104,17 @@ class OverfittingWatch:
         counts = torch.zeros(3, dtype=torch.int64, device=device)
         if self._seen is not None:  # a process may have had no share of any batch
             x, y = self._seen
-            labels, size = y.argmax(dim=1) if y.dim() == 2 else y, trainer.present_threat.eps
+            labels, threat = y.argmax(dim=1) if y.dim() == 2 else y, trainer.present_threat
+            share = threat.eps / trainer.threat.eps
             trainer.classifier.model.eval()
-            for index, (steps, step_size) in enumerate(
-                [(trainer.steps, trainer.step_size * size / trainer.threat.eps), (STRONG, 2.5 * size / STRONG)]
-            ):
+            low, high = clip_range(trainer.classifier)
+            own = self._adversary(x, y, trainer.start_point(x), trainer.steps, trainer.step_size * share)
+            uniform = threat.random_start(x, low, high)
+            strong = self._adversary(x, y, uniform, STRONG, 2.5 * threat.eps / STRONG)
+            for index, adversary in enumerate((own, strong)):
                 with torch.no_grad():
-                    outputs = trainer.logits(self._adversary(x, y, steps, step_size))
-                counts[index] = (class_logits(trainer.classifier, outputs).argmax(dim=1) == labels).sum()
+                    logits = class_logits(trainer.classifier, trainer.logits(adversary))
+                counts[index] = (logits.argmax(dim=1) == labels).sum()
             counts[2] = len(x)
             self._seen = None
         if processes_of(device).num_processes > 1:
@@ -118,15 +122,13 @@ class OverfittingWatch:
         own_right, strong_right, images = counts.tolist()
         return own_right, strong_right, images
 
-    def _adversary(self, x: Tensor, y: Tensor, steps: int, step_size: float) -> Tensor:
+    def _adversary(self, x: Tensor, y: Tensor, start: Tensor, steps: int, step_size: float) -> Tensor:
         trainer, (low, high) = self.trainer, clip_range(self.trainer.classifier)
-        threat = trainer.present_threat
-        start = threat.random_start(x, low, high)
 
         def loss(z: Tensor) -> Tensor:
             return trainer.loss(trainer.logits(z), y)
 
-        return threat.ascend(loss, x, start, steps=steps, step_size=step_size, low=low, high=high)
+        return trainer.present_threat.ascend(loss, x, start, steps=steps, step_size=step_size, low=low, high=high)
 
     def _state(self) -> dict[str, Any]:
         trainer = self.trainer

@@ -603,7 +603,51 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(kind: str, tmp_path: Pa
     assert same(whole, run("parts", True, 4))
 
 
-def test_in_the_local_ball_all_training_passes_share_the_perturbation() -> None:
+def test_in_a_step_of_the_local_ball_all_training_passes_carry_one_perturbation_and_one_enters_the_mean() -> None:
+    """The passes of the ascent, in evaluation mode, are neither perturbed nor measured, whatever their number."""
+    estimator = classifier()
+    trainer = LocalBallTrainer(
+        estimator,
+        threat=ThreatModel("Linf", 0.1),
+        steps=2,
+        instruments=[Layerwise(0.1)],
+        options=TrainingOptions(seed=0, shuffle=False),
+    )
+    plain: list[Tensor] = []
+    seen: list[tuple[bool, Tensor]] = []
+    moved: list[list[Tensor]] = []
+    means: list[float] = []
+    # A hook that comes before the instrument's sees h, the one of the next layer h~.
+    estimator.model[1].register_forward_hook(lambda module, _, h: plain.append(h.detach().clone()))
+    estimator.model[2].register_forward_pre_hook(
+        lambda module, x: seen.append((module.training, x[0].detach().clone()))
+    )
+    loss = trainer.training_loss
+
+    def watched(x: Tensor, y: Tensor) -> Tensor:
+        plain.clear()
+        seen.clear()
+        result = loss(x, y)
+        moved.append([after - before for before, (training, after) in zip(plain, seen, strict=True) if training])
+        assert all(torch.equal(h, after) for h, (training, after) in zip(plain, seen, strict=True) if not training)
+        if (len(moved) - 1) % MEASURED_EVERY == 0:
+            (h,) = [h for h, (training, _) in zip(plain, seen, strict=True) if training][:1]
+            mean = h.abs().mean().item()
+            means.append(mean if not means else means[-1] + MOMENTUM * (mean - means[-1]))
+        return result
+
+    trainer.training_loss = watched  # type: ignore[method-assign]
+    layerwise, states = trainer.instruments[0], []
+    trainer.end_epoch = lambda record: states.append(layerwise.state_dict())  # type: ignore[method-assign]
+    fitted(trainer, 6)
+    assert len(moved) > 2 * MEASURED_EVERY
+    for at_adversary, at_local_point in moved[1:]:
+        assert at_adversary.abs().max() > 0
+        torch.testing.assert_close(at_adversary, at_local_point, rtol=0, atol=1e-5)
+    assert states[-1]["layer:1"].item() == pytest.approx(means[-1], rel=1e-5)
+
+
+def test_the_ascent_records_nothing() -> None:
     trainer = trainers("local ball", TrainingOptions(seed=0))
     layerwise = trainer.instruments[0]
     states = []
@@ -719,6 +763,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
         ({"eps": "large"}, "eps: got 'large', expected a number that is not negative."),
         ({"relative": 1}, "relative: got 1, expected True or False."),
         ({"layers": []}, "layers: got none, expected at least one name or type, or None for the convolutional blocks."),
+        ({"layers": 7}, "layers: got 7, expected names of layers or types of modules."),
         ({"layers": [3]}, "layers: got 3, expected names of layers or types of modules."),
         (
             {"layers": "features"},

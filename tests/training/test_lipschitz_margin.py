@@ -382,7 +382,7 @@ def test_bf16_and_channels_last() -> None:
         ({"c": True}, "c: got True, expected"),
         ({"c_warmup_epochs": -1}, "c_warmup_epochs: got -1, expected"),
         ({"c_start": float("inf")}, "c_start: got inf, expected"),
-        ({"margin": "best"}, "margin: got 'best', expected 'sample' or"),
+        ({"margin": "best"}, "margin: got 'best', expected one of 'sample', 'class'"),
     ],
 )
 def test_bad_settings_are_refused(changed: dict[str, Any], sentence: str) -> None:

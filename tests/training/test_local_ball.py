@@ -808,7 +808,7 @@ def test_a_binary_network_with_one_output(loss: nn.Module) -> None:
     assert float(made[0]) == pytest.approx(float(expected), rel=1e-4)
     for method in (trainer, LocalBallTrainer(estimator, threat=LINF)):
         method.fit(x, y, **quiet(8))
-        assert method.validate(x, y)["validation_accuracy"] > 0.95
+        assert method._validate(x, y)["validation_accuracy"] > 0.95
         assert method.history[-1]["own_adversary_accuracy"] > 0.5
 
 
@@ -895,7 +895,7 @@ def test_bf16_and_channels_last_train() -> None:
     }.items():
         trainer = LocalBallTrainer(classifier(), threat=LINF, options=TrainingOptions(seed=0, **changes))
         trainer.fit(X[:600], Y[:600], **quiet(6))
-        found[name] = trainer.validate(X[600:900], Y[600:900])["validation_robust_accuracy"]
+        found[name] = trainer._validate(X[600:900], Y[600:900])["validation_robust_accuracy"]
     assert found["plain"] > 0.5
     assert found["bf16"] > found["plain"] - 0.1
     assert found["channels_last"] == pytest.approx(found["plain"], abs=0.05)
@@ -937,7 +937,7 @@ def test_it_resists_what_plain_training_does_not() -> None:
     for name, make in {"standard": StandardTrainer, "local-ball": LocalBallTrainer}.items():
         trainer = make(classifier(), threat=LINF, options=TrainingOptions(seed=0, validation_steps=20))
         trainer.fit(X[:1000], Y[:1000], **quiet(8))
-        found[name] = trainer.validate(X[1000:], Y[1000:])
+        found[name] = trainer._validate(X[1000:], Y[1000:])
     assert found["local-ball"]["validation_robust_accuracy"] > found["standard"]["validation_robust_accuracy"] + 0.15
     assert found["local-ball"]["validation_accuracy"] > 0.8
 

@@ -404,9 +404,9 @@ def test_the_best_epoch_is_kept() -> None:
             sign = 1 if len(self.history) < 2 else -1
             return sign * super().training_loss(x, y)
 
-        def validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
+        def _validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
             states.append(weights(self.classifier))
-            return super().validate(x, y, batch_size)
+            return super()._validate(x, y, batch_size)
 
     trained = classifier()
     trainer = Falling(trained, options=TrainingOptions(keep_best=True))
@@ -723,6 +723,20 @@ def test_bad_input_is_refused_before_anything_is_trained(changed: dict[str, Any]
 def test_unknown_keywords_raise_where_art_swallows_them() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"):
         StandardTrainer(classifier()).fit(X, Y, epochs=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("instruments", [BANG(), ["bang"], [BANG], 3])
+def test_what_is_no_list_of_instruments_is_refused(instruments: Any) -> None:
+    with pytest.raises(TypeError, match=r"instruments: got .*, expected a list of Instrument objects, as \[BANG\(\)\]"):
+        StandardTrainer(classifier(), instruments=instruments)
+
+
+def test_one_instrument_cannot_be_given_twice() -> None:
+    bang = BANG()
+    with pytest.raises(ValueError, match=r"instruments: got one object twice in .*, expected each once"):
+        StandardTrainer(classifier(), instruments=[bang, bang])
+    with pytest.raises(ValueError, match="layers: got 7, expected names or types of layers"):
+        BANG(layers=7)  # type: ignore[arg-type]
 
 
 def test_unfit_classifiers_are_refused() -> None:

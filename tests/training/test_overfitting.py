@@ -140,8 +140,6 @@ def test_it_is_seen_where_it_happens() -> None:
     last = trainer.history[-1]
     assert last["own_adversary_accuracy"] > 0.25
     assert last["strong_adversary_accuracy"] < 0.1
-    # On many images too, and by the judge of the validation.
-    assert trainer.validate(X[:1000], Y[:1000])["validation_robust_accuracy"] < last["own_adversary_accuracy"] - 0.2
 
 
 @pytest.mark.parametrize("global_loss", ["ce", "kl"])
