@@ -56,6 +56,10 @@ SEARCH: dict[str, dict[str, Any]] = {
     "adversary from x itself": {"start": "none"},
     "2 steps": {"steps": 2},
     "2 steps, local term at both": {"steps": 2, "every_iterate": True},
+    "2 steps, global term KL": {"steps": 2, "global_loss": "kl"},
+    "2 steps, local weight 2": {"steps": 2, "local_weight": 2.0},
+    "2 steps, radius 0.25": {"steps": 2, "radius": 0.25},
+    "2 steps, clean loss too": {"steps": 2, "clean_weight": 1.0},
 }
 """What is tried: the default form, and one thing changed in each row. Judged on images of the training set that no row
 is trained on."""
