@@ -143,15 +143,15 @@ def demo(
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
     threat = ThreatModel("Linf", 0.1)
-    trainers = {name: kind for name, kind in available_methods().items() if issubclass(kind, Trainer)}
+    trained = {name: kind for name, kind in available_methods().items() if _is_trainable(kind)}
     # The baseline comes first, for the others to be compared with.
-    runs = [(name, ()) for name in sorted(trainers, key=lambda name: name != "standard")]
+    runs = [(name, ()) for name in sorted(trained, key=lambda name: name != "standard")]
     reports = {}
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
         for name, instruments in [*runs, *DEMO_COMPOSITIONS]:
-            known = parameters_of(trainers[name])
+            known = parameters_of(trained[name])
             required = {key for key, value in known.items() if value is inspect.Parameter.empty}
-            parameters = {**getattr(trainers[name], "demo", {}), **({"threat": threat} if "threat" in required else {})}
+            parameters = {**getattr(trained[name], "demo", {}), **({"threat": threat} if "threat" in required else {})}
             missing = sorted(required - set(parameters))
             if missing:
                 console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
@@ -489,8 +489,13 @@ def _train(
         save_classifier(classifier, out, extra=record)
 
 
+def _is_trainable(kind: type) -> bool:
+    """Trainers, and the one estimator whose network is changed first and then trained plainly."""
+    return issubclass(kind, Trainer | PyTorchWeightMapClassifier)
+
+
 def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> None:
-    if not issubclass(kind, Trainer | PyTorchWeightMapClassifier):
+    if not _is_trainable(kind):
         raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
     if weight_map is not None and not issubclass(kind, Trainer):
         raise ValueError(f"--weight-map: got {weight_map.value} for {name!r}, expected --set kernel=... there.")
