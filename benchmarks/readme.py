@@ -1,7 +1,8 @@
-"""Write the README's tables from benchmarks/results/*.json, and its figure from a demo's reports.
+"""Write the README's tables from benchmarks/results/*.json, and its figures.
 
 python benchmarks/readme.py                      the tables
-python benchmarks/readme.py --figure runs/demo   the figure too
+python benchmarks/readme.py --figure runs/demo   the demo's figure too, from its reports
+python benchmarks/readme.py --weight-maps        the figure of weight maps too
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import conv_norms
 import layerwise
 import lipschitz_mnist
 import local_ball
+import weight_map
 from record import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
@@ -51,7 +53,13 @@ def blocks() -> dict[str, str]:
         "bang_mnist": summary("bang_mnist", bang_mnist.summary),
         "lipschitz_mnist": summary("lipschitz_mnist", lipschitz_mnist.summary),
         "local_ball_digits": summary("local_ball_digits", local_ball.summary),
+        "local_ball_mnist": summary("local_ball_mnist", local_ball.summary),
+        "local_ball_mnist_search": summary("local_ball_mnist_search", local_ball.search_summary),
         "layerwise_digits": summary("layerwise_digits", layerwise.summary),
+        "layerwise_mnist": summary("layerwise_mnist", layerwise.summary),
+        "weight_map_digits": summary("weight_map_digits", weight_map.summary),
+        "weight_map_mnist": summary("weight_map_mnist", weight_map.summary),
+        "weight_map_mnist_variance": summary("weight_map_mnist", weight_map.variance_summary),
     }
 
 
@@ -70,15 +78,19 @@ def written(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figure", type=Path, metavar="RUNS", help="a folder that art-robust demo wrote")
+    parser.add_argument("--weight-maps", action="store_true", help="draw docs/weight_maps.png")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
+    docs, readme = ROOT / "docs", ROOT / "README.md"
     readme.write_text(written(readme.read_text()))
     if args.figure:
         found = sorted(args.figure.glob("*/evaluations/*/"))
         folders = sorted(found, key=lambda folder: folder.parts[-3] != "standard")
         reports = {folder.parts[-3]: EvaluationReport.load(folder) for folder in folders}
-        (ROOT / "docs").mkdir(exist_ok=True)
-        comparison_figure(reports).savefig(ROOT / "docs" / "demo.png", dpi=130, facecolor="white")
+        comparison_figure(reports).savefig(docs / "demo.png", dpi=130, facecolor="white")
+    if args.weight_maps:
+        records = {name: json.loads((RESULTS / f"weight_map_{name}.json").read_text()) for name in ("digits", "mnist")}
+        drawn = weight_map.figure({name: record["results"] for name, record in records.items()})
+        drawn.savefig(docs / "weight_maps.png", dpi=110, facecolor="white")
 
 
 if __name__ == "__main__":
