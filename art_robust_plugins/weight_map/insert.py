@@ -127,10 +127,10 @@ def insert_weight_maps(
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got TorchScript, expected a plain module; script it after the insertion.")
-    network = model if inplace else _copied(model)
+    network = model if inplace else copied("model", model, "inplace=True")
     sample = _sample(network, input_shape)
     trace = _Trace(network, sample)
-    places = trace.stages(kernel_size) if where is None else trace.chosen(_listed(where))
+    places = trace.stages(kernel_size) if where is None else trace.chosen(listed(where))
     for name in places:
         if isinstance(getattr(network.get_submodule(name), NAME, None), WeightMap2d):
             raise ValueError(f"where: the module {name!r} has a weight map already, expected one without.")
@@ -217,14 +217,15 @@ def _let_older_weights_load(network: nn.Module) -> None:
         network.register_load_state_dict_pre_hook(keep_weight_maps)  # type: ignore[no-untyped-call]
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(name: str, value: Any, otherwise: str) -> Any:
+    """A deep copy of what the caller gave; where there is none, the error says what to do ``otherwise``."""
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(value)
     except Exception as error:  # whatever the network's attributes raise
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"model: it cannot be copied ({type(error).__name__}: {reason}), expected one that copy.deepcopy copies, "
-            f"or inplace=True."
+            f"{name}: it cannot be copied ({type(error).__name__}: {reason}), expected one that copy.deepcopy copies, "
+            f"or {otherwise}."
         ) from error
 
 
@@ -440,7 +441,8 @@ def _sample(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
     return sample.to(device_of(network), like.dtype)
 
 
-def _listed(where: Place | Iterable[Place]) -> list[Place]:
+def listed(where: Place | Iterable[Place]) -> list[Place]:
+    """Several places, or one, as a list."""
     several = isinstance(where, Iterable) and not isinstance(where, str | type | nn.Module)
     places: list[Any] = list(where) if several else [where]  # type: ignore[arg-type]
     if not places:
