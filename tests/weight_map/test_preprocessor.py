@@ -152,6 +152,46 @@ def test_joint_fit_learns_both(digits: Dataset) -> None:
     assert all(not torch.equal(estimator.model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+class Failing(nn.CrossEntropyLoss):
+    """Infinite from one call on."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.left -= 1
+        return super().forward(logits, labels) * (1 if self.left >= 0 else float("inf"))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("calls", [6, 7, 8])
+def test_a_loss_that_is_not_finite_leaves_the_last_good_epoch(joint: bool, calls: int, digits: Dataset) -> None:
+    made, twin = WeightMapPreprocessor(SHAPE), WeightMapPreprocessor(SHAPE)
+    estimator, other = classifier(made), classifier(twin)
+    x, y = digits.x_train[:128], digits.y_train[:128]
+    settings = {"joint": joint, "batch_size": 64}
+    twin.fit(x, y, classifier=other, nb_epochs=2, **settings)
+    estimator._loss = Failing(calls)  # an epoch has two batches, and a check after its last step
+    with pytest.raises(FloatingPointError, match="the loss became inf in epoch 3"):
+        made.fit(x, y, classifier=estimator, nb_epochs=3, **settings)
+    for after, expected in ((made.layer, twin.layer), (estimator.model, other.model)):
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(after.state_dict()[name], tensor), name
+    assert torch.equal(made.layer.map, twin.layer.map)
+    assert not estimator.model.training or not joint
+
+
+def test_weights_that_are_not_finite_are_refused_too(digits: Dataset) -> None:
+    made = WeightMapPreprocessor(SHAPE)
+    estimator = classifier(made)
+    estimator.optimizer.param_groups[0]["lr"] = 1e38
+    with pytest.raises(FloatingPointError, match="in epoch 1"):
+        made.fit(digits.x_train[:64], digits.y_train[:64], classifier=estimator, joint=True, nb_epochs=1)
+    assert made.layer.map.eq(1).all()
+    assert all(parameter.isfinite().all() for parameter in estimator.model.parameters())
+
+
 @pytest.mark.parametrize("name", sorted(n for n, kind in available_methods().items() if issubclass(kind, Trainer)))
 @pytest.mark.parametrize("joint", [False, True])
 def test_trainers_take_the_map_as_it_is_or_train_it_too(name: str, joint: bool, digits: Dataset) -> None:
@@ -233,7 +273,9 @@ def test_art_trains_predicts_and_attacks_with_it() -> None:
     assert np.abs(adversarial - X).max() <= 0.1 + 1e-6
     assert estimator.compute_loss(adversarial, Y).mean() > estimator.compute_loss(X, Y).mean()
     clone = estimator.clone_for_refitting()
-    assert clone.preprocessing_defences[0] is made
+    assert clone.preprocessing_defences[0] is made  # and its optimizer has the map once it joins again
+    made.join(clone)
+    assert clone.optimizer.param_groups[0]["params"][-1] is made.layer.map
 
 
 def test_the_evaluator_takes_it_and_tells_maps_apart(digits: Dataset, tmp_path) -> None:
@@ -266,8 +308,19 @@ def test_bad_input() -> None:
         made.forward(torch.rand(1, 1, 9, 8))
     with pytest.raises(ValueError, match=r"input_shape: got \(8, 8\), expected three numbers"):
         WeightMapPreprocessor((8, 8))
-    with pytest.raises(ValueError, match=r"clip_values: got \(1, 0\)"):
-        WeightMapPreprocessor(SHAPE, clip_values=(1, 0))
+    for shape in (8, None, (1, 8.7, 8), (1, 0, 8)):
+        with pytest.raises(ValueError, match=r"input_shape: got .* expected positive whole numbers"):
+            WeightMapPreprocessor(shape)
+    assert WeightMapPreprocessor(np.array(SHAPE)).input_shape == SHAPE
+    for values in ((1, 0), (1, 0, 3), 1, ("a", "b"), (0, np.inf)):
+        with pytest.raises(ValueError, match=r"clip_values: got .* expected two numbers"):
+            WeightMapPreprocessor(SHAPE, clip_values=values)
+    for name, value in {"kernel": "unsharp", "weights_digest": "", "clip_values": (0, 2)}.items():
+        with pytest.raises(ValueError, match=f"{name}: got .* a map keeps its settings"):
+            made.set_params(**{name: value})
+    assert (made.kernel, made.kernel_size, made.alpha, made.bias, made.padding_mode) == tuple(
+        made.layer.settings.values()
+    )
     with pytest.raises(ValueError, match="kernel: got 'blur'"):
         WeightMapPreprocessor(SHAPE, kernel="blur")
     with pytest.raises(TypeError, match="classifier: got NoneType"):
@@ -278,8 +331,11 @@ def test_bad_input() -> None:
         made.fit(X, Y, classifier=classifier(preprocessor()))
     with pytest.raises(ValueError, match="nb_epochs: got 0"):
         made.fit(X, Y, classifier=classifier(made), nb_epochs=0)
-    with pytest.raises(ValueError, match="learning_rate: got 0"):
-        made.fit(X, Y, classifier=classifier(made), learning_rate=0)
+    for rate in (0, "a", 1e30, True, float("nan")):
+        with pytest.raises(ValueError, match=r"learning_rate: got .* expected a number above 0, at most 1"):
+            made.fit(X, Y, classifier=classifier(made), learning_rate=rate)
+    with pytest.raises(ValueError, match=r"learning_rate: got 0\.1 with joint=True"):
+        made.fit(X, Y, classifier=classifier(made), learning_rate=0.1, joint=True)
     with pytest.raises(ValueError, match="labels from 0 to 99"):
         made.fit(X, [0, 1, 2, 3, 99], classifier=classifier(made))
     without = classifier(made)
