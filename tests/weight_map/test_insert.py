@@ -153,6 +153,42 @@ def test_lipschitz_bounds_see_the_maps(kind: str, kernel: str) -> None:
         assert (slopes <= bound.lipschitz).all()
 
 
+@pytest.mark.parametrize("kind", ["sequential", "functional", "resnet"])
+@pytest.mark.parametrize("settings", [{"bias": True}, {"kernel": "unsharp", "padding_mode": "reflect"}])
+def test_lipschitz_bounds_are_above_every_jacobian(kind: str, settings: dict) -> None:
+    network = random_maps(settled(insert_weight_maps(NETWORKS[kind][0](), SHAPE, **settings))).double()
+    constants = LipschitzGraph(network, SHAPE).upper_bound()
+    generator = torch.Generator().manual_seed(4)
+    for x in torch.randn(5, *SHAPE, generator=generator, dtype=torch.float64):
+        jacobian = torch.func.jacrev(lambda image: network(image[None])[0])(x).flatten(1)
+        assert torch.linalg.svdvals(jacobian)[0] <= constants.lipschitz
+        rows = (jacobian[:, None] - jacobian[None]).norm(dim=2)
+        assert (rows <= constants.pairwise).all()
+        # Power iteration finds the same.
+        vector = torch.ones(64, dtype=torch.float64)
+        for _ in range(200):
+            vector = jacobian.t() @ (jacobian @ vector)
+            vector /= vector.norm()
+        assert (jacobian @ vector).norm() <= constants.lipschitz
+
+
+def test_the_bound_of_a_linear_network_is_the_norm_of_its_matrix() -> None:
+    # One convolution, one map, one linear layer, each on its own: their norms multiply.
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(128, 5)).double()
+    augmented = random_maps(insert_weight_maps(network, SHAPE, where="0", kernel="unsharp")).eval()
+    bound = LipschitzGraph(augmented, SHAPE).upper_bound()
+    matrix = torch.func.jacrev(lambda image: augmented(image[None])[0])(torch.zeros(SHAPE).double()).flatten(1)
+    largest = float(torch.linalg.svdvals(matrix)[0])
+    assert largest <= float(bound.lipschitz)
+    kinds = [row.kind for row in bound.operators]
+    assert kinds == ["Convolution", "Scale", "Convolution", "Linear"]
+    scale = bound.operators[1]
+    assert (scale.module, scale.input_shape) == ("0.weight_map", (2, 8, 8))
+    assert scale.norm == pytest.approx(float(weight_maps(augmented)["0"].map.max()), rel=1e-6)
+    product = torch.tensor([row.norm for row in bound.operators]).prod().item()
+    assert product == pytest.approx(float(bound.lipschitz), rel=1e-5)
+
+
 def test_the_trace_leaves_no_trace() -> None:
     network = sequential()
     network[0].eval()
