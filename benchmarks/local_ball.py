@@ -51,6 +51,7 @@ QUESTION = (
     "local ball, 1 step",
     "local ball, 2 steps",
     "local ball, 2 steps, local weight 18",
+    "local ball, 2 steps, global term KL",
     BESIDE,
 )
 SEARCH: dict[str, dict[str, Any]] = {

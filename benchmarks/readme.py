@@ -59,6 +59,7 @@ def blocks() -> dict[str, str]:
         "layerwise_mnist": summary("layerwise_mnist", layerwise.summary),
         "weight_map_digits": summary("weight_map_digits", weight_map.summary),
         "weight_map_mnist": summary("weight_map_mnist", weight_map.summary),
+        "weight_map_speed": tables("weight_map_speed"),
         "weight_map_mnist_variance": summary("weight_map_mnist", weight_map.variance_summary),
     }
 

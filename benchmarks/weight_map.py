@@ -158,7 +158,7 @@ def job(setup: Setup, row: str, seed: int, data_dir: str, work: Path) -> dict[st
             name: {
                 "low": float(m.min()),
                 "high": float(m.max()),
-                "mean": m.mean(dim=0).mul(1e4).round().div(1e4).tolist(),
+                "mean": [[round(v, 3) for v in row] for row in m.mean(dim=0).tolist()],
             }
             for name, m in ((name, layer.map.detach()) for name, layer in layers.items())
         },
@@ -246,9 +246,20 @@ def figure(results: dict[str, list[dict[str, Any]]]) -> Any:
             run = next(run for run in networks if run["row"] == row and run["seed"] == 0)
             first = next(iter(run["maps"].values()))["mean"]
             shown = axis.imshow(first, cmap="viridis")
-            axis.set(title=f"{data}: first {row},\nmean over channels", xticks=[], yticks=[])
+            axis.set(title=f"{data}: first map, {run['row'].split()[-1]}\n(mean of channels)", xticks=[], yticks=[])
+            axis.title.set_size(10)
             drawn.colorbar(shown, ax=axis, shrink=0.7)
     return drawn
+
+
+def trimmed(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the maps that no figure shows."""
+    kept = json.loads(json.dumps(networks))
+    for run in kept:
+        for index, values in enumerate(run["maps"].values()):
+            if index > 0 or run["seed"] > 0:
+                del values["mean"]
+    return kept
 
 
 def run(name: str, setup: Setup, description: str | None) -> None:
@@ -268,4 +279,4 @@ def run(name: str, setup: Setup, description: str | None) -> None:
     print(table(summary(networks)))
     print(table(variance_summary(networks)))
     if not args.quick:
-        print(save(name, networks, setup=asdict(setup), worker_threads=1))
+        print(save(name, trimmed(networks), setup=asdict(setup), worker_threads=1))

@@ -77,7 +77,7 @@ class LocalBallTrainer(RobustTrainer):
         global_loss: ``"ce"`` or ``"kl"``, the global term and what the adversary ascends. ``"ce"`` is the classifier's
             own loss.
         global_weight: weight of the global term; None for 1 with ``"ce"`` and 6 (TRADES' beta) with ``"kl"``.
-        local_weight: weight of the local term; 0 for none.
+        local_weight: weight of the local term; 0 for none. Large ones mask gradients: 18 did on MNIST.
         radius: of the local ball, as a share of eps.
         clean_weight: weight of the classifier's loss on x; None for 0 with ``"ce"`` and 1 with ``"kl"``.
         within_threat: project xl on B(x, eps); without it only the range of the input limits xl. (In L1 the projection
