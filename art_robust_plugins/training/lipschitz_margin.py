@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bridge import device_of, preprocessing_modules
 from ..lipschitz import LipschitzGraph, batch_variances
@@ -149,7 +149,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         super()._prepare()
         network, mean_std = bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
-        parts = [self.classifier.model, *preprocessing_modules(self.classifier)]
+        parts: list[nn.Module] = [self.classifier.model, *preprocessing_modules(self.classifier)]
         # The graph reads parameters and buffers as they are at each step: only another structure needs another trace.
         structure = (parts, str(network), device_of(network), None if std is None else std.tolist())
         if structure != self._traced:

@@ -272,11 +272,9 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
 
         def checked_loss(rows: Tensor, epoch: int) -> Tensor:
             loss = loss_of(classifier, module(x[rows]), y[rows])
-            moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            if not bool(loss.isfinite()) or not all(bool(parameter.isfinite().all()) for parameter in moved):
+            if not bool(loss.isfinite()):
                 raise FloatingPointError(
-                    f"the loss became {loss.item()} in epoch {epoch + 1}, or a weight is not finite; try a lower "
-                    f"learning rate."
+                    f"the loss became {loss.item()} in epoch {epoch + 1}; try a lower learning rate."
                 )
             return loss
 
@@ -291,6 +289,12 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
                         optimizer.step()
                     network.eval()
                     checked_loss(rows, epoch)
+                    # A loss can be finite where a weight is not.
+                    moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+                    if not all(bool(parameter.isfinite().all()) for parameter in moved):
+                        raise FloatingPointError(
+                            f"the weights became NaN or infinite in epoch {epoch + 1}; try a lower learning rate."
+                        )
                 except FloatingPointError:
                     for each, state in zip(learning, good, strict=True):
                         each.load_state_dict(state)

@@ -808,7 +808,9 @@ def test_report_of_a_residual_network():
     network = Function(forward, linear(np.eye(2) * 4), linear(np.eye(2) * 3), linear(np.eye(2) * 5))
     report = certified(network, (2,), 2).lipschitz_report()
     assert report.lipschitz == pytest.approx(4 * (1 + 2 * 3) * 5)
-    logs = np.array([math.log(4), 6 / 7 * math.log(3), math.log(5)])  # d ln (1 + 2 n) / d ln n = 6 / 7 at n = 3
+    assert [row["kind"] for row in report.rows] == ["Linear", "Linear", "Scale", "Linear"]
+    # d ln (1 + s n) / d ln n = d ln (1 + s n) / d ln s = 6 / 7 at n = 3, s = 2
+    logs = np.array([math.log(4), 6 / 7 * math.log(3), 6 / 7 * math.log(2), math.log(5)])
     assert_allclose([row["share"] for row in report.rows], logs / logs.sum(), rtol=1e-6)
     assert sum(abs(row["share"]) for row in certified(conv()).lipschitz_report().rows) == pytest.approx(1)
 
