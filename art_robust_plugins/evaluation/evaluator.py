@@ -382,6 +382,8 @@ class _Run:
             clean_accuracy=float(correct.double().mean()),
             robust_accuracy=float(robust.double().mean()),
             robust=robust.numpy(),
+            correct=correct.numpy(),
+            labels=self.y.numpy(),
             adversarial=self.state["adversarial"].numpy(),
             attacks=results,
             flags=diagnostics.merged(flags),

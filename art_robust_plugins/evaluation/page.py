@@ -121,6 +121,22 @@ def attack_rows(report: EvaluationReport) -> list[list[str]]:
 
 
 ATTACK_HEAD = ["attack", "what", "accuracy", "time", "images forward", "images backward"]
+CLASS_HEAD = ["label", "points", "clean", "worst case"]
+CLASSES_SHOWN = 20
+
+
+def class_rows(report: EvaluationReport) -> list[list[str]]:
+    """Accuracies of each label; of many labels, those with the lowest robust accuracy."""
+    found = report.by_class()
+    if len(found) > CLASSES_SHOWN:
+        found = sorted(found, key=lambda each: (each.robust, each.clean))[:CLASSES_SHOWN]
+    return [[str(each.label), str(each.points), f"{each.clean:.1%}", f"{each.robust:.1%}"] for each in found]
+
+
+def class_note(report: EvaluationReport) -> str:
+    count = len(np.unique(report.labels))
+    shown = f"The {CLASSES_SHOWN} of {count} labels with the lowest robust accuracy. " if count > CLASSES_SHOWN else ""
+    return f"{shown}Each point's verdict under each attack stands in verdicts.csv beside this report."
 
 
 def setting_rows(report: EvaluationReport) -> list[list[str]]:
@@ -189,6 +205,9 @@ def markdown(report: EvaluationReport) -> str:
         "## Attacks",
         markdown_table(ATTACK_HEAD, attack_rows(report)),
         " ".join(attack_notes(report)),
+        "## Accuracy per class",
+        class_note(report),
+        markdown_table(CLASS_HEAD, class_rows(report)),
         "## Settings",
         markdown_table(["setting", "value"], setting_rows(report)),
         "## What was not run",
@@ -428,6 +447,9 @@ def html(report: EvaluationReport) -> str:
         '<div class="scroll wide">'
         + table(ATTACK_HEAD, attack_rows(report), numeric=(2, 3, 4, 5), strong=("worst case", "certified"))
         + "</div>",
+        "<h2>Accuracy per class</h2>",
+        f'<p class="quiet">{escape(class_note(report))}</p>',
+        '<div class="scroll">' + table(CLASS_HEAD, class_rows(report), numeric=(1, 2, 3)) + "</div>",
         "<h2>What was not run</h2>",
         items(settings["not_run"]) or "<p>Nothing was left out.</p>",
         "<h2>Accuracy against eps</h2>",
