@@ -27,7 +27,8 @@ from torch import nn
 
 from .checkpoint import describe_classifier, load_classifier, read_json, save_classifier, save_tensors, write_json
 from .data import Dataset, load_data
-from .evaluation import EvaluationReport, Evaluator, save_comparison
+from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep
+from .evaluation.evaluator import STATE_FILE
 from .evaluation.report import REPORT_FILE
 from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
 from .models import MODELS, create_model
@@ -165,7 +166,9 @@ def demo(
                 joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
                 _train(name, data, "small-cnn", folder, parameters, joined, epochs=epochs, seed=seed, resume=True)
             attacks = ["standard", "torchattacks"]
-            reports[label] = _evaluate(folder, data, threat, attacks, points=points, seed=seed, certify="if possible")
+            (reports[label],) = _evaluate(
+                folder, data, [threat], attacks, points=points, seed=seed, certify="if possible"
+            )
     page = save_comparison(reports, out)
     _print_comparison(reports)
     console.print(f"Open {page} in a browser.", soft_wrap=True)
@@ -272,7 +275,10 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A folder that art-robust train, or save_classifier, wrote.")],
-    eps: Annotated[str, typer.Option(help="Radius of the threat in the units of the input, such as 0.1 or 8/255.")],
+    eps: Annotated[
+        list[str],
+        typer.Option(help="Radius of the threat in the units of the input, such as 0.1 or 8/255; repeatable."),
+    ],
     norm: NormName = NormName.linf,
     attacks: Annotated[
         list[str] | None,
@@ -291,14 +297,16 @@ def evaluate(
 ) -> None:
     """Attack a trained network and write a report. Stopped, the same command goes on where it was.
 
+    With several --eps, each attacks the points that the smaller ones left; a page compares them.
+
     Example: art-robust evaluate runs/bang --norm Linf --eps 0.1 --attacks standard --attacks noise
     """
-    threat = ThreatModel(norm.value, eps)
+    threats = [ThreatModel(norm.value, radius) for radius in eps]
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
-        report = _evaluate(
+        reports = _evaluate(
             run,
             _test_data(run, data),
-            threat,
+            threats,
             attacks or ["standard"],
             points=points,
             seed=seed,
@@ -306,7 +314,8 @@ def evaluate(
             certify="always" if certify else "never",
             out=out,
         )
-    console.print(str(report), markup=False, highlight=False)
+    for report in reports:
+        console.print(str(report), markup=False, highlight=False)
 
 
 @app.command()
@@ -378,17 +387,19 @@ def report(
     """
     reports = {}
     for run in runs:
-        found = [run, *sorted(run.glob(f"{EVALUATIONS}/*")), *sorted(run.glob(f"*/{EVALUATIONS}/*"))]
+        # A sweep has a folder for each radius.
+        inside = [f"{up}{EVALUATIONS}/{depth}" for up in ("", "*/") for depth in ("*", "*/*")]
+        found = [run, *(folder for pattern in inside for folder in sorted(run.glob(pattern)) if folder.name != STATE)]
         finished = [folder for folder in found if (folder / REPORT_FILE).exists()]
         for folder in found:
-            if folder not in finished and (folder / STATE).exists():
+            if folder not in finished and ((folder / STATE).exists() or (folder / STATE_FILE).exists()):
                 console.print(f"{folder}: left out, its evaluation is not finished.", style="yellow", soft_wrap=True)
         if not finished:
             console.print(f"{run}: left out, no report is in it.", style="yellow", soft_wrap=True)
         for folder in finished:
-            owner = folder if folder == run else folder.parents[1]
-            alone = sum(other.parent == folder.parent for other in finished) == 1
-            label = owner.name if alone else f"{owner.name}, {folder.name}"
+            owner = next((above.parent for above in folder.parents if above.name == EVALUATIONS), folder)
+            alone = sum(owner in (other, *other.parents) for other in finished) == 1
+            label = owner.name if alone else f"{owner.name}, {folder.relative_to(owner / EVALUATIONS)}"
             reports[label if label not in reports else str(folder)] = EvaluationReport.load(folder)
     if not reports:
         raise ValueError("RUNS: got no folder with a report, expected some that art-robust evaluate wrote.")
@@ -514,7 +525,7 @@ def _check_demo(folder: Path, epochs: int, seed: int) -> None:
 def _evaluate(
     run: Path,
     data: Dataset,
-    threat: ThreatModel,
+    threats: Sequence[ThreatModel],
     attacks: Sequence[str],
     *,
     points: int,
@@ -522,8 +533,10 @@ def _evaluate(
     batch_size: int = BATCH_SIZE,
     certify: Literal["always", "if possible", "never"] = "never",
     out: Path | None = None,
-) -> EvaluationReport:
-    folder = out or run / EVALUATIONS / _label(run, data, threat, attacks, points=points, seed=seed, batch=batch_size)
+) -> list[EvaluationReport]:
+    """The report of each threat, saved; several threats in folders of their own, with a page that compares them."""
+    name = _label(run, data, threats, attacks, points=points, seed=seed, batch=batch_size)
+    folder = out or run / EVALUATIONS / name
     classifier = load_classifier(run)
     if _holds_certificate(folder / REPORT_FILE):
         certify = "always"  # a report that is made again keeps what it has
@@ -534,12 +547,17 @@ def _evaluate(
             if certify == "always":
                 raise
             console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
-    evaluator = Evaluator(
-        classifier, threat, attacks=attacks, batch_size=batch_size, seed=seed, state_dir=folder / STATE
-    )
-    report = evaluator.evaluate(data.x_test[:points], data.y_test[:points])
-    report.save(folder)
-    return report
+    settings: dict[str, Any] = {"attacks": attacks, "batch_size": batch_size, "seed": seed}
+    x, y = data.x_test[:points], data.y_test[:points]
+    if len(threats) == 1:
+        report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
+        report.save(folder)
+        return [report]
+    reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
+    for eps, report in reports.items():
+        report.save(folder / f"{eps:g}")
+    save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
+    return list(reports.values())
 
 
 def _holds_certificate(report: Path) -> bool:
@@ -550,10 +568,18 @@ def _holds_certificate(report: Path) -> bool:
 
 
 def _label(
-    run: Path, data: Dataset, threat: ThreatModel, attacks: Sequence[str], *, points: int, seed: int, batch: int
+    run: Path,
+    data: Dataset,
+    threats: Sequence[ThreatModel],
+    attacks: Sequence[str],
+    *,
+    points: int,
+    seed: int,
+    batch: int,
 ) -> str:
     """A folder's name for an evaluation: another one of the same run gets another name."""
-    parts = [str(threat), *attacks, str(min(points, len(data.x_test)))]
+    radii = [str(threat).split(" ")[1] for threat in threats[1:]]
+    parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
     trained_on = describe_classifier(run)["extra"].get("data")
     if trained_on is not None and Path(data.name).name != Path(trained_on).name:
         parts.append(Path(data.name).stem)

@@ -512,10 +512,8 @@ class _Run:
         stages = [attack.name for attack in self.attacks if suite_of(attack) == "standard"]
         standard = [attack.name for attack in SUITES["standard"]]
         parameter = next(iter(estimator.model.parameters()), None)
-        levels = evaluator.threat.norm == "Linf" and (self.low, self.high) == (0, 1)
-        text = str(evaluator.threat) if levels else f"{evaluator.threat.norm} {evaluator.threat.eps:g}"
         return {
-            "threat": {"norm": evaluator.threat.norm, "eps": evaluator.threat.eps, "text": text},
+            "threat": describe_threat(evaluator.threat, self.low, self.high),
             "attacks": [attack.name for attack in self.attacks],
             "autoattack": stages == standard,
             "backend": evaluator.backend,
@@ -601,6 +599,13 @@ def preprocessing(estimator: PyTorchClassifier) -> list[str]:
         if (values.get("mean"), values.get("std")) != (0.0, 1.0):
             steps.append(f"{type(operation).__name__}({', '.join(f'{k}={v!r}' for k, v in values.items())})")
     return steps
+
+
+def describe_threat(threat: ThreatModel, low: float, high: float) -> dict[str, Any]:
+    """The threat as JSON data, with a text for people: of images in [0, 1] in levels of 255."""
+    levels = threat.norm == "Linf" and (low, high) == (0, 1)
+    text = str(threat) if levels else f"{threat.norm} {threat.eps:g}"
+    return {"norm": threat.norm, "eps": threat.eps, "text": text}
 
 
 @contextmanager

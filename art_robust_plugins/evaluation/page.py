@@ -145,6 +145,7 @@ def setting_rows(report: EvaluationReport) -> list[list[str]]:
     return [
         ["threat model", f"{s['threat']['norm']}, eps {s['threat']['eps']:.6g} in the range {s['clip_values']}"],
         ["points", f"{s['points']} of shape {tuple(s['input_shape'])}, {s['classes']} classes"],
+        ["known from a smaller eps", reused_text(report)],
         ["attack libraries", listed(s["attack_library"]) or "none"],
         ["backend", s["backend"]],
         ["seed, logical batch size", f"{s['seed']}, {s['batch_size']} (physical: {s['physical_batch_size']})"],
@@ -166,6 +167,13 @@ def setting_rows(report: EvaluationReport) -> list[list[str]]:
         ],
         ["date", s["date"]],
     ]
+
+
+def reused_text(report: EvaluationReport) -> str:
+    known = report.settings.get("reused")
+    if known is None:
+        return "nothing"
+    return f"{known['points']} points broken within {known['eps']:.6g}, not attacked again"
 
 
 def certificate_text(report: EvaluationReport) -> str:
