@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
+from .bridge import processes_of
 from .checkpoint import describe_classifier, load_classifier, read_json, save_classifier, save_tensors, write_json
 from .data import Dataset, load_data
 from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep
@@ -267,7 +268,7 @@ def train(
             seed=seed,
             resume=resume,
         )
-    if PartialState().is_main_process:
+    if _processes().is_main_process:
         attack, proof = f"art-robust evaluate {out} --norm Linf --eps 0.1", f"art-robust certify {out} --eps 0.1"
         console.print(f"Saved in {out}. Next: {attack}, or {proof}", soft_wrap=True)
 
@@ -314,8 +315,9 @@ def evaluate(
             certify="always" if certify else "never",
             out=out,
         )
-    for report in reports:
-        console.print(str(report), markup=False, highlight=False)
+    if _processes().is_main_process:
+        for report in reports:
+            console.print(str(report), markup=False, highlight=False)
 
 
 @app.command()
@@ -440,7 +442,7 @@ def _train(
     if keep_best and validation == 0:
         raise ValueError("--keep-best: got no --validation, expected a number of images to measure epochs on.")
     # On its own device each process makes its network; the first one writes.
-    processes = PartialState(cpu=not torch.cuda.is_available())
+    processes = _processes()
     if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
     torch.manual_seed(seed)
@@ -512,6 +514,11 @@ def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> No
         raise ValueError(f"--weight-map: got {weight_map.value} for {name!r}, expected --set kernel=... there.")
 
 
+def _processes() -> PartialState:
+    """The processes that ``accelerate launch`` started; each takes its device, and makes networks there."""
+    return processes_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _check_demo(folder: Path, epochs: int, seed: int) -> None:
     """A second demo in one folder goes on with the first one's networks: they must be those that are asked for."""
     record = describe_classifier(folder)["extra"]
@@ -537,6 +544,7 @@ def _evaluate(
     """The report of each threat, saved; several threats in folders of their own, with a page that compares them."""
     name = _label(run, data, threats, attacks, points=points, seed=seed, batch=batch_size)
     folder = out or run / EVALUATIONS / name
+    processes = _processes()
     classifier = load_classifier(run)
     if _holds_certificate(folder / REPORT_FILE):
         certify = "always"  # a report that is made again keeps what it has
@@ -551,12 +559,14 @@ def _evaluate(
     x, y = data.x_test[:points], data.y_test[:points]
     if len(threats) == 1:
         report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
-        report.save(folder)
+        if processes.is_main_process:
+            report.save(folder)
         return [report]
     reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
-    for eps, report in reports.items():
-        report.save(folder / f"{eps:g}")
-    save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
+    if processes.is_main_process:
+        for eps, report in reports.items():
+            report.save(folder / f"{eps:g}")
+        save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
     return list(reports.values())
 
 

@@ -131,11 +131,10 @@ def of_outputs(state: Mapping[str, Any], points: int, results: Sequence[AttackRe
                 )
             )
     for name, count in counts.items():
-        left = []
+        left, farthest = [], state["attacks"][name]["farthest"]
         if count["out_of_ball"]:
             left.append(
-                f"{count['out_of_ball']} candidates outside the threat model, the farthest at distance "
-                f"{count['farthest']:.4g}"
+                f"{count['out_of_ball']} candidates outside the threat model, the farthest at distance {farthest:.4g}"
             )
         if count["out_of_range"]:
             left.append(f"{count['out_of_range']} candidates outside clip_values")

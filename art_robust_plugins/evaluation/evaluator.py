@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from ..bridge import (
     label_tensor,
     outputs_are_probabilities,
     preserved,
+    processes_of,
     uniform_range,
 )
 from ..checkpoint import load_state, save_state
@@ -40,10 +42,11 @@ from .suites import SUITES, Attack, NotApplicable, Setting, package_versions, re
 
 STATE_FILE = "evaluation.pt"
 BATCHES_FOLDER = "batches"
+_Found = TypeVar("_Found")
 # A randomised network is judged by its mean class probabilities over this many passes.
 RANDOM_PASSES = 10
-_FORMAT = "art-robust-plugins evaluation 2"
-_EARLIER = "art-robust-plugins evaluation 1"
+_FORMAT = "art-robust-plugins evaluation 3"
+_EARLIER = ("art-robust-plugins evaluation 1", "art-robust-plugins evaluation 2")
 _VERSIONS = ("version of art-robust-plugins", "version of torch")
 
 
@@ -71,8 +74,11 @@ class Evaluator:
             ``batch_size`` points at once.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
-            it goes on where it was stopped.
+            it goes on where it was stopped. Several processes must all see it.
         verbose: show progress bars.
+
+    Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same
+    report: its verdicts are those of one process.
 
     Raises:
         TypeError: an estimator that is not a ``PyTorchClassifier``, a threat that is not a `ThreatModel`.
@@ -212,8 +218,8 @@ class _Run:
         self.tolerance = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": 2.0, "L1": 2 * math.sqrt(size)}[norm]
         self.worst_rounding = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[norm]
         self.robust: dict[str, Tensor] = {}
-        self.saved = 0
-        self.state = self._opened_state()
+        self.processes = processes_of(self.module.device)
+        self.state = self._from_main(self._opened_state)
 
     # ---------------------------------------------------------------------------------------------------- verdicts
 
@@ -290,9 +296,9 @@ class _Run:
             mark = secrets.token_hex(8)
             return {"format": _FORMAT, "mark": mark, "fingerprint": fingerprint, "clean": None, **progress}
         stored = load_state(folder / STATE_FILE)
-        if not isinstance(stored, dict) or stored.get("format") not in (_FORMAT, _EARLIER):
+        if not isinstance(stored, dict) or stored.get("format") not in (_FORMAT, *_EARLIER):
             raise ValueError(f"state_dir: {folder / STATE_FILE} is not the state of an evaluation.")
-        if stored["format"] == _EARLIER:
+        if stored["format"] != _FORMAT:
             raise ValueError(
                 f"state_dir: the state in {folder} is of an evaluation by an earlier version of art-robust-plugins, "
                 f"expected this one; choose another folder for this evaluation."
@@ -309,17 +315,34 @@ class _Run:
                 f"the same; choose another folder for this evaluation."
             )
         state = {**stored, **progress}
-        while (path := self._batch_file(folder)).exists():
+        # In the order in which the attacks ran: who broke a point first gives its adversarial image.
+        for path in sorted((folder / BATCHES_FOLDER).glob("*.pt")):
             change = load_state(path)
-            if not isinstance(change, dict) or change.get("mark") != state["mark"]:
-                break
-            _apply(state, change)
-            self.saved += 1
+            if isinstance(change, dict) and change.get("mark") == state["mark"]:
+                _apply(state, change)
         return state
 
-    def _batch_file(self, folder: Path) -> Path:
-        """The file of the next batch."""
-        return folder / BATCHES_FOLDER / f"{self.saved:06}.pt"
+    def _save(self, change: dict[str, Any]) -> None:
+        folder = self.evaluator.state_dir
+        if folder is not None:
+            position = list(self.state["attacks"]).index(change["attack"])
+            save_state(folder / BATCHES_FOLDER / f"{position:02}-{change['batch']:06}.pt", change)
+
+    def _from_main(self, work: Callable[[], _Found]) -> _Found:
+        """What ``work`` gives in the main process, for all of them; its exception is raised by all."""
+        if self.processes.num_processes == 1:
+            return work()
+        outcome: list[Any] = [None]
+        if self.processes.is_main_process:
+            try:
+                outcome = [work()]
+            except Exception as error:
+                outcome = [error]
+        torch.distributed.broadcast_object_list(outcome)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        found: _Found = outcome[0]
+        return found
 
     def _fingerprint(self) -> dict[str, str]:
         evaluator, network = self.evaluator, self.evaluator.estimator.model
@@ -343,7 +366,7 @@ class _Run:
 
     def report(self) -> EvaluationReport:
         if self.state["clean"] is None:
-            self._clean()
+            self.state.update(self._from_main(self._clean))
         correct = self.state["clean"] == self.y
         standing: dict[str | None, Tensor] = {}
         for attack in self.attacks:
@@ -353,6 +376,10 @@ class _Run:
                 standing[suite] = self._attack(attack, standing.get(suite, correct))
             else:
                 self._attack(attack, correct)
+        return self._from_main(lambda: self._concluded(correct))
+
+    def _concluded(self, correct: Tensor) -> EvaluationReport:
+        """The report, when all attacks have run: the main process's work."""
         robust = correct & ~self.state["broken"]
         results = [self._result(attack) for attack in self.attacks]
         seed_everything(self.evaluator.seed)
@@ -408,7 +435,7 @@ class _Run:
         }
         return np.where(prediction == self.y.numpy(), radius, -1.0), described
 
-    def _clean(self) -> None:
+    def _clean(self) -> dict[str, Any]:
         """Clean predictions, and what they say of the network: randomised, probabilities, not finite."""
         outputs = self.logits(self.x)
         again = self.logits(self.x[: self.evaluator.batch_size])
@@ -423,32 +450,43 @@ class _Run:
         if self.evaluator.state_dir is not None:
             kept = {key: value for key, value in self.state.items() if key not in ("broken", "adversarial", "attacks")}
             save_state(self.evaluator.state_dir / STATE_FILE, kept)
+        return {key: self.state[key] for key in ("clean", "difference", "passes", "probabilities", "nan", "infinite")}
 
     def _attack(self, attack: Attack, points: Tensor) -> Tensor:
         """Run one attack on the points [N] bool, in batches, from where it was stopped; those that it left."""
-        progress = self.state["attacks"][attack.name]
+        progress, processes = self.state["attacks"][attack.name], self.processes
         indices = points.nonzero().flatten()
+        batches = torch.split(indices, self.evaluator.batch_size) if len(indices) else ()
+        done = sum(len(batches[number]) for number in progress["batches"])
+        todo = [number for number in range(len(batches)) if number not in progress["batches"]]
+        # Of the other processes nothing is known before the end: the bar shows what this one does.
+        own = todo[processes.process_index :: processes.num_processes]
         bar = tqdm(
-            total=len(indices),
-            initial=progress["counts"]["done"],
+            total=done + sum(len(batches[number]) for number in own),
+            initial=done,
             desc=attack.name,
             unit="pt",
-            disable=not self.evaluator.verbose,
+            disable=not (self.evaluator.verbose and processes.is_main_process),
         )
+        changes = []
         with bar:
-            while (done := progress["counts"]["done"]) < len(indices):
-                batch = indices[done : done + self.evaluator.batch_size]
-                change = self._batch(attack, batch, progress["counts"])
+            for number in own:
+                change = {"batch": number, **self._batch(attack, batches[number])}
+                self._save(change)
+                changes.append(change)
                 _apply(self.state, change)
-                if self.evaluator.state_dir is not None:
-                    save_state(self._batch_file(self.evaluator.state_dir), change)
-                    self.saved += 1
-                bar.update(len(batch))
+                bar.update(len(batches[number]))
                 bar.set_postfix_str(f"accuracy {(points & ~progress['fooled']).double().mean().item():.2%}")
+        if processes.num_processes > 1:
+            shares: list[Any] = [None] * processes.num_processes
+            torch.distributed.all_gather_object(shares, changes)
+            del shares[processes.process_index]
+            for change in sorted(chain.from_iterable(shares), key=lambda change: change["batch"]):
+                _apply(self.state, change)
         self.robust[attack.name] = points & ~progress["fooled"]
         return self.robust[attack.name]
 
-    def _batch(self, attack: Attack, batch: Tensor, before: dict[str, Any]) -> dict[str, Any]:
+    def _batch(self, attack: Attack, batch: Tensor) -> dict[str, Any]:
         """Attack and judge one batch of points; what it changes in the state, for `_apply`."""
         x, device = self.x[batch], self.setting.device
         forward, backward = self.counter.forward_calls, self.counter.backward_calls
@@ -473,17 +511,16 @@ class _Run:
             "mark": self.state["mark"],
             "attack": attack.name,
             "counts": {
-                "done": before["done"] + len(batch),
-                "seconds": before["seconds"] + seconds,
-                "forward": before["forward"] + forward,
-                "backward": before["backward"] + backward,
-                "not_finite": before["not_finite"] + int((~verdicts.finite).sum()),
-                "out_of_ball": before["out_of_ball"] + int((~verdicts.in_ball).sum() if bounded else 0),
-                "out_of_range": before["out_of_range"] + int((~verdicts.in_range).sum() if bounded else 0),
-                "farthest": max(before["farthest"], verdicts.farthest if bounded else 0.0),
-                "nan": before["nan"] + int(verdicts.nan.sum()),
-                "infinite": before["infinite"] + int(verdicts.infinite.sum()),
+                "seconds": seconds,
+                "forward": forward,
+                "backward": backward,
+                "not_finite": int((~verdicts.finite).sum()),
+                "out_of_ball": int((~verdicts.in_ball).sum() if bounded else 0),
+                "out_of_range": int((~verdicts.in_range).sum() if bounded else 0),
+                "nan": int(verdicts.nan.sum()),
+                "infinite": int(verdicts.infinite.sum()),
             },
+            "farthest": verdicts.farthest if bounded else 0.0,
             "fooled": batch[verdicts.wrong if attack.constraint == "none" else broken],
             "broken": batch[new],
             "adversarial": verdicts.candidates[new],
@@ -526,6 +563,7 @@ class _Run:
             "seed": evaluator.seed,
             "batch_size": evaluator.batch_size,
             "physical_batch_size": evaluator.physical_batch_size,
+            "processes": self.processes.num_processes,
             "verdict_passes": self.state["passes"],
             "tolerance": self.tolerance,
             "device": _device_name(self.setting.device),
@@ -622,15 +660,17 @@ def _random_state_preserved() -> Iterator[None]:
 
 
 def _new_progress(n: int) -> dict[str, Any]:
-    whole = ("done", "forward", "backward", "not_finite", "out_of_ball", "out_of_range", "nan", "infinite")
-    counts = {**dict.fromkeys(whole, 0), "seconds": 0.0, "farthest": 0.0}
-    return {"counts": counts, "fooled": torch.zeros(n, dtype=torch.bool)}
+    whole = ("forward", "backward", "not_finite", "out_of_ball", "out_of_range", "nan", "infinite")
+    counts = {**dict.fromkeys(whole, 0), "seconds": 0.0}
+    return {"counts": counts, "farthest": 0.0, "fooled": torch.zeros(n, dtype=torch.bool), "batches": set()}
 
 
 def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
     """Bring into the state what one batch changed."""
     progress = state["attacks"][change["attack"]]
-    progress["counts"] = change["counts"]
+    progress["counts"] = {name: count + change["counts"][name] for name, count in progress["counts"].items()}
+    progress["farthest"] = max(progress["farthest"], change["farthest"])
+    progress["batches"].add(change["batch"])
     progress["fooled"][change["fooled"]] = True
     state["broken"][change["broken"]] = True
     state["adversarial"][change["broken"]] = change["adversarial"]

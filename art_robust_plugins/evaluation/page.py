@@ -149,6 +149,7 @@ def setting_rows(report: EvaluationReport) -> list[list[str]]:
         ["attack libraries", listed(s["attack_library"]) or "none"],
         ["backend", s["backend"]],
         ["seed, logical batch size", f"{s['seed']}, {s['batch_size']} (physical: {s['physical_batch_size']})"],
+        ["processes", f"{s['processes']}; times are sums over them"],
         ["network", f"{s['network']}, weights {s['network_sha256'][:12]}"],
         ["preprocessing", "; ".join(s["preprocessing"]) or "none"],
         ["device, type", f"{s['device']}, {s['dtype']}"],
