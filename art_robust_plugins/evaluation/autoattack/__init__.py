@@ -1,0 +1,1 @@
+"""AutoAttack, written anew: the verdicts of the authors' code, for less work."""
