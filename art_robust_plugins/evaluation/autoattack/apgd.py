@@ -152,7 +152,7 @@ class APGD:
         norm, eps, x, shape = self.threat.norm, self.threat.eps, rows.x, rows.x.shape[1:]
 
         def random(kind: Callable[..., Tensor]) -> Tensor:
-            return streams.draw(kind, rows.index.cpu(), shape).to(x.device)
+            return streams.draw(kind, rows.index, shape).to(x.device)
 
         if not self.larger_radii:
             if norm == "L1":

@@ -8,7 +8,7 @@ once, a *physical* batch, is not: it may be smaller, or hold points of several l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +42,20 @@ class Streams:
         self.batch = torch.arange(points) // batch_size
         self.generators = [torch.Generator().manual_seed(seed) for _ in range(math.ceil(points / batch_size))]
 
+    def groups(self, points: Tensor) -> Iterator[tuple[torch.Generator, slice]]:
+        """The stream of each logical batch that has some of these ascending indices [n], and where they are."""
+        counts = torch.bincount(self.batch[points.cpu()], minlength=len(self.generators)).tolist()
+        done = 0
+        for generator, count in zip(self.generators, counts, strict=True):
+            if count:
+                yield generator, slice(done, done + count)
+            done += count
+
     def draw(self, kind: Draw, points: Tensor, shape: Sequence[int]) -> Tensor:
         """Numbers [n, *shape] for the points with these ascending indices [n], on the CPU."""
-        counts = torch.bincount(self.batch[points], minlength=len(self.generators)).tolist()
-        parts = [
-            kind((count, *shape), generator=generator)
-            for count, generator in zip(counts, self.generators, strict=True)
-            if count
-        ]
-        return torch.cat(parts)
+        return torch.cat(
+            [kind((rows.stop - rows.start, *shape), generator=generator) for generator, rows in self.groups(points)]
+        )
 
 
 class Passes:
