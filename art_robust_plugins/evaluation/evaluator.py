@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -35,13 +35,29 @@ from ..checkpoint import load_state, save_state
 from ..lipschitz import PyTorchLipschitzCertifier
 from ..threat import ThreatModel
 from . import diagnostics
+from .autoattack.batches import fitting_size
+from .autoattack.standard import joint_size
 from .report import AttackResult, EvaluationReport, Examples
-from .suites import SUITES, Attack, NotApplicable, Setting, package_versions, resolve, seed_everything, suite_of
+from .suites import (
+    SUITES,
+    Attack,
+    Backend,
+    NotApplicable,
+    Setting,
+    package_versions,
+    resolve,
+    seed_everything,
+    suite_of,
+)
 
 STATE_FILE = "evaluation.pt"
 BATCHES_FOLDER = "batches"
 # A randomised network is judged by its mean class probabilities over this many passes.
 RANDOM_PASSES = 10
+FAST = (
+    "The fast level is NOT the standard evaluation: of AutoAttack's four stages it leaves out fab-t and square, and on "
+    "a GPU it searches in bfloat16, with each image that it finds confirmed in float32."
+)
 _FORMAT = "art-robust-plugins evaluation 2"
 _EARLIER = "art-robust-plugins evaluation 1"
 _VERSIONS = ("version of art-robust-plugins", "version of torch")
@@ -61,14 +77,15 @@ class Evaluator:
         estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits. A `PyTorchLipschitzCertifier`
             is attacked like any other, and its certified radii join the report.
         threat: the threat model; its ``eps`` is in the units of the estimator's input.
-        attacks: a suite (``"standard"``, ``"rand"``, ``"torchattacks"``, ``"torchattacks-autoattack"``, ``"noise"``),
-            the name of one attack (``"apgd-t"``, ``"pgd-20"``), an `Attack` of one's own, or a sequence of these.
-        backend: ``"reference"``: the attacks of the ``standard`` and ``rand`` suites are those of the package
-            ``autoattack``, or of its repackaging ``pyautoattack``.
-        batch_size: how many points an attack gets at a time. It fixes the random numbers, and with them the verdicts.
-        physical_batch_size: how many points a forward pass takes where this package runs the network (clean accuracy,
-            verdicts, diagnostics); ``batch_size`` when None. The attacks of the reference backend themselves run
-            ``batch_size`` points at once.
+        attacks: a suite (``"standard"``, ``"plus"``, ``"rand"``, ``"fast"``, ``"torchattacks"``,
+            ``"torchattacks-autoattack"``, ``"noise"``), the name of one attack (``"apgd-t"``, ``"fab"``,
+            ``"pgd-20"``), an `Attack` of one's own, or a sequence of these. ``"fast"`` is not the standard evaluation.
+        backend: whose AutoAttack: ``"native"`` for this package's own, ``"reference"`` for that of the package
+            ``autoattack``, or of its repackaging ``pyautoattack``. The verdicts are the same.
+        batch_size: the points of a logical batch. It fixes the random numbers, and with them the verdicts.
+        physical_batch_size: the most points in a pass; it changes no verdict. None: what a GPU's free memory holds,
+            elsewhere ``batch_size``. What does not fit into memory is halved. The attacks of the reference backend
+            and of other libraries run ``batch_size`` points at once.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
             it goes on where it was stopped.
@@ -95,7 +112,7 @@ class Evaluator:
         threat: ThreatModel,
         *,
         attacks: str | Attack | Sequence[str | Attack] = "standard",
-        backend: str = "reference",
+        backend: Backend = "native",
         batch_size: int = 250,
         physical_batch_size: int | None = None,
         seed: int = 0,
@@ -107,15 +124,15 @@ class Evaluator:
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
         _check_radius(threat, low, high, math.prod(estimator.input_shape))
-        if backend != "reference":
-            raise ValueError(f"backend: got {backend!r}, expected 'reference'.")
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
         self.estimator = estimator
         self.threat = threat
         self.attacks = resolve(attacks)
         self.backend = backend
         self.batch_size = _positive("batch_size", batch_size)
         self.physical_batch_size = (
-            self.batch_size if physical_batch_size is None else _positive("physical_batch_size", physical_batch_size)
+            None if physical_batch_size is None else _positive("physical_batch_size", physical_batch_size)
         )
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise ValueError(f"seed: got {seed!r}, expected a whole number from 0 to 2**32 - 1.")
@@ -177,18 +194,26 @@ class _Run:
         self.low, self.high = uniform_range(estimator)
         self.module = EstimatorModule(estimator, probabilities=True)
         self.counter = CallCounter(self.module)
+        self.packages = package_versions(evaluator.attacks, evaluator.backend)
+        few = self.module.from_estimator(x[:2].to(self.module.device))
+        self.obstacle = diagnostics.gradient_obstacle(self.counter, few)
+        fitting = evaluator.physical_batch_size
+        if fitting is None:
+            fits = evaluator.backend == "native" and self.obstacle is None
+            fitting = fitting_size(self.counter, few[:1], evaluator.batch_size) if fits else evaluator.batch_size
         self.setting = Setting(
             model=self.counter,
             threat=evaluator.threat.scaled(1 / (self.high - self.low)),
-            input_shape=tuple(self.module.from_estimator(x[:1]).shape[1:]),
+            input_shape=tuple(few.shape[1:]),
             classes=estimator.nb_classes,
             seed=evaluator.seed,
             device=self.module.device,
+            backend=evaluator.backend,
+            batch_size=evaluator.batch_size,
+            physical_batch_size=fitting,
         )
-        self.packages = package_versions(evaluator.attacks)
-        self.obstacle = diagnostics.gradient_obstacle(
-            self.counter, self.module.from_estimator(x[:2].to(self.module.device))
-        )
+        # The estimator's own passes, and the diagnostics'.
+        self.pass_size = evaluator.physical_batch_size or evaluator.batch_size
         self.attacks: list[Attack] = []
         self.parameters: dict[str, dict[str, Any]] = {}
         self.not_run: list[str] = []
@@ -219,7 +244,7 @@ class _Run:
 
     def logits(self, x: Tensor) -> Tensor:
         """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
-        outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.evaluator.physical_batch_size)
+        outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.pass_size)
         return torch.from_numpy(outputs)
 
     def outputs(self, x: Tensor) -> list[Tensor]:
@@ -367,7 +392,7 @@ class _Run:
             correct=correct,
             robust=robust,
             randomised=self.state["passes"] > 1,
-            batch_size=self.evaluator.physical_batch_size,
+            batch_size=self.pass_size,
             seed=self.evaluator.seed,
             scale=self.high - self.low,
             verbose=self.evaluator.verbose,
@@ -397,7 +422,7 @@ class _Run:
         if not isinstance(estimator, PyTorchLipschitzCertifier):
             return None, None
         start = time.perf_counter()
-        prediction, radius = estimator.certify(self.x, self.evaluator.physical_batch_size, norm=norm)
+        prediction, radius = estimator.certify(self.x, self.pass_size, norm=norm)
         constant = float(estimator.lipschitz_constants().max())
         described = {
             "method": "Lipschitz bound, proven",
@@ -426,6 +451,10 @@ class _Run:
         """Run one attack on the points [N] bool, in batches, from where it was stopped; those that it left."""
         progress = self.state["attacks"][attack.name]
         indices = points.nonzero().flatten()
+        size = self.evaluator.batch_size
+        if attack.package == "autoattack" and self.evaluator.backend == "native":
+            # Its random numbers keep to the logical batches, of which it may get several.
+            size = joint_size(size, self.setting.physical_batch_size)
         bar = tqdm(
             total=len(indices),
             initial=progress["counts"]["done"],
@@ -435,7 +464,7 @@ class _Run:
         )
         with bar:
             while (done := progress["counts"]["done"]) < len(indices):
-                batch = indices[done : done + self.evaluator.batch_size]
+                batch = indices[done : done + size]
                 change = self._batch(attack, batch, progress["counts"])
                 _apply(self.state, change)
                 if self.evaluator.state_dir is not None:
@@ -508,6 +537,7 @@ class _Run:
     def _settings(self, examined: diagnostics.Examination) -> dict[str, Any]:
         evaluator, estimator = self.evaluator, self.evaluator.estimator
         stages = [attack.name for attack in self.attacks if suite_of(attack) == "standard"]
+        fast = [attack.name for attack in self.attacks if suite_of(attack) == "fast"]
         standard = [attack.name for attack in SUITES["standard"]]
         parameter = next(iter(estimator.model.parameters()), None)
         levels = evaluator.threat.norm == "Linf" and (self.low, self.high) == (0, 1)
@@ -516,6 +546,7 @@ class _Run:
             "threat": {"norm": evaluator.threat.norm, "eps": evaluator.threat.eps, "text": text},
             "attacks": [attack.name for attack in self.attacks],
             "autoattack": stages == standard,
+            "fast": bool(fast),
             "backend": evaluator.backend,
             "attack_library": self.packages,
             "points": len(self.x),
@@ -525,7 +556,7 @@ class _Run:
             "preprocessing": preprocessing(estimator),
             "seed": evaluator.seed,
             "batch_size": evaluator.batch_size,
-            "physical_batch_size": evaluator.physical_batch_size,
+            "physical_batch_size": self.setting.physical_batch_size,
             "verdict_passes": self.state["passes"],
             "tolerance": self.tolerance,
             "device": _device_name(self.setting.device),
@@ -540,7 +571,7 @@ class _Run:
             },
             "diagnostics": examined.cost,
             "could_not_run": self.not_run,
-            "not_run": [*self.not_run, *self._left_out()],
+            "not_run": [*self.not_run, *([FAST] if fast else []), *self._left_out()],
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
