@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -37,14 +37,30 @@ from ..checkpoint import load_state, save_state
 from ..lipschitz import PyTorchLipschitzCertifier
 from ..threat import ThreatModel
 from . import diagnostics
+from .autoattack.batches import fitting_size
+from .autoattack.standard import joint_size
 from .report import AttackResult, EvaluationReport, Examples
-from .suites import SUITES, Attack, NotApplicable, Setting, package_versions, resolve, seed_everything, suite_of
+from .suites import (
+    SUITES,
+    Attack,
+    Backend,
+    NotApplicable,
+    Setting,
+    package_versions,
+    resolve,
+    seed_everything,
+    suite_of,
+)
 
 STATE_FILE = "evaluation.pt"
 BATCHES_FOLDER = "batches"
 _Found = TypeVar("_Found")
 # A randomised network is judged by its mean class probabilities over this many passes.
 RANDOM_PASSES = 10
+FAST = (
+    "The fast level is NOT the standard evaluation: of AutoAttack's four stages it leaves out fab-t and square, and on "
+    "a GPU it searches in bfloat16, with each image that it finds confirmed in float32."
+)
 _FORMAT = "art-robust-plugins evaluation 3"
 _EARLIER = ("art-robust-plugins evaluation 1", "art-robust-plugins evaluation 2")
 _VERSIONS = ("version of art-robust-plugins", "version of torch")
@@ -64,14 +80,15 @@ class Evaluator:
         estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits. A `PyTorchLipschitzCertifier`
             is attacked like any other, and its certified radii join the report.
         threat: the threat model; its ``eps`` is in the units of the estimator's input.
-        attacks: a suite (``"standard"``, ``"rand"``, ``"torchattacks"``, ``"torchattacks-autoattack"``, ``"noise"``),
-            the name of one attack (``"apgd-t"``, ``"pgd-20"``), an `Attack` of one's own, or a sequence of these.
-        backend: ``"reference"``: the attacks of the ``standard`` and ``rand`` suites are those of the package
-            ``autoattack``, or of its repackaging ``pyautoattack``.
-        batch_size: how many points an attack gets at a time. It fixes the random numbers, and with them the verdicts.
-        physical_batch_size: how many points a forward pass takes where this package runs the network (clean accuracy,
-            verdicts, diagnostics); ``batch_size`` when None. The attacks of the reference backend themselves run
-            ``batch_size`` points at once.
+        attacks: a suite (``"standard"``, ``"plus"``, ``"rand"``, ``"fast"``, ``"torchattacks"``,
+            ``"torchattacks-autoattack"``, ``"noise"``), the name of one attack (``"apgd-t"``, ``"fab"``,
+            ``"pgd-20"``), an `Attack` of one's own, or a sequence of these. ``"fast"`` is not the standard evaluation.
+        backend: whose AutoAttack: ``"native"`` for this package's own, ``"reference"`` for that of the package
+            ``autoattack``, or of its repackaging ``pyautoattack``. The verdicts are the same.
+        batch_size: the points of a logical batch. It fixes the random numbers, and with them the verdicts.
+        physical_batch_size: the most points in a pass; it changes no verdict. None: what a GPU's free memory holds,
+            elsewhere ``batch_size``. What does not fit into memory is halved. The attacks of the reference backend
+            and of other libraries run ``batch_size`` points at once.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
             it goes on where it was stopped. Several processes must all see it.
@@ -101,7 +118,7 @@ class Evaluator:
         threat: ThreatModel,
         *,
         attacks: str | Attack | Sequence[str | Attack] = "standard",
-        backend: str = "reference",
+        backend: Backend = "native",
         batch_size: int = 250,
         physical_batch_size: int | None = None,
         seed: int = 0,
@@ -113,15 +130,15 @@ class Evaluator:
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
         _check_radius(threat, low, high, math.prod(estimator.input_shape))
-        if backend != "reference":
-            raise ValueError(f"backend: got {backend!r}, expected 'reference'.")
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
         self.estimator = estimator
         self.threat = threat
         self.attacks = resolve(attacks)
         self.backend = backend
         self.batch_size = _positive("batch_size", batch_size)
         self.physical_batch_size = (
-            self.batch_size if physical_batch_size is None else _positive("physical_batch_size", physical_batch_size)
+            None if physical_batch_size is None else _positive("physical_batch_size", physical_batch_size)
         )
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise ValueError(f"seed: got {seed!r}, expected a whole number from 0 to 2**32 - 1.")
@@ -183,18 +200,26 @@ class _Run:
         self.low, self.high = uniform_range(estimator)
         self.module = EstimatorModule(estimator, probabilities=True)
         self.counter = CallCounter(self.module)
+        self.packages = package_versions(evaluator.attacks, evaluator.backend)
+        few = self.module.from_estimator(x[:2].to(self.module.device))
+        self.obstacle = diagnostics.gradient_obstacle(self.counter, few)
+        fitting = evaluator.physical_batch_size
+        if fitting is None:
+            fits = evaluator.backend == "native" and self.obstacle is None
+            fitting = fitting_size(self.counter, few[:1], evaluator.batch_size) if fits else evaluator.batch_size
         self.setting = Setting(
             model=self.counter,
             threat=evaluator.threat.scaled(1 / (self.high - self.low)),
-            input_shape=tuple(self.module.from_estimator(x[:1]).shape[1:]),
+            input_shape=tuple(few.shape[1:]),
             classes=estimator.nb_classes,
             seed=evaluator.seed,
             device=self.module.device,
+            backend=evaluator.backend,
+            batch_size=evaluator.batch_size,
+            physical_batch_size=fitting,
         )
-        self.packages = package_versions(evaluator.attacks)
-        self.obstacle = diagnostics.gradient_obstacle(
-            self.counter, self.module.from_estimator(x[:2].to(self.module.device))
-        )
+        # The estimator's own passes, and the diagnostics'.
+        self.pass_size = evaluator.physical_batch_size or evaluator.batch_size
         self.attacks: list[Attack] = []
         self.parameters: dict[str, dict[str, Any]] = {}
         self.not_run: list[str] = []
@@ -225,7 +250,7 @@ class _Run:
 
     def logits(self, x: Tensor) -> Tensor:
         """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
-        outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.evaluator.physical_batch_size)
+        outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.pass_size)
         return torch.from_numpy(outputs)
 
     def outputs(self, x: Tensor) -> list[Tensor]:
@@ -326,7 +351,7 @@ class _Run:
         folder = self.evaluator.state_dir
         if folder is not None:
             position = list(self.state["attacks"]).index(change["attack"])
-            save_state(folder / BATCHES_FOLDER / f"{position:02}-{change['batch']:06}.pt", change)
+            save_state(folder / BATCHES_FOLDER / f"{position:02}-{change['batches'][0]:06}.pt", change)
 
     def _from_main(self, work: Callable[[], _Found]) -> _Found:
         """What ``work`` gives in the main process, for all of them; its exception is raised by all."""
@@ -394,7 +419,7 @@ class _Run:
             correct=correct,
             robust=robust,
             randomised=self.state["passes"] > 1,
-            batch_size=self.evaluator.physical_batch_size,
+            batch_size=self.pass_size,
             seed=self.evaluator.seed,
             scale=self.high - self.low,
             verbose=self.evaluator.verbose,
@@ -426,7 +451,7 @@ class _Run:
         if not isinstance(estimator, PyTorchLipschitzCertifier):
             return None, None
         start = time.perf_counter()
-        prediction, radius = estimator.certify(self.x, self.evaluator.physical_batch_size, norm=norm)
+        prediction, radius = estimator.certify(self.x, self.pass_size, norm=norm)
         constant = float(estimator.lipschitz_constants().max())
         described = {
             "method": "Lipschitz bound, proven",
@@ -456,13 +481,18 @@ class _Run:
         """Run one attack on the points [N] bool, in batches, from where it was stopped; those that it left."""
         progress, processes = self.state["attacks"][attack.name], self.processes
         indices = points.nonzero().flatten()
-        batches = torch.split(indices, self.evaluator.batch_size) if len(indices) else ()
-        done = sum(len(batches[number]) for number in progress["batches"])
-        todo = [number for number in range(len(batches)) if number not in progress["batches"]]
+        size = self.evaluator.batch_size
+        logical = torch.split(indices, size) if len(indices) else ()
+        done = sum(len(logical[number]) for number in progress["batches"])
+        todo = [number for number in range(len(logical)) if number not in progress["batches"]]
         # Of the other processes nothing is known before the end: the bar shows what this one does.
         own = todo[processes.process_index :: processes.num_processes]
+        at_once = 1
+        if attack.package == "autoattack" and self.evaluator.backend == "native":
+            # Its random numbers keep to the logical batches, of which it may get several.
+            at_once = joint_size(size, self.setting.physical_batch_size) // size
         bar = tqdm(
-            total=done + sum(len(batches[number]) for number in own),
+            total=done + sum(len(logical[number]) for number in own),
             initial=done,
             desc=attack.name,
             unit="pt",
@@ -470,18 +500,18 @@ class _Run:
         )
         changes = []
         with bar:
-            for number in own:
-                change = {"batch": number, **self._batch(attack, batches[number])}
+            for numbers in (own[i : i + at_once] for i in range(0, len(own), at_once)):
+                change = {"batches": numbers, **self._batch(attack, torch.cat([logical[each] for each in numbers]))}
                 self._save(change)
                 changes.append(change)
                 _apply(self.state, change)
-                bar.update(len(batches[number]))
+                bar.update(sum(len(logical[number]) for number in numbers))
                 bar.set_postfix_str(f"accuracy {(points & ~progress['fooled']).double().mean().item():.2%}")
         if processes.num_processes > 1:
             shares: list[Any] = [None] * processes.num_processes
             torch.distributed.all_gather_object(shares, changes)
             del shares[processes.process_index]
-            for change in sorted(chain.from_iterable(shares), key=lambda change: change["batch"]):
+            for change in sorted(chain.from_iterable(shares), key=lambda change: change["batches"]):
                 _apply(self.state, change)
         self.robust[attack.name] = points & ~progress["fooled"]
         return self.robust[attack.name]
@@ -547,12 +577,14 @@ class _Run:
     def _settings(self, examined: diagnostics.Examination) -> dict[str, Any]:
         evaluator, estimator = self.evaluator, self.evaluator.estimator
         stages = [attack.name for attack in self.attacks if suite_of(attack) == "standard"]
+        fast = [attack.name for attack in self.attacks if suite_of(attack) == "fast"]
         standard = [attack.name for attack in SUITES["standard"]]
         parameter = next(iter(estimator.model.parameters()), None)
         return {
             "threat": describe_threat(evaluator.threat, self.low, self.high),
             "attacks": [attack.name for attack in self.attacks],
             "autoattack": stages == standard,
+            "fast": bool(fast),
             "backend": evaluator.backend,
             "attack_library": self.packages,
             "points": len(self.x),
@@ -562,7 +594,7 @@ class _Run:
             "preprocessing": preprocessing(estimator),
             "seed": evaluator.seed,
             "batch_size": evaluator.batch_size,
-            "physical_batch_size": evaluator.physical_batch_size,
+            "physical_batch_size": self.setting.physical_batch_size,
             "processes": self.processes.num_processes,
             "verdict_passes": self.state["passes"],
             "tolerance": self.tolerance,
@@ -578,7 +610,7 @@ class _Run:
             },
             "diagnostics": examined.cost,
             "could_not_run": self.not_run,
-            "not_run": [*self.not_run, *self._left_out()],
+            "not_run": [*self.not_run, *([FAST] if fast else []), *self._left_out()],
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
@@ -670,7 +702,7 @@ def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
     progress = state["attacks"][change["attack"]]
     progress["counts"] = {name: count + change["counts"][name] for name, count in progress["counts"].items()}
     progress["farthest"] = max(progress["farthest"], change["farthest"])
-    progress["batches"].add(change["batch"])
+    progress["batches"].update(change["batches"])
     progress["fooled"][change["fooled"]] = True
     state["broken"][change["broken"]] = True
     state["adversarial"][change["broken"]] = change["adversarial"]

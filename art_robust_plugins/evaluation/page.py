@@ -27,9 +27,16 @@ RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a8
 def title(report: EvaluationReport) -> str:
     """AutoAttack is named only where all of its stages ran, and nothing else did."""
     settings = report.settings
+    if fast(report):
+        return f"Fast evaluation, NOT the standard one, {settings['threat']['text']}"
     if settings["autoattack"] and len(report.attacks) == 4:
         return f"AutoAttack, {settings['threat']['text']}"
     return f"Robustness evaluation, {settings['threat']['text']}"
+
+
+def fast(report: EvaluationReport) -> bool:
+    """Whether stages of the fast level stand where AutoAttack's would."""
+    return bool(report.settings.get("fast")) and not report.settings["autoattack"]
 
 
 def robust_label(report: EvaluationReport) -> str:
@@ -37,6 +44,8 @@ def robust_label(report: EvaluationReport) -> str:
         return "correct clean, and not broken within eps by any attack (not an adversarial accuracy)"
     if report.settings["autoattack"] and len(report.attacks) == 4:
         return "robust accuracy, AutoAttack (standard)"
+    if fast(report):
+        return "robust accuracy, fast level: NOT the standard evaluation"
     return "robust accuracy, worst case over all attacks"
 
 
@@ -54,6 +63,8 @@ def summary(report: EvaluationReport) -> str:
     if "certified" in sure:
         lines.append(f"  {'certified':<{width}}  {report.certified_accuracy:7.2%}  {sure['certified']}")
     lines += [f"  not run: {line}" for line in report.settings["could_not_run"]]
+    if fast(report):
+        lines += [f"  {line}" for line in report.settings["not_run"] if "fast level" in line]
     lines += [f"  {flag.severity}: {flag.name}: {flag.evidence} {flag.advice}" for flag in report.flags]
     return "\n".join(lines)
 
@@ -562,6 +573,8 @@ def comparison_rows(reports: Mapping[str, EvaluationReport]) -> tuple[list[str],
         ["threat model", *(report.settings["threat"]["text"] for report in reports.values())],
         ["points", *(str(report.settings["points"]) for report in reports.values())],
     ]
+    if any(fast(report) for report in reports.values()):
+        rows.append(["level", *("fast, NOT standard" if fast(report) else "" for report in reports.values())])
     for name in compared_rows(reports):
         rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
     if any(report.radii is not None for report in reports.values()):
