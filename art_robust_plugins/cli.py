@@ -28,7 +28,8 @@ from torch import nn
 from .bridge import processes_of
 from .checkpoint import describe_classifier, load_classifier, read_json, save_classifier, save_tensors, write_json
 from .data import Dataset, load_data
-from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep
+from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
+from .evaluation.diagnostics import TRANSFER
 from .evaluation.evaluator import STATE_FILE
 from .evaluation.report import REPORT_FILE
 from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
@@ -285,6 +286,10 @@ def evaluate(
         list[str] | None,
         typer.Option(help="standard, rand, torchattacks, noise, or an attack's name; repeatable."),
     ] = None,
+    transfers: Annotated[
+        list[Path] | None,
+        typer.Option("--transfer", help="Another run, whose network's gradients are followed as well; repeatable."),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Test data; by default that of the training.")] = None,
     points: Annotated[int, typer.Option(help="How many test images, the first ones.", min=1)] = 1000,
     batch_size: Annotated[
@@ -309,6 +314,7 @@ def evaluate(
             _test_data(run, data),
             threats,
             attacks or ["standard"],
+            transfers or [],
             points=points,
             seed=seed,
             batch_size=batch_size,
@@ -534,6 +540,7 @@ def _evaluate(
     data: Dataset,
     threats: Sequence[ThreatModel],
     attacks: Sequence[str],
+    transfers: Sequence[Path] = (),
     *,
     points: int,
     seed: int,
@@ -542,7 +549,11 @@ def _evaluate(
     out: Path | None = None,
 ) -> list[EvaluationReport]:
     """The report of each threat, saved; several threats in folders of their own, with a page that compares them."""
-    name = _label(run, data, threats, attacks, points=points, seed=seed, batch=batch_size)
+    others = {path.resolve().name: path for path in transfers}
+    if len(others) < len(transfers):
+        raise ValueError(f"--transfer: got {', '.join(map(str, transfers))}, expected runs of different names.")
+    names = [*attacks, *(f"{TRANSFER}{other}" for other in others)]
+    name = _label(run, data, threats, names, points=points, seed=seed, batch=batch_size)
     folder = out or run / EVALUATIONS / name
     processes = _processes()
     classifier = load_classifier(run)
@@ -555,7 +566,8 @@ def _evaluate(
             if certify == "always":
                 raise
             console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
-    settings: dict[str, Any] = {"attacks": attacks, "batch_size": batch_size, "seed": seed}
+    chosen = [*attacks, *(transfer(load_classifier(path), other) for other, path in others.items())]
+    settings: dict[str, Any] = {"attacks": chosen, "batch_size": batch_size, "seed": seed}
     x, y = data.x_test[:points], data.y_test[:points]
     if len(threats) == 1:
         report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)

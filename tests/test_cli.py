@@ -141,6 +141,18 @@ def test_a_sweep_over_eps(run, trained: Path, tmp_path: Path) -> None:  # type: 
         assert f"swept, Linf-0.1-0.05-apgd-ce-20/{eps}" in page
 
 
+def test_the_gradients_of_another_run(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = shutil.copytree(trained, tmp_path / "other", ignore=shutil.ignore_patterns("evaluations"))
+    arguments = ["--eps", "0.1", "--attacks", "apgd-ce", "--points", 10, "--out", tmp_path / "out"]
+    code, text = run("evaluate", trained, "--transfer", other, *arguments)
+    assert code == 0
+    assert "transfer-other" in text
+    assert [attack.name for attack in EvaluationReport.load(tmp_path / "out").attacks] == ["apgd-ce", "transfer-other"]
+    code, text = run("evaluate", trained, "--transfer", other, "--transfer", other, *arguments)
+    assert code == 2
+    assert "expected runs of different names" in " ".join(text.split())
+
+
 def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     code, text = run("certify", trained, "--eps", "0.05", "--eps", "8/255", "--points", 100)
     assert code == 0

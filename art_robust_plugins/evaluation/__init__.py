@@ -5,6 +5,7 @@ from .evaluator import Evaluator
 from .report import AttackResult, EvaluationReport, compare, save_comparison
 from .suites import ATTACKS, SUITES, Attack, NotApplicable, Setting
 from .sweep import sweep
+from .transfer import transfer
 
 __all__ = [
     "ATTACKS",
@@ -19,4 +20,5 @@ __all__ = [
     "compare",
     "save_comparison",
     "sweep",
+    "transfer",
 ]

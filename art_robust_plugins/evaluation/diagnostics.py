@@ -47,6 +47,9 @@ CHANCE = 2
 # What may be left standing when the adversary may make any image at all.
 UNBOUNDED_ACCURACY = 0.05
 
+TRANSFER = "transfer-"
+"""How the names of attacks from another network begin."""
+
 POINTS = 100
 STEPS = 10
 _ONE_STEP = "One step must not be stronger than many: the gradients are likely masked."
@@ -196,6 +199,22 @@ def of_results(results: Sequence[AttackResult], clean_accuracy: float) -> list[F
                     f"apgd-t, which follows logit differences, broke another {broken} of {points} points after "
                     f"apgd-ce, which follows the cross-entropy.",
                     "The cross-entropy's gradients may be masked: do not judge this network by FGSM or PGD.",
+                )
+            )
+    others = [result.robust for result in results if result.bounded and not result.name.startswith(TRANSFER)]
+    for result in results:
+        if not (result.name.startswith(TRANSFER) and others):
+            continue
+        broken = int((np.logical_and.reduce(others) & ~result.robust).sum())
+        if _more(broken, points, SQUARE_SHARE):
+            flags.append(
+                Flag(
+                    "transfer-beats-white-box",
+                    "severe",
+                    f"{result.name}, which follows another network's gradients, broke {broken} of {points} points that "
+                    f"the attacks on this network left.",
+                    "This network's gradients mislead: attack a differentiable stand-in of it, and trust the worst "
+                    "case only as an upper bound.",
                 )
             )
     for many in ("pgd-20", "pgd-100"):
