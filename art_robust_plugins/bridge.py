@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
@@ -219,24 +219,30 @@ def standardisation(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | No
     for defence in classifier.preprocessing_operations:
         if not defence.apply_predict:
             continue
-        if type(defence) is not StandardisationMeanStdPyTorch:  # a subclass may compute something else
-            raise ValueError(
-                f"classifier: the preprocessing {type(defence).__name__} acts in predict, expected none but ART's "
-                f"StandardisationMeanStdPyTorch."
-            )
-        own_mean, own_std = _mean_std(defence, classifier)
-        shape = tuple(classifier.input_shape)
-        try:
-            fits = own_mean.expand(shape).shape == own_std.expand(shape).shape
-        except RuntimeError:
-            fits = False
-        if not fits or not bool((own_mean.isfinite() & own_std.isfinite() & (own_std != 0)).all()):
-            raise ValueError(
-                f"classifier: the preprocessing has mean {defence.mean} and standard deviation {defence.std}, expected "
-                f"finite numbers that broadcast against {shape}, and none that divides by 0."
-            )
+        own_mean, own_std = standardisation_of(defence, classifier)
         mean, std = mean + std * own_mean, std * own_std
     return (mean, std) if bool((mean != 0).any() or (std != 1).any()) else None
+
+
+def standardisation_of(defence: Preprocessor, classifier: PyTorchClassifier) -> tuple[Tensor, Tensor]:
+    """The mean and standard deviation of one operation that acts in ``predict``, as `standardisation` gives them."""
+    if type(defence) is not StandardisationMeanStdPyTorch:  # a subclass may compute something else
+        raise ValueError(
+            f"classifier: the preprocessing {type(defence).__name__} acts in predict, expected none but ART's "
+            f"StandardisationMeanStdPyTorch and this package's WeightMapPreprocessor."
+        )
+    mean, std = _mean_std(defence, classifier)
+    shape = tuple(classifier.input_shape)
+    try:
+        fits = mean.expand(shape).shape == std.expand(shape).shape
+    except RuntimeError:
+        fits = False
+    if not fits or not bool((mean.isfinite() & std.isfinite() & (std != 0)).all()):
+        raise ValueError(
+            f"classifier: the preprocessing has mean {defence.mean} and standard deviation {defence.std}, expected "
+            f"finite numbers that broadcast against {shape}, and none that divides by 0."
+        )
+    return mean, std
 
 
 def _mean_std(defence: StandardisationMeanStdPyTorch, classifier: PyTorchClassifier) -> tuple[Tensor, Tensor]:

@@ -42,10 +42,17 @@ ROWS: dict[str, dict[str, Any]] = {
     "TRADES-10": {**TRADES, "steps": 10},
     "local ball, 1 step": {"steps": 1},
     "local ball, 2 steps": {"steps": 2},
+    "local ball, 2 steps, local weight 18": {"steps": 2, "local_weight": 18.0},
+    "local ball, 2 steps, global term KL": {"steps": 2, "global_loss": "kl"},
     "local ball, 10 steps": {"steps": 10},
 }
 BESIDE = "TRADES-10"
-QUESTION = ("local ball, 1 step", "local ball, 2 steps", BESIDE)
+QUESTION = (
+    "local ball, 1 step",
+    "local ball, 2 steps",
+    "local ball, 2 steps, local weight 18",
+    BESIDE,
+)
 SEARCH: dict[str, dict[str, Any]] = {
     "local ball, 1 step": {},
     "xl not kept within B(x, eps)": {"within_threat": False},
@@ -60,6 +67,10 @@ SEARCH: dict[str, dict[str, Any]] = {
     "2 steps, local weight 2": {"steps": 2, "local_weight": 2.0},
     "2 steps, radius 0.25": {"steps": 2, "radius": 0.25},
     "2 steps, clean loss too": {"steps": 2, "clean_weight": 1.0},
+    "2 steps, local weight 12": {"steps": 2, "local_weight": 12.0},
+    "2 steps, local weight 18": {"steps": 2, "local_weight": 18.0},
+    "2 steps, radius 1": {"steps": 2, "radius": 1.0},
+    "TRADES-10, to compare with": {"steps": 10, **TRADES},
 }
 """What is tried: the default form, and one thing changed in each row. Judged on images of the training set that no row
 is trained on."""

@@ -26,9 +26,10 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..bridge import check_classifier, device_of, image_tensor, label_tensor, standardisation
+from ..bridge import check_classifier, device_of, image_tensor, label_tensor, preprocessing_modules
 from ..threat import ThreatModel, radius_of
 from .graph import LipschitzGraph, NetworkBound, OperatorNorm
+from .preprocessing import bounded_network
 
 ROUND_DOWN = 1 - 1e-9
 """Factor on every radius."""
@@ -44,7 +45,8 @@ class LipschitzReport:
     """Which operators make a network's Lipschitz bound what it is; ``print`` shows a table.
 
     Attributes:
-        operators: one entry for each linear operator, in the order of the network.
+        operators: one entry for each linear operator, in the order of the network. In a chain of these and functions
+            of slope 1, ``lipschitz`` is the product of their norms.
         lipschitz: the proven bound (L2) of all logits together, per unit of the estimator's input.
         largest_pair: the largest of the constants K of differences of two logits.
     """
@@ -76,20 +78,22 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
     is ART's ``PyTorchClassifier``: train it, attack it, ``predict`` with it.
 
     The certificate is that of a float64 copy of the network in evaluation mode; ``predict`` runs in float32 and may
-    differ where two logits are closer than its rounding. ART's mean and standard deviation are part of it, and so is
-    what the network does to its input itself. Copy, graph and bound are kept: a second certificate costs a forward
-    pass in float64. They are made anew when weights, buffers, layers, hooks or attributes of the network change (new
-    weights alone need a new bound only). What its ``forward`` reads from elsewhere, as globals, and what callable
-    attributes hold is not watched.
+    differ where two logits are closer than its rounding. ART's mean and standard deviation are part of it, and so are
+    a `WeightMapPreprocessor` and what the network does to its input itself.
+
+    Copy, graph and bound are kept: a second certificate costs a forward pass in float64. They are made anew when
+    weights, buffers, layers, hooks or attributes of the network change (new weights alone need a new bound only).
+    What its ``forward`` reads from elsewhere, as globals, and what callable attributes hold is not watched.
 
     Args:
         model, loss, input_shape, nb_classes, ...: those of ``PyTorchClassifier``, in its order. See `from_classifier`
             for a classifier that is there already.
 
     Raises:
-        ValueError: postprocessing defences, or preprocessing in ``predict`` that is not ART's mean and standard
-            deviation. With the first certificate: a network that cannot be bounded (`NoLipschitzRuleError`, by
-            name), copied, traced or run in float64, or has other outputs than [N, nb_classes].
+        ValueError: postprocessing defences, or preprocessing in ``predict`` that is neither ART's mean and standard
+            deviation nor a `WeightMapPreprocessor`. With the first certificate: a network that cannot be bounded
+            (`NoLipschitzRuleError`, by name), copied, traced or run in float64, or has other outputs than
+            [N, nb_classes].
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
@@ -143,7 +147,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         )
         self._analysis: _Analysis | None = None
         check_classifier(self)
-        standardisation(self)
+        bounded_network(self)
 
     @classmethod
     def from_classifier(cls, classifier: PyTorchClassifier) -> PyTorchLipschitzCertifier:
@@ -283,13 +287,13 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
     def _analysed(self) -> _Analysis:
         """The analysis of the network as it is now."""
         check_classifier(self)
-        constants = standardisation(self)
+        network, constants = bounded_network(self)
         with _plain_mode(device_of(self.model)):
-            if self._analysis is None or not self._analysis.fits(self, constants):
+            if self._analysis is None or not self._analysis.fits(self, network, constants):
                 self._analysis = None  # frees the old copy first
-                self._analysis = _Analysis(self, constants)
+                self._analysis = _Analysis(self, network, constants)
             else:
-                self._analysis.update()
+                self._analysis.update(network)
         return self._analysis
 
     def __getstate__(self) -> dict[str, Any]:
@@ -298,13 +302,13 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
 
 
 class _Analysis:
-    """A network's copy in float64, the graph of this copy, and its proven bound."""
+    """A network's copy in float64, with the preprocessing that belongs to it, its graph, and its proven bound."""
 
-    def __init__(self, classifier: PyTorchClassifier, constants: _Constants) -> None:
-        self._source: nn.Module = classifier.model
-        self._structure = _structure(self._source)
+    def __init__(self, classifier: PyTorchClassifier, network: nn.Module, constants: _Constants) -> None:
+        self._parts = [classifier.model, *preprocessing_modules(classifier)]
+        self._structure = _structure(network)
         self._shape, self._classes, self._constants = tuple(classifier.input_shape), classifier.nb_classes, constants
-        self._network = _in_float64(self._source)
+        self._network = _in_float64(network)
         self._bound: NetworkBound | None = None
         self._check_outputs()
         self._graph = LipschitzGraph(self._network, self._shape, std=None if constants is None else constants[1].abs())
@@ -315,21 +319,22 @@ class _Analysis:
                 f"converts to no data type of its own."
             )
 
-    def fits(self, classifier: PyTorchClassifier, constants: _Constants) -> bool:
+    def fits(self, classifier: PyTorchClassifier, network: nn.Module, constants: _Constants) -> bool:
         """Whether all but the values of weights and buffers is as it was."""
-        if classifier.model is not self._source or (constants is None) != (self._constants is None):
+        parts = [classifier.model, *preprocessing_modules(classifier)]
+        if parts != self._parts or (constants is None) != (self._constants is None):
             return False
         if constants is not None and self._constants is not None:
             for now, then in zip(constants, self._constants, strict=True):
                 if not torch.equal(now, then):
                     return False
         return (tuple(classifier.input_shape), classifier.nb_classes) == (self._shape, self._classes) and (
-            _structure(self._source) == self._structure
+            _structure(network) == self._structure
         )
 
-    def update(self) -> None:
+    def update(self, network: nn.Module) -> None:
         """Take over changed weights and buffers."""
-        pairs = list(zip(_tensors(self._network), _tensors(self._source), strict=True))
+        pairs = list(zip(_tensors(self._network), _tensors(network), strict=True))
         changed = [(live.to(mine.dtype) != mine).any() for mine, live in pairs]
         if changed and bool(torch.stack(changed).any()):
             self._bound = None

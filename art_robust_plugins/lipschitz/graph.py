@@ -36,7 +36,8 @@ class OperatorNorm:
 
     Attributes:
         node, module: where it stands in the graph and in the module tree.
-        kind: ``"Convolution"`` or ``"Linear"``, with what was merged into it.
+        kind: ``"Convolution"`` or ``"Linear"``, with what was merged into it, or ``"Scale"``, a multiplication entry by
+            entry that was not merged, as by a weight map.
         input_shape, output_shape: of one sample.
         norm: the proven upper bound of its norm.
         method: what proved it, see `NormBound`.
@@ -231,8 +232,8 @@ class LipschitzGraph:
             value = Value((1, *self.input_shape), lambda: 1.0)
             if self._std is None:
                 return value
-            factor = 1 / self._std.to(evaluation.device, evaluation.dtype)
-            return Value(value.shape, lambda: evaluation.number(factor.abs().max()), value, Scale(factor))
+            factor, call = 1 / self._std.to(evaluation.device, evaluation.dtype), _place(node, evaluation)
+            return Value(value.shape, lambda: evaluation.scale(call, value.shape, factor), value, Scale(factor))
         target = str(spec.target)
         if spec.kind is InputKind.PARAMETER:
             return evaluation.constant(self.network.get_parameter(target))
@@ -332,6 +333,14 @@ class _Evaluation:
         shapes = operator.input_shape, operator.output_shape
         self.operators.append(OperatorNorm(call.name, call.module, kind, *shapes, bound.value, bound.method))
         return bound.value
+
+    def scale(self, call: Call, shape: tuple[int, ...], factor: Tensor) -> Number:
+        if self._norms is not None:
+            return next(self._norms)
+        norm = self.number(factor.abs().max())
+        if isinstance(norm, float):
+            self.operators.append(OperatorNorm(call.name, call.module, "Scale", shape[1:], shape[1:], norm, "exact"))
+        return norm
 
     def number(self, value: Tensor) -> Number:
         if not self.proven or self._norms is not None:

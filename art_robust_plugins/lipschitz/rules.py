@@ -141,6 +141,10 @@ class Evaluation(Protocol):
         """A scalar tensor as this evaluation carries bounds."""
         ...
 
+    def scale(self, call: Call, shape: tuple[int, ...], factor: Tensor) -> Number:
+        """The norm of a multiplication, entry by entry, of values of this shape by a factor: its largest magnitude."""
+        ...
+
     def variance(self, call: Call, running: Tensor) -> Tensor:
         """The variance [C] that a batch normalisation divides by."""
         ...
@@ -223,7 +227,7 @@ class Call:
         return constants
 
     def _scale(self, x: Value, factor: Tensor) -> Value:
-        return Value(x.shape, lambda: x.bound * self.evaluation.number(factor.abs().max()), x, Scale(factor))
+        return Value(x.shape, lambda: x.bound * self.evaluation.scale(self, x.shape, factor), x, Scale(factor))
 
     def shifted(self, x: Value) -> Value:
         """``x`` plus constants: as linear in what is before it as ``x``, but another value."""

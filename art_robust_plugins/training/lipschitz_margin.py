@@ -21,10 +21,11 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..bridge import device_of, standardisation
+from ..bridge import device_of, preprocessing_modules
 from ..lipschitz import LipschitzGraph, batch_variances
+from ..lipschitz.preprocessing import bounded_network
 from ..threat import ThreatModel
 from .instruments import Instrument
 from .loop import RobustTrainer, TrainingOptions, check_choice, check_number
@@ -61,7 +62,8 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     Args:
         classifier: an ART ``PyTorchClassifier`` with an optimizer, whose network has a Lipschitz bound. Its only
-            preprocessing may be a mean and standard deviation.
+            preprocessing may be a mean and standard deviation and a `WeightMapPreprocessor`, which then counts in the
+            bound; where it has joined the optimizer, the bound trains it too.
         c: the L2 radius that is trained for, in the units of the classifier's input; 0 is plain training. The bound
             exceeds the estimate: aim somewhat beyond the radius of interest (2 for 1.58 on MNIST).
         c_warmup_epochs: reach c in this many epochs (a fraction of one is possible), from ``c_start`` linearly, step by
@@ -77,7 +79,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         graph: the network's graph, with the state of the power iterations.
 
     Raises:
-        ValueError: for numbers outside their range; preprocessing that is more than a mean and standard deviation; a
+        ValueError: for numbers outside their range; other preprocessing, or a map that acts in ``predict`` alone; a
             network that cannot be traced; labels that are not class indices, as mixup makes them.
         NoLipschitzRuleError: (a ValueError) for a network with an operation that has no Lipschitz bound, by name.
 
@@ -145,11 +147,11 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     def _prepare(self) -> None:
         super()._prepare()
-        network: nn.Module = self.classifier.model
-        mean_std = standardisation(self.classifier)
+        network, mean_std = bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
+        parts = [self.classifier.model, *preprocessing_modules(self.classifier)]
         # The graph reads parameters and buffers as they are at each step: only another structure needs another trace.
-        structure = (network, str(network), device_of(network), None if std is None else std.tolist())
+        structure = (parts, str(network), device_of(network), None if std is None else std.tolist())
         if structure != self._traced:
             self.graph = LipschitzGraph(network, self.classifier.input_shape, std=std)
             self._traced = structure

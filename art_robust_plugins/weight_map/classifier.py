@@ -6,7 +6,6 @@ constants are ours; see `WeightMap2d`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -16,8 +15,22 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from ..bridge import check_classifier, device_of
-from .insert import Place, insert_weight_maps, weight_maps
+from .insert import Place, copied, insert_weight_maps, listed, weight_maps
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
+
+_SETTINGS = ("kernel", "kernel_size", "alpha", "bias", "padding_mode")
+
+
+def _setting(name: str) -> property:
+    def value(self: PyTorchWeightMapClassifier) -> Any:
+        return _shared(self.weight_maps, name)
+
+    return property(value, doc=f"The maps' {name}; None where they differ in it.")
+
+
+def _shared(layers: dict[str, WeightMap2d], name: str) -> Any:
+    values = {layer.settings[name] for layer in layers.values()}
+    return values.pop() if len(values) == 1 else None
 
 
 class PyTorchWeightMapClassifier(PyTorchClassifier):
@@ -26,15 +39,25 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
     Weight maps of Amer, Maul (arXiv 1905.00568), reconstructed; see `WeightMap2d` and `insert_weight_maps`. The
     network that is given is changed in place, since the optimizer holds its parameters. The maps join the optimizer's
     first group, with that group's settings; give maps a group of their own where these do not suit them. A network
-    that has weight maps already, as in ``clone_for_refitting``, stays as it is, whatever the other arguments say.
+    that has weight maps already, as in ``clone_for_refitting``, keeps these; its maps join the optimizer too, where it
+    does not have them.
+
+    ``clone_for_refitting`` is ART's: the clone shares the preprocessing, weights included, and its new optimizer has
+    the network's parameters alone. `WeightMapPreprocessor.join` the clone where a map of its input shall learn.
 
     Args:
         model, loss, input_shape, nb_classes, ...: those of ``PyTorchClassifier``, in its order. See `from_classifier`
             for a classifier that is there already.
-        where, kernel, kernel_size, alpha, bias, padding_mode: as for `insert_weight_maps`.
+        where, kernel, kernel_size, alpha, bias, padding_mode: as for `insert_weight_maps`; None for its defaults, or
+            for what the network's maps have.
+
+    Attributes:
+        where: names of the modules that the maps follow.
+        kernel, kernel_size, alpha, bias, padding_mode: the maps' settings; each is None where they differ in it.
 
     Raises:
-        ValueError: as `insert_weight_maps`.
+        ValueError: as `insert_weight_maps`; settings or places that are not those of the maps that the network has,
+            here and in ``set_params``; inputs of another shape than ``input_shape``.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
@@ -75,29 +98,21 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
         device_type: str = "gpu",
         *,
         where: Place | Iterable[Place] | None = None,
-        kernel: Kernel = "smoothing",
-        kernel_size: int = 3,
-        alpha: float = 1.0,
-        bias: bool = False,
-        padding_mode: PaddingMode = "zeros",
+        kernel: Kernel | None = None,
+        kernel_size: int | None = None,
+        alpha: float | None = None,
+        bias: bool | None = None,
+        padding_mode: PaddingMode | None = None,
     ) -> None:
-        settings: dict[str, Any] = {
-            "kernel": kernel,
-            "kernel_size": kernel_size,
-            "alpha": alpha,
-            "bias": bias,
-            "padding_mode": padding_mode,
-        }
-        check_settings(**settings)
+        settings: dict[str, Any] = dict(zip(_SETTINGS, (kernel, kernel_size, alpha, bias, padding_mode), strict=True))
         layers = weight_maps(model)
         if layers:
-            where, settings = list(layers), next(iter(layers.values())).settings
+            _check_same(layers, {"where": where, **settings})
         else:
-            insert_weight_maps(model, input_shape, where=where, **settings, inplace=True)
-            if optimizer is not None:
-                join_optimizer(optimizer, weight_maps(model))
-        self.where = where
-        self.kernel, self.kernel_size, self.alpha, self.bias, self.padding_mode = settings.values()
+            given = {name: value for name, value in settings.items() if value is not None}
+            insert_weight_maps(model, input_shape, where=where, **given, inplace=True)
+        if optimizer is not None:
+            join_optimizer(optimizer, weight_maps(model))
         super().__init__(
             model,
             loss,
@@ -121,28 +136,28 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
         classifier: PyTorchClassifier,
         *,
         where: Place | Iterable[Place] | None = None,
-        kernel: Kernel = "smoothing",
-        kernel_size: int = 3,
-        alpha: float = 1.0,
-        bias: bool = False,
-        padding_mode: PaddingMode = "zeros",
+        kernel: Kernel | None = None,
+        kernel_size: int | None = None,
+        alpha: float | None = None,
+        bias: bool | None = None,
+        padding_mode: PaddingMode | None = None,
     ) -> PyTorchWeightMapClassifier:
-        """An augmented copy of a classifier: its own network and optimizer, with the weights and settings of these.
+        """An augmented copy of a classifier: its own network, optimizer and preprocessing defences, as they are now.
 
-        The given classifier stays as it is; loss and preprocessing are shared with it.
+        The given classifier stays as it is; the loss is shared with it.
 
         Args:
             classifier: an ART ``PyTorchClassifier``.
-            where: as for `insert_weight_maps`, and so are the others.
-            kernel: ``"smoothing"``, ``"unsharp"`` or ``"identity"``.
-            kernel_size: 3 or 5.
+            where: as for `insert_weight_maps`, and so are the others; None as for the class.
+            kernel: ``"smoothing"`` (the default), ``"unsharp"`` or ``"identity"``.
+            kernel_size: 3 (the default) or 5.
             alpha: of the unsharp kernel.
             bias: learn a bias for each place too.
             padding_mode: what the kernel finds outside the image.
 
         Raises:
             TypeError: for another kind of classifier.
-            ValueError: as `insert_weight_maps`, and for postprocessing.
+            ValueError: as the class; for postprocessing, or what cannot be copied.
 
         Example:
             >>> network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
@@ -151,8 +166,12 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
             ['1']
         """
         check_classifier(classifier)
-        # Copied together, the optimizer holds the copy's parameters.
-        network, optimizer = copy.deepcopy((classifier.model, classifier.optimizer))
+        # Copied together, the optimizer holds the copies' parameters, those of a map of the input too.
+        network, optimizer, defences = copied(
+            "classifier",
+            (classifier.model, classifier.optimizer, classifier.preprocessing_defences),
+            "PyTorchWeightMapClassifier itself, which changes the network in place",
+        )
         device = device_of(network)
         # ART moves the network to the CPU or to the current GPU: let that be where it is.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -167,7 +186,7 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
                 loss_scale=classifier.loss_scale,
                 channels_first=classifier.channels_first,
                 clip_values=classifier.clip_values,
-                preprocessing_defences=classifier.preprocessing_defences,
+                preprocessing_defences=defences,
                 preprocessing=classifier.preprocessing,
                 device_type="cpu" if device.type == "cpu" else "gpu",
                 where=where,
@@ -182,6 +201,47 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
     def weight_maps(self) -> dict[str, WeightMap2d]:
         """The network's maps, by the name of the module that each one follows."""
         return weight_maps(self.model)
+
+    @property
+    def where(self) -> list[str]:
+        """The names of the modules that the maps follow."""
+        return list(self.weight_maps)
+
+    kernel = _setting("kernel")
+    kernel_size = _setting("kernel_size")
+    alpha = _setting("alpha")
+    bias = _setting("bias")
+    padding_mode = _setting("padding_mode")
+
+    def set_params(self, **kwargs: Any) -> None:
+        """As ART's; the maps' places and settings are theirs for good, and another value for one is refused."""
+        own = {name: kwargs.pop(name) for name in ("where", *_SETTINGS) if name in kwargs}
+        _check_same(self.weight_maps, own)
+        super().set_params(**kwargs)
+
+    def _apply_preprocessing(self, x: Any, y: Any, fit: bool = False, no_grad: bool = True) -> tuple[Any, Any]:
+        # ART itself lets inputs of any size pass, up to the first map.
+        if tuple(x.shape[1:]) != tuple(self.input_shape):
+            expected = ", ".join(map(str, self.input_shape))
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, expected (N, {expected}), the input_shape for which the network's "
+                f"weight maps were made."
+            )
+        result: tuple[Any, Any] = super()._apply_preprocessing(x, y, fit=fit, no_grad=no_grad)
+        return result
+
+
+def _check_same(layers: dict[str, WeightMap2d], given: dict[str, Any]) -> None:
+    """Refuse places and settings that are not those of the maps that are there; None is none."""
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in given.items() if name != "where"}
+    check_settings(**{**next(iter(layers.values())).settings, **settings})
+    for name, value in given.items():
+        own = list(layers) if name == "where" else _shared(layers, name)
+        if (listed(value) if name == "where" else value) != own:
+            raise ValueError(
+                f"{name}: got {value!r} for a network that has weight maps already, expected theirs, {own!r}, or none."
+            )
 
 
 def join_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, WeightMap2d]) -> None:

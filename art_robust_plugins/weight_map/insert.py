@@ -12,6 +12,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Tuple  # noqa: UP035 (TorchScript reads the annotation of the hook)
 
@@ -21,7 +22,7 @@ from torch.nn.modules import conv, dropout, flatten, fold, linear, padding, pixe
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
-from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
+from .layer import Kernel, PaddingMode, WeightMap2d, check_settings, checked_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,15 @@ def through_weight_map(
     return mapped
 
 
+def keep_weight_maps(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The hook of loading: a state dict without any of the network's maps leaves all of them as they are."""
+    own: dict[str, Tensor] = {}
+    for name, layer in weight_maps(module).items():
+        own |= layer.state_dict(prefix=f"{prefix}{name}.{NAME}." if name else f"{prefix}{NAME}.")
+    if not own.keys() & state_dict.keys():
+        state_dict.update(own)
+
+
 def insert_weight_maps(
     model: nn.Module,
     input_shape: Sequence[int],
@@ -68,18 +78,21 @@ def insert_weight_maps(
     By default a map follows each stage's first block. Blocks are the network's residual ones and their like (the
     innermost modules of several convolutions with images in and out), or, where there are none, its convolutions,
     each with the normalisation and activation modules that come straight after it. A stage is a run of blocks with
-    outputs of one height and width; stages smaller than ``kernel_size`` get no map, whatever the kernel.
+    outputs of one height and width; stages smaller than ``kernel_size`` get no map, whatever the kernel. Say ``where``
+    for networks with other blocks: DenseNets get theirs after the first dense layer of each stage, ConvNeXts after the
+    stem and the convolutions that make images smaller.
 
     State dicts: no name changes, and each map adds ``<module>.weight_map.map`` (and ``.bias``). Weights that were
-    saved before the insertion load afterwards too, and leave the maps as they are. Make the optimizer afterwards,
-    or it will not know the maps.
+    saved before the insertion load afterwards too, into the whole network, and leave the maps as they are; one that
+    holds some of the maps only is an error, as torch has it. Make the optimizer afterwards, or it will not know the
+    maps.
 
     Args:
         model: any network of modules whose samples are images at the places in question.
         input_shape: shape of one sample as the network gets it, such as (C, H, W).
         where: the modules that get a map: a qualified name (``*`` and ``?`` stand for anything), a type of module, a
             function of the name and the module that gives True or False, or several of these. A map after an
-            ``nn.Sequential`` is one after its last module.
+            ``nn.Sequential`` is one after its last module. TorchScript inside the network stays as it is.
         kernel: as for `WeightMap2d`, and so are the next four.
         kernel_size: 3 or 5.
         alpha: of the unsharp kernel.
@@ -88,9 +101,10 @@ def insert_weight_maps(
         inplace: change ``model`` itself and return it; otherwise a copy.
 
     Raises:
-        ValueError: for settings that `WeightMap2d` refuses; a network that does not run on such a sample; no block
-            found; a place that fits no module, or a module whose output is no image [N, C, H, W], that runs more than
-            once in a forward pass, or has a map.
+        TypeError: for a model that is not a module.
+        ValueError: for settings that `WeightMap2d` refuses; a network in TorchScript, or one that cannot be copied or
+            does not run on such a sample; no block found; a place that fits no module, or a module whose output is no
+            image [N, C, H, W], that runs more than once in a forward pass, or has a map.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
@@ -109,10 +123,14 @@ def insert_weight_maps(
         "padding_mode": padding_mode,
     }
     check_settings(**settings)
-    network = model if inplace else copy.deepcopy(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("model: got TorchScript, expected a plain module; script it after the insertion.")
+    network = model if inplace else copied("model", model, "inplace=True")
     sample = _sample(network, input_shape)
     trace = _Trace(network, sample)
-    places = trace.stages(kernel_size) if where is None else trace.chosen(_listed(where))
+    places = trace.stages(kernel_size) if where is None else trace.chosen(listed(where))
     for name in places:
         if isinstance(getattr(network.get_submodule(name), NAME, None), WeightMap2d):
             raise ValueError(f"where: the module {name!r} has a weight map already, expected one without.")
@@ -129,6 +147,7 @@ def insert_weight_maps(
         for name in inserted:
             _detach(network.get_submodule(name))
         raise
+    _let_older_weights_load(network)
     for name in inserted:
         logger.info("weight map after %s: %s", name or "the network", getattr(network.get_submodule(name), NAME))
     return network
@@ -143,7 +162,7 @@ def weight_maps(model: nn.Module) -> dict[str, WeightMap2d]:
     """
     found: dict[str, WeightMap2d] = {}
     for name, module in model.named_modules():
-        layer = module._modules.get(NAME)
+        layer = getattr(module, NAME, None)
         if isinstance(layer, WeightMap2d) and through_weight_map in module._forward_hooks.values():
             found[name] = layer
     return found
@@ -168,6 +187,7 @@ def attach_described(model: nn.Module, described: Sequence[Mapping[str, Any]]) -
         settings = {key: value for key, value in entry.items() if key not in ("after", "size")}
         layer = WeightMap2d(*entry["size"], **settings, device=like.device, dtype=like.dtype)
         attach(model, entry["after"], layer)
+    _let_older_weights_load(model)
 
 
 def attach(model: nn.Module, name: str, layer: WeightMap2d) -> None:
@@ -184,11 +204,29 @@ def attach(model: nn.Module, name: str, layer: WeightMap2d) -> None:
         raise ValueError(f"where: {name!r} has an attribute {NAME!r} already, expected a module without.")
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(f"where: {name!r} is a {type(module).__name__}, expected a plain module, not TorchScript.")
-    if isinstance(module, _CONTAINERS):
+    if _is_sequential(module) or isinstance(module, nn.ModuleList | nn.ModuleDict):
         raise ValueError(f"where: {name!r} is a {type(module).__name__} of modules, expected one of these modules.")
     module.add_module(NAME, layer)
     layer.train(module.training)
     module.register_forward_hook(through_weight_map)
+
+
+def _let_older_weights_load(network: nn.Module) -> None:
+    hooks = network._load_state_dict_pre_hooks.values()
+    if weight_maps(network) and not any(getattr(hook, "hook", None) is keep_weight_maps for hook in hooks):
+        network.register_load_state_dict_pre_hook(keep_weight_maps)  # type: ignore[no-untyped-call]
+
+
+def copied(name: str, value: Any, otherwise: str) -> Any:
+    """A deep copy of what the caller gave; where there is none, the error says what to do ``otherwise``."""
+    try:
+        return copy.deepcopy(value)
+    except Exception as error:  # whatever the network's attributes raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{name}: it cannot be copied ({type(error).__name__}: {reason}), expected one that copy.deepcopy copies, "
+            f"or {otherwise}."
+        ) from error
 
 
 def _detach(module: nn.Module) -> None:
@@ -270,10 +308,14 @@ class _Trace:
         written = repr(place) if isinstance(place, str) else getattr(place, "__name__", repr(place))
         expected = f"expected a module that gives images once in a forward pass, such as {list(self.once)[-1:]}."
         if not fitting:
-            return f"where: got {written}, which no module of the network fits, {expected}"
+            near = get_close_matches(place, self.once, n=1, cutoff=0.5) if isinstance(place, str) else []
+            hint = f"; did you mean {near[0]!r}?" if near else f", {expected}"
+            return f"where: got {written}, which no module of the network fits{hint}"
         name = place if isinstance(place, str) and place in fitting else fitting[0]
         runs = self.runs.get(name, 0)
-        if runs != 1:
+        if isinstance(self.network.get_submodule(name), torch.jit.ScriptModule):
+            came = "is TorchScript"
+        elif runs != 1:
             came = f"runs {runs} times in a forward pass" if runs else "does not run in a forward pass"
         else:
             output = next(call.output for call in self.calls if call.name == name)
@@ -326,7 +368,9 @@ class _Trace:
 
     def _recorded(self, sample: Tensor) -> None:
         network = self.network
-        names = {module: name for name, module in network.named_modules()}
+        names = {
+            module: name for name, module in network.named_modules() if not isinstance(module, torch.jit.ScriptModule)
+        }
         began: list[tuple[int, int]] = []  # when, and how many calls had ended by then
         clock = itertools.count()
 
@@ -389,9 +433,7 @@ def _run(network: nn.Module, sample: Tensor, subject: str) -> None:
 
 
 def _sample(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
-    sizes = tuple(input_shape)
-    if not sizes or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
-        raise ValueError(f"input_shape: got {sizes!r}, expected positive whole numbers such as (C, H, W).")
+    sizes = checked_sizes("input_shape", input_shape)
     like = next(
         (t for t in itertools.chain(network.parameters(), network.buffers()) if t.is_floating_point()), torch.empty(())
     )
@@ -399,16 +441,18 @@ def _sample(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
     return sample.to(device_of(network), like.dtype)
 
 
-def _listed(where: Place | Iterable[Place]) -> list[Place]:
-    places: list[Any] = [where] if isinstance(where, str) or callable(where) else list(where)
+def listed(where: Place | Iterable[Place]) -> list[Place]:
+    """Several places, or one, as a list."""
+    several = isinstance(where, Iterable) and not isinstance(where, str | type | nn.Module)
+    places: list[Any] = list(where) if several else [where]  # type: ignore[arg-type]
     if not places:
         raise ValueError(
             "where: got nothing, expected names, types or functions, or None for each stage's first block."
         )
     for place in places:
-        if not (isinstance(place, str) or callable(place)) or (
-            isinstance(place, type) and not issubclass(place, nn.Module)
-        ):
+        kind = isinstance(place, type) and issubclass(place, nn.Module)
+        function = callable(place) and not isinstance(place, type | nn.Module)
+        if not (isinstance(place, str) or kind or function):
             raise ValueError(f"where: got {place!r}, expected a name, a type of module, or a function of both.")
     return places
 

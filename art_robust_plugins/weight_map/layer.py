@@ -13,11 +13,13 @@ ours. For an input x [N, C, H, W]:
 from __future__ import annotations
 
 import math
-from numbers import Real
+from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 
 Kernel = Literal["smoothing", "unsharp", "identity"]
@@ -46,8 +48,7 @@ class WeightMap2d(nn.Module):
       image stays as it is.
 
     The output has the input's size, data type (the map is cast to it) and memory format. One depthwise convolution
-    computes either kernel; only the map and the bias are in the state dict. A state dict without any entry for the
-    layer leaves it as it is, so that weights of a network from before the insertion load.
+    computes either kernel; only the map and the bias are in the state dict.
 
     Args:
         channels, height, width: C, H, W of the input; the map belongs to this size.
@@ -93,20 +94,20 @@ class WeightMap2d(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("channels", channels), ("height", height), ("width", width)):
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            if not _is_size(size):
                 raise ValueError(f"{name}: got {size!r}, expected a positive whole number.")
         check_settings(kernel=kernel, kernel_size=kernel_size, alpha=alpha, bias=bias, padding_mode=padding_mode)
-        self.channels, self.height, self.width = channels, height, width
+        self.channels, self.height, self.width = int(channels), int(height), int(width)
         self.kernel, self.kernel_size, self.alpha = str(kernel), int(kernel_size), float(alpha)
         self.padding_mode = str(padding_mode)
-        self.reach = 0 if kernel == "identity" else kernel_size // 2
+        self.reach = 0 if kernel == "identity" else self.kernel_size // 2
         room = {"reflect": 1, "circular": 0}.get(padding_mode)
         if room is not None and self.reach + room > min(height, width):
             raise ValueError(
                 f"padding_mode: got {padding_mode!r} with a kernel of {kernel_size}x{kernel_size} for images of "
                 f"{height}x{width}, expected images of at least {self.reach + room}x{self.reach + room}."
             )
-        shape = (channels, height, width)
+        shape = (self.channels, self.height, self.width)
         self.map = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias: nn.Parameter | None = None
         if bias:
@@ -131,11 +132,17 @@ class WeightMap2d(nn.Module):
         }
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            symbol: Any = x
+            if isinstance(symbol, Proxy):  # a symbolic trace keeps the layer whole
+                tracer: Any = symbol.tracer
+                whole: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(self), (symbol,), {})
+                return whole
         # A trace would take sizes for tensors. (TorchScript reads the next comment, and knows no codes in it.)
         if not torch.jit.is_tracing():  # type: ignore
             self._check(x)
         # Maps of the image's memory format: mixed ones are several times slower, in the map's gradient above all.
-        by_channel_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        by_channel_last = x.stride(1) == 1 and not x.is_contiguous()
         weight = _laid_out(self.map.to(x.dtype), by_channel_last)
         bias: Tensor | None = None
         if self.bias is not None:
@@ -154,8 +161,7 @@ class WeightMap2d(nn.Module):
         if self.padding_mode != "zeros":
             m = functional.pad(m, [self.reach, self.reach, self.reach, self.reach], mode=self.padding_mode)
             padding = 0
-            if weight.stride(0) < weight.stride(2):
-                m = m.contiguous(memory_format=torch.channels_last)
+            m = _laid_out(m, weight.stride(0) < weight.stride(2))
         return functional.conv2d(m, self._taps(m), padding=padding, groups=self.channels)
 
     def extra_repr(self) -> str:
@@ -185,27 +191,36 @@ class WeightMap2d(nn.Module):
         shape = [self.channels, 1, self.kernel_size, self.kernel_size]
         taps = like.new_full(shape, -self.alpha * mean if unsharp else mean)
         if unsharp:
-            taps[:, :, self.reach, self.reach] = 1.0 + self.alpha - self.alpha * mean
+            # TorchScript would round a number that is assigned to float32.
+            taps[:, :, self.reach, self.reach].fill_(1.0 + self.alpha - self.alpha * mean)
         return taps
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        if any(f"{prefix}{name}" in state_dict for name in ("map", "bias")):
-            super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def check_settings(*, kernel: object, kernel_size: object, alpha: object, bias: object, padding_mode: object) -> None:
     """Refuse settings that no `WeightMap2d` has."""
-    choices: tuple[tuple[str, object, tuple[Any, ...]], ...] = (
-        ("kernel", kernel, KERNELS),
-        ("kernel_size", kernel_size, KERNEL_SIZES),
-        ("padding_mode", padding_mode, PADDING_MODES),
-        ("bias", bias, (False, True)),
+    choices: tuple[tuple[str, object, type, tuple[Any, ...]], ...] = (
+        ("kernel", kernel, str, KERNELS),
+        ("kernel_size", kernel_size, Integral, KERNEL_SIZES),
+        ("padding_mode", padding_mode, str, PADDING_MODES),
+        ("bias", bias, bool, (False, True)),
     )
-    for name, value, known in choices:
-        if isinstance(value, bool) != (name == "bias") or value not in known:
+    for name, value, kind, known in choices:
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or value not in known:
             raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, known))}.")
     if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 <= float(alpha) < math.inf:
         raise ValueError(f"alpha: got {alpha!r}, expected a number of at least 0.")
+
+
+def checked_sizes(name: str, sizes: object) -> tuple[int, ...]:
+    """Positive whole numbers, of numpy too, as plain ones."""
+    given = tuple(sizes) if isinstance(sizes, Iterable) else ()
+    if not given or not all(map(_is_size, given)):
+        raise ValueError(f"{name}: got {sizes!r}, expected positive whole numbers such as (C, H, W).")
+    return tuple(map(int, given))
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, Integral) and not isinstance(size, bool) and int(size) >= 1
 
 
 def _samples_at_a_time(x: Tensor) -> int:
@@ -218,7 +233,7 @@ def _samples_at_a_time(x: Tensor) -> int:
 
 
 def _laid_out(values: Tensor, by_channel_last: bool) -> Tensor:
-    """[C, H, W] in the order of memory of an image."""
+    """[C, H, W] or [N, C, H, W] in the order of memory of an image; as ``vmap`` can do it too."""
     if not by_channel_last:
         return values
-    return values.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return values.movedim(-3, -1).contiguous().movedim(-1, -3)

@@ -6,9 +6,11 @@ constants are ours; see `WeightMap2d`. On the input rather than on a feature map
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +21,14 @@ from torch import Tensor, nn
 
 from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserved
 from .classifier import join_optimizer
-from .layer import Kernel, PaddingMode, WeightMap2d
+from .layer import Kernel, PaddingMode, WeightMap2d, checked_sizes
+
+
+def _setting(name: str) -> property:
+    def value(self: WeightMapPreprocessor) -> Any:
+        return self.layer.settings[name]
+
+    return property(value, doc=f"The layer's {name}.")
 
 
 class WeightMapPreprocessor(PreprocessorPyTorch):
@@ -36,6 +45,9 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
       checkpoints and best epochs. ART's own ``fit`` preprocesses all data at once, before its loop, and leaves the
       map as it is.
 
+    ART's ``clone_for_refitting`` shares this preprocessor, weights included, with the clone, whose new optimizer does
+    not have the map: `join` again, with a new preprocessor where the clone shall begin afresh.
+
     Args:
         input_shape: (C, H, W) of one image, or (H, W, C) with ``channels_first=False``.
         kernel: as for `WeightMap2d`, and so are the next four.
@@ -50,9 +62,11 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
 
     Attributes:
         layer: the `WeightMap2d`. Its parameters take no gradient, in training or under attack, until `join`.
+        kernel, kernel_size, alpha, bias, padding_mode: the layer's.
 
     Raises:
-        ValueError: for settings outside their range; in ``forward`` for images of another size (both are named).
+        ValueError: for settings outside their range, or changed by ``set_params``; in ``forward`` for images of
+            another size (both are named).
 
     Example:
         >>> preprocessor = WeightMapPreprocessor((1, 8, 8), clip_values=(0, 1))
@@ -94,22 +108,27 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         apply_predict: bool = True,
     ) -> None:
         super().__init__(device_type="cpu", is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
-        if len(input_shape) != 3:
-            raise ValueError(f"input_shape: got {tuple(input_shape)}, expected three numbers, those of one image.")
-        if clip_values is not None:
-            low, high = (float(value) for value in clip_values)
-            if not -math.inf < low < high < math.inf:
-                raise ValueError(f"clip_values: got {tuple(clip_values)}, expected two numbers (low, high), or None.")
-            clip_values = (low, high)
-        self.input_shape = tuple(int(size) for size in input_shape)
-        self.kernel, self.kernel_size, self.alpha = kernel, kernel_size, alpha
-        self.bias, self.padding_mode = bias, padding_mode
-        self.clip_values, self.channels_first = clip_values, bool(channels_first)
+        self.input_shape = checked_sizes("input_shape", input_shape)
+        if len(self.input_shape) != 3:
+            raise ValueError(f"input_shape: got {self.input_shape}, expected three numbers, those of one image.")
+        self.clip_values = None if clip_values is None else _range(clip_values)
+        self.channels_first = bool(channels_first)
         size = self.input_shape if channels_first else (self.input_shape[2], *self.input_shape[:2])
         self.layer = WeightMap2d(
             *size, kernel=kernel, kernel_size=kernel_size, alpha=alpha, bias=bias, padding_mode=padding_mode
         )
         self.layer.requires_grad_(False)
+
+    kernel = _setting("kernel")
+    kernel_size = _setting("kernel_size")
+    alpha = _setting("alpha")
+    bias = _setting("bias")
+    padding_mode = _setting("padding_mode")
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Refuses every change: the map belongs to its settings."""
+        for name, value in kwargs.items():
+            raise ValueError(f"{name}: got {value!r}, but a map keeps its settings; make another preprocessor.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,7 +171,7 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         joint: bool = False,
         nb_epochs: int = 10,
         batch_size: int = 128,
-        learning_rate: float = 0.01,
+        learning_rate: float | None = None,
         seed: int = 0,
     ) -> None:
         """Learn the map by a classifier's own loss on these data.
@@ -167,7 +186,8 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
             joint: train the network as well.
             nb_epochs: passes over the data, at least 1.
             batch_size: samples in a batch, at least 1.
-            learning_rate: of the map, for a frozen network; positive.
+            learning_rate: of the map, for a frozen network: about what Adam moves each weight by in one step, above 0
+                and at most 1; None for 0.01. Joint training has that of the classifier's optimizer.
             seed: of the order of the samples. A network that draws random numbers, in joint training, takes them from
                 torch's global stream.
 
@@ -175,7 +195,8 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
             TypeError: no classifier, or another kind.
             ValueError: data that do not fit the classifier; a classifier without this preprocessor, or, for joint
                 training, without an optimizer; a setting outside its range.
-            FloatingPointError: the loss is no longer finite.
+            FloatingPointError: the loss or the weights are no longer finite; all that was learned, the network and its
+                optimizer too in joint training, is then again as before the last epoch.
         """
         if y is None:
             raise ValueError("y: got None, expected labels.")
@@ -184,8 +205,13 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         for name, value in (("nb_epochs", nb_epochs), ("batch_size", batch_size)):
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate: got {learning_rate!r}, expected a positive number.")
+        if joint and learning_rate is not None:
+            raise ValueError(
+                f"learning_rate: got {learning_rate!r} with joint=True, expected the optimizer's own, None."
+            )
+        rate = 0.01 if learning_rate is None else learning_rate
+        if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < float(rate) <= 1:
+            raise ValueError(f"learning_rate: got {learning_rate!r}, expected a number above 0, at most 1.")
         network: nn.Module = classifier.model
         device = device_of(network)
         images = image_tensor(x, classifier).to(device)
@@ -196,9 +222,8 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
             self.join(classifier)
             network.train()
             self._descend(module, classifier, images, labels, classifier.optimizer, nb_epochs, int(batch_size), seed)
-            network.eval()
             return
-        adam = torch.optim.Adam(self.layer.parameters(), learning_rate)
+        adam = torch.optim.Adam(self.layer.parameters(), float(rate))
         with preserved(network), preserved(self.layer):
             network.eval().requires_grad_(False)
             self.layer.requires_grad_()
@@ -239,16 +264,45 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         batch_size: int,
         seed: int,
     ) -> None:
-        """Epochs of plain descent on the loss."""
+        """Epochs of plain descent on the loss; leaves the network in evaluation mode."""
+        network, training = classifier.model, classifier.model.training
+        frozen = optimizer is not classifier.optimizer
+        learning: tuple[Any, ...] = (self.layer,) if frozen else (self.layer, network, optimizer)
         order = torch.Generator().manual_seed(seed)
+
+        def checked_loss(rows: Tensor, epoch: int) -> Tensor:
+            loss = loss_of(classifier, module(x[rows]), y[rows])
+            moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if not bool(loss.isfinite()) or not all(bool(parameter.isfinite().all()) for parameter in moved):
+                raise FloatingPointError(
+                    f"the loss became {loss.item()} in epoch {epoch + 1}, or a weight is not finite; try a lower "
+                    f"learning rate."
+                )
+            return loss
+
         with torch.enable_grad():
             for epoch in range(epochs):
-                for rows in torch.split(torch.randperm(len(x), generator=order).to(x.device), batch_size):
-                    optimizer.zero_grad(set_to_none=True)
-                    loss = loss_of(classifier, module(x[rows]), y[rows])
-                    if not bool(loss.isfinite()):
-                        raise FloatingPointError(
-                            f"the loss became {loss.item()} in epoch {epoch + 1}; try a lower learning rate."
-                        )
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
+                good = [copy.deepcopy(each.state_dict()) for each in learning]
+                network.train(training)
+                try:
+                    for rows in torch.split(torch.randperm(len(x), generator=order).to(x.device), batch_size):
+                        optimizer.zero_grad(set_to_none=True)
+                        checked_loss(rows, epoch).backward()  # type: ignore[no-untyped-call]
+                        optimizer.step()
+                    network.eval()
+                    checked_loss(rows, epoch)
+                except FloatingPointError:
+                    for each, state in zip(learning, good, strict=True):
+                        each.load_state_dict(state)
+                    network.eval()
+                    raise
+
+
+def _range(values: Any) -> tuple[float, float]:
+    try:
+        low, high = map(float, values)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"clip_values: got {values!r}, expected two numbers (low, high), or None.")
+    return low, high

@@ -19,6 +19,7 @@ from art_robust_plugins import (
     StandardTrainer,
     ThreatModel,
     TrainingOptions,
+    WeightMapPreprocessor,
     available_methods,
     create,
     insert_weight_maps,
@@ -97,6 +98,61 @@ def test_clones_are_fresh_and_alike() -> None:
     assert any(not layer.map.eq(1).all() for layer in clone.weight_maps.values())
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert np.array_equal(other.predict(X), made.predict(X))
+
+
+def test_a_copy_has_a_map_of_the_input_of_its_own(tmp_path) -> None:
+    preprocessor = WeightMapPreprocessor(SHAPE)
+    plain = classifier(preprocessing_defences=preprocessor)
+    preprocessor.join(plain)
+    made = PyTorchWeightMapClassifier.from_classifier(plain)
+    (own,) = made.preprocessing_defences
+    assert own is not preprocessor
+    assert id(own.layer.map) in held(made.optimizer)
+    assert not set(held(plain.optimizer)) & set(held(made.optimizer))
+    StandardTrainer(made).fit(X, np.arange(6), nb_epochs=1, verbose=False)
+    assert not own.layer.map.eq(1).all()
+    assert preprocessor.layer.map.eq(1).all()
+    save_classifier(made, tmp_path)
+    assert np.array_equal(load_classifier(tmp_path).predict(X), made.predict(X))
+
+
+def test_a_network_with_maps_keeps_them_and_joins_the_optimizer() -> None:
+    network = create_model("small-cnn", SHAPE, 10, channels=4, hidden=16)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)  # before the insertion
+    insert_weight_maps(network, SHAPE, kernel="unsharp", alpha=0.5, inplace=True)
+    arguments = (network, nn.CrossEntropyLoss(), SHAPE, 10, optimizer)
+    for _ in range(2):
+        made = PyTorchWeightMapClassifier(*arguments, kernel="unsharp", alpha=0.5, where=["layers.1", "layers.4"])
+        assert sorted(held(optimizer)) == sorted(id(p) for p in network.parameters())
+    assert (made.kernel, made.bias) == ("unsharp", False)
+    for settings, sentence in [
+        (
+            {"kernel": "smoothing"},
+            "kernel: got 'smoothing' for a network that has weight maps already, expected .*'uns",
+        ),
+        ({"alpha": 1}, "alpha: got 1 for a network"),
+        ({"where": "layers.1"}, r"where: got 'layers.1' for a network .*, expected theirs, \['layers.1', 'layers.4'\]"),
+        ({"where": nn.ReLU}, "where: got <class"),
+        ({"kernel_size": 3.0}, r"kernel_size: got 3\.0, expected one of 3, 5"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            PyTorchWeightMapClassifier(*arguments, **settings)
+        with pytest.raises(ValueError, match=sentence):
+            create("weight-map", made, **settings)
+        with pytest.raises(ValueError, match=sentence):
+            made.set_params(**settings)
+    made.set_params(kernel="unsharp", clip_values=(0.0, 1.0))
+    assert np.array_equal(made.clip_values, (0, 1))
+    with pytest.raises(ValueError, match="Unexpected parameter `kernels`"):
+        made.set_params(kernels="unsharp")
+
+
+def test_maps_that_differ_have_no_common_setting() -> None:
+    network = insert_weight_maps(create_model("small-cnn", SHAPE, 10, channels=4, hidden=16), SHAPE)
+    insert_weight_maps(network, SHAPE, where="layers.3", kernel="unsharp", inplace=True)
+    made = PyTorchWeightMapClassifier.from_classifier(classifier(network))
+    assert (made.where, made.kernel, made.kernel_size) == (["layers.1", "layers.3", "layers.4"], None, 3)
+    assert list(made.clone_for_refitting().weight_maps) == made.where
 
 
 @pytest.mark.parametrize("name", sorted(n for n, kind in available_methods().items() if issubclass(kind, Trainer)))
@@ -218,3 +274,17 @@ def test_bad_input() -> None:
     pooled = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     with pytest.raises(ValueError, match=r"x: got shape \[1, 4, 9, 9\], expected \[N, 4, 8, 8\]"):
         augmented(pooled).model(torch.rand(1, 1, 9, 9))
+    wrong, y = np.zeros((2, 1, 9, 9), dtype=np.float32), np.eye(10, dtype=np.float32)[:2]
+    sentence = r"x: got shape \(2, 1, 9, 9\), expected \(N, 1, 8, 8\), the input_shape for which"
+    for call in (
+        augmented(pooled).predict,
+        lambda x: augmented(pooled).fit(x, y, nb_epochs=1),
+        lambda x: augmented(pooled).loss_gradient(x, y),
+        lambda x: augmented(pooled).class_gradient(x),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call(wrong)
+    generated = classifier()
+    generated.model.stream = (number for number in range(3))
+    with pytest.raises(ValueError, match=r"classifier: it cannot be copied \(TypeError: .* or PyTorchWeightMapClass"):
+        PyTorchWeightMapClassifier.from_classifier(generated)

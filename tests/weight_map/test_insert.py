@@ -7,6 +7,7 @@ import io
 import logging
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,36 @@ def test_weights_load_before_or_after_the_insertion(kind: str) -> None:
     assert torch.equal(again(X), before(X))
 
 
+def test_some_of_the_maps_are_not_enough() -> None:
+    augmented = insert_weight_maps(insert_weight_maps(sequential(), SHAPE), SHAPE, where="4")
+    held = random_maps(copy.deepcopy(augmented)).state_dict()
+    part = {name: tensor for name, tensor in held.items() if name != "6.weight_map.map"}
+    for network in (augmented, copy.deepcopy(augmented), pickle.loads(pickle.dumps(augmented))):
+        with pytest.raises(RuntimeError, match=r'Missing key.*"6.weight_map.map"'):
+            network.load_state_dict(part)
+        network.load_state_dict(held)
+        within = {f"0.{name}": tensor for name, tensor in sequential().state_dict().items()}
+        nn.Sequential(network).load_state_dict(within)
+        assert all(torch.equal(layer.map, held[f"{n}.weight_map.map"]) for n, layer in weight_maps(network).items())
+
+
+@pytest.mark.parametrize("kind", ["sequential", "resnet"])
+def test_a_symbolic_trace_holds_the_maps(kind: str) -> None:
+    augmented = random_maps(insert_weight_maps(settled(NETWORKS[kind][0]()), SHAPE, kernel="unsharp"))
+    assert torch.equal(torch.fx.symbolic_trace(augmented)(X), augmented(X))
+
+
+@pytest.mark.parametrize("kind", ["functional", "resnet"])
+def test_onnx_holds_the_maps(kind: str, tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    augmented = random_maps(insert_weight_maps(settled(NETWORKS[kind][0]()), SHAPE, kernel="unsharp"))
+    torch.onnx.export(augmented, (X,), tmp_path / "network.onnx", dynamo=True)
+    session = runtime.InferenceSession(tmp_path / "network.onnx")
+    (output,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), augmented(X), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_what_holds_the_network_holds_the_maps(kind: str) -> None:
     make, places = NETWORKS[kind]
@@ -120,6 +151,42 @@ def test_lipschitz_bounds_see_the_maps(kind: str, kernel: str) -> None:
         y = x + size * torch.randn(x.shape, generator=generator, dtype=torch.float64)
         slopes = (network(x) - network(y)).norm(dim=1) / (x - y).flatten(1).norm(dim=1)
         assert (slopes <= bound.lipschitz).all()
+
+
+@pytest.mark.parametrize("kind", ["sequential", "functional", "resnet"])
+@pytest.mark.parametrize("settings", [{"bias": True}, {"kernel": "unsharp", "padding_mode": "reflect"}])
+def test_lipschitz_bounds_are_above_every_jacobian(kind: str, settings: dict) -> None:
+    network = random_maps(settled(insert_weight_maps(NETWORKS[kind][0](), SHAPE, **settings))).double()
+    constants = LipschitzGraph(network, SHAPE).upper_bound()
+    generator = torch.Generator().manual_seed(4)
+    for x in torch.randn(5, *SHAPE, generator=generator, dtype=torch.float64):
+        jacobian = torch.func.jacrev(lambda image: network(image[None])[0])(x).flatten(1)
+        assert torch.linalg.svdvals(jacobian)[0] <= constants.lipschitz
+        rows = (jacobian[:, None] - jacobian[None]).norm(dim=2)
+        assert (rows <= constants.pairwise).all()
+        # Power iteration finds the same.
+        vector = torch.ones(64, dtype=torch.float64)
+        for _ in range(200):
+            vector = jacobian.t() @ (jacobian @ vector)
+            vector /= vector.norm()
+        assert (jacobian @ vector).norm() <= constants.lipschitz
+
+
+def test_the_bound_of_a_linear_network_is_the_norm_of_its_matrix() -> None:
+    # One convolution, one map, one linear layer, each on its own: their norms multiply.
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(128, 5)).double()
+    augmented = random_maps(insert_weight_maps(network, SHAPE, where="0", kernel="unsharp")).eval()
+    bound = LipschitzGraph(augmented, SHAPE).upper_bound()
+    matrix = torch.func.jacrev(lambda image: augmented(image[None])[0])(torch.zeros(SHAPE).double()).flatten(1)
+    largest = float(torch.linalg.svdvals(matrix)[0])
+    assert largest <= float(bound.lipschitz)
+    kinds = [row.kind for row in bound.operators]
+    assert kinds == ["Convolution", "Scale", "Convolution", "Linear"]
+    scale = bound.operators[1]
+    assert (scale.module, scale.input_shape) == ("0.weight_map", (2, 8, 8))
+    assert scale.norm == pytest.approx(float(weight_maps(augmented)["0"].map.max()), rel=1e-6)
+    product = torch.tensor([row.norm for row in bound.operators]).prod().item()
+    assert product == pytest.approx(float(bound.lipschitz), rel=1e-5)
 
 
 def test_the_trace_leaves_no_trace() -> None:
@@ -197,6 +264,28 @@ class Iterating(nn.Module):
         return x
 
 
+class Ending(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self[0](x))
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_a_module_like_others() -> None:
+    augmented = insert_weight_maps(nn.Sequential(Ending(nn.Conv2d(1, 2, 3))), SHAPE, where="0")
+    assert list(weight_maps(augmented)) == ["0"]
+
+
+def test_torchscript_inside_stays_as_it_is() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()))
+    traced = torch.jit.trace(nn.Conv2d(3, 3, 3).eval(), torch.rand(2, 3, 8, 8))
+    network = nn.Sequential(scripted, nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), traced)
+    augmented = insert_weight_maps(network, SHAPE)
+    assert list(weight_maps(augmented)) == ["2"]
+    with pytest.raises(ValueError, match="the module '0' is TorchScript, expected a module that gives images"):
+        insert_weight_maps(network, SHAPE, where="0")
+    with pytest.raises(ValueError, match="model: got TorchScript, expected a plain module"):
+        insert_weight_maps(scripted, SHAPE)
+
+
 @pytest.mark.parametrize(
     ("network", "where", "sentence"),
     [
@@ -207,6 +296,9 @@ class Iterating(nn.Module):
         (ResNet(), [], r"where: got nothing"),
         (ResNet(), [3], r"where: got 3, expected a name, a type of module, or a function"),
         (ResNet(), int, r"where: got <class 'int'>, expected a name"),
+        (ResNet(), 5, r"where: got 5, expected a name"),
+        (ResNet(), nn.ReLU(), r"where: got ReLU\(\), expected a name"),
+        (ResNet(), "layer1.9", r"where: got 'layer1.9', which no module of the network fits; did you mean 'layer1.1'"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, r"model: got a Sequential in which no convolutional"),
         (nn.Conv2d(3, 2, 3), None, r"model: it fails on two samples of input_shape \(1, 8, 8\)"),
         (nn.Sequential(Iterating()), "0", r"where: the map after '0' \(Iterating\) acts 2 times"),
@@ -224,8 +316,17 @@ def test_what_cannot_have_a_map_is_refused(network: nn.Module, where: object, se
 def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="kernel: got 'blur'"):
         insert_weight_maps(sequential(), SHAPE, kernel="blur")
-    with pytest.raises(ValueError, match="input_shape: got"):
-        insert_weight_maps(sequential(), (1, 0, 8))
+    for shape in ((1, 0, 8), 8, None, (1, 8.0, 8), ()):
+        with pytest.raises(ValueError, match=r"input_shape: got .* expected positive whole numbers such as"):
+            insert_weight_maps(sequential(), shape)
+    assert list(weight_maps(insert_weight_maps(sequential(), np.array(SHAPE)))) == ["2", "6"]
+    with pytest.raises(TypeError, match=r"model: got str, expected a torch\.nn\.Module"):
+        insert_weight_maps("abc", SHAPE)
+    network = sequential()
+    network.stream = (number for number in range(3))
+    with pytest.raises(ValueError, match=r"model: it cannot be copied \(TypeError: .* or inplace=True"):
+        insert_weight_maps(network, SHAPE)
+    assert list(weight_maps(insert_weight_maps(network, SHAPE, inplace=True))) == ["2", "6"]
     augmented = insert_weight_maps(sequential(), SHAPE)
     with pytest.raises(ValueError, match="the module '2' has a weight map already"):
         insert_weight_maps(augmented, SHAPE)

@@ -9,20 +9,24 @@ from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
 from art_robust_plugins import (
     Evaluator,
+    LipschitzMarginTrainer,
     PyTorchLipschitzCertifier,
     StandardTrainer,
     ThreatModel,
     TrainingOptions,
+    WeightMap2d,
     WeightMapPreprocessor,
     available_methods,
     create,
     load_classifier,
     save_classifier,
 )
+from art_robust_plugins.bridge import EstimatorModule
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.evaluation.evaluator import preprocessing
 from art_robust_plugins.models import create_model
@@ -152,11 +156,49 @@ def test_joint_fit_learns_both(digits: Dataset) -> None:
     assert all(not torch.equal(estimator.model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+class Failing(nn.CrossEntropyLoss):
+    """Infinite from one call on."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.left -= 1
+        return super().forward(logits, labels) * (1 if self.left >= 0 else float("inf"))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("calls", [6, 7, 8])
+def test_a_loss_that_is_not_finite_leaves_the_last_good_epoch(joint: bool, calls: int, digits: Dataset) -> None:
+    made, twin = WeightMapPreprocessor(SHAPE), WeightMapPreprocessor(SHAPE)
+    estimator, other = classifier(made), classifier(twin)
+    x, y = digits.x_train[:128], digits.y_train[:128]
+    settings = {"joint": joint, "batch_size": 64}
+    twin.fit(x, y, classifier=other, nb_epochs=2, **settings)
+    estimator._loss = Failing(calls)  # an epoch has two batches, and a check after its last step
+    with pytest.raises(FloatingPointError, match="the loss became inf in epoch 3"):
+        made.fit(x, y, classifier=estimator, nb_epochs=3, **settings)
+    for after, expected in ((made.layer, twin.layer), (estimator.model, other.model)):
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(after.state_dict()[name], tensor), name
+    assert torch.equal(made.layer.map, twin.layer.map)
+    assert not estimator.model.training or not joint
+
+
+def test_weights_that_are_not_finite_are_refused_too(digits: Dataset) -> None:
+    made = WeightMapPreprocessor(SHAPE)
+    estimator = classifier(made)
+    estimator.optimizer.param_groups[0]["lr"] = 1e38
+    with pytest.raises(FloatingPointError, match="in epoch 1"):
+        made.fit(digits.x_train[:64], digits.y_train[:64], classifier=estimator, joint=True, nb_epochs=1)
+    assert made.layer.map.eq(1).all()
+    assert all(parameter.isfinite().all() for parameter in estimator.model.parameters())
+
+
 @pytest.mark.parametrize("name", sorted(n for n, kind in available_methods().items() if issubclass(kind, Trainer)))
 @pytest.mark.parametrize("joint", [False, True])
 def test_trainers_take_the_map_as_it_is_or_train_it_too(name: str, joint: bool, digits: Dataset) -> None:
-    if name == "lipschitz-margin":
-        pytest.skip("Lipschitz bounds know no preprocessing but ART's mean and standard deviation")
     made = preprocessor()
     estimator = classifier(made)
     if joint:
@@ -233,7 +275,9 @@ def test_art_trains_predicts_and_attacks_with_it() -> None:
     assert np.abs(adversarial - X).max() <= 0.1 + 1e-6
     assert estimator.compute_loss(adversarial, Y).mean() > estimator.compute_loss(X, Y).mean()
     clone = estimator.clone_for_refitting()
-    assert clone.preprocessing_defences[0] is made
+    assert clone.preprocessing_defences[0] is made  # and its optimizer has the map once it joins again
+    made.join(clone)
+    assert clone.optimizer.param_groups[0]["params"][-1] is made.layer.map
 
 
 def test_the_evaluator_takes_it_and_tells_maps_apart(digits: Dataset, tmp_path) -> None:
@@ -266,8 +310,19 @@ def test_bad_input() -> None:
         made.forward(torch.rand(1, 1, 9, 8))
     with pytest.raises(ValueError, match=r"input_shape: got \(8, 8\), expected three numbers"):
         WeightMapPreprocessor((8, 8))
-    with pytest.raises(ValueError, match=r"clip_values: got \(1, 0\)"):
-        WeightMapPreprocessor(SHAPE, clip_values=(1, 0))
+    for shape in (8, None, (1, 8.7, 8), (1, 0, 8)):
+        with pytest.raises(ValueError, match=r"input_shape: got .* expected positive whole numbers"):
+            WeightMapPreprocessor(shape)
+    assert WeightMapPreprocessor(np.array(SHAPE)).input_shape == SHAPE
+    for values in ((1, 0), (1, 0, 3), 1, ("a", "b"), (0, np.inf)):
+        with pytest.raises(ValueError, match=r"clip_values: got .* expected two numbers"):
+            WeightMapPreprocessor(SHAPE, clip_values=values)
+    for name, value in {"kernel": "unsharp", "weights_digest": "", "clip_values": (0, 2)}.items():
+        with pytest.raises(ValueError, match=f"{name}: got .* a map keeps its settings"):
+            made.set_params(**{name: value})
+    assert (made.kernel, made.kernel_size, made.alpha, made.bias, made.padding_mode) == tuple(
+        made.layer.settings.values()
+    )
     with pytest.raises(ValueError, match="kernel: got 'blur'"):
         WeightMapPreprocessor(SHAPE, kernel="blur")
     with pytest.raises(TypeError, match="classifier: got NoneType"):
@@ -278,8 +333,11 @@ def test_bad_input() -> None:
         made.fit(X, Y, classifier=classifier(preprocessor()))
     with pytest.raises(ValueError, match="nb_epochs: got 0"):
         made.fit(X, Y, classifier=classifier(made), nb_epochs=0)
-    with pytest.raises(ValueError, match="learning_rate: got 0"):
-        made.fit(X, Y, classifier=classifier(made), learning_rate=0)
+    for rate in (0, "a", 1e30, True, float("nan")):
+        with pytest.raises(ValueError, match=r"learning_rate: got .* expected a number above 0, at most 1"):
+            made.fit(X, Y, classifier=classifier(made), learning_rate=rate)
+    with pytest.raises(ValueError, match=r"learning_rate: got 0\.1 with joint=True"):
+        made.fit(X, Y, classifier=classifier(made), learning_rate=0.1, joint=True)
     with pytest.raises(ValueError, match="labels from 0 to 99"):
         made.fit(X, [0, 1, 2, 3, 99], classifier=classifier(made))
     without = classifier(made)
@@ -287,5 +345,113 @@ def test_bad_input() -> None:
     without._optimizer = None
     with pytest.raises(ValueError, match="it has no optimizer"):
         made.join(without)
-    with pytest.raises(ValueError, match="WeightMapPreprocessor acts in predict"):
-        PyTorchLipschitzCertifier.from_classifier(classifier(made))
+
+
+def linear(defences: object, **options) -> PyTorchClassifier:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False), nn.Flatten())
+    nn.init.eye_(network[1].weight)
+    arguments = {"clip_values": (0, 1), "preprocessing": None, "preprocessing_defences": defences, **options}
+    return PyTorchClassifier(network, nn.CrossEntropyLoss(), SHAPE, 64, **arguments)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+@pytest.mark.parametrize("options", [{}, {"kernel": "unsharp", "alpha": 0.7}, {"kernel": "identity"}])
+def test_its_certificate_is_that_of_the_dense_operator(options: dict, mode: str) -> None:
+    made = preprocessor(**options, padding_mode=mode)
+    basis = torch.eye(64, dtype=torch.float64).view(64, *SHAPE)
+    kernel = WeightMap2d(*SHAPE, **options, padding_mode=mode)
+    plain, whole = (torch.linalg.svdvals(module(basis).flatten(1).detach())[0] for module in (kernel, made.layer))
+    exact = float(plain) * float(made.layer.map.max())
+    report = PyTorchLipschitzCertifier.from_classifier(linear(made)).lipschitz_report()
+    assert float(whole) <= report.lipschitz
+    assert exact <= report.lipschitz <= exact * (1 + 1e-6)
+    # The rows show what it is made of, the largest weight too.
+    assert np.prod([row["norm"] for row in report.rows]) == pytest.approx(report.lipschitz, rel=1e-6)
+    assert report.rows[0]["kind"] == "Scale"
+    assert report.rows[0]["norm"] == pytest.approx(float(made.layer.map.max()), rel=1e-6)
+    assert report.rows[0]["module"] == "preprocessing_0.layer"
+
+
+@pytest.mark.parametrize(
+    "defences",
+    [
+        lambda made: made,
+        lambda made: [StandardisationMeanStdPyTorch(0.25, 0.5, device_type="cpu"), made],
+        lambda made: [made, preprocessor(kernel="unsharp", padding_mode="replicate")],
+    ],
+)
+def test_certified_radii_hold_with_it(defences, digits: Dataset) -> None:
+    made = preprocessor(clip_values=(0.0, 1.0))
+    estimator = classifier(defences(made))
+    StandardTrainer(estimator, options=TrainingOptions(seed=0)).fit(
+        digits.x_train[:512], digits.y_train[:512], nb_epochs=2, batch_size=64, verbose=False
+    )
+    certifier = PyTorchLipschitzCertifier.from_classifier(estimator)
+    constants = certifier.lipschitz_constants()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(digits.x_test[:40])
+    change = torch.randn(x.shape, generator=generator)
+    for size in (1e-2, 0.3):
+        moved = x + size * change
+        logits, other = (EstimatorModule(estimator, unit_range=False)(images).double() for images in (x, moved))
+        slopes = (logits - other)[:, :, None] - (logits - other)[:, None, :]
+        distances = (x - moved).double().flatten(1).norm(dim=1)[:, None, None]
+        assert (slopes.abs() <= torch.from_numpy(constants) * distances * (1 + 1e-3)).all()
+    prediction, radius = certifier.certify(x)
+    assert np.array_equal(prediction, estimator.predict(x.numpy()).argmax(axis=1))
+    assert (radius > 0).all()
+
+
+def test_the_certificate_follows_the_map() -> None:
+    made = preprocessor()
+    certifier = PyTorchLipschitzCertifier.from_classifier(linear(made))
+    before = certifier.lipschitz_report().lipschitz
+    analysis = certifier._analysis
+    with torch.no_grad():
+        made.layer.map.mul_(2)
+    assert certifier.lipschitz_report().lipschitz == pytest.approx(2 * before)
+    assert certifier._analysis is analysis
+    assert made.layer.map.dtype == torch.float32
+    made.clip_values = (0.25, 0.5)
+    prediction, radius = certifier.certify(np.zeros((1, *SHAPE)))
+    assert (prediction, radius) == (0, 0)  # all pixels are clamped to one number
+    certifier.set_params(preprocessing_defences=preprocessor(kernel="identity"))
+    other = float(preprocessor().layer.map.max())
+    assert certifier.lipschitz_report().lipschitz == pytest.approx(other, rel=1e-6)
+    last = WeightMapPreprocessor((8, 8, 1), channels_first=False)
+    with torch.no_grad():
+        last.layer.map.copy_(preprocessor().layer.map)
+    turned = linear(last, channels_first=False)
+    turned._input_shape = (8, 8, 1)
+    assert PyTorchLipschitzCertifier.from_classifier(turned).lipschitz_report().lipschitz == pytest.approx(before)
+
+
+def test_margin_training_moves_the_map_by_the_bound() -> None:
+    made = preprocessor(clip_values=(0.0, 1.0))
+    estimator = classifier(made)
+    made.join(estimator)
+    trainer = LipschitzMarginTrainer(estimator, c=0.1)
+    for _ in range(100):
+        bound = trainer.graph.estimate().lipschitz
+    proven = PyTorchLipschitzCertifier.from_classifier(estimator).lipschitz_report().lipschitz
+    assert float(bound) <= proven
+    assert float(bound) == pytest.approx(proven, rel=0.05)
+    (slope,) = torch.autograd.grad(bound, made.layer.map)
+    largest = made.layer.map == made.layer.map.max()
+    assert slope[largest].item() == pytest.approx(float(bound) / float(made.layer.map.max()), rel=1e-4)
+    assert slope[~largest].eq(0).all()
+    graph = trainer.graph
+    trainer.fit(X, Y, nb_epochs=1, verbose=False)
+    assert trainer.graph is graph
+    alone = WeightMapPreprocessor(SHAPE, apply_fit=False)
+    with pytest.raises(ValueError, match="its WeightMapPreprocessor acts in predict alone"):
+        LipschitzMarginTrainer(classifier(alone), c=0.1)
+
+
+def test_a_subclass_of_it_has_no_certificate() -> None:
+    class Squared(WeightMapPreprocessor):
+        def forward(self, x: Tensor, y: object = None) -> tuple[Tensor, object]:
+            return x.square(), y
+
+    with pytest.raises(ValueError, match="the preprocessing Squared acts in predict, expected none but"):
+        PyTorchLipschitzCertifier.from_classifier(classifier(Squared(SHAPE)))
