@@ -263,7 +263,7 @@ def evaluate(
     norm: NormName = NormName.linf,
     attacks: Annotated[
         list[str] | None,
-        typer.Option(help="standard, rand, torchattacks, noise, or an attack's name; repeatable."),
+        typer.Option(help="standard, plus, rand, fast, torchattacks, noise, or an attack's name; repeatable."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Test data; by default that of the training.")] = None,
     points: Annotated[int, typer.Option(help="How many test images, the first ones.", min=1)] = 1000,
