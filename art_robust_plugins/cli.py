@@ -284,7 +284,7 @@ def evaluate(
     norm: NormName = NormName.linf,
     attacks: Annotated[
         list[str] | None,
-        typer.Option(help="standard, rand, torchattacks, noise, or an attack's name; repeatable."),
+        typer.Option(help="standard, plus, rand, fast, torchattacks, noise, or an attack's name; repeatable."),
     ] = None,
     transfers: Annotated[
         list[Path] | None,

@@ -37,7 +37,7 @@ from ..checkpoint import load_state, save_state
 from ..lipschitz import PyTorchLipschitzCertifier
 from ..threat import ThreatModel
 from . import diagnostics
-from .autoattack.batches import fitting_size
+from .autoattack.batches import ChannelsLast, fitting_size, laid_out
 from .autoattack.standard import joint_size
 from .report import AttackResult, EvaluationReport, Examples
 from .suites import (
@@ -217,6 +217,7 @@ class _Run:
             backend=evaluator.backend,
             batch_size=evaluator.batch_size,
             physical_batch_size=fitting,
+            channels_last=isinstance(laid_out(self.module, few[:1]), ChannelsLast),
         )
         # The estimator's own passes, and the diagnostics'.
         self.pass_size = evaluator.physical_batch_size or evaluator.batch_size

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..threat import Norm, ThreatModel
+from .autoattack.batches import ChannelsLast
 from .autoattack.standard import STAGES, Stage, Version, obstacle, stage_attack
 
 Backend = Literal["native", "reference"]
@@ -55,6 +56,7 @@ class Setting:
         backend: whose AutoAttack runs.
         batch_size: of a logical batch: what an attack's random numbers are drawn for.
         physical_batch_size: the most images in a pass.
+        channels_last: AutoAttack's own backend hands ``model`` its images in this layout, for speed.
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Setting:
     backend: Backend = "native"
     batch_size: int = 250
     physical_batch_size: int = 250
+    channels_last: bool = False
 
 
 class NotApplicable(Exception):  # noqa: N818 - not an error: the report says what was left out, and why
@@ -226,7 +229,7 @@ def _autoattack(stage: Stage, version: Version) -> Callable[[Setting], tuple[Per
         attack = stage_attack(
             stage,
             version,
-            setting.model,
+            ChannelsLast(setting.model) if setting.channels_last else setting.model,
             setting.threat,
             classes=setting.classes,
             seed=setting.seed,

@@ -85,6 +85,16 @@ def test_few_classes(classes: int) -> None:
         assert found.not_run == ["apgd-t: the targeted DLR loss needs 4 classes, the network has 3."]
 
 
+def test_nothing_is_left_to_attack(network: nn.Module) -> None:
+    x = torch.from_numpy(digits()[0][-5:])
+    with torch.no_grad():
+        wrong = (network(x).argmax(dim=1) + 1) % 10
+    found = AutoAttack(network, THREAT).run(x, wrong)
+    assert not found.robust.any()
+    assert list(found.left) == list(standard.STAGES["standard"])
+    assert torch.equal(found.adversarial, x)
+
+
 def test_what_is_asked_for_must_exist(network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"^version: got 'standart', expected one of 'standard', 'plus', 'rand', "):
         AutoAttack(network, THREAT, version="standart")

@@ -14,7 +14,7 @@ gradient and there is no momentum; their share follows the sparsity of the best 
     dlr-targeted   -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)       z_(1) >= z_(2) >= ... the sorted logits
 
 Status: exact. The random numbers are the reference's, so a point's verdict is too. A point is done when it is
-misclassified for the first time; the reference goes on with it.
+misclassified for the first time; the reference goes on with it. Runs towards several targets go together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -136,38 +137,46 @@ class APGD:
         left, found = ~misclassified(clean, y), x.clone()
         # The most probable class is the point's own.
         ranks = [1] if self.targets is None else range(2, self.targets + 2)
-        for rank in ranks:
-            for _ in range(self.restarts):
-                points = left.nonzero().flatten()
-                if not len(points):
-                    return found
-                rows = _Rows(points, x[points], y[points], ranking[points, -rank])
-                broken, at = self._run(rows, streams)
-                found[points] = torch.where(_like(broken, at), at, rows.x)
-                left[points] = ~broken
+        turns = _Turns(streams, [rank for rank in ranks for _ in range(self.restarts)])
+        while plan := turns.planned(left.cpu(), self.passes.room(x), partial(self._noise, shape=x.shape[1:])):
+            index = torch.cat([part.points for part in plan]).to(x.device)
+            counts = torch.tensor([len(part.points) for part in plan], device=x.device)
+            batch, turn, rank = (
+                torch.tensor([getattr(part, name) for part in plan], device=x.device).repeat_interleave(counts)
+                for name in ("batch", "turn", "rank")
+            )
+            target = ranking[index].gather(1, ranking.shape[1] - rank[:, None])[:, 0]
+            rows = _Rows(x[index], y[index], target, batch, turn)
+            broken, at = self._run(rows, torch.cat([part.noise for part in plan]).to(x.device))
+            valid = broken & turns.taken(plan, broken.cpu()).to(x.device)
+            found[index[valid]] = at[valid]
+            left[index[valid]] = False
         return found
 
-    def _run(self, rows: _Rows, streams: Streams) -> tuple[Tensor, Tensor]:
-        """One run from a random start: which rows were broken, and where."""
-        norm, eps, x, shape = self.threat.norm, self.threat.eps, rows.x, rows.x.shape[1:]
+    def _noise(self, count: int, generator: torch.Generator, shape: torch.Size) -> Tensor:
+        """What a run of so many points draws: the noise of its starts [count, *shape]."""
+        kind = torch.rand if self.threat.norm == "Linf" else torch.randn
+        noise = kind((count, *shape), generator=generator)
+        if self.larger_radii:
+            # The reference draws a start for each radius as well, and does not use it.
+            for _ in LARGER_RADII:
+                kind((count, *shape), generator=generator)
+        return noise
 
-        def random(kind: Callable[..., Tensor]) -> Tensor:
-            return streams.draw(kind, rows.index, shape).to(x.device)
-
+    def _run(self, rows: _Rows, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """One run of each row from its random start: which rows were broken, and where."""
+        norm, eps, x = self.threat.norm, self.threat.eps, rows.x
         if not self.larger_radii:
             if norm == "L1":
-                noise = random(torch.randn)
                 start = x + noise + l1_ball_correction(x, noise, eps)
             else:
-                noise = 2 * random(torch.rand) - 1 if norm == "Linf" else random(torch.randn)
-                start = x + eps * _RUNS[norm].normalised(noise)
+                start = x + eps * _RUNS[norm].normalised(2 * noise - 1 if norm == "Linf" else noise)
             return self._ascend(rows, start, eps, self.steps, whole=True)[1:]
-        best = x + random(torch.randn)
+        best = x + noise
         best = best + l1_ball_correction(x, best - x, LARGER_RADII[0][0] * eps)
         planned = [math.ceil(share * self.steps) for _, share in LARGER_RADII[:-1]]
         for (factor, _), steps in zip(LARGER_RADII, [*planned, self.steps - sum(planned)], strict=True):
             start = best + l1_ball_correction(x, best - x, factor * eps)
-            random(torch.randn)  # the reference draws a start here as well, and does not use it
             best, broken, at = self._ascend(rows, start, factor * eps, steps, whole=False, stop=factor == 1)
         return broken, at
 
@@ -183,6 +192,8 @@ class APGD:
         best, broken, found = start.clone(), torch.zeros_like(run.done), start.clone()
         place = torch.arange(len(start), device=start.device)
         between = ITERATIONS_BETWEEN_COUNTS if start.device.type == "cuda" else 1
+        # The first turn of each logical batch that broke a point: what was planned after it is void.
+        last = torch.full((int(rows.batch.max()) + 1,), int(rows.turn.max()), device=start.device)
 
         def write() -> None:
             best[place], broken[place], found[place] = run.best, run.done, run.found
@@ -190,12 +201,14 @@ class APGD:
         for step in range(steps):
             if stop and step % between == 0:
                 run = self._confirmed(run)
-                done = int(run.done.sum())
-                if done >= max(DONE_SHARE * len(run.done), 1):
+                last.scatter_reduce_(0, run.rows.batch[run.done], run.rows.turn[run.done], "amin")
+                over = run.done | (run.rows.turn > last[run.rows.batch])
+                count = int(over.sum())
+                if count >= max(DONE_SHARE * len(over), 1):
                     write()
-                    if done == len(run.done):
+                    if count == len(over):
                         break
-                    place, run = place[~run.done], run.kept(~run.done)
+                    place, run = place[~over], run.kept(~over)
             run.move(first=step == 0)
             logits, loss, gradient = self._gradient(run.at, run.rows)
             run.note(misclassified(logits, run.rows.y))
@@ -223,6 +236,58 @@ class APGD:
         return run
 
 
+class _Plan(NamedTuple):
+    """A run of a logical batch: its target's rank, its points and their noise, and its stream's state after it."""
+
+    batch: int
+    turn: int
+    rank: int
+    points: Tensor
+    noise: Tensor
+    state: Tensor
+
+
+class _Turns:
+    """The runs of each logical batch, one after the other, as far as random numbers go.
+
+    What a run draws depends on how many points those before it have left. Several that follow each other are tried at
+    once, as if none of them broke a point: one first, and more while that holds. If one does break a point, those after
+    it are void, and the stream goes back to where that one left it.
+    """
+
+    def __init__(self, streams: Streams, ranks: list[int]) -> None:
+        self.streams, self.ranks = streams, ranks
+        self.next, self.ahead = ([value] * len(streams.generators) for value in (0, 1))
+
+    def planned(self, left: Tensor, room: int, noise: Callable[[int, torch.Generator], Tensor]) -> list[_Plan]:
+        """The next runs, for the points that are left [N], which fill about ``room`` rows."""
+        plan = []
+        most = max(room // max(int(left.sum()), 1), 1)
+        for batch, generator in enumerate(self.streams.generators):
+            points = (left & (self.streams.batch == batch)).nonzero().flatten()
+            if len(points):
+                first = self.next[batch]
+                for turn in range(first, min(first + min(self.ahead[batch], most), len(self.ranks))):
+                    drawn = noise(len(points), generator)
+                    plan.append(_Plan(batch, turn, self.ranks[turn], points, drawn, generator.get_state()))
+        return plan
+
+    def taken(self, plan: list[_Plan], broken: Tensor) -> Tensor:
+        """Which rows of a plan count, bool [n], given which were broken."""
+        parts, void = [], set()
+        for part, hits in zip(plan, torch.split(broken, [len(part.points) for part in plan]), strict=True):
+            valid = part.batch not in void
+            parts.append(torch.full_like(hits, valid))
+            if valid:
+                self.next[part.batch] = part.turn + 1
+                self.ahead[part.batch] = 2 * self.ahead[part.batch]
+                if bool(hits.any()):
+                    self.ahead[part.batch] = 1
+                    self.streams.generators[part.batch].set_state(part.state)
+                    void.add(part.batch)
+        return torch.cat(parts)
+
+
 Part = TypeVar("Part", bound="_PerPoint")
 
 
@@ -242,12 +307,13 @@ class _PerPoint:
 
 @dataclass
 class _Rows(_PerPoint):
-    """The points under attack: index among all, image, label, target class."""
+    """Runs of points: image, label, target class, logical batch, and which of its batch's runs."""
 
-    index: Tensor
     x: Tensor
     y: Tensor
     target: Tensor
+    batch: Tensor
+    turn: Tensor
 
 
 class _Run(_PerPoint):

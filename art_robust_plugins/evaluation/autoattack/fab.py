@@ -167,7 +167,7 @@ class FAB:
             own = logits.gather(1, y[:, None])
             if target is not None:
                 difference = -(own - logits.gather(1, target[:, None]))[:, 0]
-                return difference.detach(), torch.autograd.grad(difference.sum(), images)[0]
+                return difference.detach(), torch.autograd.grad(difference.sum(), images)[0].contiguous()
             last = logits.shape[1] - 1
             gradients = torch.stack(
                 [

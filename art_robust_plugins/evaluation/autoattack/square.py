@@ -35,6 +35,7 @@ from .projections import l1_ball_correction
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # Tried at once: so many that about a tenth of the queries are for nothing.
 WASTE = 0.2
+FEW_SPARED = 0.9
 # Of a running mean of the shares of proposals that change an image, and that are accepted.
 MEMORY = 0.9
 # Proposals of each point that are looked through at once, and numbers in the images that are made of them.
@@ -130,8 +131,11 @@ class _Search:
         known = torch.zeros(n, int(identity.max()) + 1, dtype=torch.bool, device=x.device)
         reached = torch.zeros(n, dtype=torch.long, device=x.device)
         changing, accepting = 1.0, 1.0
+        room = self.attack.passes.room(x)
         while len(left := ((margin > 0) & (reached < queries)).nonzero().flatten()):
-            tries = min(math.ceil(WASTE / accepting), max(self.attack.passes.size // len(left), 1))
+            # Powers of two: passes are to have few different sizes.
+            wanted = 2 ** max(round(math.log2(WASTE / accepting)), 0)
+            tries = min(wanted, max(room // len(left), 1))
             looks = min(math.ceil(tries / changing), max(LARGEST_LOOK // (len(left) * x[0].numel()), tries))
             query = reached[left, None] + torch.arange(AHEAD, device=x.device)
             there, query = query < queries, query.clamp_max(queries - 1)
@@ -142,7 +146,11 @@ class _Search:
             row, column = (new & (order <= looks)).nonzero(as_tuple=True)
             point, place = left[row], (which_batch[row, 0], query[row, column])
             proposed = self._squares(x[point], best[point], corners[place], signs[place])
-            asked = (proposed != best[point]).flatten(1).any(dim=1).nonzero().flatten()
+            changed = (proposed != best[point]).flatten(1).any(dim=1)
+            asked = changed.nonzero().flatten()
+            if len(asked) >= FEW_SPARED * len(changed):
+                # A pass of a size that was met before takes less time than one with a few images less.
+                asked = torch.arange(len(changed), device=x.device)
             found = torch.full(new.shape, torch.inf, device=x.device)
             if len(asked):
                 found[row[asked], column[asked]] = self.margin(proposed[asked], y[point[asked]])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ...bridge import device_of
 from ...threat import Norm, ThreatModel
 from .apgd import APGD
-from .batches import Passes, fitting_size, misclassified
+from .batches import Passes, fitting_size, laid_out, misclassified
 from .fab import FAB
 from .square import Square
 
@@ -164,7 +164,8 @@ class AutoAttack:
         """Attack images x [N, ...] in [0, 1] with labels y [N]."""
         device = device_of(self.model)
         size = self.physical_batch_size or fitting_size(self.model, x[:1].to(device), self.batch_size)
-        passes = Passes(self.model, size)
+        model = laid_out(self.model, x[:1].to(device))
+        passes = Passes(model, size)
         robust, adversarial = torch.ones(len(x), dtype=torch.bool), x.detach().clone()
         for points in torch.split(torch.arange(len(x)), size):
             logits = passes.logits(x[points].to(device))
@@ -179,14 +180,15 @@ class AutoAttack:
             attack = stage_attack(
                 stage,
                 self.version,
-                self.model,
+                model,
                 self.threat,
                 classes=logits.shape[1],
                 seed=self.seed,
                 batch_size=self.batch_size,
                 physical_batch_size=size,
             )
-            for points in torch.split(robust.nonzero().flatten(), joint_size(self.batch_size, size)):
+            remaining = robust.nonzero().flatten()
+            for points in torch.split(remaining, joint_size(self.batch_size, size)) if len(remaining) else ():
                 labels = y[points].to(device)
                 found = attack(x[points].to(device), labels)
                 broken = misclassified(passes.logits(found), labels).cpu()
