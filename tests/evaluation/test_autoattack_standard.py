@@ -15,7 +15,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Evaluator, compare
 from art_robust_plugins.evaluation.autoattack import AutoAttack, standard
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
-from art_robust_plugins.evaluation.autoattack.batches import Passes, Streams
+from art_robust_plugins.evaluation.autoattack.batches import ChannelsLast, Passes, Streams, laid_out
 from art_robust_plugins.evaluation.suites import reference_package
 
 from .conftest import Data, digits, trained
@@ -128,6 +128,22 @@ def test_what_does_not_fit_into_memory_is_halved(network: nn.Module) -> None:
     assert small.largest == 5
     with pytest.raises(torch.OutOfMemoryError):
         Passes(Small(network), 8).over(1, lambda part: (small(x[:6]),))
+
+
+def test_a_network_that_takes_one_layout_of_images_gets_it(network: nn.Module) -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.convolution(x).view(len(x), -1)
+
+    viewing = Viewing()
+    assert laid_out(viewing, torch.rand(1, 3, 8, 8)) is viewing
+    turned = laid_out(network, torch.rand(1, 1, 8, 8))
+    assert isinstance(turned, ChannelsLast)
+    assert turned.model is network
 
 
 def test_other_errors_are_raised(network: nn.Module) -> None:

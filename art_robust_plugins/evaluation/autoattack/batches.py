@@ -139,7 +139,6 @@ class ChannelsLast(nn.Module):
         return logits
 
 
-@torch.no_grad()
 def laid_out(model: nn.Module, image: Tensor) -> nn.Module:
     """The model, on a CPU behind `ChannelsLast`: convolutions there take down to half the time.
 
@@ -149,10 +148,10 @@ def laid_out(model: nn.Module, image: Tensor) -> nn.Module:
         return model
     turned = ChannelsLast(model)
     try:
-        same = torch.allclose(turned(image), model(image), rtol=1e-4, atol=1e-4)
+        logits = Passes(turned, 1).gradient(image, lambda logits, _: logits.sum(dim=1))[0]
     except RuntimeError:
         return model
-    return turned if same else model
+    return turned if torch.allclose(logits, Passes(model, 1).logits(image), rtol=1e-4, atol=1e-4) else model
 
 
 def fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
