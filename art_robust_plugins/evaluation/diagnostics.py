@@ -42,6 +42,8 @@ SQUARE_SHARE = 0.002
 FGSM_SHARE = 0.01
 # Adversarially trained networks lose two to four points of accuracy between these two attacks.
 CROSS_ENTROPY_SHARE = 0.08
+# Plainly trained networks lose up to a quarter of the points between one step and many.
+SINGLE_STEP_SHARE = 0.3
 # Attacks that are compared may differ by this many points for no reason.
 CHANCE = 2
 # What may be left standing when the adversary may make any image at all.
@@ -354,6 +356,17 @@ def examine(
                 "warning",
                 f"On the first {few} points, one gradient step leaves {one_step} and {STEPS} steps leave {many_steps}.",
                 _ONE_STEP,
+            )
+        )
+    # In L1 a step moves a single coordinate.
+    if threat.norm != "L1" and _more(one_step - many_steps, few, SINGLE_STEP_SHARE):
+        flags.append(
+            Flag(
+                "single-step-misleads",
+                "note",
+                f"On the first {few} points, one gradient step leaves {one_step} and {STEPS} steps leave {many_steps}.",
+                "Do not judge this network by FGSM; if it was trained against single steps, it has overfitted to them "
+                "(catastrophic overfitting): train with more steps.",
             )
         )
     curve, beaten = [(0.0, right / few)], 0
