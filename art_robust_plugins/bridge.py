@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
@@ -114,6 +116,14 @@ def device_of(network: nn.Module) -> torch.device:
     """The device of a network's first parameter or buffer; ART's own note of it may be out of date."""
     tensor = next(chain(network.parameters(), network.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def processes_of(device: torch.device) -> PartialState:
+    """The processes that work together, as Accelerate finds them; gloo on a CPU.
+
+    One may wait for another for as long as an attack takes; a process that dies is noticed by the launcher.
+    """
+    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))
 
 
 def preprocessing_operations(classifier: PyTorchClassifier, *, fit: bool) -> list[Callable[[Tensor], Tensor]]:

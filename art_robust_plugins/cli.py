@@ -25,9 +25,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
+from .bridge import processes_of
 from .checkpoint import describe_classifier, load_classifier, read_json, save_classifier, save_tensors, write_json
 from .data import Dataset, load_data
-from .evaluation import EvaluationReport, Evaluator, save_comparison
+from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
+from .evaluation.diagnostics import TRANSFER
+from .evaluation.evaluator import STATE_FILE
 from .evaluation.report import REPORT_FILE
 from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
 from .models import MODELS, create_model
@@ -165,7 +168,9 @@ def demo(
                 joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
                 _train(name, data, "small-cnn", folder, parameters, joined, epochs=epochs, seed=seed, resume=True)
             attacks = ["standard", "torchattacks"]
-            reports[label] = _evaluate(folder, data, threat, attacks, points=points, seed=seed, certify="if possible")
+            (reports[label],) = _evaluate(
+                folder, data, [threat], attacks, points=points, seed=seed, certify="if possible"
+            )
     page = save_comparison(reports, out)
     _print_comparison(reports)
     console.print(f"Open {page} in a browser.", soft_wrap=True)
@@ -264,7 +269,7 @@ def train(
             seed=seed,
             resume=resume,
         )
-    if PartialState().is_main_process:
+    if _processes().is_main_process:
         attack, proof = f"art-robust evaluate {out} --norm Linf --eps 0.1", f"art-robust certify {out} --eps 0.1"
         console.print(f"Saved in {out}. Next: {attack}, or {proof}", soft_wrap=True)
 
@@ -272,11 +277,18 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A folder that art-robust train, or save_classifier, wrote.")],
-    eps: Annotated[str, typer.Option(help="Radius of the threat in the units of the input, such as 0.1 or 8/255.")],
+    eps: Annotated[
+        list[str],
+        typer.Option(help="Radius of the threat in the units of the input, such as 0.1 or 8/255; repeatable."),
+    ],
     norm: NormName = NormName.linf,
     attacks: Annotated[
         list[str] | None,
-        typer.Option(help="standard, rand, torchattacks, noise, or an attack's name; repeatable."),
+        typer.Option(help="standard, plus, rand, fast, torchattacks, noise, or an attack's name; repeatable."),
+    ] = None,
+    transfers: Annotated[
+        list[Path] | None,
+        typer.Option("--transfer", help="Another run, whose network's gradients are followed as well; repeatable."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Test data; by default that of the training.")] = None,
     points: Annotated[int, typer.Option(help="How many test images, the first ones.", min=1)] = 1000,
@@ -291,22 +303,27 @@ def evaluate(
 ) -> None:
     """Attack a trained network and write a report. Stopped, the same command goes on where it was.
 
+    With several --eps, each attacks the points that the smaller ones left; a page compares them.
+
     Example: art-robust evaluate runs/bang --norm Linf --eps 0.1 --attacks standard --attacks noise
     """
-    threat = ThreatModel(norm.value, eps)
+    threats = [ThreatModel(norm.value, radius) for radius in eps]
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
-        report = _evaluate(
+        reports = _evaluate(
             run,
             _test_data(run, data),
-            threat,
+            threats,
             attacks or ["standard"],
+            transfers or [],
             points=points,
             seed=seed,
             batch_size=batch_size,
             certify="always" if certify else "never",
             out=out,
         )
-    console.print(str(report), markup=False, highlight=False)
+    if _processes().is_main_process:
+        for report in reports:
+            console.print(str(report), markup=False, highlight=False)
 
 
 @app.command()
@@ -378,17 +395,19 @@ def report(
     """
     reports = {}
     for run in runs:
-        found = [run, *sorted(run.glob(f"{EVALUATIONS}/*")), *sorted(run.glob(f"*/{EVALUATIONS}/*"))]
+        # A sweep has a folder for each radius.
+        inside = [f"{up}{EVALUATIONS}/{depth}" for up in ("", "*/") for depth in ("*", "*/*")]
+        found = [run, *(folder for pattern in inside for folder in sorted(run.glob(pattern)) if folder.name != STATE)]
         finished = [folder for folder in found if (folder / REPORT_FILE).exists()]
         for folder in found:
-            if folder not in finished and (folder / STATE).exists():
+            if folder not in finished and ((folder / STATE).exists() or (folder / STATE_FILE).exists()):
                 console.print(f"{folder}: left out, its evaluation is not finished.", style="yellow", soft_wrap=True)
         if not finished:
             console.print(f"{run}: left out, no report is in it.", style="yellow", soft_wrap=True)
         for folder in finished:
-            owner = folder if folder == run else folder.parents[1]
-            alone = sum(other.parent == folder.parent for other in finished) == 1
-            label = owner.name if alone else f"{owner.name}, {folder.name}"
+            owner = next((above.parent for above in folder.parents if above.name == EVALUATIONS), folder)
+            alone = sum(owner in (other, *other.parents) for other in finished) == 1
+            label = owner.name if alone else f"{owner.name}, {folder.relative_to(owner / EVALUATIONS)}"
             reports[label if label not in reports else str(folder)] = EvaluationReport.load(folder)
     if not reports:
         raise ValueError("RUNS: got no folder with a report, expected some that art-robust evaluate wrote.")
@@ -429,7 +448,7 @@ def _train(
     if keep_best and validation == 0:
         raise ValueError("--keep-best: got no --validation, expected a number of images to measure epochs on.")
     # On its own device each process makes its network; the first one writes.
-    processes = PartialState(cpu=not torch.cuda.is_available())
+    processes = _processes()
     if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
     torch.manual_seed(seed)
@@ -501,6 +520,11 @@ def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> No
         raise ValueError(f"--weight-map: got {weight_map.value} for {name!r}, expected --set kernel=... there.")
 
 
+def _processes() -> PartialState:
+    """The processes that ``accelerate launch`` started; each takes its device, and makes networks there."""
+    return processes_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _check_demo(folder: Path, epochs: int, seed: int) -> None:
     """A second demo in one folder goes on with the first one's networks: they must be those that are asked for."""
     record = describe_classifier(folder)["extra"]
@@ -514,16 +538,24 @@ def _check_demo(folder: Path, epochs: int, seed: int) -> None:
 def _evaluate(
     run: Path,
     data: Dataset,
-    threat: ThreatModel,
+    threats: Sequence[ThreatModel],
     attacks: Sequence[str],
+    transfers: Sequence[Path] = (),
     *,
     points: int,
     seed: int,
     batch_size: int = BATCH_SIZE,
     certify: Literal["always", "if possible", "never"] = "never",
     out: Path | None = None,
-) -> EvaluationReport:
-    folder = out or run / EVALUATIONS / _label(run, data, threat, attacks, points=points, seed=seed, batch=batch_size)
+) -> list[EvaluationReport]:
+    """The report of each threat, saved; several threats in folders of their own, with a page that compares them."""
+    others = {path.resolve().name: path for path in transfers}
+    if len(others) < len(transfers):
+        raise ValueError(f"--transfer: got {', '.join(map(str, transfers))}, expected runs of different names.")
+    names = [*attacks, *(f"{TRANSFER}{other}" for other in others)]
+    name = _label(run, data, threats, names, points=points, seed=seed, batch=batch_size)
+    folder = out or run / EVALUATIONS / name
+    processes = _processes()
     classifier = load_classifier(run)
     if _holds_certificate(folder / REPORT_FILE):
         certify = "always"  # a report that is made again keeps what it has
@@ -534,12 +566,20 @@ def _evaluate(
             if certify == "always":
                 raise
             console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
-    evaluator = Evaluator(
-        classifier, threat, attacks=attacks, batch_size=batch_size, seed=seed, state_dir=folder / STATE
-    )
-    report = evaluator.evaluate(data.x_test[:points], data.y_test[:points])
-    report.save(folder)
-    return report
+    chosen = [*attacks, *(transfer(load_classifier(path), other) for other, path in others.items())]
+    settings: dict[str, Any] = {"attacks": chosen, "batch_size": batch_size, "seed": seed}
+    x, y = data.x_test[:points], data.y_test[:points]
+    if len(threats) == 1:
+        report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
+        if processes.is_main_process:
+            report.save(folder)
+        return [report]
+    reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
+    if processes.is_main_process:
+        for eps, report in reports.items():
+            report.save(folder / f"{eps:g}")
+        save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
+    return list(reports.values())
 
 
 def _holds_certificate(report: Path) -> bool:
@@ -550,10 +590,18 @@ def _holds_certificate(report: Path) -> bool:
 
 
 def _label(
-    run: Path, data: Dataset, threat: ThreatModel, attacks: Sequence[str], *, points: int, seed: int, batch: int
+    run: Path,
+    data: Dataset,
+    threats: Sequence[ThreatModel],
+    attacks: Sequence[str],
+    *,
+    points: int,
+    seed: int,
+    batch: int,
 ) -> str:
     """A folder's name for an evaluation: another one of the same run gets another name."""
-    parts = [str(threat), *attacks, str(min(points, len(data.x_test)))]
+    radii = [str(threat).split(" ")[1] for threat in threats[1:]]
+    parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
     trained_on = describe_classifier(run)["extra"].get("data")
     if trained_on is not None and Path(data.name).name != Path(trained_on).name:
         parts.append(Path(data.name).stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,40 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     code, text = run("report", tmp_path / "nothing")
     assert code == 2
     assert "RUNS: got no folder with a report" in text
+
+
+def test_a_sweep_over_eps(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    copied = tmp_path / "swept"
+    shutil.copytree(trained, copied, ignore=shutil.ignore_patterns("evaluations"))
+    code, text = run("evaluate", copied, "--eps", "0.1", "--eps", "0.05", "--attacks", "apgd-ce", "--points", 20)
+    assert code == 0
+    assert text.index("Linf 0.05: 20 points") < text.index("Linf 0.1: 20 points")
+    (folder,) = (copied / "evaluations").iterdir()
+    assert folder.name == "Linf-0.1-0.05-apgd-ce-20"
+    small, large = (EvaluationReport.load(folder / eps) for eps in ("0.05", "0.1"))
+    assert large.robust_accuracy <= small.robust_accuracy
+    assert large.settings["reused"]["eps"] == 0.05
+    assert "points broken within 0.05, not attacked again" in (folder / "index.md").read_text()
+    (folder / "0.2").mkdir()
+    (folder / "0.2" / "evaluation.pt").touch()
+    code, text = run("report", copied, "--out", tmp_path / "page")
+    assert code == 0
+    assert f"{folder / '0.2'}: left out, its evaluation is not finished." in text.replace("\n", "")
+    page = (tmp_path / "page" / "index.html").read_text()
+    for eps in ("0.05", "0.1"):
+        assert f"swept, Linf-0.1-0.05-apgd-ce-20/{eps}" in page
+
+
+def test_the_gradients_of_another_run(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = shutil.copytree(trained, tmp_path / "other", ignore=shutil.ignore_patterns("evaluations"))
+    arguments = ["--eps", "0.1", "--attacks", "apgd-ce", "--points", 10, "--out", tmp_path / "out"]
+    code, text = run("evaluate", trained, "--transfer", other, *arguments)
+    assert code == 0
+    assert "transfer-other" in text
+    assert [attack.name for attack in EvaluationReport.load(tmp_path / "out").attacks] == ["apgd-ce", "transfer-other"]
+    code, text = run("evaluate", trained, "--transfer", other, "--transfer", other, *arguments)
+    assert code == 2
+    assert "expected runs of different names" in " ".join(text.split())
 
 
 def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

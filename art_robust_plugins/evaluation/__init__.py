@@ -4,6 +4,8 @@ from .diagnostics import Flag
 from .evaluator import Evaluator
 from .report import AttackResult, EvaluationReport, compare, save_comparison
 from .suites import ATTACKS, SUITES, Attack, NotApplicable, Setting
+from .sweep import sweep
+from .transfer import transfer
 
 __all__ = [
     "ATTACKS",
@@ -17,4 +19,6 @@ __all__ = [
     "Setting",
     "compare",
     "save_comparison",
+    "sweep",
+    "transfer",
 ]

@@ -42,10 +42,15 @@ SQUARE_SHARE = 0.002
 FGSM_SHARE = 0.01
 # Adversarially trained networks lose two to four points of accuracy between these two attacks.
 CROSS_ENTROPY_SHARE = 0.08
+# Plainly trained networks lose up to a quarter of the points between one step and many.
+SINGLE_STEP_SHARE = 0.3
 # Attacks that are compared may differ by this many points for no reason.
 CHANCE = 2
 # What may be left standing when the adversary may make any image at all.
 UNBOUNDED_ACCURACY = 0.05
+
+TRANSFER = "transfer-"
+"""How the names of attacks from another network begin."""
 
 POINTS = 100
 STEPS = 10
@@ -131,11 +136,10 @@ def of_outputs(state: Mapping[str, Any], points: int, results: Sequence[AttackRe
                 )
             )
     for name, count in counts.items():
-        left = []
+        left, farthest = [], state["attacks"][name]["farthest"]
         if count["out_of_ball"]:
             left.append(
-                f"{count['out_of_ball']} candidates outside the threat model, the farthest at distance "
-                f"{count['farthest']:.4g}"
+                f"{count['out_of_ball']} candidates outside the threat model, the farthest at distance {farthest:.4g}"
             )
         if count["out_of_range"]:
             left.append(f"{count['out_of_range']} candidates outside clip_values")
@@ -197,6 +201,22 @@ def of_results(results: Sequence[AttackResult], clean_accuracy: float) -> list[F
                     f"apgd-t, which follows logit differences, broke another {broken} of {points} points after "
                     f"apgd-ce, which follows the cross-entropy.",
                     "The cross-entropy's gradients may be masked: do not judge this network by FGSM or PGD.",
+                )
+            )
+    others = [result.robust for result in results if result.bounded and not result.name.startswith(TRANSFER)]
+    for result in results:
+        if not (result.name.startswith(TRANSFER) and others):
+            continue
+        broken = int((np.logical_and.reduce(others) & ~result.robust).sum())
+        if _more(broken, points, SQUARE_SHARE):
+            flags.append(
+                Flag(
+                    "transfer-beats-white-box",
+                    "severe",
+                    f"{result.name}, which follows another network's gradients, broke {broken} of {points} points that "
+                    f"the attacks on this network left.",
+                    "This network's gradients mislead: attack a differentiable stand-in of it, and trust the worst "
+                    "case only as an upper bound.",
                 )
             )
     for many in ("pgd-20", "pgd-100"):
@@ -336,6 +356,17 @@ def examine(
                 "warning",
                 f"On the first {few} points, one gradient step leaves {one_step} and {STEPS} steps leave {many_steps}.",
                 _ONE_STEP,
+            )
+        )
+    # In L1 a step moves a single coordinate.
+    if threat.norm != "L1" and _more(one_step - many_steps, few, SINGLE_STEP_SHARE):
+        flags.append(
+            Flag(
+                "single-step-misleads",
+                "note",
+                f"On the first {few} points, one gradient step leaves {one_step} and {STEPS} steps leave {many_steps}.",
+                "Do not judge this network by FGSM; if it was trained against single steps, it has overfitted to them "
+                "(catastrophic overfitting): train with more steps.",
             )
         )
     curve, beaten = [(0.0, right / few)], 0

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -29,21 +30,39 @@ from ..bridge import (
     label_tensor,
     outputs_are_probabilities,
     preserved,
+    processes_of,
     uniform_range,
 )
 from ..checkpoint import load_state, save_state
 from ..lipschitz import PyTorchLipschitzCertifier
 from ..threat import ThreatModel
 from . import diagnostics
+from .autoattack.batches import ChannelsLast, fitting_size, laid_out
+from .autoattack.standard import joint_size
 from .report import AttackResult, EvaluationReport, Examples
-from .suites import SUITES, Attack, NotApplicable, Setting, package_versions, resolve, seed_everything, suite_of
+from .suites import (
+    SUITES,
+    Attack,
+    Backend,
+    NotApplicable,
+    Setting,
+    package_versions,
+    resolve,
+    seed_everything,
+    suite_of,
+)
 
 STATE_FILE = "evaluation.pt"
 BATCHES_FOLDER = "batches"
+_Found = TypeVar("_Found")
 # A randomised network is judged by its mean class probabilities over this many passes.
 RANDOM_PASSES = 10
-_FORMAT = "art-robust-plugins evaluation 2"
-_EARLIER = "art-robust-plugins evaluation 1"
+FAST = (
+    "The fast level is NOT the standard evaluation: of AutoAttack's four stages it leaves out fab-t and square, and on "
+    "a GPU it searches in bfloat16, with each image that it finds confirmed in float32."
+)
+_FORMAT = "art-robust-plugins evaluation 3"
+_EARLIER = ("art-robust-plugins evaluation 1", "art-robust-plugins evaluation 2")
 _VERSIONS = ("version of art-robust-plugins", "version of torch")
 
 
@@ -61,18 +80,22 @@ class Evaluator:
         estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits. A `PyTorchLipschitzCertifier`
             is attacked like any other, and its certified radii join the report.
         threat: the threat model; its ``eps`` is in the units of the estimator's input.
-        attacks: a suite (``"standard"``, ``"rand"``, ``"torchattacks"``, ``"torchattacks-autoattack"``, ``"noise"``),
-            the name of one attack (``"apgd-t"``, ``"pgd-20"``), an `Attack` of one's own, or a sequence of these.
-        backend: ``"reference"``: the attacks of the ``standard`` and ``rand`` suites are those of the package
-            ``autoattack``, or of its repackaging ``pyautoattack``.
-        batch_size: how many points an attack gets at a time. It fixes the random numbers, and with them the verdicts.
-        physical_batch_size: how many points a forward pass takes where this package runs the network (clean accuracy,
-            verdicts, diagnostics); ``batch_size`` when None. The attacks of the reference backend themselves run
-            ``batch_size`` points at once.
+        attacks: a suite (``"standard"``, ``"plus"``, ``"rand"``, ``"fast"``, ``"torchattacks"``,
+            ``"torchattacks-autoattack"``, ``"noise"``), the name of one attack (``"apgd-t"``, ``"fab"``,
+            ``"pgd-20"``), an `Attack` of one's own, or a sequence of these. ``"fast"`` is not the standard evaluation.
+        backend: whose AutoAttack: ``"native"`` for this package's own, ``"reference"`` for that of the package
+            ``autoattack``, or of its repackaging ``pyautoattack``. The verdicts are the same.
+        batch_size: the points of a logical batch. It fixes the random numbers, and with them the verdicts.
+        physical_batch_size: the most points in a pass; it changes no verdict. None: what a GPU's free memory holds,
+            elsewhere ``batch_size``. What does not fit into memory is halved. The attacks of the reference backend
+            and of other libraries run ``batch_size`` points at once.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
-            it goes on where it was stopped.
+            it goes on where it was stopped. Several processes must all see it.
         verbose: show progress bars.
+
+    Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same
+    report: its verdicts are those of one process.
 
     Raises:
         TypeError: an estimator that is not a ``PyTorchClassifier``, a threat that is not a `ThreatModel`.
@@ -95,7 +118,7 @@ class Evaluator:
         threat: ThreatModel,
         *,
         attacks: str | Attack | Sequence[str | Attack] = "standard",
-        backend: str = "reference",
+        backend: Backend = "native",
         batch_size: int = 250,
         physical_batch_size: int | None = None,
         seed: int = 0,
@@ -107,15 +130,15 @@ class Evaluator:
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
         _check_radius(threat, low, high, math.prod(estimator.input_shape))
-        if backend != "reference":
-            raise ValueError(f"backend: got {backend!r}, expected 'reference'.")
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
         self.estimator = estimator
         self.threat = threat
         self.attacks = resolve(attacks)
         self.backend = backend
         self.batch_size = _positive("batch_size", batch_size)
         self.physical_batch_size = (
-            self.batch_size if physical_batch_size is None else _positive("physical_batch_size", physical_batch_size)
+            None if physical_batch_size is None else _positive("physical_batch_size", physical_batch_size)
         )
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise ValueError(f"seed: got {seed!r}, expected a whole number from 0 to 2**32 - 1.")
@@ -177,18 +200,27 @@ class _Run:
         self.low, self.high = uniform_range(estimator)
         self.module = EstimatorModule(estimator, probabilities=True)
         self.counter = CallCounter(self.module)
+        self.packages = package_versions(evaluator.attacks, evaluator.backend)
+        few = self.module.from_estimator(x[:2].to(self.module.device))
+        self.obstacle = diagnostics.gradient_obstacle(self.counter, few)
+        fitting = evaluator.physical_batch_size
+        if fitting is None:
+            fits = evaluator.backend == "native" and self.obstacle is None
+            fitting = fitting_size(self.counter, few[:1], evaluator.batch_size) if fits else evaluator.batch_size
         self.setting = Setting(
             model=self.counter,
             threat=evaluator.threat.scaled(1 / (self.high - self.low)),
-            input_shape=tuple(self.module.from_estimator(x[:1]).shape[1:]),
+            input_shape=tuple(few.shape[1:]),
             classes=estimator.nb_classes,
             seed=evaluator.seed,
             device=self.module.device,
+            backend=evaluator.backend,
+            batch_size=evaluator.batch_size,
+            physical_batch_size=fitting,
+            channels_last=isinstance(laid_out(self.module, few[:1]), ChannelsLast),
         )
-        self.packages = package_versions(evaluator.attacks)
-        self.obstacle = diagnostics.gradient_obstacle(
-            self.counter, self.module.from_estimator(x[:2].to(self.module.device))
-        )
+        # The estimator's own passes, and the diagnostics'.
+        self.pass_size = evaluator.physical_batch_size or evaluator.batch_size
         self.attacks: list[Attack] = []
         self.parameters: dict[str, dict[str, Any]] = {}
         self.not_run: list[str] = []
@@ -212,14 +244,14 @@ class _Run:
         self.tolerance = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": 2.0, "L1": 2 * math.sqrt(size)}[norm]
         self.worst_rounding = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[norm]
         self.robust: dict[str, Tensor] = {}
-        self.saved = 0
-        self.state = self._opened_state()
+        self.processes = processes_of(self.module.device)
+        self.state = self._from_main(self._opened_state)
 
     # ---------------------------------------------------------------------------------------------------- verdicts
 
     def logits(self, x: Tensor) -> Tensor:
         """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
-        outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.evaluator.physical_batch_size)
+        outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.pass_size)
         return torch.from_numpy(outputs)
 
     def outputs(self, x: Tensor) -> list[Tensor]:
@@ -290,9 +322,9 @@ class _Run:
             mark = secrets.token_hex(8)
             return {"format": _FORMAT, "mark": mark, "fingerprint": fingerprint, "clean": None, **progress}
         stored = load_state(folder / STATE_FILE)
-        if not isinstance(stored, dict) or stored.get("format") not in (_FORMAT, _EARLIER):
+        if not isinstance(stored, dict) or stored.get("format") not in (_FORMAT, *_EARLIER):
             raise ValueError(f"state_dir: {folder / STATE_FILE} is not the state of an evaluation.")
-        if stored["format"] == _EARLIER:
+        if stored["format"] != _FORMAT:
             raise ValueError(
                 f"state_dir: the state in {folder} is of an evaluation by an earlier version of art-robust-plugins, "
                 f"expected this one; choose another folder for this evaluation."
@@ -309,17 +341,34 @@ class _Run:
                 f"the same; choose another folder for this evaluation."
             )
         state = {**stored, **progress}
-        while (path := self._batch_file(folder)).exists():
+        # In the order in which the attacks ran: who broke a point first gives its adversarial image.
+        for path in sorted((folder / BATCHES_FOLDER).glob("*.pt")):
             change = load_state(path)
-            if not isinstance(change, dict) or change.get("mark") != state["mark"]:
-                break
-            _apply(state, change)
-            self.saved += 1
+            if isinstance(change, dict) and change.get("mark") == state["mark"]:
+                _apply(state, change)
         return state
 
-    def _batch_file(self, folder: Path) -> Path:
-        """The file of the next batch."""
-        return folder / BATCHES_FOLDER / f"{self.saved:06}.pt"
+    def _save(self, change: dict[str, Any]) -> None:
+        folder = self.evaluator.state_dir
+        if folder is not None:
+            position = list(self.state["attacks"]).index(change["attack"])
+            save_state(folder / BATCHES_FOLDER / f"{position:02}-{change['batches'][0]:06}.pt", change)
+
+    def _from_main(self, work: Callable[[], _Found]) -> _Found:
+        """What ``work`` gives in the main process, for all of them; its exception is raised by all."""
+        if self.processes.num_processes == 1:
+            return work()
+        outcome: list[Any] = [None]
+        if self.processes.is_main_process:
+            try:
+                outcome = [work()]
+            except Exception as error:
+                outcome = [error]
+        torch.distributed.broadcast_object_list(outcome)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        found: _Found = outcome[0]
+        return found
 
     def _fingerprint(self) -> dict[str, str]:
         evaluator, network = self.evaluator, self.evaluator.estimator.model
@@ -343,7 +392,7 @@ class _Run:
 
     def report(self) -> EvaluationReport:
         if self.state["clean"] is None:
-            self._clean()
+            self.state.update(self._from_main(self._clean))
         correct = self.state["clean"] == self.y
         standing: dict[str | None, Tensor] = {}
         for attack in self.attacks:
@@ -353,6 +402,10 @@ class _Run:
                 standing[suite] = self._attack(attack, standing.get(suite, correct))
             else:
                 self._attack(attack, correct)
+        return self._from_main(lambda: self._concluded(correct))
+
+    def _concluded(self, correct: Tensor) -> EvaluationReport:
+        """The report, when all attacks have run: the main process's work."""
         robust = correct & ~self.state["broken"]
         results = [self._result(attack) for attack in self.attacks]
         seed_everything(self.evaluator.seed)
@@ -367,7 +420,7 @@ class _Run:
             correct=correct,
             robust=robust,
             randomised=self.state["passes"] > 1,
-            batch_size=self.evaluator.physical_batch_size,
+            batch_size=self.pass_size,
             seed=self.evaluator.seed,
             scale=self.high - self.low,
             verbose=self.evaluator.verbose,
@@ -382,6 +435,8 @@ class _Run:
             clean_accuracy=float(correct.double().mean()),
             robust_accuracy=float(robust.double().mean()),
             robust=robust.numpy(),
+            correct=correct.numpy(),
+            labels=self.y.numpy(),
             adversarial=self.state["adversarial"].numpy(),
             attacks=results,
             flags=diagnostics.merged(flags),
@@ -397,7 +452,7 @@ class _Run:
         if not isinstance(estimator, PyTorchLipschitzCertifier):
             return None, None
         start = time.perf_counter()
-        prediction, radius = estimator.certify(self.x, self.evaluator.physical_batch_size, norm=norm)
+        prediction, radius = estimator.certify(self.x, self.pass_size, norm=norm)
         constant = float(estimator.lipschitz_constants().max())
         described = {
             "method": "Lipschitz bound, proven",
@@ -406,7 +461,7 @@ class _Run:
         }
         return np.where(prediction == self.y.numpy(), radius, -1.0), described
 
-    def _clean(self) -> None:
+    def _clean(self) -> dict[str, Any]:
         """Clean predictions, and what they say of the network: randomised, probabilities, not finite."""
         outputs = self.logits(self.x)
         again = self.logits(self.x[: self.evaluator.batch_size])
@@ -421,32 +476,48 @@ class _Run:
         if self.evaluator.state_dir is not None:
             kept = {key: value for key, value in self.state.items() if key not in ("broken", "adversarial", "attacks")}
             save_state(self.evaluator.state_dir / STATE_FILE, kept)
+        return {key: self.state[key] for key in ("clean", "difference", "passes", "probabilities", "nan", "infinite")}
 
     def _attack(self, attack: Attack, points: Tensor) -> Tensor:
         """Run one attack on the points [N] bool, in batches, from where it was stopped; those that it left."""
-        progress = self.state["attacks"][attack.name]
+        progress, processes = self.state["attacks"][attack.name], self.processes
         indices = points.nonzero().flatten()
+        size = self.evaluator.batch_size
+        logical = torch.split(indices, size) if len(indices) else ()
+        done = sum(len(logical[number]) for number in progress["batches"])
+        todo = [number for number in range(len(logical)) if number not in progress["batches"]]
+        # Of the other processes nothing is known before the end: the bar shows what this one does.
+        own = todo[processes.process_index :: processes.num_processes]
+        at_once = 1
+        if attack.package == "autoattack" and self.evaluator.backend == "native":
+            # Its random numbers keep to the logical batches, of which it may get several.
+            at_once = joint_size(size, self.setting.physical_batch_size) // size
         bar = tqdm(
-            total=len(indices),
-            initial=progress["counts"]["done"],
+            total=done + sum(len(logical[number]) for number in own),
+            initial=done,
             desc=attack.name,
             unit="pt",
-            disable=not self.evaluator.verbose,
+            disable=not (self.evaluator.verbose and processes.is_main_process),
         )
+        changes = []
         with bar:
-            while (done := progress["counts"]["done"]) < len(indices):
-                batch = indices[done : done + self.evaluator.batch_size]
-                change = self._batch(attack, batch, progress["counts"])
+            for numbers in (own[i : i + at_once] for i in range(0, len(own), at_once)):
+                change = {"batches": numbers, **self._batch(attack, torch.cat([logical[each] for each in numbers]))}
+                self._save(change)
+                changes.append(change)
                 _apply(self.state, change)
-                if self.evaluator.state_dir is not None:
-                    save_state(self._batch_file(self.evaluator.state_dir), change)
-                    self.saved += 1
-                bar.update(len(batch))
+                bar.update(sum(len(logical[number]) for number in numbers))
                 bar.set_postfix_str(f"accuracy {(points & ~progress['fooled']).double().mean().item():.2%}")
+        if processes.num_processes > 1:
+            shares: list[Any] = [None] * processes.num_processes
+            torch.distributed.all_gather_object(shares, changes)
+            del shares[processes.process_index]
+            for change in sorted(chain.from_iterable(shares), key=lambda change: change["batches"]):
+                _apply(self.state, change)
         self.robust[attack.name] = points & ~progress["fooled"]
         return self.robust[attack.name]
 
-    def _batch(self, attack: Attack, batch: Tensor, before: dict[str, Any]) -> dict[str, Any]:
+    def _batch(self, attack: Attack, batch: Tensor) -> dict[str, Any]:
         """Attack and judge one batch of points; what it changes in the state, for `_apply`."""
         x, device = self.x[batch], self.setting.device
         forward, backward = self.counter.forward_calls, self.counter.backward_calls
@@ -471,17 +542,16 @@ class _Run:
             "mark": self.state["mark"],
             "attack": attack.name,
             "counts": {
-                "done": before["done"] + len(batch),
-                "seconds": before["seconds"] + seconds,
-                "forward": before["forward"] + forward,
-                "backward": before["backward"] + backward,
-                "not_finite": before["not_finite"] + int((~verdicts.finite).sum()),
-                "out_of_ball": before["out_of_ball"] + int((~verdicts.in_ball).sum() if bounded else 0),
-                "out_of_range": before["out_of_range"] + int((~verdicts.in_range).sum() if bounded else 0),
-                "farthest": max(before["farthest"], verdicts.farthest if bounded else 0.0),
-                "nan": before["nan"] + int(verdicts.nan.sum()),
-                "infinite": before["infinite"] + int(verdicts.infinite.sum()),
+                "seconds": seconds,
+                "forward": forward,
+                "backward": backward,
+                "not_finite": int((~verdicts.finite).sum()),
+                "out_of_ball": int((~verdicts.in_ball).sum() if bounded else 0),
+                "out_of_range": int((~verdicts.in_range).sum() if bounded else 0),
+                "nan": int(verdicts.nan.sum()),
+                "infinite": int(verdicts.infinite.sum()),
             },
+            "farthest": verdicts.farthest if bounded else 0.0,
             "fooled": batch[verdicts.wrong if attack.constraint == "none" else broken],
             "broken": batch[new],
             "adversarial": verdicts.candidates[new],
@@ -508,14 +578,14 @@ class _Run:
     def _settings(self, examined: diagnostics.Examination) -> dict[str, Any]:
         evaluator, estimator = self.evaluator, self.evaluator.estimator
         stages = [attack.name for attack in self.attacks if suite_of(attack) == "standard"]
+        fast = [attack.name for attack in self.attacks if suite_of(attack) == "fast"]
         standard = [attack.name for attack in SUITES["standard"]]
         parameter = next(iter(estimator.model.parameters()), None)
-        levels = evaluator.threat.norm == "Linf" and (self.low, self.high) == (0, 1)
-        text = str(evaluator.threat) if levels else f"{evaluator.threat.norm} {evaluator.threat.eps:g}"
         return {
-            "threat": {"norm": evaluator.threat.norm, "eps": evaluator.threat.eps, "text": text},
+            "threat": describe_threat(evaluator.threat, self.low, self.high),
             "attacks": [attack.name for attack in self.attacks],
             "autoattack": stages == standard,
+            "fast": bool(fast),
             "backend": evaluator.backend,
             "attack_library": self.packages,
             "points": len(self.x),
@@ -525,7 +595,8 @@ class _Run:
             "preprocessing": preprocessing(estimator),
             "seed": evaluator.seed,
             "batch_size": evaluator.batch_size,
-            "physical_batch_size": evaluator.physical_batch_size,
+            "physical_batch_size": self.setting.physical_batch_size,
+            "processes": self.processes.num_processes,
             "verdict_passes": self.state["passes"],
             "tolerance": self.tolerance,
             "device": _device_name(self.setting.device),
@@ -540,7 +611,7 @@ class _Run:
             },
             "diagnostics": examined.cost,
             "could_not_run": self.not_run,
-            "not_run": [*self.not_run, *self._left_out()],
+            "not_run": [*self.not_run, *([FAST] if fast else []), *self._left_out()],
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
@@ -601,6 +672,13 @@ def preprocessing(estimator: PyTorchClassifier) -> list[str]:
     return steps
 
 
+def describe_threat(threat: ThreatModel, low: float, high: float) -> dict[str, Any]:
+    """The threat as JSON data, with a text for people: of images in [0, 1] in levels of 255."""
+    levels = threat.norm == "Linf" and (low, high) == (0, 1)
+    text = str(threat) if levels else f"{threat.norm} {threat.eps:g}"
+    return {"norm": threat.norm, "eps": threat.eps, "text": text}
+
+
 @contextmanager
 def _random_state_preserved() -> Iterator[None]:
     """Restore the generators of torch, NumPy and Python at the end."""
@@ -615,15 +693,17 @@ def _random_state_preserved() -> Iterator[None]:
 
 
 def _new_progress(n: int) -> dict[str, Any]:
-    whole = ("done", "forward", "backward", "not_finite", "out_of_ball", "out_of_range", "nan", "infinite")
-    counts = {**dict.fromkeys(whole, 0), "seconds": 0.0, "farthest": 0.0}
-    return {"counts": counts, "fooled": torch.zeros(n, dtype=torch.bool)}
+    whole = ("forward", "backward", "not_finite", "out_of_ball", "out_of_range", "nan", "infinite")
+    counts = {**dict.fromkeys(whole, 0), "seconds": 0.0}
+    return {"counts": counts, "farthest": 0.0, "fooled": torch.zeros(n, dtype=torch.bool), "batches": set()}
 
 
 def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
     """Bring into the state what one batch changed."""
     progress = state["attacks"][change["attack"]]
-    progress["counts"] = change["counts"]
+    progress["counts"] = {name: count + change["counts"][name] for name, count in progress["counts"].items()}
+    progress["farthest"] = max(progress["farthest"], change["farthest"])
+    progress["batches"].update(change["batches"])
     progress["fooled"][change["fooled"]] = True
     state["broken"][change["broken"]] = True
     state["adversarial"][change["broken"]] = change["adversarial"]

@@ -27,9 +27,16 @@ RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a8
 def title(report: EvaluationReport) -> str:
     """AutoAttack is named only where all of its stages ran, and nothing else did."""
     settings = report.settings
+    if fast(report):
+        return f"Fast evaluation, NOT the standard one, {settings['threat']['text']}"
     if settings["autoattack"] and len(report.attacks) == 4:
         return f"AutoAttack, {settings['threat']['text']}"
     return f"Robustness evaluation, {settings['threat']['text']}"
+
+
+def fast(report: EvaluationReport) -> bool:
+    """Whether stages of the fast level stand where AutoAttack's would."""
+    return bool(report.settings.get("fast")) and not report.settings["autoattack"]
 
 
 def robust_label(report: EvaluationReport) -> str:
@@ -37,6 +44,8 @@ def robust_label(report: EvaluationReport) -> str:
         return "correct clean, and not broken within eps by any attack (not an adversarial accuracy)"
     if report.settings["autoattack"] and len(report.attacks) == 4:
         return "robust accuracy, AutoAttack (standard)"
+    if fast(report):
+        return "robust accuracy, fast level: NOT the standard evaluation"
     return "robust accuracy, worst case over all attacks"
 
 
@@ -54,6 +63,8 @@ def summary(report: EvaluationReport) -> str:
     if "certified" in sure:
         lines.append(f"  {'certified':<{width}}  {report.certified_accuracy:7.2%}  {sure['certified']}")
     lines += [f"  not run: {line}" for line in report.settings["could_not_run"]]
+    if fast(report):
+        lines += [f"  {line}" for line in report.settings["not_run"] if "fast level" in line]
     lines += [f"  {flag.severity}: {flag.name}: {flag.evidence} {flag.advice}" for flag in report.flags]
     return "\n".join(lines)
 
@@ -121,6 +132,22 @@ def attack_rows(report: EvaluationReport) -> list[list[str]]:
 
 
 ATTACK_HEAD = ["attack", "what", "accuracy", "time", "images forward", "images backward"]
+CLASS_HEAD = ["label", "points", "clean", "worst case"]
+CLASSES_SHOWN = 20
+
+
+def class_rows(report: EvaluationReport) -> list[list[str]]:
+    """Accuracies of each label; of many labels, those with the lowest robust accuracy."""
+    found = report.by_class()
+    if len(found) > CLASSES_SHOWN:
+        found = sorted(found, key=lambda each: (each.robust, each.clean))[:CLASSES_SHOWN]
+    return [[str(each.label), str(each.points), f"{each.clean:.1%}", f"{each.robust:.1%}"] for each in found]
+
+
+def class_note(report: EvaluationReport) -> str:
+    count = len(np.unique(report.labels))
+    shown = f"The {CLASSES_SHOWN} of {count} labels with the lowest robust accuracy. " if count > CLASSES_SHOWN else ""
+    return f"{shown}Each point's verdict under each attack stands in verdicts.csv beside this report."
 
 
 def setting_rows(report: EvaluationReport) -> list[list[str]]:
@@ -129,9 +156,11 @@ def setting_rows(report: EvaluationReport) -> list[list[str]]:
     return [
         ["threat model", f"{s['threat']['norm']}, eps {s['threat']['eps']:.6g} in the range {s['clip_values']}"],
         ["points", f"{s['points']} of shape {tuple(s['input_shape'])}, {s['classes']} classes"],
+        ["known from a smaller eps", reused_text(report)],
         ["attack libraries", listed(s["attack_library"]) or "none"],
         ["backend", s["backend"]],
         ["seed, logical batch size", f"{s['seed']}, {s['batch_size']} (physical: {s['physical_batch_size']})"],
+        ["processes", f"{s['processes']}; times are sums over them"],
         ["network", f"{s['network']}, weights {s['network_sha256'][:12]}"],
         ["preprocessing", "; ".join(s["preprocessing"]) or "none"],
         ["device, type", f"{s['device']}, {s['dtype']}"],
@@ -150,6 +179,13 @@ def setting_rows(report: EvaluationReport) -> list[list[str]]:
         ],
         ["date", s["date"]],
     ]
+
+
+def reused_text(report: EvaluationReport) -> str:
+    known = report.settings.get("reused")
+    if known is None:
+        return "nothing"
+    return f"{known['points']} points broken within {known['eps']:.6g}, not attacked again"
 
 
 def certificate_text(report: EvaluationReport) -> str:
@@ -189,6 +225,9 @@ def markdown(report: EvaluationReport) -> str:
         "## Attacks",
         markdown_table(ATTACK_HEAD, attack_rows(report)),
         " ".join(attack_notes(report)),
+        "## Accuracy per class",
+        class_note(report),
+        markdown_table(CLASS_HEAD, class_rows(report)),
         "## Settings",
         markdown_table(["setting", "value"], setting_rows(report)),
         "## What was not run",
@@ -428,6 +467,9 @@ def html(report: EvaluationReport) -> str:
         '<div class="scroll wide">'
         + table(ATTACK_HEAD, attack_rows(report), numeric=(2, 3, 4, 5), strong=("worst case", "certified"))
         + "</div>",
+        "<h2>Accuracy per class</h2>",
+        f'<p class="quiet">{escape(class_note(report))}</p>',
+        '<div class="scroll">' + table(CLASS_HEAD, class_rows(report), numeric=(1, 2, 3)) + "</div>",
         "<h2>What was not run</h2>",
         items(settings["not_run"]) or "<p>Nothing was left out.</p>",
         "<h2>Accuracy against eps</h2>",
@@ -531,6 +573,8 @@ def comparison_rows(reports: Mapping[str, EvaluationReport]) -> tuple[list[str],
         ["threat model", *(report.settings["threat"]["text"] for report in reports.values())],
         ["points", *(str(report.settings["points"]) for report in reports.values())],
     ]
+    if any(fast(report) for report in reports.values()):
+        rows.append(["level", *("fast, NOT standard" if fast(report) else "" for report in reports.values())])
     for name in compared_rows(reports):
         rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
     if any(report.radii is not None for report in reports.values()):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checkpoint import load_tensors, read_json, save_tensors, write_atomically, write_json
+from ..threat import ThreatModel
 from . import page
 from .diagnostics import Flag
 from .suites import Constraint
 
 REPORT_FILE = "report.json"
 ARRAYS_FILE = "arrays.safetensors"
-_FORMAT = "art-robust-plugins report 2"
-_EARLIER = "art-robust-plugins report 1"
+VERDICTS_FILE = "verdicts.csv"
+_FORMAT = "art-robust-plugins report 3"
+_EARLIER = ("art-robust-plugins report 1", "art-robust-plugins report 2")
+
+ROBUSTBENCH_POINTS = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
+"""The data sets of RobustBench's leaderboards, and how many test images its entries are evaluated on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +83,15 @@ class Examples:
     predictions: NDArray[Any]
 
 
+class ClassAccuracy(NamedTuple):
+    """Accuracies of the points with one label."""
+
+    label: int
+    points: int
+    clean: float
+    robust: float
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluationReport:
     """The result of `Evaluator.evaluate`.
@@ -85,6 +101,8 @@ class EvaluationReport:
         robust_accuracy: the share of points in ``robust``.
         robust: the worst case over all attacks, bool [N]: classified correctly, and no candidate of any attack that
             lies in the threat's ball and in clip_values is misclassified.
+        correct: which points are classified correctly without an attack, bool [N].
+        labels: their labels, int64 [N].
         adversarial: like x, in the estimator's range: the first such candidate of a point, else the point itself.
         attacks: one result per attack, in the order in which they ran.
         flags: signs that the numbers cannot be trusted as they are, the gravest first.
@@ -102,6 +120,8 @@ class EvaluationReport:
     clean_accuracy: float
     robust_accuracy: float
     robust: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
+    labels: NDArray[np.int64]
     adversarial: NDArray[Any]
     attacks: list[AttackResult]
     flags: list[Flag]
@@ -140,11 +160,121 @@ class EvaluationReport:
             raise ValueError("report: it holds no certified radii, expected one of a PyTorchLipschitzCertifier.")
         return float((self.radii >= eps).mean())
 
+    def by_class(self) -> list[ClassAccuracy]:
+        """Clean and robust accuracy of each label that any point has, in the order of the labels."""
+        found = []
+        for label in np.unique(self.labels):
+            of = self.labels == label
+            accuracies = float(self.correct[of].mean()), float(self.robust[of].mean())
+            found.append(ClassAccuracy(int(label), int(of.sum()), *accuracies))
+        return found
+
+    def verdicts_csv(self) -> str:
+        """A line for each point: its number, its label, and 1 or 0 for what it withstood: nothing, each attack, all."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["point", "label", "clean", *(result.name for result in self.attacks), "worst case"])
+        verdicts = [self.correct, *(result.robust for result in self.attacks), self.robust]
+        columns = [np.arange(len(self.labels)), self.labels, *(verdict.astype(int) for verdict in verdicts)]
+        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+        return text.getvalue()
+
+    def to_robustbench(
+        self,
+        folder: str | Path,
+        *,
+        name: str,
+        authors: str,
+        dataset: str,
+        architecture: str,
+        model_id: str | None = None,
+        link: str = "",
+        venue: str = "Unpublished",
+        additional_data: bool = False,
+        number_forward_passes: int = 1,
+        reported: float | None = None,
+        footnote: str | None = None,
+    ) -> Path:
+        """Write what RobustBench asks of a submission: its model_info JSON, and the attacked images as a tensor.
+
+        Args:
+            folder: gets ``<model_id>.json`` and ``<model_id>.pt``, a float32 tensor [N, C, H, W] in [0, 1].
+            name: the title of the paper.
+            authors: their names, separated by commas.
+            dataset: ``"cifar10"``, ``"cifar100"`` or ``"imagenet"``, whose test images were evaluated.
+            architecture: as ``"PreActResNet-18"``.
+            model_id: the name of the files; by RobustBench's custom author, year and first word, as
+                ``Zhang2019Theoretically``. None for the network's class.
+            link: of the paper.
+            venue: as ``"ICLR 2018"``.
+            additional_data: whether other training data was used.
+            number_forward_passes: of one prediction.
+            reported: the robust accuracy in the paper, in percent; None for the one of this report.
+            footnote: what readers should know. That fewer points were evaluated than the leaderboard asks for is added.
+
+        Returns:
+            The path of the JSON file. ``unreliable`` there is true when this report has a severe flag.
+
+        Raises:
+            ValueError: a report of something else than standard AutoAttack alone, a threat or a data set that
+                RobustBench has no leaderboard for, a file name that is none.
+
+        Example:
+            >>> report = EvaluationReport.load("runs/trades/evaluations/linf")   # doctest: +SKIP
+            >>> report.to_robustbench("submission", name="Theoretically Principled Trade-off between Robustness and "
+            ...     "Accuracy", authors="Hongyang Zhang, and others", dataset="cifar10",
+            ...     architecture="WideResNet-34-10", model_id="Zhang2019Theoretically")   # doctest: +SKIP
+        """
+        accuracy, settings = self.autoattack_accuracy, self.settings
+        model_id = settings["network"] if model_id is None else model_id
+        if accuracy is None or accuracy != self.robust_accuracy or settings["verdict_passes"] > 1:
+            raise ValueError(
+                "report: it is not one of standard AutoAttack alone on a deterministic network, expected one of "
+                "attacks='standard'."
+            )
+        if dataset not in ROBUSTBENCH_POINTS:
+            known = ", ".join(map(repr, ROBUSTBENCH_POINTS))
+            raise ValueError(f"dataset: got {dataset!r}, expected one of {known}.")
+        norm = settings["threat"]["norm"]
+        if norm not in ("Linf", "L2"):
+            raise ValueError(f"report: its threat model is {norm}, expected Linf or L2.")
+        if not model_id or Path(model_id).name != model_id:
+            raise ValueError(f"model_id: got {model_id!r}, expected the name of a file without folders.")
+        low, high = settings["clip_values"]
+        threat = ThreatModel(norm, settings["threat"]["eps"] / (high - low))
+        notes = [] if footnote is None else [footnote]
+        points, asked = settings["points"], ROBUSTBENCH_POINTS[dataset]
+        if points != asked:
+            notes.append(f"Evaluated on {points} of {asked} points.")
+        percent = {"clean_acc": self.clean_accuracy, "autoattack_acc": accuracy}
+        shown = {key: f"{100 * value:.2f}" for key, value in percent.items()}
+        information = {
+            "link": link,
+            "name": name,
+            "authors": authors,
+            "additional_data": additional_data,
+            "number_forward_passes": number_forward_passes,
+            "dataset": dataset,
+            "venue": venue,
+            "architecture": architecture,
+            "eps": str(threat).split(" ")[1],
+            "clean_acc": shown["clean_acc"],
+            "reported": shown["autoattack_acc"] if reported is None else f"{reported:.2f}",
+            "autoattack_acc": shown["autoattack_acc"],
+            **({"footnote": " ".join(notes)} if notes else {}),
+            "unreliable": any(flag.severity == "severe" for flag in self.flags),
+        }
+        images = ((_tensor(self.adversarial).double() - low) / (high - low)).float().clamp(0, 1)
+        write_atomically(Path(folder) / f"{model_id}.pt", lambda temporary: torch.save(images, temporary))
+        path = Path(folder) / f"{model_id}.json"
+        write_json(path, information)
+        return path
+
     def __str__(self) -> str:
         return page.summary(self)
 
     def save(self, folder: str | Path) -> Path:
-        """Write report.json, arrays.safetensors, report.md and report.html, each atomically.
+        """Write report.json, arrays.safetensors, verdicts.csv, report.md and report.html, each atomically.
 
         Args:
             folder: made when it is missing; a report that stands there is replaced.
@@ -155,6 +285,8 @@ class EvaluationReport:
         folder = Path(folder)
         arrays = {
             "robust": self.robust,
+            "correct": self.correct,
+            "labels": self.labels,
             "adversarial": self.adversarial,
             "attacks": np.stack([result.robust for result in self.attacks]),
             **{f"examples.{name}": values for name, values in vars(self.examples).items()},
@@ -162,7 +294,8 @@ class EvaluationReport:
         }
         save_tensors(folder / ARRAYS_FILE, {name: _tensor(values) for name, values in arrays.items()})
         write_json(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": _sha256(folder / ARRAYS_FILE)})
-        for name, text in (("report.md", page.markdown(self)), ("report.html", page.html(self))):
+        texts = {VERDICTS_FILE: self.verdicts_csv(), "report.md": page.markdown(self), "report.html": page.html(self)}
+        for name, text in texts.items():
             write_atomically(folder / name, _writer(text))
         return folder / "report.html"
 
@@ -176,7 +309,7 @@ class EvaluationReport:
         """
         folder = Path(folder)
         data = read_json(folder / REPORT_FILE)
-        if isinstance(data, dict) and data.get("format") == _EARLIER:
+        if isinstance(data, dict) and data.get("format") in _EARLIER:
             raise ValueError(f"{folder / REPORT_FILE}: got a report of an earlier version; evaluate again.")
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ValueError(f"{folder / REPORT_FILE}: got a file of another kind, expected a report of this package.")
@@ -188,6 +321,8 @@ class EvaluationReport:
                 clean_accuracy=data["clean_accuracy"],
                 robust_accuracy=data["robust_accuracy"],
                 robust=arrays["robust"],
+                correct=arrays["correct"],
+                labels=arrays["labels"],
                 adversarial=arrays["adversarial"],
                 attacks=[
                     AttackResult(robust=robust, **result)

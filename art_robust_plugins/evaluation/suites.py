@@ -23,6 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from ..threat import Norm, ThreatModel
+from .autoattack.batches import ChannelsLast
+from .autoattack.standard import STAGES, Stage, Version, obstacle, stage_attack
+
+Backend = Literal["native", "reference"]
+"""Whose AutoAttack: this package's own, or that of the authors' package."""
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
 """Images x [N, C, H, W] (or [N, F]) in [0, 1] and labels y [N] int64 -> candidates like x."""
@@ -48,6 +53,10 @@ class Setting:
         classes: the number of classes.
         seed: the seed of every call of an attack.
         device: where the network is.
+        backend: whose AutoAttack runs.
+        batch_size: of a logical batch: what an attack's random numbers are drawn for.
+        physical_batch_size: the most images in a pass.
+        channels_last: AutoAttack's own backend hands ``model`` its images in this layout, for speed.
     """
 
     model: nn.Module
@@ -56,6 +65,10 @@ class Setting:
     classes: int
     seed: int
     device: torch.device
+    backend: Backend = "native"
+    batch_size: int = 250
+    physical_batch_size: int = 250
+    channels_last: bool = False
 
 
 class NotApplicable(Exception):  # noqa: N818 - not an error: the report says what was left out, and why
@@ -76,7 +89,8 @@ class Attack:
         cumulative: a stage: it acts on the points that the stages before it left, those of its own suite (or, for
             attacks of one's own, of these), always from the clean image. Otherwise the attack acts on all points that
             are classified correctly.
-        package: the library that it comes from: "autoattack" (or its repackaging), "torchattacks", or None.
+        package: the library that it comes from: "autoattack" (this package's own or the reference, as the backend
+            says), "torchattacks", or None.
         gradients: whether it follows the network's gradients: such an attack is left out, and the report says so,
             where no gradient of the logits reaches the input.
 
@@ -155,7 +169,7 @@ def reference_package() -> tuple[ModuleType, str]:
     raise _missing("the reference AutoAttack (autoattack or pyautoattack)")
 
 
-def package_versions(attacks: Sequence[Attack]) -> dict[str, str]:
+def package_versions(attacks: Sequence[Attack], backend: Backend = "native") -> dict[str, str]:
     """Name and version of each library that ``attacks`` come from.
 
     Raises:
@@ -164,7 +178,8 @@ def package_versions(attacks: Sequence[Attack]) -> dict[str, str]:
     versions = {}
     for package in dict.fromkeys(attack.package for attack in attacks):
         if package == "autoattack":
-            name, version = reference_package()[1].split(" ", 1)
+            own = f"art-robust-plugins {_version('art-robust-plugins')}"
+            name, version = (own if backend == "native" else reference_package()[1]).split(" ", 1)
             versions[name] = version
         elif package is not None:
             versions[package] = _imported(package) and _version(package)
@@ -202,7 +217,35 @@ class _Silent:
     log = warning
 
 
-def _reference(version: str, setting: Setting) -> Any:
+def _autoattack(stage: Stage, version: Version) -> Callable[[Setting], tuple[Perturb, dict[str, Any]]]:
+    """A stage of AutoAttack, from the backend that the setting names."""
+
+    def prepare(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+        reason = obstacle(stage, setting.classes)
+        if reason is not None:
+            raise NotApplicable(reason)
+        if setting.backend == "reference":
+            return _reference(stage, version, setting)
+        attack = stage_attack(
+            stage,
+            version,
+            ChannelsLast(setting.model) if setting.channels_last else setting.model,
+            setting.threat,
+            classes=setting.classes,
+            seed=setting.seed,
+            batch_size=setting.batch_size,
+            physical_batch_size=setting.physical_batch_size,
+        )
+        return attack, attack.parameters
+
+    return prepare
+
+
+def _reference(stage: Stage, version: Version, setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+    if version == "fast":
+        raise NotApplicable("the reference has no fast level")
+    if stage == "square":
+        _check_square(setting, "square")
     package, _ = reference_package()
     threat = setting.threat
     # The authors' package prints by default; the repackaged one has no such keyword.
@@ -217,44 +260,29 @@ def _reference(version: str, setting: Setting) -> Any:
         **quiet,
     )
     ensemble.apgd.logger = ensemble.apgd_targeted.logger = _Silent()
-    return ensemble
+    kind, keys = _REFERENCE[stage]
+    attack = getattr(ensemble, kind)
+    if stage in ("apgd-ce", "apgd-dlr"):
+        attack.loss = stage.removeprefix("apgd-")
+    if kind == "fab":
+        attack.targeted = stage == "fab-t"
+        attack.n_restarts = 1 if attack.targeted else attack.n_restarts
+    if stage in ("apgd-t", "fab-t"):
+        attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
+    return torch.no_grad()(attack.perturb), {key: getattr(attack, key) for key in keys}
 
 
-def _apgd(loss: str, version: str) -> Callable[[Setting], tuple[Perturb, dict[str, Any]]]:
-    def prepare(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
-        if loss == "dlr" and setting.classes < 3:
-            raise NotApplicable(f"the DLR loss needs 3 classes, the network has {setting.classes}")
-        attack = _reference(version, setting).apgd
-        attack.loss = loss
-        keys = ("n_iter", "n_restarts", "eot_iter", "thr_decr", "use_largereps")
-        return torch.no_grad()(attack.perturb), {"loss": loss, **_attributes(attack, keys)}
-
-    return prepare
-
-
-def _apgd_targeted(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
-    if setting.classes < 4:
-        raise NotApplicable(f"the targeted DLR loss needs 4 classes, the network has {setting.classes}")
-    attack = _reference("standard", setting).apgd_targeted
-    attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
-    keys = ("n_iter", "n_restarts", "n_target_classes", "thr_decr", "use_largereps")
-    return torch.no_grad()(attack.perturb), {"loss": "dlr-targeted", **_attributes(attack, keys)}
-
-
-def _fab_targeted(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
-    attack = _reference("standard", setting).fab
-    attack.targeted = True
-    attack.n_restarts = 1
-    attack.n_target_classes = min(attack.n_target_classes, setting.classes - 1)
-    keys = ("n_iter", "n_restarts", "n_target_classes", "alpha_max", "eta", "beta")
-    return torch.no_grad()(attack.perturb), _attributes(attack, keys)
-
-
-def _square(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
-    _check_square(setting, "square")
-    attack = _reference("standard", setting).square
-    keys = ("n_queries", "n_restarts", "p_init", "loss", "rescale_schedule")
-    return torch.no_grad()(attack.perturb), _attributes(attack, keys)
+_APGD = ("loss", "n_iter", "n_restarts", "eot_iter", "thr_decr", "use_largereps")
+_FAB = ("n_iter", "n_restarts", "alpha_max", "eta", "beta")
+# Each stage's attack in the reference's ensemble, and what it tells of its parameters.
+_REFERENCE: dict[Stage, tuple[str, tuple[str, ...]]] = {
+    "apgd-ce": ("apgd", _APGD),
+    "apgd-dlr": ("apgd", _APGD),
+    "apgd-t": ("apgd_targeted", (*_APGD, "n_target_classes")),
+    "fab": ("fab", _FAB),
+    "fab-t": ("fab", (*_FAB, "n_target_classes")),
+    "square": ("square", ("n_queries", "n_restarts", "p_init", "loss", "rescale_schedule")),
+}
 
 
 def _check_square(setting: Setting, name: str) -> None:
@@ -264,10 +292,6 @@ def _check_square(setting: Setting, name: str) -> None:
             f"attacks: {name!r} needs images with both sides of at least {SMALLEST_SIDE} pixels, got inputs of shape "
             f"{shape}; expected the other attacks by name, such as ['apgd-ce', 'apgd-t', 'fab-t']."
         )
-
-
-def _attributes(attack: object, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(attack, name) for name in names}
 
 
 # ------------------------------------------------------------------------------------------------------- torchattacks
@@ -380,10 +404,15 @@ def _salt_and_pepper(share: float) -> Callable[[Setting], tuple[Perturb, dict[st
 # ------------------------------------------------------------------------------------------------------------- suites
 
 
-def _stage(
-    name: str, summary: str, prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]], gradients: bool = True
-) -> Attack:
-    return Attack(name, summary, prepare, cumulative=True, package="autoattack", gradients=gradients)
+def _stage(stage: Stage, version: Version, *, cumulative: bool = True) -> Attack:
+    prefix = "" if version == "standard" else f"{version}-"
+    note = {"rand": ", 20 gradient samples a step", "fast": " (fast level, NOT standard)"}.get(version, "")
+    summary = f"{_SUMMARIES[stage]}{note}"
+    prepare = _autoattack(stage, version)
+    gradients = stage != "square"
+    return Attack(
+        f"{prefix}{stage}", summary, prepare, cumulative=cumulative, package="autoattack", gradients=gradients
+    )
 
 
 def _noise(name: str, summary: str, prepare: Callable[[Setting], tuple[Perturb, dict[str, Any]]]) -> Attack:
@@ -400,19 +429,21 @@ def _library(
     return Attack(name, summary, prepare, constraint, package="torchattacks", gradients=gradients)
 
 
+_SUMMARIES: dict[Stage, str] = {
+    "apgd-ce": "Auto-PGD on the cross-entropy",
+    "apgd-dlr": "Auto-PGD on the DLR loss",
+    "apgd-t": "targeted Auto-PGD on the DLR loss",
+    "fab": "fast adaptive boundary attack",
+    "fab-t": "targeted fast adaptive boundary attack",
+    "square": "random search over squares, without gradients",
+}
 _PGD: Mapping[Norm, str] = {"Linf": "PGD", "L2": "PGDL2"}
 
 SUITES: dict[str, tuple[Attack, ...]] = {
-    "standard": (
-        _stage("apgd-ce", "Auto-PGD on the cross-entropy", _apgd("ce", "standard")),
-        _stage("apgd-t", "targeted Auto-PGD on the DLR loss", _apgd_targeted),
-        _stage("fab-t", "targeted fast adaptive boundary attack", _fab_targeted),
-        _stage("square", "random search over squares, without gradients", _square, gradients=False),
-    ),
-    "rand": (
-        _stage("rand-apgd-ce", "Auto-PGD on the cross-entropy, 20 gradient samples a step", _apgd("ce", "rand")),
-        _stage("rand-apgd-dlr", "Auto-PGD on the DLR loss, 20 gradient samples a step", _apgd("dlr", "rand")),
-    ),
+    **{
+        version: tuple(_stage(stage, version) for stage in STAGES[version])
+        for version in ("standard", "plus", "rand", "fast")
+    },
     "torchattacks": (
         _library("fgsm", "one step along the gradient's sign", _torchattacks({"Linf": "FGSM"}, _eps)),
         _library("pgd-20", "20 projected gradient steps", _torchattacks(_PGD, _steps(20, 2.5 / 20))),
@@ -469,8 +500,11 @@ SUITES: dict[str, tuple[Attack, ...]] = {
 }
 """The named suites. Noise is measured in units of [0, 1]."""
 
-ATTACKS: dict[str, Attack] = {attack.name: attack for suite in SUITES.values() for attack in suite}
-"""Every attack of the suites by its name."""
+# AutoAttack's other stages, with the parameters of its standard version: on all points, not as stages of a suite.
+_SINGLE = tuple(_stage(stage, "standard", cumulative=False) for stage in ("apgd-dlr", "fab"))
+
+ATTACKS: dict[str, Attack] = {attack.name: attack for suite in (*SUITES.values(), _SINGLE) for attack in suite}
+"""Every attack by its name."""
 
 
 def seed_everything(seed: int) -> None:

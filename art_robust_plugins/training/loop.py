@@ -38,6 +38,7 @@ from ..bridge import (
     label_tensor,
     loss_of,
     preprocessing_modules,
+    processes_of,
 )
 from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
@@ -732,11 +733,6 @@ def _random_states_restored() -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
-
-
-def processes_of(device: torch.device) -> PartialState:
-    """The processes that train together, as Accelerate finds them; gloo on a CPU."""
-    return PartialState(cpu=device.type == "cpu")
 
 
 def _own_share(x: Tensor, y: Tensor, processes: PartialState) -> Batch:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..bridge import class_logits, clip_range, device_of
-from .loop import processes_of
+from ..bridge import class_logits, clip_range, device_of, processes_of
 
 if TYPE_CHECKING:
     from .local_ball import LocalBallTrainer

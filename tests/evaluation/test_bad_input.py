@@ -15,7 +15,7 @@ from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare
 
 from .conftest import Data, custom, step, wrap
 
-SUITE_NAMES = "'standard', 'rand', 'torchattacks', 'torchattacks-autoattack', 'noise'"
+SUITE_NAMES = "'standard', 'plus', 'rand', 'fast', 'torchattacks', 'torchattacks-autoattack', 'noise'"
 A_SUITE = f"expected a suite ({SUITE_NAMES}) or an attack"
 
 
@@ -31,7 +31,7 @@ A_SUITE = f"expected a suite ({SUITE_NAMES}) or an attack"
             {"attacks": [custom(step, name="a"), custom(step, name="a")]},
             "attacks: got two different attacks named 'a', expected one.",
         ),
-        ({"backend": "fast"}, "backend: got 'fast', expected 'reference'."),
+        ({"backend": "fast"}, "backend: got 'fast', expected 'native' or 'reference'."),
         ({"batch_size": 0}, "batch_size: got 0, expected a positive whole number."),
         ({"physical_batch_size": 0}, "physical_batch_size: got 0, expected a positive whole number."),
         ({"batch_size": 2.5}, "batch_size: got 2.5, expected a positive whole number."),
@@ -129,7 +129,9 @@ def test_a_missing_library_is_named(classifier: PyTorchClassifier, data: Data, m
     ):
         sentence = f'{library} is not installed, expected it through: pip install "art-robust-plugins[attacks]".'
         with pytest.raises(ImportError, match=f"^{re.escape(sentence)}$"):
-            Evaluator(classifier, ThreatModel("Linf", 0.1), attacks=attack, verbose=False).evaluate(*data)
+            Evaluator(
+                classifier, ThreatModel("Linf", 0.1), attacks=attack, backend="reference", verbose=False
+            ).evaluate(*data)
 
 
 def test_no_reports() -> None:

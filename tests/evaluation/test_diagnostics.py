@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import AttackResult, EvaluationReport, Evaluator, Setting
-from art_robust_plugins.evaluation.diagnostics import Flag, merged, of_results
+from art_robust_plugins.evaluation.diagnostics import Flag, _Chunk, merged, of_results
 
 from .conftest import Data, custom, step, strong, wrap
 
@@ -217,6 +217,20 @@ def result(name: str, accuracy: float, **fields: Any) -> AttackResult:
 
 def found(*results: AttackResult) -> list[str]:
     return [flag.name for flag in of_results(results, 1.0)]
+
+
+@pytest.mark.parametrize(("norm", "single", "flagged"), [("Linf", 20, True), ("Linf", 17, False), ("L1", 20, False)])
+def test_many_steps_that_find_far_more_than_one(
+    norm: str, single: int, flagged: bool, network: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a network that has overfitted to single steps: of 40 points one step leaves some, ten leave five."""
+    monkeypatch.setattr(_Chunk, "left_after", lambda chunk, threat, steps: single if steps == 1 else 5)
+    evaluator = Evaluator(wrap(network), ThreatModel(norm, 0.1), attacks=custom(strong), verbose=False)
+    flags = [flag for flag in evaluator.evaluate(*data).flags if flag.name == "single-step-misleads"]
+    assert len(flags) == flagged
+    if flagged:
+        assert flags[0].severity == "note"
+        assert "On the first 40 points, one gradient step leaves 20 and 10 steps leave 5." in flags[0].evidence
 
 
 def test_square_beats_the_white_box() -> None:

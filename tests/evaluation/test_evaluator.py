@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import inspect
 import random
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,12 @@ from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import SUITES, Evaluator, Setting
+from art_robust_plugins.evaluation.autoattack import standard
+from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.suites import reference_package
 
 from .conftest import Data, custom, digits, step, strong, trained, wrap
-
-needs_reference = pytest.mark.skipif(
-    not (importlib.util.find_spec("autoattack") or importlib.util.find_spec("pyautoattack")),
-    reason="AutoAttack's reference is not installed",
-)
+from .reference import needs_reference
 
 
 def evaluate(classifier: PyTorchClassifier, data: Data, eps: float = 0.1, norm: str = "Linf", **arguments: Any) -> Any:
@@ -50,8 +49,10 @@ def test_the_standard_suite_gives_the_references_verdicts(
         return perturb(attack, x, y)
 
     monkeypatch.setattr(square, "perturb", shortened)
+    monkeypatch.setattr(standard, "Square", partial(Square, queries=queries))
     samples = data[0][:16], data[1][:16]
-    report = evaluate(wrap(network), samples, eps, norm, batch_size=5, seed=3)
+    native = evaluate(wrap(network), samples, eps, norm, batch_size=5, seed=3)
+    report = evaluate(wrap(network), samples, eps, norm, batch_size=5, seed=3, backend="reference")
     x, y = (torch.from_numpy(values) for values in samples)
     # The reference leaves gradients in the parameters.
     network = copy.deepcopy(network).eval()
@@ -62,15 +63,20 @@ def test_the_standard_suite_gives_the_references_verdicts(
     adversarial = found[0] if isinstance(found, tuple) else found
     with torch.no_grad():
         robust = network(adversarial).argmax(dim=1) == y
+    assert_array_equal(native.robust, robust.numpy())
     assert_array_equal(report.robust, robust.numpy())
     assert_array_equal(report.adversarial, adversarial.numpy())
+    for ours, theirs in zip(native.attacks, report.attacks, strict=True):
+        assert_array_equal(ours.robust, theirs.robust)
     assert 0 < report.robust_accuracy < report.clean_accuracy
-    assert report.settings["autoattack"]
-    assert report.autoattack_accuracy == report.robust_accuracy
+    for found in (native, report):
+        assert found.settings["autoattack"]
+        assert found.autoattack_accuracy == found.robust_accuracy
+        assert "left-the-ball" not in [flag.name for flag in found.flags]
     assert " ".join(next(iter(report.settings["attack_library"].items()))) == name
+    assert list(native.settings["attack_library"]) == ["art-robust-plugins"]
 
 
-@needs_reference
 def test_the_range_and_the_preprocessing_do_not_change_verdicts(network: nn.Sequential, data: Data) -> None:
     """Images in [0, 255], then standardised, against the same network on [0, 1]."""
 
@@ -92,7 +98,6 @@ def test_the_range_and_the_preprocessing_do_not_change_verdicts(network: nn.Sequ
     assert plain.settings["preprocessing"] == []
 
 
-@needs_reference
 def test_channels_last_gives_the_same_verdicts(network: nn.Sequential, data: Data) -> None:
     class Turn(nn.Module):
         def __init__(self) -> None:
@@ -111,7 +116,6 @@ def test_channels_last_gives_the_same_verdicts(network: nn.Sequential, data: Dat
     np.testing.assert_allclose(turned_back, plain.adversarial, atol=1e-6)
 
 
-@needs_reference
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes(classes: int) -> None:
     x, y = digits(classes)
@@ -120,7 +124,7 @@ def test_few_classes(classes: int) -> None:
     ran = {result.name: result for result in report.attacks}
     assert ("apgd-t" in ran) == (classes >= 4)
     assert ("rand-apgd-dlr" in ran) == (classes >= 3)
-    assert ran["fab-t"].parameters["n_target_classes"] == classes - 1
+    assert ran["fab-t"].parameters["targets"] == classes - 1
     assert report.settings["autoattack"] == (classes >= 4)
     if classes < 4:
         assert (
@@ -130,14 +134,15 @@ def test_few_classes(classes: int) -> None:
 
 
 @needs_reference
-def test_flat_inputs_run_the_attacks_that_take_them(data: Data) -> None:
+def test_flat_inputs(data: Data) -> None:
     torch.manual_seed(0)
     flat = wrap(nn.Sequential(nn.Linear(64, 10)), input_shape=(64,))
     samples = data[0].reshape(-1, 64), data[1]
-    report = evaluate(flat, samples, attacks=["apgd-ce", "apgd-t", "fab-t"])
+    report = evaluate(flat, samples)
     assert report.adversarial.shape == (40, 64)
+    assert report.settings["autoattack"]
     with pytest.raises(ValueError, match=r"attacks: 'square' needs images with both sides of at least 5 pixels, got"):
-        evaluate(flat, samples)
+        evaluate(flat, samples, backend="reference")
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
@@ -264,7 +269,6 @@ def test_stages_act_on_the_points_that_stand_and_others_on_all(classifier: PyTor
     assert seen == {"a": clean, "b": round(report.attacks[0].robust_accuracy * 40), "c": clean}
 
 
-@needs_reference
 def test_the_stages_of_each_suite_start_anew(classifier: PyTorchClassifier, data: Data) -> None:
     first = ["rand-apgd-ce", custom(step, name="own", cumulative=True)]
     alone, after = (evaluate(classifier, data, attacks=attacks) for attacks in ("apgd-ce", [*first, "apgd-ce"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 import re
@@ -11,12 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from torch import nn
 
 from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
-from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare, save_comparison
-from art_robust_plugins.evaluation.page import certificate_text, curve_figure, curve_rows, interval
+from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, save_comparison
+from art_robust_plugins.evaluation.page import (
+    certificate_text,
+    class_note,
+    class_rows,
+    curve_figure,
+    curve_rows,
+    interval,
+)
 
 from .conftest import Data, custom, step, strong, trained, wrap
 
@@ -35,13 +44,15 @@ def test_a_saved_report_is_read_back(report: EvaluationReport, tmp_path: Path) -
         "report.md",
         "report.html",
         "arrays.safetensors",
+        "verdicts.csv",
     }
     again = EvaluationReport.load(tmp_path / "run")
     assert str(again) == str(report)
     for name in ("clean_accuracy", "robust_accuracy", "flags", "settings", "curve"):
         assert getattr(again, name) == getattr(report, name)
-    assert_array_equal(again.robust, report.robust)
-    assert again.robust.dtype == bool
+    for name in ("robust", "correct", "labels"):
+        assert_array_equal(getattr(again, name), getattr(report, name))
+        assert getattr(again, name).dtype == getattr(report, name).dtype
     assert_array_equal(again.adversarial, report.adversarial)
     for one, other in zip(again.attacks, report.attacks, strict=True):
         assert_array_equal(one.robust, other.robust)
@@ -61,8 +72,9 @@ def test_broken_and_foreign_files_are_refused(report: EvaluationReport, tmp_path
     arrays, described = tmp_path / "arrays.safetensors", tmp_path / "report.json"
     good = arrays.read_bytes(), described.read_text()
 
-    described.write_text(good[1].replace("report 2", "report 1"))
-    refused(r"report\.json: got a report of an earlier version; evaluate again\.")
+    for earlier in ("report 1", "report 2"):
+        described.write_text(good[1].replace("report 3", earlier))
+        refused(r"report\.json: got a report of an earlier version; evaluate again\.")
     described.write_text("{}")
     refused(r"report\.json: got a file of another kind")
     described.write_text(good[1][:100])
@@ -161,6 +173,105 @@ def test_a_report_without_broken_points_or_images(data: Data, tmp_path: Path) ->
 def test_robust_cannot_exceed_clean(report: EvaluationReport) -> None:
     with pytest.raises(ValueError, match=r"robust_accuracy: got 0\.99 with a clean accuracy of"):
         EvaluationReport(**{**vars(report), "robust_accuracy": 0.99})
+
+
+def test_accuracies_of_classes_and_verdicts_of_points(report: EvaluationReport, data: Data, tmp_path: Path) -> None:
+    labels = np.asarray(data[1])
+    assert_array_equal(report.labels, labels)
+    for each in report.by_class():
+        of = labels == each.label
+        assert (each.points, each.clean) == (of.sum(), report.correct[of].mean())
+        assert each.robust == report.robust[of].mean()
+    assert sum(each.points for each in report.by_class()) == len(labels)
+    assert sum(each.points * each.robust for each in report.by_class()) == pytest.approx(report.robust.sum())
+
+    report.save(tmp_path)
+    with (tmp_path / "verdicts.csv").open(newline="") as file:
+        head, *lines = csv.reader(file)
+    assert head == ["point", "label", "clean", "one & only", "far", "worst case"]
+    table = np.array(lines, dtype=int)
+    columns = [np.arange(len(labels)), labels, report.correct, *(a.robust for a in report.attacks), report.robust]
+    assert_array_equal(table, np.stack(columns, axis=1))
+    text = re.sub(r'src="data:[^"]*"', "", (tmp_path / "report.html").read_text())
+    worst = min(report.by_class(), key=lambda each: each.robust)
+    cells = "".join(
+        f'<td class="n">{value}</td>' for value in (worst.points, f"{worst.clean:.1%}", f"{worst.robust:.1%}")
+    )
+    assert f"<td>{worst.label}</td>{cells}" in text
+
+
+def test_of_many_classes_the_weakest_are_shown(report: EvaluationReport) -> None:
+    points = len(report.labels)
+    many = EvaluationReport(**{**vars(report), "labels": np.arange(points)})
+    rows = class_rows(many)
+    assert len(rows) == 20
+    assert [row[3] for row in rows] == ["0.0%"] * min(20, int((~report.robust).sum())) + ["100.0%"] * max(
+        0, 20 - int((~report.robust).sum())
+    )
+    assert class_note(many).startswith(f"The 20 of {points} labels with the lowest robust accuracy.")
+
+
+ROBUSTBENCH_FIELDS = {
+    "link": str,
+    "name": str,
+    "authors": str,
+    "additional_data": bool,
+    "number_forward_passes": int,
+    "dataset": str,
+    "venue": str,
+    "architecture": str,
+    "eps": str,
+    "clean_acc": str,
+    "reported": str,
+    "autoattack_acc": str,
+    "unreliable": bool,
+}
+"""RobustBench's model_info files, as of 2026-11."""
+SUBMISSION = {"name": "A Paper", "authors": "A. Author, B. Author", "dataset": "cifar10", "architecture": "CNN"}
+
+
+@pytest.fixture(scope="module")
+def standard(network: nn.Module, data: Data) -> EvaluationReport:
+    pytest.importorskip("pyautoattack")
+    return Evaluator(wrap(network), ThreatModel("Linf", "8/255"), verbose=False).evaluate(data[0][:8], data[1][:8])
+
+
+def test_a_submission_to_robustbench(standard: EvaluationReport, tmp_path: Path) -> None:
+    path = standard.to_robustbench(tmp_path, **SUBMISSION, model_id="Author2026Paper", footnote="Ours.", reported=50)
+    assert path == tmp_path / "Author2026Paper.json"
+    written = json.loads(path.read_text())
+    assert {key: type(value) for key, value in written.items()} == {**ROBUSTBENCH_FIELDS, "footnote": str}
+    assert written["eps"] == "8/255"
+    assert written["autoattack_acc"] == f"{100 * standard.robust_accuracy:.2f}"
+    assert written["clean_acc"] == f"{100 * standard.clean_accuracy:.2f}"
+    assert written["reported"] == "50.00"
+    assert written["footnote"] == "Ours. Evaluated on 8 of 10000 points."
+    assert written["unreliable"] == any(flag.severity == "severe" for flag in standard.flags)
+    images = torch.load(tmp_path / "Author2026Paper.pt", weights_only=True)
+    assert images.dtype == torch.float32
+    assert_array_equal(images.numpy(), standard.adversarial)
+    assert standard.to_robustbench(tmp_path, **SUBMISSION) == tmp_path / "Sequential.json"
+
+    severe = EvaluationReport(**{**vars(standard), "flags": [Flag("sign", "severe", "Seen.", "Look.")]})
+    assert json.loads(severe.to_robustbench(tmp_path, **SUBMISSION).read_text())["unreliable"] is True
+
+
+def test_a_submission_is_in_units_of_0_to_1(standard: EvaluationReport, tmp_path: Path) -> None:
+    settings = {**standard.settings, "clip_values": [-1.0, 3.0], "threat": {"norm": "L2", "eps": 2.0, "text": "L2 2"}}
+    other = EvaluationReport(**{**vars(standard), "settings": settings, "adversarial": standard.adversarial * 4 - 1})
+    assert json.loads(other.to_robustbench(tmp_path, **SUBMISSION).read_text())["eps"] == "0.5"
+    images = torch.load(tmp_path / "Sequential.pt", weights_only=True)
+    np.testing.assert_allclose(images.numpy(), standard.adversarial, atol=1e-6)
+
+
+def test_what_is_no_submission(report: EvaluationReport, standard: EvaluationReport, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="report: it is not one of standard AutoAttack alone"):
+        report.to_robustbench(tmp_path, **SUBMISSION)
+    with pytest.raises(ValueError, match="dataset: got 'mnist', expected one of 'cifar10'"):
+        standard.to_robustbench(tmp_path, **{**SUBMISSION, "dataset": "mnist"})
+    with pytest.raises(ValueError, match=r"model_id: got '\.\./x', expected"):
+        standard.to_robustbench(tmp_path, **SUBMISSION, model_id="../x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_comparison_names_what_differs(report: EvaluationReport, data: Data, tmp_path: Path) -> None:

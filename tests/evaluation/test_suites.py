@@ -25,7 +25,9 @@ def run(network: nn.Module, data: Data, attacks: Any, norm: str = "Linf", eps: f
 
 
 def test_names_are_unique_and_each_attack_is_taken_once() -> None:
-    assert len(ATTACKS) == sum(len(suite) for suite in SUITES.values())
+    assert len(ATTACKS) == sum(len(suite) for suite in SUITES.values()) + 2
+    assert not ATTACKS["apgd-dlr"].cumulative
+    assert not ATTACKS["fab"].cumulative
     assert [attack.name for attack in resolve(["apgd-t", "standard", "square"])] == [
         "apgd-t",
         "apgd-ce",
@@ -35,18 +37,17 @@ def test_names_are_unique_and_each_attack_is_taken_once() -> None:
 
 
 def test_parameters_of_the_standard_suite(network: nn.Module, data: Data) -> None:
-    pytest.importorskip("pyautoattack")
     few = data[0][:2], data[1][:2]
     found = {r.name: r.parameters for r in run(network, few, ["apgd-ce", "apgd-t", "fab-t"], "L1", 9.0).attacks}
-    assert found["apgd-ce"]["n_restarts"] == 5
-    assert found["apgd-ce"]["use_largereps"] is True
-    assert found["apgd-t"]["n_target_classes"] == 5
+    assert found["apgd-ce"]["restarts"] == 5
+    assert found["apgd-ce"]["larger_radii"] is True
+    assert found["apgd-t"]["targets"] == 5
     found = {r.name: r.parameters for r in run(network, few, ["standard", "rand"], eps=0.5).attacks}
-    assert found["apgd-ce"]["n_restarts"] == 1
-    assert found["apgd-t"]["n_target_classes"] == found["fab-t"]["n_target_classes"] == 9
-    assert found["square"]["n_queries"] == 5000
-    assert found["square"]["rescale_schedule"] is False
-    assert found["rand-apgd-ce"]["eot_iter"] == 20
+    assert found["apgd-ce"]["restarts"] == 1
+    assert found["apgd-t"]["targets"] == found["fab-t"]["targets"] == 9
+    assert found["square"]["queries"] == 5000
+    assert found["square"]["rescaled_schedule"] is False
+    assert found["rand-apgd-ce"]["samples"] == 20
 
 
 def test_torchattacks(network: nn.Module, data: Data) -> None:
@@ -79,7 +80,6 @@ def test_torchattacks_in_other_norms(network: nn.Module, data: Data) -> None:
 
 def test_torchattacks_autoattack_with_100_steps_is_the_standard_suite(network: nn.Module, data: Data) -> None:
     pytest.importorskip("torchattacks")
-    pytest.importorskip("pyautoattack")
     few = data[0][:12], data[1][:12]
     report = run(network, few, ["standard", "torchattacks-autoattack"], eps=0.13)
     assert_array_equal(report.attacks[-1].robust, report.attacks[3].robust)
@@ -92,7 +92,7 @@ def test_a_library_without_metadata_has_an_unknown_version(monkeypatch: pytest.M
 
     pytest.importorskip("pyautoattack")
     monkeypatch.setattr("importlib.metadata.distribution", missing)
-    assert list(package_versions([ATTACKS["square"]]).values()) == ["unknown version"]
+    assert list(package_versions([ATTACKS["square"]], "reference").values()) == ["unknown version"]
 
 
 def test_noise(network: nn.Module, data: Data) -> None:

@@ -1,0 +1,175 @@
+"""Logical and physical batches.
+
+AutoAttack's verdicts depend on the batch: its authors' code seeds each attack anew for every batch, and draws random
+numbers in that batch's shape. Such a *logical* batch is a part of the evaluation's definition. What a device runs at
+once, a *physical* batch, is not: it may be smaller, or hold points of several logical batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Draw = Callable[..., Tensor]
+"""`torch.rand` or `torch.randn`."""
+
+# What a pass may take of the memory that is free; the attacks' own tensors need the rest.
+MEMORY_SHARE = 0.5
+LARGEST_BATCH = 1024
+# Numbers in the images that keep a CPU busy.
+BUSY = 2**17
+_PROBE = 8
+
+
+class Streams:
+    """The random numbers of points that belong to consecutive logical batches, each with a stream of its own.
+
+    All are drawn on the CPU, in the order and the shapes of the reference, so that they do not depend on the device.
+
+    Args:
+        points: the number of points.
+        batch_size: the size of a logical batch.
+        seed: the seed of every stream.
+
+    Example:
+        >>> one, two = Streams(6, 3, seed=0).draw(torch.rand, torch.arange(6), (2,)).split(3)
+        >>> bool((one == two).all())
+        True
+    """
+
+    def __init__(self, points: int, batch_size: int, seed: int) -> None:
+        self.batch = torch.arange(points) // batch_size
+        self.generators = [torch.Generator().manual_seed(seed) for _ in range(math.ceil(points / batch_size))]
+
+    def groups(self, points: Tensor) -> Iterator[tuple[torch.Generator, slice]]:
+        """The stream of each logical batch that has some of these ascending indices [n], and where they are."""
+        counts = torch.bincount(self.batch[points.cpu()], minlength=len(self.generators)).tolist()
+        done = 0
+        for generator, count in zip(self.generators, counts, strict=True):
+            if count:
+                yield generator, slice(done, done + count)
+            done += count
+
+    def draw(self, kind: Draw, points: Tensor, shape: Sequence[int]) -> Tensor:
+        """Numbers [n, *shape] for the points with these ascending indices [n], on the CPU."""
+        return torch.cat(
+            [kind((rows.stop - rows.start, *shape), generator=generator) for generator, rows in self.groups(points)]
+        )
+
+
+class Passes:
+    """Runs a network, and what surrounds it, on physical batches. What does not fit into memory is halved.
+
+    Args:
+        model: images in [0, 1] -> logits.
+        size: the largest number of images in a pass.
+        precision: gradients are computed with autocast in this type; None for the network's own.
+    """
+
+    def __init__(self, model: nn.Module, size: int, precision: torch.dtype | None = None) -> None:
+        self.model, self.size, self.precision = model, size, precision
+
+    def over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """``run`` on consecutive slices of ``count`` rows; what it returned, joined again."""
+        parts: list[tuple[Tensor, ...]] = []
+        done = 0
+        while done < count:
+            part = slice(done, min(done + self.size, count))
+            try:
+                parts.append(run(part))
+                done = part.stop
+                continue
+            except RuntimeError as error:
+                if not _out_of_memory(error) or part.stop - part.start == 1:
+                    raise
+            # Outside of the handler: the error would keep the tensors of the pass alive.
+            self.size = max(1, (part.stop - part.start) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
+
+    def room(self, x: Tensor) -> int:
+        """How many images like these [N, ...] are worth running at once, where there is a choice.
+
+        A CPU gains nothing from more images than keep it from idling between operations.
+        """
+        return self.size if x.device.type == "cuda" else min(self.size, max(BUSY // x[0].numel(), 1))
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits [N, classes] of images [N, ...]."""
+        return self.over(len(x), lambda part: (self.model(x[part]),))[0]
+
+    def gradient(self, x: Tensor, objective: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [N, classes] of images ``x`` [N, ...], a value [N] of each, and its gradient [N, ...].
+
+        ``objective`` gets the logits of a slice of the images, and the slice. Parameters receive no gradient.
+        """
+
+        def run(part: slice) -> tuple[Tensor, ...]:
+            images = x[part].detach().requires_grad_()
+            with torch.enable_grad():
+                with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+                    logits = self.model(images)
+                values = objective(logits.float(), part)
+                (gradient,) = torch.autograd.grad(values.sum(), images)
+            return logits.detach().float(), values.detach(), gradient.contiguous()
+
+        logits, values, gradient = self.over(len(x), run)
+        return logits, values, gradient
+
+
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether the class of each row of ``logits`` [N, classes] is not ``y`` [N]; logits with NaN belong to no class."""
+    return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1)
+
+
+class ChannelsLast(nn.Module):
+    """A model that gets its images with the channels of a pixel side by side: a layout, not another shape."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
+        return logits
+
+
+def laid_out(model: nn.Module, image: Tensor) -> nn.Module:
+    """The model, on a CPU behind `ChannelsLast`: convolutions there take down to half the time.
+
+    The model itself where an image [1, C, H, W] shows that it does not take this layout, as with ``view`` in its code.
+    """
+    if image.device.type != "cpu" or image.dim() != 4:
+        return model
+    turned = ChannelsLast(model)
+    try:
+        logits = Passes(turned, 1).gradient(image, lambda logits, _: logits.sum(dim=1))[0]
+    except RuntimeError:
+        return model
+    return turned if torch.allclose(logits, Passes(model, 1).logits(image), rtol=1e-4, atol=1e-4) else model
+
+
+def fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
+    """How many images [1, ...] like this one a GPU's free memory holds in a pass with gradient; else ``otherwise``."""
+    device = image.device
+    if device.type != "cuda":
+        return otherwise
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    x = image.expand(_PROBE, *image.shape[1:]).contiguous()
+    Passes(model, _PROBE).gradient(x, lambda logits, _: logits.sum(dim=1))
+    used = max(torch.cuda.max_memory_allocated(device) - before, 1)
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + reserved
+    return int(min(max(MEMORY_SHARE * free * _PROBE / used, 1), LARGEST_BATCH))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is a lack of memory; the CPU's has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,138 @@
+"""Robust accuracy at several eps, without attacking a point again that a smaller eps has broken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+from numpy.typing import NDArray
+
+from ..threat import ThreatModel
+from .evaluator import Evaluator, describe_threat
+from .report import AttackResult, EvaluationReport
+from .suites import resolve
+
+
+def sweep(
+    estimator: PyTorchClassifier,
+    norm: str | float,
+    eps: Sequence[float | str],
+    x: NDArray[Any],
+    y: NDArray[Any],
+    *,
+    attacks: str | Sequence[str] = "standard",
+    state_dir: str | Path | None = None,
+    **settings: Any,
+) -> dict[float, EvaluationReport]:
+    """Evaluate at each radius, from the smallest on; each report is one of all points.
+
+    An image that breaks a point within eps lies within every larger eps too. So only the points that are left are
+    attacked again, in batches of their own: the verdicts may differ from those of an evaluation at that eps alone by
+    what random starts do, and never in favour of the network.
+
+    Args:
+        estimator: as for `Evaluator`.
+        norm: of the threats, ``"Linf"``, ``"L2"`` or ``"L1"``.
+        eps: the radii, in the units of the estimator's input.
+        x: samples [N, *input_shape] in the estimator's range.
+        y: labels, as class indices [N] or one-hot rows [N, classes].
+        attacks: stages of AutoAttack: a suite of them (``"standard"``, ``"rand"``), or some by name.
+        state_dir: keeps the state, in a folder for each radius.
+        settings: ``batch_size``, ``seed`` and the other keywords of `Evaluator`.
+
+    Returns:
+        The reports by radius, the smallest first. ``settings["reused"]`` says how many points an earlier one broke.
+
+    Raises:
+        ValueError: no radius, or one twice; attacks that are no stages (their accuracies count all points); and as
+            `Evaluator` does.
+
+    Example:
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1))
+        >>> x, y = np.random.rand(20, 1, 8, 8).astype("float32"), np.arange(20) % 10
+        >>> reports = sweep(classifier, "Linf", [0.1, 0.05], x, y, attacks="apgd-ce", verbose=False)
+        >>> list(reports)
+        [0.05, 0.1]
+        >>> reports[0.1].robust_accuracy <= reports[0.05].robust_accuracy
+        True
+    """
+    threats = sorted((ThreatModel(norm, radius) for radius in eps), key=lambda threat: threat.eps)
+    if not threats or len({threat.eps for threat in threats}) < len(threats):
+        raise ValueError(f"eps: got {list(eps)}, expected at least one radius, and each once.")
+    other = [attack.name for attack in resolve(attacks) if not (attack.cumulative and attack.bounded)]
+    if other:
+        raise ValueError(f"attacks: got {', '.join(other)}, expected stages of AutoAttack such as 'standard'.")
+    images, labels = np.asarray(x), np.asarray(y)
+    # All are made before any runs, so that a setting that does not fit is refused at once.
+    evaluators = [
+        Evaluator(
+            estimator,
+            threat,
+            attacks=attacks,
+            state_dir=None if state_dir is None else Path(state_dir) / f"{threat.eps:g}",
+            **settings,
+        )
+        for threat in threats
+    ]
+    reports: dict[float, EvaluationReport] = {}
+    before: EvaluationReport | None = None
+    for evaluator in evaluators:
+        left = np.arange(len(images)) if before is None else before.robust.nonzero()[0]
+        if before is None:
+            report = evaluator.evaluate(images, labels)
+        elif len(left):
+            report = _merged(before, evaluator.evaluate(images[left], labels[left]), left)
+        else:
+            report = _all_broken(before, evaluator.threat)
+        reports[evaluator.threat.eps] = before = report
+    return reports
+
+
+def _merged(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any]) -> EvaluationReport:
+    """The report of all points at the larger eps, ``after`` being that of the points ``left``."""
+    adversarial = before.adversarial.copy()
+    adversarial[left] = after.adversarial
+    robust = _spread(after.robust, left, len(before.robust))
+    attacks = []
+    for result in after.attacks:
+        stands = _spread(result.robust, left, len(before.robust))
+        attacks.append(replace(result, robust=stands, robust_accuracy=float(stands.mean())))
+    examples = replace(after.examples, indices=left[after.examples.indices])
+    return replace(
+        before,
+        robust_accuracy=float(robust.mean()),
+        robust=robust,
+        adversarial=adversarial,
+        attacks=attacks,
+        flags=after.flags,
+        settings={**after.settings, **_reused(before)},
+        examples=examples if len(examples.indices) else before.examples,
+    )
+
+
+def _all_broken(before: EvaluationReport, threat: ThreatModel) -> EvaluationReport:
+    """The report at a larger eps when no point is left: nothing has to be run."""
+    idle: dict[str, Any] = {"seconds": 0.0, "forward_calls": 0, "backward_calls": 0}
+    attacks: list[AttackResult] = [replace(result, **idle) for result in before.attacks]
+    described = describe_threat(threat, *before.settings["clip_values"])
+    return replace(before, attacks=attacks, settings={**before.settings, "threat": described, **_reused(before)})
+
+
+def _spread(stands: NDArray[np.bool_], left: NDArray[Any], points: int) -> NDArray[np.bool_]:
+    whole = np.zeros(points, dtype=bool)
+    whole[left] = stands
+    return whole
+
+
+def _reused(before: EvaluationReport) -> dict[str, Any]:
+    broken = int((before.correct & ~before.robust).sum())
+    return {
+        "points": before.settings["points"],
+        "reused": {"eps": before.settings["threat"]["eps"], "points": broken},
+    }

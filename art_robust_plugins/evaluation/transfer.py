@@ -1,0 +1,73 @@
+"""Attacks that follow the gradients of another network: what masks a network's own gradients does not mask those."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+from torch.nn import functional
+
+from ..bridge import EstimatorModule, preserved
+from .diagnostics import TRANSFER
+from .suites import Attack, Perturb, Setting
+
+STEPS = 50
+
+
+def transfer(source: PyTorchClassifier, name: str) -> Attack:
+    """Projected gradient ascent on another network's cross-entropy, judged on the one that is evaluated.
+
+    A transfer attack knows less than one that follows the network's own gradients. Where it breaks points that those
+    left, they were misled, and the report has the flag ``"transfer-beats-white-box"``. Take a network of the same task,
+    best one of the same architecture trained plainly, and several where there are.
+
+    50 steps of 2.5 eps / 50 from a uniform random start, in the threat's norm and ball (Papernot et al., arXiv
+    1605.07277, name the idea; the settings are ours). The source is used in evaluation mode, and left as it was.
+
+    Args:
+        source: the other classifier, for inputs of the same shape and the same classes.
+        name: the attack is called ``transfer-<name>``.
+
+    Returns:
+        An attack for `Evaluator`, to be put beside others.
+
+    Raises:
+        ValueError: when the attack is prepared, for a source of other inputs or classes.
+
+    Example:
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> other = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1))
+        >>> transfer(other, "plain").name
+        'transfer-plain'
+    """
+    module = EstimatorModule(source)
+    shape = tuple(module.from_estimator(torch.zeros(1, *source.input_shape)).shape[1:])
+
+    def prepare(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+        if (source.nb_classes, shape) != (setting.classes, setting.input_shape):
+            raise ValueError(
+                f"attacks: the source of {TRANSFER + name!r} takes inputs {shape} of {source.nb_classes} classes, "
+                f"expected {setting.input_shape} and {setting.classes}."
+            )
+        threat = setting.threat
+
+        def perturb(x: Tensor, y: Tensor) -> Tensor:
+            def loss(images: Tensor) -> Tensor:
+                logits = module(images.to(module.device))
+                return functional.cross_entropy(logits, y.to(module.device), reduction="sum").to(images.device)
+
+            with preserved(source.model):
+                source.model.eval()
+                start = threat.random_start(x, 0.0, 1.0)
+                return threat.ascend(loss, x, start, steps=STEPS, step_size=2.5 * threat.eps / STEPS, low=0.0, high=1.0)
+
+        weights = hashlib.sha256()
+        for tensor in source.model.state_dict().values():
+            weights.update(tensor.detach().cpu().double().numpy().tobytes())
+        return perturb, {"source": weights.hexdigest()[:12], "steps": STEPS, "step_size": 2.5 * threat.eps / STEPS}
+
+    return Attack(f"{TRANSFER}{name}", f"{STEPS} gradient steps on another network, {name}", prepare, gradients=False)

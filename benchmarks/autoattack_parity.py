@@ -1,0 +1,164 @@
+"""Whether our AutoAttack gives every point the reference's verdict, in many settings.
+
+    python benchmarks/autoattack_parity.py [--quick] [--points 40] [--workers 1]
+
+Four networks: a small CNN on the digits (8x8, gray) and a residual one with batch normalisation on the digits as
+coloured images [3, 32, 32], each trained plainly and adversarially. Each of them meets the standard version in three
+norms, at two radii, with three seeds and two logical batch sizes; with ten classes, and the first of them with four.
+Every stage's verdicts are compared point by point. Ours runs with physical batches of 7 and 64, and of 1 for the first
+seed. The random numbers depend on what was left before, so that one other verdict would change those that follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from record import save, table
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_robust_plugins import ThreatModel
+from art_robust_plugins.data import load_data
+from art_robust_plugins.evaluation.autoattack import AutoAttack
+from art_robust_plugins.evaluation.suites import reference_package
+from art_robust_plugins.models import create_model
+from art_robust_plugins.training import PGDTrainer, StandardTrainer, TrainingOptions
+
+RADII = {
+    ("digits", "plain"): {"Linf": (0.08, 0.14), "L2": (0.4, 0.7), "L1": (1.0, 2.0)},
+    ("digits", "adversarial"): {"Linf": (0.15, 0.25), "L2": (0.8, 1.3), "L1": (2.0, 4.0)},
+    ("coloured", "plain"): {"Linf": (0.01, 0.03), "L2": (0.3, 0.8), "L1": (3.0, 8.0)},
+    ("coloured", "adversarial"): {"Linf": (0.04, 0.1), "L2": (0.8, 2.0), "L1": (6.0, 16.0)},
+}
+NORMS, SEEDS, BATCHES = ("Linf", "L2", "L1"), (0, 1, 2), (15, 250)
+Network = tuple[str, str, int]
+
+
+def images(kind: str, classes: int) -> tuple[Any, ...]:
+    data = load_data("digits")
+    parts: list[Any] = []
+    for arrays in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        x, y = (torch.from_numpy(values[arrays[1] < classes]) for values in arrays)
+        if kind == "coloured":
+            colours = 0.5 + 0.5 * torch.rand(len(x), 3, 1, 1, generator=torch.Generator().manual_seed(0))
+            x = functional.interpolate(x, scale_factor=4) * colours
+        parts += [x.numpy(), y.numpy()]
+    return tuple(parts)
+
+
+def trained(network: Network) -> tuple[nn.Module, Tensor, Tensor]:
+    kind, training, classes = network
+    x_train, y_train, x_test, y_test = images(kind, classes)
+    torch.manual_seed(0)
+    name, given = ("small-cnn", {}) if kind == "digits" else ("wide-resnet", {"depth": 10, "widen_factor": 1})
+    module = create_model(name, x_train.shape[1:], classes, **given)
+    classifier = PyTorchClassifier(
+        module,
+        nn.CrossEntropyLoss(),
+        x_train.shape[1:],
+        classes,
+        optimizer=torch.optim.Adam(module.parameters(), 2e-3),
+        clip_values=(0, 1),
+        device_type="cpu",
+    )
+    options = TrainingOptions(seed=0)
+    if training == "plain":
+        trainer: Any = StandardTrainer(classifier, options=options)
+    else:
+        threat = ThreatModel("Linf", 0.1 if kind == "digits" else 0.03)
+        trainer = PGDTrainer(classifier, threat=threat, steps=3, options=options)
+    trainer.fit(x_train, y_train, nb_epochs=8 if kind == "digits" else 3, verbose=False)
+    return module.eval(), torch.from_numpy(x_test), torch.from_numpy(y_test)
+
+
+class _Silent:
+    def warning(self, message: object) -> None:
+        pass
+
+
+def reference(network: nn.Module, threat: ThreatModel, x: Tensor, y: Tensor, seed: int, size: int) -> list[np.ndarray]:
+    """Which points each stage of the reference left."""
+    package = reference_package()[0]
+    ensemble = package.AutoAttack(network, norm=threat.norm, eps=threat.eps, seed=seed, device="cpu")
+    ensemble.apgd.logger = ensemble.apgd_targeted.logger = _Silent()
+    classes = network(x[:1]).shape[1]
+    ensemble.apgd_targeted.n_target_classes = min(ensemble.apgd_targeted.n_target_classes, classes - 1)
+    ensemble.fab.n_target_classes = min(ensemble.fab.n_target_classes, classes - 1)
+    ensemble.fab.targeted, ensemble.apgd.loss = True, "ce"
+    with torch.no_grad():
+        robust = network(x).argmax(dim=1) == y
+        left = []
+        for attack in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab, ensemble.square):
+            for points in robust.nonzero().flatten().split(size):
+                found = attack.perturb(x[points].clone(), y[points].clone())
+                robust[points] = network(found).argmax(dim=1) == y[points]
+            left.append(robust.numpy().copy())
+    return left
+
+
+def compared(network: Network, points: int, few: bool) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    module, x, y = trained(network)
+    x, y = x[:points], y[:points]
+    kind, training, classes = network
+    rows = []
+    cases = list(product(NORMS, (0, 1), SEEDS, BATCHES))
+    for norm, which, seed, size in cases[:1] if few else cases:
+        threat = ThreatModel(norm, RADII[kind, training][norm][which])
+        expected = reference(module, threat, x, y, seed, size)
+        for physical in (1, 7, 64) if seed == 0 and kind == "digits" else (7, 64):
+            attack = AutoAttack(module, threat, seed=seed, batch_size=size, physical_batch_size=physical)
+            found = list(attack.run(x, y).left.values())
+            differ = sum(int((ours.numpy() != theirs).sum()) for ours, theirs in zip(found, expected, strict=True))
+            rows.append(
+                {
+                    "network": f"{kind}, {training}, {classes} classes",
+                    "threat": f"{norm} {threat.eps:g}",
+                    "seed": seed,
+                    "batch": size,
+                    "physical": physical,
+                    "left": f"{int(expected[-1].sum())} of {len(x)}",
+                    "verdicts": 4 * len(x),
+                    "different": differ,
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="a minute, two networks and 12 points; not recorded")
+    args = parser.parse_args()
+    networks: list[Network] = [(kind, training, 10) for kind, training in RADII] + [("digits", "plain", 4)]
+    if args.quick:
+        networks, args.points = networks[::4], 12
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        found = [pool.submit(compared, network, args.points, args.quick) for network in networks]
+        rows = [row for each in found for row in each.result()]
+    names = dict.fromkeys(row["network"] for row in rows)
+    total = [
+        {
+            "network": name,
+            "runs": sum(row["network"] == name for row in rows),
+            "verdicts": sum(row["verdicts"] for row in rows if row["network"] == name),
+            "different": sum(row["different"] for row in rows if row["network"] == name),
+        }
+        for name in names
+    ]
+    print("\n" + table(total))
+    if not args.quick:
+        print(save("autoattack_parity", {"total": total, "runs": rows}, points=args.points))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Our square attack and FAB give every point the reference's verdict; the projections solve what they should."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from art_robust_plugins import ThreatModel
+from art_robust_plugins.evaluation.autoattack.fab import FAB
+from art_robust_plugins.evaluation.autoattack.projections import l1_ball_correction, onto_hyperplane
+from art_robust_plugins.evaluation.autoattack.square import Square, image_shape, tile
+from art_robust_plugins.evaluation.suites import reference_package
+
+from .conftest import digits, trained
+from .reference import coloured, in_batches, needs_reference, trained_residual, verdicts
+
+
+@pytest.fixture(scope="module")
+def residual() -> nn.Module:
+    return trained_residual()
+
+
+def correct(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The last 22 of the points that are classified correctly."""
+    right = verdicts(network, x, y)
+    return x[right][-22:], y[right][-22:]
+
+
+def images_of(name: str) -> tuple[Tensor, Tensor]:
+    if name == "residual":
+        return coloured()
+    x, y = digits()
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def reference(kind: str, network: nn.Module, threat: ThreatModel, **given: Any) -> Any:
+    module, name = {"square": ("square", "SquareAttack"), "fab": ("fab_pt", "FABAttack_PT")}[kind]
+    base = importlib.import_module(f"{reference_package()[0].__name__}.{module}")
+    return getattr(base, name)(network, norm=threat.norm, eps=threat.eps, device="cpu", seed=3, **given)
+
+
+class Counted(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.calls = network, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += len(x)
+        return self.network(x)
+
+
+SQUARE = [
+    ("digits", "Linf", 0.14),
+    ("digits", "L2", 0.8),
+    ("digits", "L1", 2.6),
+    ("residual", "Linf", 0.05),
+    ("residual", "L2", 2.5),
+    ("residual", "L1", 14.0),
+]
+
+
+@needs_reference
+@pytest.mark.parametrize(("name", "norm", "eps"), SQUARE)
+def test_square(name: str, norm: str, eps: float, network: nn.Module, residual: nn.Module) -> None:
+    model = Counted(residual if name == "residual" else network)
+    x, y = correct(model, *images_of(name))
+    threat = ThreatModel(norm, eps)
+    model.calls = 0
+    attack = reference("square", model, threat, n_queries=150, n_restarts=1, resc_schedule=False)
+    expected = verdicts(model, in_batches(attack, x, y, 9), y)
+    calls = model.calls
+    for physical in (1, 7, 64) if (name, norm) == ("digits", "Linf") else (64,):
+        model.calls = 0
+        found = Square(model, threat, queries=150, seed=3, batch_size=9, physical_batch_size=physical)(x, y)
+        assert model.calls < 1.15 * calls
+        assert torch.equal(verdicts(model, found, y), expected)
+        assert (threat.distance(found, x) <= eps * (1 + 1e-5)).all()
+        assert (found.clamp(0, 1) - found).abs().max() <= 1e-6
+    assert 0 < expected.sum() < len(x)
+
+
+def test_square_spends_no_query_on_proposals_that_change_nothing(network: nn.Module) -> None:
+    x, y = correct(network, *images_of("digits"))
+    model = Counted(network)
+    found = Square(model, ThreatModel("Linf", 0.02), queries=3000)(x, y)
+    assert model.calls < 0.3 * 3000 * len(x)
+    assert verdicts(network, found, y).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("shape", [(3, 2, 2), (1, 4, 9), (2, 14, 6), (12,), (13,)])
+def test_square_takes_small_flat_and_oblong_inputs(norm: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(6, *shape)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 3))
+    y = network(x).argmax(dim=1)
+    threat = ThreatModel(norm, 0.3)
+    found = Square(network, threat, queries=40)(x, y.int())
+    assert found.shape == x.shape
+    assert (threat.distance(found, x) <= 0.3 * (1 + 1e-5)).all()
+
+
+def test_flat_inputs_are_images_with_sides_as_equal_as_possible() -> None:
+    assert image_shape((3, 5, 7)) == (3, 5, 7)
+    assert image_shape((784,)) == (1, 28, 28)
+    assert image_shape((3072,)) == (1, 48, 64)
+    assert image_shape((13,)) == (1, 1, 13)
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_a_tile_has_length_one_and_two_signs(norm: Any) -> None:
+    for side in range(2, 9):
+        pattern = tile(side, norm)
+        assert torch.linalg.vector_norm(pattern, 2 if norm == "L2" else 1).item() == pytest.approx(1)
+        assert (pattern[: side // 2] > 0).all()
+        assert (pattern[side // 2 :] < 0).all()
+
+
+FAB_CASES = [
+    ("digits", "Linf", 0.11, 4),
+    ("digits", "L2", 0.5, 4),
+    ("digits", "L1", 1.4, 4),
+    ("digits", "Linf", 0.11, None),
+    ("digits", "L2", 0.5, None),
+    ("digits", "L1", 1.4, None),
+    ("residual", "Linf", 0.025, 2),
+    ("residual", "L1", 6.0, None),
+]
+
+
+@needs_reference
+@pytest.mark.parametrize(("name", "norm", "eps", "targets"), FAB_CASES)
+def test_fab(name: str, norm: str, eps: float, targets: int | None, network: nn.Module, residual: nn.Module) -> None:
+    model = residual if name == "residual" else network
+    x, y = correct(model, *images_of(name))
+    threat = ThreatModel(norm, eps)
+    state = torch.get_rng_state()
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    restarts = 1 if targets else 2
+    for physical in (1, 64) if (name, norm) == ("digits", "Linf") else (7,):
+        attack = FAB(
+            model,
+            threat,
+            targets=targets,
+            steps=12,
+            restarts=restarts,
+            seed=3,
+            batch_size=9,
+            physical_batch_size=physical,
+        )
+        found = attack(x, y)
+        robust = verdicts(model, found, y)
+        assert (threat.distance(found, x) <= eps * (1 + 1e-5)).all()
+        assert torch.equal(torch.get_rng_state(), state)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+        wanted = {"targeted": targets is not None, "n_target_classes": targets, "n_restarts": restarts, "n_iter": 12}
+        expected = in_batches(reference("fab", model, threat, **wanted), x, y, 9)
+        gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        state = torch.get_rng_state()
+        assert torch.equal(robust, verdicts(model, expected, y))
+    assert 0 < robust.sum() < len(x)
+
+
+@needs_reference
+@pytest.mark.parametrize("classes", [4, 2])
+def test_fab_of_few_classes(classes: int) -> None:
+    network = trained(classes, steps=60).eval()
+    x, y = correct(network, *(torch.from_numpy(values) for values in digits(classes)))
+    threat = ThreatModel("Linf", 0.25)
+    attack = reference("fab", network, threat, targeted=True, n_target_classes=classes - 1, n_iter=12)
+    found = FAB(network, threat, targets=9, steps=12)(x, y)
+    assert torch.equal(verdicts(network, found, y), verdicts(network, in_batches(attack, x, y, 22), y))
+
+
+numbers = st.integers(0, 2**31)
+
+
+@given(seed=numbers, size=st.integers(1, 40), reach=st.floats(0.05, 0.95), norm=st.sampled_from(["Linf", "L2", "L1"]))
+@settings(max_examples=60, deadline=None)
+def test_the_change_onto_a_hyperplane_is_the_smallest(seed: int, size: int, reach: float, norm: Any) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, w, other = (torch.rand(8, size, generator=generator, dtype=torch.float64) for _ in range(3))
+    w = 2 * w - 1
+    low, high = w.clamp_max(0).sum(dim=1), w.clamp_min(0).sum(dim=1)
+    offset = low + reach * (high - low)
+    change = onto_hyperplane(x, w, offset, norm)
+    assert torch.allclose((w * (x + change)).sum(dim=1), offset, atol=1e-8)
+    assert (x + change >= -1e-9).all()
+    assert (x + change <= 1 + 1e-9).all()
+    # Any other point of the box, moved along the segment to a corner that lies beyond the hyperplane, is no nearer.
+    beyond = torch.where((w * other).sum(dim=1, keepdim=True) > offset[:, None], (w < 0) * 1.0, (w > 0) * 1.0)
+    at, end = (w * other).sum(dim=1), (w * beyond).sum(dim=1)
+    share = ((offset - at) / (end - at)).clamp(0, 1)[:, None]
+    on_plane = other + share * (beyond - other)
+    threat = ThreatModel(norm, 1.0)
+    assert (threat.distance(x + change, x) <= threat.distance(on_plane, x) + 1e-8).all()
+
+
+@given(seed=numbers, size=st.integers(2, 40), radius=st.floats(0.01, 5))
+@settings(max_examples=60, deadline=None)
+def test_the_projection_on_the_l1_ball_and_the_box(seed: int, size: int, radius: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(8, size, generator=generator, dtype=torch.float64)
+    delta = torch.randn(8, size, generator=generator, dtype=torch.float64)
+    found = x + delta + l1_ball_correction(x, delta, radius)
+    assert ((found - x).abs().sum(dim=1) <= radius + 1e-9).all()
+    assert (found >= -1e-12).all()
+    assert (found <= 1 + 1e-12).all()
+    # The projection on a convex set makes an obtuse angle with every point of the set.
+    other = torch.rand(8, size, generator=generator, dtype=torch.float64) - x
+    other = x + other * (radius / other.abs().sum(dim=1, keepdim=True)).clamp_max(1)
+    assert (((x + delta - found) * (other - found)).sum(dim=1) <= 1e-8).all()

@@ -1,0 +1,105 @@
+"""Sweeps over eps: what is carried over, and that nothing is attacked again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from torch import nn
+
+from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
+from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare, sweep
+
+from .conftest import Data, trained, wrap
+
+pytest.importorskip("pyautoattack")
+RADII = (0.02, 0.05, 0.1)
+STAGES = ("apgd-ce", "apgd-t")
+
+
+@pytest.fixture(scope="module")
+def reports(network: nn.Module, data: Data) -> dict[float, EvaluationReport]:
+    return sweep(wrap(network), "Linf", ["0.1", 0.02, 0.05], *data, attacks=STAGES, verbose=False)
+
+
+def test_a_point_that_a_smaller_eps_broke_stays_broken(
+    reports: dict[float, EvaluationReport], network: nn.Module, data: Data
+) -> None:
+    assert tuple(reports) == RADII
+    x, y = (torch.from_numpy(values) for values in data)
+    before = np.ones(len(y), dtype=bool)
+    for eps, report in reports.items():
+        assert report.settings["threat"]["eps"] == eps
+        assert report.settings["points"] == len(y) == len(report.robust)
+        assert not (report.robust & ~before).any()
+        for result in report.attacks:
+            assert result.robust_accuracy == result.robust.mean()
+            assert not (result.robust & ~before).any()
+        assert_array_equal(report.attacks[-1].robust, report.robust)
+        # The adversarial images are proof: within this eps, and misclassified.
+        adversarial = torch.from_numpy(report.adversarial)
+        assert ThreatModel("Linf", eps).distance(adversarial, x).max() <= eps + 1e-6
+        assert_array_equal((network(adversarial).argmax(dim=1) == y).numpy(), report.robust)
+        for index, clean in zip(report.examples.indices, report.examples.clean, strict=True):
+            assert_array_equal(clean, data[0][index])
+        before = report.robust
+    assert reports[0.02].robust_accuracy > reports[0.1].robust_accuracy
+
+
+def test_only_points_that_are_left_are_attacked(
+    reports: dict[float, EvaluationReport], network: nn.Module, data: Data
+) -> None:
+    first, second, third = reports.values()
+    alone = Evaluator(wrap(network), ThreatModel("Linf", 0.02), attacks=STAGES, verbose=False).evaluate(*data)
+    assert_array_equal(first.robust, alone.robust)
+    assert "reused" not in first.settings
+    assert second.settings["reused"] == {"eps": 0.02, "points": int((first.correct & ~first.robust).sum())}
+    assert third.settings["reused"]["eps"] == 0.05
+    left = wrap(network), data[0][first.robust], data[1][first.robust]
+    again = Evaluator(left[0], ThreatModel("Linf", 0.05), attacks=STAGES, verbose=False).evaluate(*left[1:])
+    assert_array_equal(second.robust[first.robust], again.robust)
+    assert [a.forward_calls for a in second.attacks] == [a.forward_calls for a in again.attacks]
+    broken = second.settings["reused"]["points"]
+    assert f"{broken} points broken within 0.02, not attacked again" in compare({"a": first, "b": second})
+
+
+def test_nothing_runs_when_every_point_is_broken(network: nn.Module, data: Data) -> None:
+    few = data[0][:6], data[1][:6]
+    weak = wrap(trained(steps=5))
+    *_, whole, larger = sweep(weak, "Linf", [0.01, 0.4, 0.5], *few, attacks="apgd-ce", verbose=False).values()
+    assert whole.robust_accuracy == larger.robust_accuracy == 0
+    assert larger.settings["threat"] == {"norm": "Linf", "eps": 0.5, "text": "Linf 0.5"}
+    assert [attack.forward_calls for attack in larger.attacks] == [0]
+    assert larger.settings["reused"]["points"] == int(whole.correct.sum())
+
+
+def test_certified_stays_below_robust(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    certifier = PyTorchLipschitzCertifier.from_classifier(wrap(network))
+    few = data[0][:12], data[1][:12]
+    found = sweep(certifier, "L2", [0.01, 0.3], *few, attacks="apgd-ce", verbose=False)
+    for eps, report in found.items():
+        assert report.certified_accuracy == (report.radii >= eps).mean() <= report.robust_accuracy
+        report.save(tmp_path)
+        assert_array_equal(EvaluationReport.load(tmp_path).robust, report.robust)
+
+
+def test_a_sweep_goes_on_where_it_was(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    few, arguments = (data[0][:8], data[1][:8]), {"attacks": "apgd-ce", "state_dir": tmp_path, "verbose": False}
+    first = sweep(wrap(network), "Linf", [0.02], *few, **arguments)
+    both = sweep(wrap(network), "Linf", [0.02, 0.05], *few, **arguments)
+    assert [a.seconds for a in both[0.02].attacks] == [a.seconds for a in first[0.02].attacks]
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0.02", "0.05"]
+
+
+def test_what_cannot_be_swept(network: nn.Module, data: Data) -> None:
+    classifier = wrap(network)
+    with pytest.raises(ValueError, match=r"attacks: got fgsm, expected stages of AutoAttack"):
+        sweep(classifier, "Linf", [0.1], *data, attacks=["apgd-ce", "fgsm"])
+    for radii in ([], [0.1, "0.1"]):
+        with pytest.raises(ValueError, match=r"eps: got .* expected at least one radius, and each once"):
+            sweep(classifier, "Linf", radii, *data)
+    with pytest.raises(ValueError, match="a ball that holds every image"):
+        sweep(classifier, "Linf", [0.1, 8], *data)
