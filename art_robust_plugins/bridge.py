@@ -429,8 +429,11 @@ def class_logits(classifier: PyTorchClassifier, outputs: Tensor) -> Tensor:
 def preserved(network: nn.Module) -> Iterator[None]:
     """Restore, at the end, each submodule's train or eval mode and each parameter's ``requires_grad`` and ``grad``."""
     modes = [(module, module.training) for module in network.modules()]
+    # Copies of TorchScript have parameters that are no leaves, and have no gradients.
     parameters = [
-        (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in network.parameters()
+        (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())
+        for p in network.parameters()
+        if p.is_leaf
     ]
     try:
         yield

@@ -19,7 +19,7 @@ import conv_norms
 import layerwise
 import lipschitz_mnist
 import local_ball
-import weight_map
+import weight_maps
 from record import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
@@ -57,10 +57,10 @@ def blocks() -> dict[str, str]:
         "local_ball_mnist_search": summary("local_ball_mnist_search", local_ball.search_summary),
         "layerwise_digits": summary("layerwise_digits", layerwise.summary),
         "layerwise_mnist": summary("layerwise_mnist", layerwise.summary),
-        "weight_map_digits": summary("weight_map_digits", weight_map.summary),
-        "weight_map_mnist": summary("weight_map_mnist", weight_map.summary),
+        "weight_map_digits": summary("weight_map_digits", weight_maps.summary),
+        "weight_map_mnist": summary("weight_map_mnist", weight_maps.summary),
         "weight_map_speed": tables("weight_map_speed"),
-        "weight_map_mnist_variance": summary("weight_map_mnist", weight_map.variance_summary),
+        "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary),
     }
 
 
@@ -90,7 +90,7 @@ def main() -> None:
         comparison_figure(reports).savefig(docs / "demo.png", dpi=130, facecolor="white")
     if args.weight_maps:
         records = {name: json.loads((RESULTS / f"weight_map_{name}.json").read_text()) for name in ("digits", "mnist")}
-        drawn = weight_map.figure({name: record["results"] for name, record in records.items()})
+        drawn = weight_maps.figure({name: record["results"] for name, record in records.items()})
         drawn.savefig(docs / "weight_maps.png", dpi=110, facecolor="white")
 
 

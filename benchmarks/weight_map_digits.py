@@ -3,13 +3,13 @@
     python benchmarks/weight_map_digits.py [--workers 2] [--quick]
 
 Three seeds; the whole test set clean and under noise, its first 100 images under FGSM, PGD-20 and standard AutoAttack
-at three eps (Linf). See weight_map.py for the rows. Work in progress is kept under runs/weight_map_digits, and taken up
+at three eps (Linf). See weight_maps.py for the rows. Work in progress is kept under runs/weight_map_digits, and taken up
 again when restarted.
 """
 
 from __future__ import annotations
 
-from weight_map import Setup, run
+from weight_maps import Setup, run
 
 SETUP = Setup(
     data="digits",
