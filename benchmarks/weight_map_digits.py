@@ -3,8 +3,8 @@
     python benchmarks/weight_map_digits.py [--workers 2] [--quick]
 
 Three seeds; the whole test set clean and under noise, its first 100 images under FGSM, PGD-20 and standard AutoAttack
-at three eps (Linf). See weight_maps.py for the rows. Work in progress is kept under runs/weight_map_digits, and taken up
-again when restarted.
+at three eps (Linf). See weight_maps.py for the rows. Work in progress is kept under runs/weight_map_digits, and taken
+up again when restarted.
 """
 
 from __future__ import annotations

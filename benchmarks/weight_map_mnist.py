@@ -3,8 +3,8 @@
     python benchmarks/weight_map_mnist.py --data DIR [--workers 2] [--quick]
 
 Three seeds; all 10,000 test images clean and under noise, the first 100 under FGSM, PGD-20 and standard AutoAttack at
-three eps (Linf). See weight_maps.py for the rows. DIR holds mnist.npz as ART's loader keeps it. Work in progress is kept
-under runs/weight_map_mnist, and taken up again when restarted.
+three eps (Linf). See weight_maps.py for the rows. DIR holds mnist.npz as ART's loader keeps it. Work in progress is
+kept under runs/weight_map_mnist, and taken up again when restarted.
 """
 
 from __future__ import annotations
