@@ -169,8 +169,10 @@ class Evaluator:
             with preserved(network), _random_state_preserved():
                 network.eval()
                 for parameter in network.parameters():
-                    # Only gradients of the input are needed, and the user's own must not be filled.
-                    parameter.requires_grad_(False)
+                    # Only gradients of the input are needed, and the user's own must not be filled. (Copies of
+                    # TorchScript have parameters that are no leaves.)
+                    if parameter.is_leaf:
+                        parameter.requires_grad_(False)
                 return _Run(self, samples, labels).report()
 
 
@@ -342,7 +344,7 @@ class _Run:
             )
         state = {**stored, **progress}
         # In the order in which the attacks ran: who broke a point first gives its adversarial image.
-        for path in sorted((folder / BATCHES_FOLDER).glob("*.pt")):
+        for path in sorted((folder / BATCHES_FOLDER).glob("[0-9]*.pt")):
             change = load_state(path)
             if isinstance(change, dict) and change.get("mark") == state["mark"]:
                 _apply(state, change)

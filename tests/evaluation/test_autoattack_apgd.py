@@ -133,3 +133,25 @@ def test_logits_that_are_nan_are_misclassified() -> None:
     found = APGD(network, ThreatModel("Linf", 0.1), steps=STEPS)(x, y)
     assert network(found).isnan().all()
     assert found.isfinite().all()
+
+
+def test_a_randomised_network_is_searched_to_the_end() -> None:
+    """One unlucky pass says nothing: no point stops at it, and none is left out for it."""
+
+    class Random(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.passes = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.passes += 1
+            wrong = self.passes <= 2  # the clean pass, and the one at the start
+            middle = x.flatten(1).mean(dim=1, keepdim=True) - 0.5
+            return torch.cat([middle, -middle], dim=1) * (-1 if wrong else 1)
+
+    x, y = torch.full((3, 1, 4, 4), 0.6), torch.zeros(3, dtype=torch.long)
+    model = Random()
+    found = APGD(model, ThreatModel("Linf", 0.2), loss="ce", steps=20, samples=2)(x, y)
+    assert model.passes >= 2 * 20
+    assert (model(found).argmax(dim=1) != y).all()
+    assert (found.flatten(1).mean(dim=1) < 0.5).all()

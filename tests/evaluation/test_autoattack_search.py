@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
-from art_robust_plugins.evaluation.autoattack.fab import FAB
+from art_robust_plugins.evaluation.autoattack.fab import FAB, first_of_each
 from art_robust_plugins.evaluation.autoattack.projections import l1_ball_correction, onto_hyperplane
 from art_robust_plugins.evaluation.autoattack.square import Square, image_shape, tile
 from art_robust_plugins.evaluation.suites import reference_package
@@ -53,6 +53,29 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += len(x)
         return self.network(x)
+
+
+@needs_reference
+def test_square_on_logits_that_tie(network: nn.Module) -> None:
+    """A tie goes to the first class, as argmax has it: such points are attacked, and count in the random numbers."""
+
+    class Rounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (network(x) / 4).round()
+
+    x, y = correct(Rounded(), *images_of("digits"))
+    two = Rounded()(x).sort(dim=1).values[:, -2:]
+    assert int((two[:, 0] == two[:, 1]).sum()) >= 1
+    threat = ThreatModel("Linf", 0.1)
+    theirs = reference("square", Rounded(), threat, n_queries=200, n_restarts=1, resc_schedule=False)
+    expected = verdicts(Rounded(), in_batches(theirs, x, y, 11), y)
+    ours = Square(Rounded(), threat, queries=200, seed=3, batch_size=11)
+    assert torch.equal(verdicts(Rounded(), ours(x, y), y), expected)
+
+
+def test_one_image_for_each_point_in_fab() -> None:
+    assert first_of_each(torch.tensor([4, 2, 4, 2, 7])).tolist() == [1, 0, 4]
+    assert first_of_each(torch.tensor([], dtype=torch.long)).tolist() == []
 
 
 SQUARE = [

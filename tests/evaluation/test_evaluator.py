@@ -374,3 +374,32 @@ def test_the_users_data_are_not_written_to(classifier: PyTorchClassifier, data: 
 
     evaluate(classifier, (x, data[1]), attacks=custom(write))
     assert_array_equal(x.numpy(), data[0])
+
+
+def test_a_copy_of_torchscript(network: nn.Module, data: Data) -> None:
+    few = data[0][:4], data[1][:4]
+    scripted = copy.deepcopy(torch.jit.script(network))
+    reports = [
+        Evaluator(wrap(each), ThreatModel("Linf", 0.1), attacks="apgd-ce", verbose=False).evaluate(*few)
+        for each in (network, scripted)
+    ]
+    assert_array_equal(reports[0].robust, reports[1].robust)
+
+
+def test_a_network_that_takes_one_layout_of_a_batch_only() -> None:
+    class Merging(nn.Module):
+        """The channels of an image as images of their own: such a view exists for one image in any layout."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(1, 2, 3), nn.Linear(216, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.conv(x.view(-1, 1, 8, 8)).reshape(len(x), -1))
+
+    torch.manual_seed(0)
+    classifier = wrap(Merging(), classes=4, input_shape=(3, 8, 8))
+    x = torch.rand(6, 3, 8, 8).numpy()
+    y = classifier.predict(x).argmax(axis=1)
+    report = Evaluator(classifier, ThreatModel("Linf", 0.05), attacks="apgd-ce", verbose=False).evaluate(x, y)
+    assert report.clean_accuracy == 1

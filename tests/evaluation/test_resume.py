@@ -175,3 +175,15 @@ def test_a_file_that_is_no_state_is_refused(network: nn.Module, data: Data, tmp_
     torch.save({"format": "art-robust-plugins evaluation 1"}, tmp_path / "evaluation.pt")
     with pytest.raises(ValueError, match=r"by an earlier version of art-robust-plugins, expected this one"):
         evaluator(network, made, tmp_path).evaluate(*data)
+
+
+def test_a_file_that_was_being_written_is_passed_over(network: nn.Module, data: Data, tmp_path: Path) -> None:
+    made, _ = attacks()
+    expected = evaluator(network, made, tmp_path).evaluate(*data)
+    whole = sorted((tmp_path / "batches").glob("*.pt"))[-1]
+    (whole.parent / f".ab12cd34.{whole.name}").write_bytes(whole.read_bytes()[:100])
+    whole.unlink()
+    again, calls = attacks()
+    report = evaluator(network, again, tmp_path).evaluate(*data)
+    assert_array_equal(report.robust, expected.robust)
+    assert len(calls) == 1

@@ -14,7 +14,9 @@ gradient and there is no momentum; their share follows the sparsity of the best 
     dlr-targeted   -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)       z_(1) >= z_(2) >= ... the sorted logits
 
 Status: exact. The random numbers are the reference's, so a point's verdict is too. A point is done when it is
-misclassified for the first time; the reference goes on with it. Runs towards several targets go together.
+misclassified for the first time; the reference goes on with it. Runs towards several targets go together. With several
+samples, for a randomised network, no point stops. (In L1 the reference draws on the GPU where it runs there; ours does
+not, and equals it on a CPU.)
 """
 
 from __future__ import annotations
@@ -134,7 +136,8 @@ class APGD:
         streams = Streams(len(x), self.batch_size, self.seed)
         clean = self.passes.logits(x)
         ranking = clean.sort(dim=1).indices
-        left, found = ~misclassified(clean, y), x.clone()
+        # Of a randomised network one pass does not say which points are classified correctly.
+        left, found = ~misclassified(clean, y) | (self.samples > 1), x.clone()
         # The most probable class is the point's own.
         ranks = [1] if self.targets is None else range(2, self.targets + 2)
         turns = _Turns(streams, [rank for rank in ranks for _ in range(self.restarts)])
@@ -188,7 +191,10 @@ class APGD:
         logits, loss, gradient = self._gradient(start, rows)
         kind = _RUNS[self.threat.norm]
         run = kind(rows, start, loss, gradient, radius=radius, steps=steps, rho=self.rho, whole=whole)
-        run.note(misclassified(logits, rows.y))
+        # Nor when a point is done: like the reference, keep the last image that was misclassified.
+        again = self.samples > 1
+        stop = stop and not again
+        run.note(misclassified(logits, rows.y), again=again)
         best, broken, found = start.clone(), torch.zeros_like(run.done), start.clone()
         place = torch.arange(len(start), device=start.device)
         between = ITERATIONS_BETWEEN_COUNTS if start.device.type == "cuda" else 1
@@ -211,7 +217,7 @@ class APGD:
                     place, run = place[~over], run.kept(~over)
             run.move(first=step == 0)
             logits, loss, gradient = self._gradient(run.at, run.rows)
-            run.note(misclassified(logits, run.rows.y))
+            run.note(misclassified(logits, run.rows.y), again=again)
             run.learn(loss, gradient)
         run = self._confirmed(run)
         write()
@@ -357,9 +363,10 @@ class _Run(_PerPoint):
         """Changes of length 1 in this norm."""
         raise NotImplementedError
 
-    def note(self, wrong: Tensor) -> None:
-        """Keep the first misclassified image of each row."""
-        self.found = torch.where(_like(wrong & ~self.done, self.at), self.at, self.found)
+    def note(self, wrong: Tensor, *, again: bool) -> None:
+        """Keep the first misclassified image of each row, or with ``again`` the last one."""
+        wrong = wrong & self.at.flatten(1).isfinite().all(dim=1)
+        self.found = torch.where(_like(wrong if again else wrong & ~self.done, self.at), self.at, self.found)
         self.done = self.done | wrong
 
     def move(self, *, first: bool) -> None:

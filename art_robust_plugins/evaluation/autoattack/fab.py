@@ -126,7 +126,7 @@ class FAB:
                 return self._iterate(rows, part)
 
             rows.at, new, wrong = self.passes.over(len(at), iterate)
-            success = wrong & ~(_length(self.threat.norm, new - rows.x) > self.threat.eps) & ~done
+            success = wrong & (_length(self.threat.norm, new - rows.x) <= self.threat.eps) & ~done
             found = torch.where(_like(success, new), new, found)
             done = done | success
             if step % between == between - 1 or step == self.steps - 1:
@@ -136,7 +136,9 @@ class FAB:
                 over = torch.isin(rows.index, rows.index[done])
                 if int(over.sum()) < DONE_SHARE * len(over) and step < self.steps - 1:
                     continue
-                broken.append((rows.index[done], found[done]))
+                hits = done.nonzero().flatten()
+                hits = hits[first_of_each(rows.index[hits])]
+                broken.append((rows.index[hits], found[hits]))
                 if bool(over.all()):
                     break
                 rows, found, done = rows.kept(~over), found[~over], done[~over]
@@ -183,6 +185,14 @@ class FAB:
         slopes = _length(dual, gradients.flatten(0, 1)).view(differences.shape)
         nearest = (differences.abs() / (1e-12 + slopes)).argmin(dim=1)
         return differences[row, nearest], gradients[row, nearest]
+
+
+def first_of_each(values: Tensor) -> Tensor:
+    """Where each number of ``values`` [n] stands for the first time: two targets may break one point at once."""
+    ordered, order = values.sort(stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first]
 
 
 @dataclass
