@@ -68,6 +68,9 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
         {'1': WeightMap2d(4, 8, 8, kernel='unsharp', kernel_size=3, alpha=1, bias=False, padding_mode='zeros')}
     """
 
+    demo: ClassVar[dict[str, Any]] = {"kernel": "unsharp"}
+    """The demo's settings: on 8x8 digits the smoothing kernel blurs away what is there to see."""
+
     source: ClassVar[str] = "Amer, Maul: Weight Map Layer, arXiv 1905.00568 (reconstructed, constants ours)"
 
     estimator_params = [  # noqa: RUF012 (ART's)
