@@ -591,6 +591,7 @@ class _Run:
             "points": len(self.x),
             "classes": estimator.nb_classes,
             "input_shape": list(estimator.input_shape),
+            "channels_first": bool(estimator.channels_first),
             "clip_values": [self.low, self.high],
             "preprocessing": preprocessing(estimator),
             "seed": evaluator.seed,
