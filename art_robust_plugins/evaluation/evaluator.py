@@ -29,6 +29,7 @@ from ..bridge import (
     image_tensor,
     label_tensor,
     outputs_are_probabilities,
+    preprocessing_modules,
     preserved,
     processes_of,
     uniform_range,
@@ -166,9 +167,10 @@ class Evaluator:
         with torch.inference_mode(False):
             samples = image_tensor(x, self.estimator).cpu().clamp(low, high)
             labels = label_tensor(y, self.estimator.nb_classes, samples=len(samples)).cpu().clone()
-            with preserved(network), _random_state_preserved():
+            modules = nn.ModuleList([network, *preprocessing_modules(self.estimator)])
+            with preserved(modules), _random_state_preserved():
                 network.eval()
-                for parameter in network.parameters():
+                for parameter in modules.parameters():
                     # Only gradients of the input are needed, and the user's own must not be filled.
                     parameter.requires_grad_(False)
                 return _Run(self, samples, labels).report()

@@ -17,7 +17,7 @@ import torch
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
+from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel, WeightMapPreprocessor
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, save_comparison
 from art_robust_plugins.evaluation.page import (
     certificate_text,
@@ -152,6 +152,21 @@ def test_the_pages_state_settings_and_flags(report: EvaluationReport, tmp_path: 
     assert "- square <5: too small." in (tmp_path / "flagged" / "report.md").read_text()
     assert "one &amp; only" in (tmp_path / "report.html").read_text()
     assert "AutoAttack, " not in str(report)
+
+
+def test_learned_preprocessing_keeps_its_gradients(network: nn.Module, data: Data) -> None:
+    preprocessor = WeightMapPreprocessor((1, 8, 8), clip_values=(0, 1))
+    kept = []
+    for parameter in preprocessor.layer.parameters():
+        parameter.requires_grad_(True).grad = torch.ones_like(parameter)
+        kept.append(parameter.grad)
+    classifier = wrap(network, preprocessing_defences=preprocessor)
+    few = data[0][:6], data[1][:6]
+    Evaluator(classifier, ThreatModel("Linf", 0.1), attacks=custom(step), verbose=False).evaluate(*few)
+    for parameter, gradient in zip(preprocessor.layer.parameters(), kept, strict=True):
+        assert parameter.requires_grad
+        assert parameter.grad is gradient
+        assert (gradient == 1).all()
 
 
 def test_flags_stand_before_the_figures(network: nn.Module, data: Data, tmp_path: Path) -> None:
