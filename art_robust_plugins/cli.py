@@ -31,6 +31,7 @@ from .data import Dataset, load_data
 from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from .evaluation.diagnostics import TRANSFER
 from .evaluation.evaluator import STATE_FILE
+from .evaluation.page import worst_case_mark
 from .evaluation.report import REPORT_FILE
 from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
 from .models import MODELS, create_model
@@ -633,7 +634,7 @@ def _print_comparison(reports: dict[str, EvaluationReport]) -> None:
             name,
             f"{result.clean_accuracy:.1%}",
             "not run" if standard is None else f"{standard:.1%}",
-            f"{result.robust_accuracy:.1%}",
+            f"{result.robust_accuracy:.1%} {worst_case_mark(result)}".rstrip(),
             "no" if result.certified_accuracy is None else f"{result.certified_accuracy:.1%}",
             ", ".join(flag.name for flag in result.flags) or "none",
         )

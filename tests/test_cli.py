@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -117,6 +118,19 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     code, text = run("report", tmp_path / "nothing")
     assert code == 2
     assert "RUNS: got no folder with a report" in text
+
+
+def test_the_comparison_marks_what_is_not_standard(run, trained: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["--attacks", "apgd-ce", "--points", 10, "--out", tmp_path]
+    assert run("evaluate", trained, "--eps", "0.1", *arguments)[0] == 0
+    report = EvaluationReport.load(tmp_path)
+    quick = replace(report, settings={**report.settings, "fast": True})
+    known = replace(report, settings={**report.settings, "reused": {"eps": 0.05, "points": 2}})
+    for one, said in ((report, ""), (quick, "(fast, NOT standard)"), (known, "(in a sweep)")):
+        cli._print_comparison({"run": one})
+        text = capsys.readouterr().out
+        assert ("(" in text) == bool(said)
+        assert all(word in text for word in said.split())
 
 
 def test_a_sweep_over_eps(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -29,6 +29,7 @@ from ..bridge import (
     image_tensor,
     label_tensor,
     outputs_are_probabilities,
+    preprocessing_modules,
     preserved,
     processes_of,
     uniform_range,
@@ -166,9 +167,10 @@ class Evaluator:
         with torch.inference_mode(False):
             samples = image_tensor(x, self.estimator).cpu().clamp(low, high)
             labels = label_tensor(y, self.estimator.nb_classes, samples=len(samples)).cpu().clone()
-            with preserved(network), _random_state_preserved():
+            modules = nn.ModuleList([network, *preprocessing_modules(self.estimator)])
+            with preserved(modules), _random_state_preserved():
                 network.eval()
-                for parameter in network.parameters():
+                for parameter in modules.parameters():
                     # Only gradients of the input are needed, and the user's own must not be filled. (Copies of
                     # TorchScript have parameters that are no leaves.)
                     if parameter.is_leaf:
@@ -593,6 +595,7 @@ class _Run:
             "points": len(self.x),
             "classes": estimator.nb_classes,
             "input_shape": list(estimator.input_shape),
+            "channels_first": bool(estimator.channels_first),
             "clip_values": [self.low, self.high],
             "preprocessing": preprocessing(estimator),
             "seed": evaluator.seed,

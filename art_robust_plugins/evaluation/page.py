@@ -27,11 +27,12 @@ RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a8
 def title(report: EvaluationReport) -> str:
     """AutoAttack is named only where all of its stages ran, and nothing else did."""
     settings = report.settings
+    threat = settings["threat"]["text"] + (", in a sweep over eps" if swept(report) else "")
     if fast(report):
-        return f"Fast evaluation, NOT the standard one, {settings['threat']['text']}"
+        return f"Fast evaluation, NOT the standard one, {threat}"
     if settings["autoattack"] and len(report.attacks) == 4:
-        return f"AutoAttack, {settings['threat']['text']}"
-    return f"Robustness evaluation, {settings['threat']['text']}"
+        return f"AutoAttack, {threat}"
+    return f"Robustness evaluation, {threat}"
 
 
 def fast(report: EvaluationReport) -> bool:
@@ -39,14 +40,26 @@ def fast(report: EvaluationReport) -> bool:
     return bool(report.settings.get("fast")) and not report.settings["autoattack"]
 
 
+def swept(report: EvaluationReport) -> bool:
+    """Whether points that a smaller eps broke were not attacked again."""
+    return report.settings.get("reused") is not None
+
+
 def robust_label(report: EvaluationReport) -> str:
+    known = ", with points known from a smaller eps" if swept(report) else ""
     if not any(result.bounded for result in report.attacks):
         return "correct clean, and not broken within eps by any attack (not an adversarial accuracy)"
     if report.settings["autoattack"] and len(report.attacks) == 4:
-        return "robust accuracy, AutoAttack (standard)"
+        return f"robust accuracy, AutoAttack (standard){known}"
     if fast(report):
-        return "robust accuracy, fast level: NOT the standard evaluation"
-    return "robust accuracy, worst case over all attacks"
+        return f"robust accuracy, fast level: NOT the standard evaluation{known}"
+    return f"robust accuracy, worst case over all attacks{known}"
+
+
+def worst_case_mark(report: EvaluationReport) -> str:
+    """How the worst case is to be read where it is not that of a whole evaluation at one eps."""
+    found = [*(["fast, NOT standard"] if fast(report) else []), *(["in a sweep"] if swept(report) else [])]
+    return f"({', '.join(found)})" if found else ""
 
 
 def summary(report: EvaluationReport) -> str:
@@ -62,6 +75,7 @@ def summary(report: EvaluationReport) -> str:
     lines.append(f"  {'worst case':<{width}}  {report.robust_accuracy:7.2%}  {sure['worst case']}")
     if "certified" in sure:
         lines.append(f"  {'certified':<{width}}  {report.certified_accuracy:7.2%}  {sure['certified']}")
+    lines += [f"  known from a smaller eps: {reused_text(report)}"] if swept(report) else []
     lines += [f"  not run: {line}" for line in report.settings["could_not_run"]]
     if fast(report):
         lines += [f"  {line}" for line in report.settings["not_run"] if "fast level" in line]
@@ -391,7 +405,8 @@ def comparison_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
     for (name, report), colour in zip(reports.items(), repeated(RUNS, len(reports)), strict=True):
         values = accuracies(report)
         points = [(100 * values[row], index) for index, row in enumerate(rows) if row in values]
-        axes.plot(*zip(*points, strict=True), "o", color=colour, label=name, markersize=7, alpha=0.85)
+        label = f"{name}\n(fast, NOT standard)" if fast(report) else name
+        axes.plot(*zip(*points, strict=True), "o", color=colour, label=label, markersize=7, alpha=0.85)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-3, 103)
@@ -591,6 +606,7 @@ def differences(reports: Mapping[str, EvaluationReport]) -> list[str]:
         "attacks": lambda s: s["attacks"],
         "seeds or batch sizes": lambda s: (s["seed"], s["batch_size"]),
         "attack libraries": lambda s: s["attack_library"],
+        "points known from a smaller eps": lambda s: s.get("reused", {}).get("eps"),
     }
     settings = [report.settings for report in reports.values()]
     return [name for name, of in told.items() if len({json.dumps(of(s)) for s in settings}) > 1]

@@ -29,6 +29,7 @@ _EARLIER = ("art-robust-plugins report 1", "art-robust-plugins report 2")
 
 ROBUSTBENCH_POINTS = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 """The data sets of RobustBench's leaderboards, and how many test images its entries are evaluated on."""
+ROBUSTBENCH_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +217,9 @@ class EvaluationReport:
             The path of the JSON file. ``unreliable`` there is true when this report has a severe flag.
 
         Raises:
-            ValueError: a report of something else than standard AutoAttack alone, a threat or a data set that
-                RobustBench has no leaderboard for, a file name that is none.
+            ValueError: a report of something else than standard AutoAttack alone, or of a sweep that knows points from
+                a smaller eps; a threat or a data set that RobustBench has no leaderboard for; classes or images that
+                are not the data set's; a file name that is none.
 
         Example:
             >>> report = EvaluationReport.load("runs/trades/evaluations/linf")   # doctest: +SKIP
@@ -232,9 +234,22 @@ class EvaluationReport:
                 "report: it is not one of standard AutoAttack alone on a deterministic network, expected one of "
                 "attacks='standard'."
             )
+        if page.swept(self):
+            raise ValueError(
+                "report: it is one of a sweep, with points known from a smaller eps, expected one of an evaluation at "
+                "this eps alone."
+            )
         if dataset not in ROBUSTBENCH_POINTS:
             known = ", ".join(map(repr, ROBUSTBENCH_POINTS))
             raise ValueError(f"dataset: got {dataset!r}, expected one of {known}.")
+        # Reports of earlier versions do not say: they are taken to be channels first.
+        shape, channels_first = settings["input_shape"], settings.get("channels_first", True)
+        classes, of_dataset = settings["classes"], ROBUSTBENCH_CLASSES[dataset]
+        if len(shape) != 3 or shape[0 if channels_first else -1] != 3 or classes != of_dataset:
+            raise ValueError(
+                f"dataset: got {dataset!r} for {classes} classes and inputs of shape {tuple(shape)}, expected "
+                f"{of_dataset} classes and images of 3 channels."
+            )
         norm = settings["threat"]["norm"]
         if norm not in ("Linf", "L2"):
             raise ValueError(f"report: its threat model is {norm}, expected Linf or L2.")
@@ -265,6 +280,7 @@ class EvaluationReport:
             "unreliable": any(flag.severity == "severe" for flag in self.flags),
         }
         images = ((_tensor(self.adversarial).double() - low) / (high - low)).float().clamp(0, 1)
+        images = images if channels_first else images.movedim(-1, 1).contiguous()
         write_atomically(Path(folder) / f"{model_id}.pt", lambda temporary: torch.save(images, temporary))
         path = Path(folder) / f"{model_id}.json"
         write_json(path, information)

@@ -11,7 +11,9 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
+from ..bridge import image_tensor, label_tensor
 from ..threat import ThreatModel
+from . import diagnostics
 from .evaluator import Evaluator, describe_threat
 from .report import AttackResult, EvaluationReport
 from .suites import resolve
@@ -21,8 +23,8 @@ def sweep(
     estimator: PyTorchClassifier,
     norm: str | float,
     eps: Sequence[float | str],
-    x: NDArray[Any],
-    y: NDArray[Any],
+    x: Any,
+    y: Any,
     *,
     attacks: str | Sequence[str] = "standard",
     state_dir: str | Path | None = None,
@@ -38,7 +40,7 @@ def sweep(
         estimator: as for `Evaluator`.
         norm: of the threats, ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: the radii, in the units of the estimator's input.
-        x: samples [N, *input_shape] in the estimator's range.
+        x: samples [N, *input_shape] in the estimator's range; an array or a tensor.
         y: labels, as class indices [N] or one-hot rows [N, classes].
         attacks: stages of AutoAttack: a suite of them (``"standard"``, ``"rand"``), or some by name.
         state_dir: keeps the state, in a folder for each radius.
@@ -48,8 +50,8 @@ def sweep(
         The reports by radius, the smallest first. ``settings["reused"]`` says how many points an earlier one broke.
 
     Raises:
-        ValueError: no radius, or one twice; attacks that are no stages (their accuracies count all points); and as
-            `Evaluator` does.
+        ValueError: no radius, or one twice in six digits; attacks that are no stages (their accuracies count all
+            points); and as `Evaluator` does.
 
     Example:
         >>> from torch import nn
@@ -63,12 +65,12 @@ def sweep(
         True
     """
     threats = sorted((ThreatModel(norm, radius) for radius in eps), key=lambda threat: threat.eps)
-    if not threats or len({threat.eps for threat in threats}) < len(threats):
-        raise ValueError(f"eps: got {list(eps)}, expected at least one radius, and each once.")
+    # Folders and tables name a radius by these texts.
+    if not threats or len({f"{threat.eps:g}" for threat in threats}) < len(threats):
+        raise ValueError(f"eps: got {list(eps)}, expected at least one radius, and each once in six digits.")
     other = [attack.name for attack in resolve(attacks) if not (attack.cumulative and attack.bounded)]
     if other:
         raise ValueError(f"attacks: got {', '.join(other)}, expected stages of AutoAttack such as 'standard'.")
-    images, labels = np.asarray(x), np.asarray(y)
     # All are made before any runs, so that a setting that does not fit is refused at once.
     evaluators = [
         Evaluator(
@@ -80,6 +82,8 @@ def sweep(
         )
         for threat in threats
     ]
+    images = image_tensor(x, estimator).cpu()
+    labels = label_tensor(y, estimator.nb_classes, samples=len(images)).cpu()
     reports: dict[float, EvaluationReport] = {}
     before: EvaluationReport | None = None
     for evaluator in evaluators:
@@ -110,8 +114,9 @@ def _merged(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any
         robust=robust,
         adversarial=adversarial,
         attacks=attacks,
-        flags=after.flags,
-        settings={**after.settings, **_reused(before)},
+        flags=diagnostics.merged(before.flags + after.flags),
+        # The curve stays that of the first points, and so does what is told of it.
+        settings={**after.settings, "diagnostics": before.settings["diagnostics"], **_reused(before)},
         examples=examples if len(examples.indices) else before.examples,
     )
 

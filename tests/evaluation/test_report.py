@@ -6,6 +6,7 @@ import csv
 import json
 import pickle
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ import torch
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
+from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel, WeightMapPreprocessor
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, save_comparison
 from art_robust_plugins.evaluation.page import (
     certificate_text,
     class_note,
     class_rows,
+    comparison_figure,
     curve_figure,
     curve_rows,
     interval,
+    robust_label,
 )
 
 from .conftest import Data, custom, step, strong, trained, wrap
@@ -151,6 +154,21 @@ def test_the_pages_state_settings_and_flags(report: EvaluationReport, tmp_path: 
     assert "AutoAttack, " not in str(report)
 
 
+def test_learned_preprocessing_keeps_its_gradients(network: nn.Module, data: Data) -> None:
+    preprocessor = WeightMapPreprocessor((1, 8, 8), clip_values=(0, 1))
+    kept = []
+    for parameter in preprocessor.layer.parameters():
+        parameter.requires_grad_(True).grad = torch.ones_like(parameter)
+        kept.append(parameter.grad)
+    classifier = wrap(network, preprocessing_defences=preprocessor)
+    few = data[0][:6], data[1][:6]
+    Evaluator(classifier, ThreatModel("Linf", 0.1), attacks=custom(step), verbose=False).evaluate(*few)
+    for parameter, gradient in zip(preprocessor.layer.parameters(), kept, strict=True):
+        assert parameter.requires_grad
+        assert parameter.grad is gradient
+        assert (gradient == 1).all()
+
+
 def test_flags_stand_before_the_figures(network: nn.Module, data: Data, tmp_path: Path) -> None:
     far = custom(lambda x, y, setting: 1 - x)
     report = Evaluator(wrap(network), ThreatModel("Linf", 0.1), attacks=far, verbose=False).evaluate(*data)
@@ -230,10 +248,20 @@ ROBUSTBENCH_FIELDS = {
 SUBMISSION = {"name": "A Paper", "authors": "A. Author, B. Author", "dataset": "cifar10", "architecture": "CNN"}
 
 
+class Turned(nn.Module):
+    """Images [N, H, W, C] as [N, C, H, W]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.movedim(-1, 1)
+
+
 @pytest.fixture(scope="module")
 def standard(network: nn.Module, data: Data) -> EvaluationReport:
     pytest.importorskip("pyautoattack")
-    return Evaluator(wrap(network), ThreatModel("Linf", "8/255"), verbose=False).evaluate(data[0][:8], data[1][:8])
+    gray = Evaluator(wrap(network), ThreatModel("Linf", "8/255"), verbose=False).evaluate(data[0][:8], data[1][:8])
+    # RobustBench's images have colours.
+    settings = {**gray.settings, "input_shape": [3, 8, 8]}
+    return replace(gray, settings=settings, adversarial=gray.adversarial.repeat(3, axis=1))
 
 
 def test_a_submission_to_robustbench(standard: EvaluationReport, tmp_path: Path) -> None:
@@ -264,6 +292,20 @@ def test_a_submission_is_in_units_of_0_to_1(standard: EvaluationReport, tmp_path
     np.testing.assert_allclose(images.numpy(), standard.adversarial, atol=1e-6)
 
 
+def test_a_submission_has_channels_first(standard: EvaluationReport, tmp_path: Path) -> None:
+    settings = {**standard.settings, "input_shape": [8, 8, 3], "channels_first": False}
+    last = replace(standard, settings=settings, adversarial=np.moveaxis(standard.adversarial, 1, -1))
+    last.to_robustbench(tmp_path, **SUBMISSION)
+    assert_array_equal(torch.load(tmp_path / "Sequential.pt", weights_only=True).numpy(), standard.adversarial)
+
+
+def test_settings_tell_the_order_of_axes(network: nn.Module, data: Data, report: EvaluationReport) -> None:
+    classifier = wrap(nn.Sequential(Turned(), network), input_shape=(8, 8, 1), channels_first=False)
+    samples = np.moveaxis(data[0][:8], 1, -1), data[1][:8]
+    last = Evaluator(classifier, ThreatModel("Linf", 0.1), attacks=custom(step), verbose=False).evaluate(*samples)
+    assert (last.settings["channels_first"], report.settings["channels_first"]) == (False, True)
+
+
 def test_what_is_no_submission(report: EvaluationReport, standard: EvaluationReport, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="report: it is not one of standard AutoAttack alone"):
         report.to_robustbench(tmp_path, **SUBMISSION)
@@ -271,6 +313,14 @@ def test_what_is_no_submission(report: EvaluationReport, standard: EvaluationRep
         standard.to_robustbench(tmp_path, **{**SUBMISSION, "dataset": "mnist"})
     with pytest.raises(ValueError, match=r"model_id: got '\.\./x', expected"):
         standard.to_robustbench(tmp_path, **SUBMISSION, model_id="../x")
+    with pytest.raises(ValueError, match=r"dataset: got 'cifar100' for 10 classes .* expected 100 classes"):
+        standard.to_robustbench(tmp_path, **{**SUBMISSION, "dataset": "cifar100"})
+    gray = replace(standard, settings={**standard.settings, "input_shape": [1, 8, 8]})
+    with pytest.raises(ValueError, match=r"inputs of shape \(1, 8, 8\), expected 10 classes and images of 3 channels"):
+        gray.to_robustbench(tmp_path, **SUBMISSION)
+    swept = replace(standard, settings={**standard.settings, "reused": {"eps": 0.01, "points": 2}})
+    with pytest.raises(ValueError, match="report: it is one of a sweep, with points known from a smaller eps"):
+        swept.to_robustbench(tmp_path, **SUBMISSION)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,6 +335,23 @@ def test_a_comparison_names_what_differs(report: EvaluationReport, data: Data, t
     assert "not run" in text
     assert "a \\| b" in text
     assert "compare them with care" not in compare({"one": report, "two": report})
+
+
+def test_a_sweeps_reuse_is_said(standard: EvaluationReport) -> None:
+    swept = replace(standard, settings={**standard.settings, "reused": {"eps": 0.01, "points": 2}})
+    said = "  known from a smaller eps: 2 points broken within 0.01, not attacked again"
+    assert said in str(swept).splitlines()
+    assert str(swept).startswith("AutoAttack, Linf 8/255, in a sweep over eps: 8 points")
+    assert robust_label(swept).endswith("AutoAttack (standard), with points known from a smaller eps")
+    for text in (str(standard), robust_label(standard), compare({"a": swept, "b": swept})):
+        assert "in a sweep" not in text
+    assert "The runs have different points known from a smaller eps:" in compare({"fresh": standard, "swept": swept})
+
+
+def test_a_comparison_marks_fast_runs(report: EvaluationReport) -> None:
+    quick = replace(report, settings={**report.settings, "fast": True})
+    axes = comparison_figure({"a": report, "b": quick}).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b\n(fast, NOT standard)"]
 
 
 def test_runs_in_other_units_get_a_figure_of_their_own(report: EvaluationReport, data: Data) -> None:

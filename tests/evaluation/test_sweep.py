@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.testing import assert_array_equal
 from torch import nn
 
 from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
-from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare, sweep
+from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, sweep
+from art_robust_plugins.evaluation.sweep import _merged
 
 from .conftest import Data, trained, wrap
 
@@ -94,11 +96,36 @@ def test_a_sweep_goes_on_where_it_was(network: nn.Module, data: Data, tmp_path: 
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0.02", "0.05"]
 
 
+def test_tensors_with_gradients_are_swept(network: nn.Module, data: Data) -> None:
+    x, y = (torch.from_numpy(values[:6]) for values in data)
+    arguments = {"attacks": "apgd-ce", "verbose": False}
+    ours = sweep(wrap(network), "Linf", [0.02, 0.05], x.requires_grad_(), y, **arguments)
+    arrays = sweep(wrap(network), "Linf", [0.02, 0.05], data[0][:6], data[1][:6], **arguments)
+    assert_array_equal(ours[0.05].robust, arrays[0.05].robust)
+
+
+def test_flags_and_the_curve_of_earlier_radii_are_kept(reports: dict[float, EvaluationReport]) -> None:
+    first, second, _ = reports.values()
+    assert second.curve == first.curve
+    assert second.settings["diagnostics"] == first.settings["diagnostics"]
+    left = first.robust.nonzero()[0]
+    seen, other = Flag("seen", "severe", "Once.", "Look."), Flag("other", "warning", "Twice.", "Look.")
+    after = replace(
+        first,
+        attacks=[],
+        flags=[other],
+        robust=first.robust[left],
+        adversarial=first.adversarial[left],
+        examples=replace(first.examples, indices=first.examples.indices[:0]),
+    )
+    assert _merged(replace(first, flags=[seen]), after, left).flags == [seen, other]
+
+
 def test_what_cannot_be_swept(network: nn.Module, data: Data) -> None:
     classifier = wrap(network)
     with pytest.raises(ValueError, match=r"attacks: got fgsm, expected stages of AutoAttack"):
         sweep(classifier, "Linf", [0.1], *data, attacks=["apgd-ce", "fgsm"])
-    for radii in ([], [0.1, "0.1"]):
+    for radii in ([], [0.1, "0.1"], ["8/255", 0.0313725]):
         with pytest.raises(ValueError, match=r"eps: got .* expected at least one radius, and each once"):
             sweep(classifier, "Linf", radii, *data)
     with pytest.raises(ValueError, match="a ball that holds every image"):
