@@ -48,11 +48,14 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 BESIDE = "TRADES-10"
 QUESTION = (
+    "TRADES-2",
+    "TRADES-3",
+    BESIDE,
     "local ball, 1 step",
     "local ball, 2 steps",
     "local ball, 2 steps, local weight 18",
     "local ball, 2 steps, global term KL",
-    BESIDE,
+    "local ball, 10 steps",
 )
 SEARCH: dict[str, dict[str, Any]] = {
     "local ball, 1 step": {},
