@@ -48,6 +48,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 BESIDE = "TRADES-10"
 QUESTION = (
+    "PGD-3",
     "TRADES-2",
     "TRADES-3",
     BESIDE,

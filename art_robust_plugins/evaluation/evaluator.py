@@ -88,7 +88,7 @@ class Evaluator:
             ``autoattack``, or of its repackaging ``pyautoattack``. The verdicts are the same.
         batch_size: the points of a logical batch. It fixes the random numbers, and with them the verdicts.
         physical_batch_size: the most points in a pass; it changes no verdict. None: what a GPU's free memory holds,
-            elsewhere ``batch_size``. What does not fit into memory is halved. The attacks of the reference backend
+            elsewhere ``batch_size``. Where our attacks run out of memory, they halve it. Those of the reference backend
             and of other libraries run ``batch_size`` points at once.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with

@@ -242,8 +242,7 @@ class EvaluationReport:
         if dataset not in ROBUSTBENCH_POINTS:
             known = ", ".join(map(repr, ROBUSTBENCH_POINTS))
             raise ValueError(f"dataset: got {dataset!r}, expected one of {known}.")
-        # Reports of earlier versions do not say: they are taken to be channels first.
-        shape, channels_first = settings["input_shape"], settings.get("channels_first", True)
+        shape, channels_first = settings["input_shape"], settings["channels_first"]
         classes, of_dataset = settings["classes"], ROBUSTBENCH_CLASSES[dataset]
         if len(shape) != 3 or shape[0 if channels_first else -1] != 3 or classes != of_dataset:
             raise ValueError(

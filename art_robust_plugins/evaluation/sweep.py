@@ -33,8 +33,8 @@ def sweep(
     """Evaluate at each radius, from the smallest on; each report is one of all points.
 
     An image that breaks a point within eps lies within every larger eps too. So only the points that are left are
-    attacked again, in batches of their own: the verdicts may differ from those of an evaluation at that eps alone by
-    what random starts do, and never in favour of the network.
+    attacked again, in batches of their own, and with the random numbers of these: a point's verdict may differ from
+    that of an evaluation at that eps alone.
 
     Args:
         estimator: as for `Evaluator`.
