@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...threat import Norm, ThreatModel
-from .batches import Passes, Streams, misclassified
+from .batches import Passes, Streams, misclassified, widened
 from .projections import l1_ball_correction
 
 Loss = Literal["ce", "dlr", "dlr-targeted"]
@@ -355,7 +355,7 @@ class _Run(_PerPoint):
         self.gradient = self.best_gradient = gradient
         self.best_loss = loss
         self.done = torch.zeros_like(loss, dtype=torch.bool)
-        self.step = _like(torch.full_like(loss, self.first_step * radius), start)
+        self.step = widened(torch.full_like(loss, self.first_step * radius), start)
         self.until_check = 0
 
     @staticmethod
@@ -366,7 +366,7 @@ class _Run(_PerPoint):
     def note(self, wrong: Tensor, *, again: bool) -> None:
         """Keep the first misclassified image of each row, or with ``again`` the last one."""
         wrong = wrong & self.at.flatten(1).isfinite().all(dim=1)
-        self.found = torch.where(_like(wrong if again else wrong & ~self.done, self.at), self.at, self.found)
+        self.found = torch.where(widened(wrong if again else wrong & ~self.done, self.at), self.at, self.found)
         self.done = self.done | wrong
 
     def move(self, *, first: bool) -> None:
@@ -377,8 +377,8 @@ class _Run(_PerPoint):
         """Take the loss and the gradient at the new iterate; at a checkpoint, change what the norm changes."""
         self.gradient = gradient
         better = loss > self.best_loss
-        self.best = torch.where(_like(better, self.at), self.at, self.best)
-        self.best_gradient = torch.where(_like(better, self.at), gradient, self.best_gradient)
+        self.best = torch.where(widened(better, self.at), self.at, self.best)
+        self.best_gradient = torch.where(widened(better, self.at), gradient, self.best_gradient)
         self.best_loss = torch.where(better, loss, self.best_loss)
         self.until_check -= 1
         if self.until_check == 0:
@@ -389,8 +389,8 @@ class _Run(_PerPoint):
         raise NotImplementedError
 
     def _return_to_best(self, rows: Tensor) -> None:
-        self.at = torch.where(_like(rows, self.at), self.best, self.at)
-        self.gradient = torch.where(_like(rows, self.at), self.best_gradient, self.gradient)
+        self.at = torch.where(widened(rows, self.at), self.best, self.at)
+        self.gradient = torch.where(widened(rows, self.at), self.best_gradient, self.gradient)
 
 
 class _Halving(_Run):
@@ -431,7 +431,7 @@ class _Halving(_Run):
         stuck = ~self.halved & (self.checked_loss >= self.best_loss)
         halve = (self.rises <= self.window * self.rho) | stuck
         self.halved, self.checked_loss = halve, self.best_loss
-        self.step = torch.where(_like(halve, self.step), self.step / 2, self.step)
+        self.step = torch.where(widened(halve, self.step), self.step / 2, self.step)
         self._return_to_best(halve)
         self.window = self.until_check = max(self.window - self.shortening, self.shortest)
         self.rises = torch.zeros_like(self.rises)
@@ -440,7 +440,7 @@ class _Halving(_Run):
 class _Linf(_Halving):
     @staticmethod
     def normalised(delta: Tensor) -> Tensor:
-        return delta / (_like(delta.flatten(1).abs().amax(dim=1), delta) + 1e-12)
+        return delta / (widened(delta.flatten(1).abs().amax(dim=1), delta) + 1e-12)
 
     def direction(self) -> Tensor:
         return self.gradient.sign()
@@ -479,8 +479,8 @@ class _L1(_Run):
         magnitude = self.gradient.abs()
         rank = ((1 - self.share) * size).clamp(0, size - 1).long()
         smallest = magnitude.flatten(1).sort(dim=1).values.gather(1, rank[:, None])
-        sparse = (self.gradient * (magnitude >= _like(smallest[:, 0], self.at))).sign()
-        ahead = self.at + self.step * sparse / (_like(sparse.abs().flatten(1).sum(dim=1), self.at) + 1e-10)
+        sparse = (self.gradient * (magnitude >= widened(smallest[:, 0], self.at))).sign()
+        ahead = self.at + self.step * sparse / (widened(sparse.abs().flatten(1).sum(dim=1), self.at) + 1e-10)
         delta = ahead - self.rows.x
         self.before = self.at
         self.at = self.rows.x + delta + l1_ball_correction(self.rows.x, delta, self.radius)
@@ -490,7 +490,7 @@ class _L1(_Run):
         sparser = changed / self.changed < 0.95
         self.share, self.changed = changed / self.at[0].numel() / 1.5, changed
         largest = self.first_step * self.radius
-        step = torch.where(_like(sparser, self.step), largest, self.step / 1.5)
+        step = torch.where(widened(sparser, self.step), largest, self.step / 1.5)
         self.step = step.clamp(largest / 10, largest)
         self._return_to_best(sparser)
         self.until_check = self.between_checks
@@ -503,13 +503,8 @@ def _at(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, classes[:, None])[:, 0]
 
 
-def _like(values: Tensor, like: Tensor) -> Tensor:
-    """[N] -> [N, 1, ...], to meet a batch ``like``."""
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
 def _length(delta: Tensor) -> Tensor:
-    return _like((delta**2).flatten(1).sum(dim=1).sqrt(), delta)
+    return widened((delta**2).flatten(1).sum(dim=1).sqrt(), delta)
 
 
 def _count(delta: Tensor) -> Tensor:

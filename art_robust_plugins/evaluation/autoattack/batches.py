@@ -127,6 +127,11 @@ def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1)
 
 
+def widened(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers [N] -> [N, 1, ...], to meet a batch ``like``."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
 class ChannelsLast(nn.Module):
     """A model that gets its images with the channels of a pixel side by side: a layout, not another shape."""
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...threat import Norm, ThreatModel
-from .batches import Passes, Streams, misclassified
+from .batches import Passes, Streams, misclassified, widened
 from .projections import onto_hyperplane
 
 # As in Auto-PGD: rows leave when so many are done, which a GPU is asked only now and then.
@@ -110,7 +110,7 @@ class FAB:
         noise = streams.draw(kind, points, x.shape[1:]).to(x.device)
         if self.threat.norm == "Linf":
             noise = 2 * noise - 1
-        length = _like(_length(self.threat.norm, noise), noise)
+        length = widened(_length(self.threat.norm, noise), noise)
         return (x + self.threat.eps * noise / length * 0.5).clamp(0, 1)
 
     def _run(self, rows: _Rows) -> list[tuple[Tensor, Tensor]]:
@@ -127,7 +127,7 @@ class FAB:
 
             rows.at, new, wrong = self.passes.over(len(at), iterate)
             success = wrong & (_length(self.threat.norm, new - rows.x) <= self.threat.eps) & ~done
-            found = torch.where(_like(success, new), new, found)
+            found = torch.where(widened(success, new), new, found)
             done = done | success
             if step % between == between - 1 or step == self.steps - 1:
                 if not bool(done.any()):
@@ -152,14 +152,14 @@ class FAB:
         offset = (normal * at.flatten(1)).sum(dim=1) - difference
         both = torch.cat([at.flatten(1), x.flatten(1)])
         change = onto_hyperplane(both, normal.repeat(2, 1), offset.repeat(2), norm)
-        length = _like(_length(norm, change).clamp_min(1e-8), at)
+        length = widened(_length(norm, change).clamp_min(1e-8), at)
         from_here, from_clean = change.view(2, *at.shape)
         here, clean = length[: len(at)], length[len(at) :]
         weight = (here / (here + clean)).clamp(0, self.alpha_max)
         new = (at + self.eta * from_here) * (1 - weight) + (x + from_clean * self.eta) * weight
         new = new.clamp(0, 1)
         wrong = misclassified(self.passes.model(new), y)
-        return torch.where(_like(wrong, new), x + (new - x) * self.beta, new), new, wrong
+        return torch.where(widened(wrong, new), x + (new - x) * self.beta, new), new, wrong
 
     def _boundary(self, at: Tensor, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """z_t - z_y and its gradient, for the target class t or for the one whose boundary is the nearest."""
@@ -217,7 +217,3 @@ def _length(norm: Norm | str, delta: Tensor) -> Tensor:
     if norm == "Linf":
         return flat.abs().amax(dim=1)
     return (flat**2).sum(dim=1).sqrt() if norm == "L2" else flat.abs().sum(dim=1)
-
-
-def _like(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
