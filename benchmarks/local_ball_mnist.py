@@ -2,9 +2,9 @@
 
     python benchmarks/local_ball_mnist.py --data DIR [--workers 2] [--search] [--quick]
 
-Three seeds; standard AutoAttack on the first 1000 test images. eps grows over the first epochs in every row. See
-local_ball.py for the rows. DIR holds mnist.npz as ART's loader keeps it. Work in progress is kept under
-runs/local_ball_mnist, and taken up again when restarted.
+Standard AutoAttack on the first 1000 test images; three seeds of TRADES-2 and on, the local ball and PGD-3, one of the others. eps
+grows over the first epochs in every row. See local_ball.py for the rows. DIR holds mnist.npz as ART's loader keeps it.
+Work in progress is kept under runs/local_ball_mnist, and taken up again when restarted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SETUP = Setup(
     train=10_000,
     points=1000,
     timed=5000,
+    context_seeds=(0,),
 )
 
 if __name__ == "__main__":
