@@ -2,8 +2,9 @@
 
     python benchmarks/local_ball_mnist.py --data DIR [--workers 2] [--search] [--quick]
 
-Standard AutoAttack on the first 1000 test images; three seeds of TRADES-2 and on, the local ball and PGD-3, one of the others. eps
-grows over the first epochs in every row. See local_ball.py for the rows. DIR holds mnist.npz as ART's loader keeps it.
+Standard AutoAttack on the first 1000 test images; three seeds of most rows, one of those that are furthest from the
+question. eps grows in the first epochs of every row. See local_ball.py for the rows. DIR holds mnist.npz as ART's
+loader keeps it.
 Work in progress is kept under runs/local_ball_mnist, and taken up again when restarted.
 """
 
