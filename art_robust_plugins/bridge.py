@@ -264,7 +264,7 @@ def _check_outputs(
     network = classifier.model
     low, high = clip_range(classifier)
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, *classifier.input_shape, generator=generator).to(device_of(network))
+    x = torch.rand(2, *classifier.input_shape, generator=generator, device="cpu").to(device_of(network))
     if low is not None and high is not None:
         x = x * (high - low) + low
     with preserved(network):

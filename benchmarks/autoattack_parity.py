@@ -5,8 +5,9 @@
 Four networks: a small CNN on the digits (8x8, gray) and a residual one with batch normalisation on the digits as
 coloured images [3, 32, 32], each trained plainly and adversarially. Each of them meets the standard version in three
 norms, at two radii, with three seeds and two logical batch sizes; with ten classes, and the first of them with four.
-Every stage's verdicts are compared point by point. Ours runs with physical batches of 64, and of 1 and 7 as well for
-the first seed (7 alone for the coloured images). The random numbers depend on what was left before, so that one other verdict would change those that follow.
+Every stage's verdicts are compared point by point. Ours runs with physical batches of 64 and, for the first seed, of 7
+and (digits) of 1 as well. The random numbers depend on what was left before, so that one other verdict would change
+those that follow.
 """
 
 from __future__ import annotations

@@ -152,6 +152,17 @@ def of_outputs(state: Mapping[str, Any], points: int, results: Sequence[AttackRe
                     "They do not count as successes; check the attack's eps and its units.",
                 )
             )
+        if count["overturned"]:
+            flags.append(
+                Flag(
+                    "not-confirmed",
+                    "warning",
+                    f"{name} misclassified {count['overturned']} images in its own passes that the verdict's pass "
+                    f"classified correctly.",
+                    "They count as robust, by no more than rounding that depends on the number of images in a pass: "
+                    "compare with another physical_batch_size, or run the network in float64.",
+                )
+            )
         if count["not_finite"]:
             flags.append(
                 Flag(
@@ -345,7 +356,7 @@ def examine(
             correct[part].to(device),
             generator,
         )
-        for part in torch.split(torch.arange(few), batch_size)
+        for part in torch.split(torch.arange(few, device="cpu"), batch_size)
     ]
     flags = list(_of_gradients(chunks, few, right, randomised))
     one_step, many_steps = (sum(chunk.left_after(threat, steps) for chunk in chunks) for steps in (1, STEPS))

@@ -38,7 +38,7 @@ from ..checkpoint import load_state, save_state
 from ..lipschitz import PyTorchLipschitzCertifier
 from ..threat import ThreatModel
 from . import diagnostics
-from .autoattack.batches import ChannelsLast, fitting_size, laid_out
+from .autoattack.batches import ChannelsLast, Passes, fitting_size, laid_out
 from .autoattack.standard import joint_size
 from .report import AttackResult, EvaluationReport, Examples
 from .suites import (
@@ -62,8 +62,8 @@ FAST = (
     "The fast level is NOT the standard evaluation: of AutoAttack's four stages it leaves out fab-t and square, and on "
     "a GPU it searches in bfloat16, with each image that it finds confirmed in float32."
 )
-_FORMAT = "art-robust-plugins evaluation 3"
-_EARLIER = ("art-robust-plugins evaluation 1", "art-robust-plugins evaluation 2")
+_FORMAT = "art-robust-plugins evaluation 4"
+_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in (1, 2, 3))
 _VERSIONS = ("version of art-robust-plugins", "version of torch")
 
 
@@ -88,8 +88,8 @@ class Evaluator:
             ``autoattack``, or of its repackaging ``pyautoattack``. The verdicts are the same.
         batch_size: the points of a logical batch. It fixes the random numbers, and with them the verdicts.
         physical_batch_size: the most points in a pass; it changes no verdict. None: what a GPU's free memory holds,
-            elsewhere ``batch_size``. Where our attacks run out of memory, they halve it. Those of the reference backend
-            and of other libraries run ``batch_size`` points at once.
+            elsewhere ``batch_size``. A pass that runs out of memory is halved. Attacks of the reference backend and of
+            other libraries run ``batch_size`` points at once, and are not.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
             it goes on where it was stopped. Several processes must all see it.
@@ -224,7 +224,7 @@ class _Run:
             channels_last=isinstance(laid_out(self.module, few[:1]), ChannelsLast),
         )
         # The estimator's own passes, and the diagnostics'.
-        self.pass_size = evaluator.physical_batch_size or evaluator.batch_size
+        self.passes = Passes(self.module, evaluator.physical_batch_size or evaluator.batch_size)
         self.attacks: list[Attack] = []
         self.parameters: dict[str, dict[str, Any]] = {}
         self.not_run: list[str] = []
@@ -255,8 +255,12 @@ class _Run:
 
     def logits(self, x: Tensor) -> Tensor:
         """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
-        outputs = self.evaluator.estimator.predict(x.numpy(), batch_size=self.pass_size)
-        return torch.from_numpy(outputs)
+        predict = self.evaluator.estimator.predict
+
+        def run(part: slice) -> tuple[Tensor, ...]:
+            return (torch.from_numpy(predict(x[part].numpy(), batch_size=part.stop - part.start)),)
+
+        return self.passes.over(len(x), run)[0]
 
     def outputs(self, x: Tensor) -> list[Tensor]:
         """The estimator's outputs for samples [N, ...], as often as a verdict takes."""
@@ -316,7 +320,7 @@ class _Run:
         """
         folder, n = self.evaluator.state_dir, len(self.x)
         progress = {
-            "broken": torch.zeros(n, dtype=torch.bool),
+            "broken": torch.zeros(n, dtype=torch.bool, device="cpu"),
             "adversarial": self.x.clone(),
             "attacks": {attack.name: _new_progress(n) for attack in self.attacks},
         }
@@ -412,23 +416,7 @@ class _Run:
         """The report, when all attacks have run: the main process's work."""
         robust = correct & ~self.state["broken"]
         results = [self._result(attack) for attack in self.attacks]
-        seed_everything(self.evaluator.seed)
-        examined = diagnostics.examine(
-            self.counter,
-            self.setting.threat,
-            judge=self._judged_for_diagnostics,
-            obstacle=self.obstacle,
-            unit=self.module.from_estimator,
-            x=self.x,
-            y=self.y,
-            correct=correct,
-            robust=robust,
-            randomised=self.state["passes"] > 1,
-            batch_size=self.pass_size,
-            seed=self.evaluator.seed,
-            scale=self.high - self.low,
-            verbose=self.evaluator.verbose,
-        )
+        examined = self.passes.whole(lambda size: self._examined(correct, robust, size))
         flags = diagnostics.of_outputs(self.state, len(self.x), results) + examined.flags
         flags += diagnostics.of_results(results, float(correct.double().mean()))
         radii, certificate = self._certificate()
@@ -450,13 +438,32 @@ class _Run:
             radii=radii,
         )
 
+    def _examined(self, correct: Tensor, robust: Tensor, size: int) -> diagnostics.Examination:
+        seed_everything(self.evaluator.seed)
+        return diagnostics.examine(
+            self.counter,
+            self.setting.threat,
+            judge=self._judged_for_diagnostics,
+            obstacle=self.obstacle,
+            unit=self.module.from_estimator,
+            x=self.x,
+            y=self.y,
+            correct=correct,
+            robust=robust,
+            randomised=self.state["passes"] > 1,
+            batch_size=size,
+            seed=self.evaluator.seed,
+            scale=self.high - self.low,
+            verbose=self.evaluator.verbose,
+        )
+
     def _certificate(self) -> tuple[NDArray[np.float64] | None, dict[str, Any] | None]:
         """The certified radius of each point, if the estimator gives any, and what it comes from."""
         estimator, norm = self.evaluator.estimator, self.evaluator.threat.norm
         if not isinstance(estimator, PyTorchLipschitzCertifier):
             return None, None
         start = time.perf_counter()
-        prediction, radius = estimator.certify(self.x, self.pass_size, norm=norm)
+        prediction, radius = self.passes.whole(lambda size: estimator.certify(self.x, size, norm=norm))
         constant = float(estimator.lipschitz_constants().max())
         described = {
             "method": "Lipschitz bound, proven",
@@ -493,7 +500,7 @@ class _Run:
         # Of the other processes nothing is known before the end: the bar shows what this one does.
         own = todo[processes.process_index :: processes.num_processes]
         at_once = 1
-        if attack.package == "autoattack" and self.evaluator.backend == "native":
+        if self._is_ours(attack):
             # Its random numbers keep to the logical batches, of which it may get several.
             at_once = joint_size(size, self.setting.physical_batch_size) // size
         bar = tqdm(
@@ -521,6 +528,9 @@ class _Run:
         self.robust[attack.name] = points & ~progress["fooled"]
         return self.robust[attack.name]
 
+    def _is_ours(self, attack: Attack) -> bool:
+        return attack.package == "autoattack" and self.evaluator.backend == "native"
+
     def _batch(self, attack: Attack, batch: Tensor) -> dict[str, Any]:
         """Attack and judge one batch of points; what it changes in the state, for `_apply`."""
         x, device = self.x[batch], self.setting.device
@@ -542,6 +552,9 @@ class _Run:
         verdicts = self.judge(found, batch)
         bounded, broken = attack.bounded, verdicts.wrong & verdicts.inside
         new = broken & ~self.state["broken"][batch]
+        # Ours returns another image only where it was misclassified; of a randomised network that says little.
+        claims = self._is_ours(attack) and self.state["passes"] == 1
+        moved = (found != unit.cpu()).flatten(1).any(dim=1)
         return {
             "mark": self.state["mark"],
             "attack": attack.name,
@@ -550,6 +563,7 @@ class _Run:
                 "forward": forward,
                 "backward": backward,
                 "not_finite": int((~verdicts.finite).sum()),
+                "overturned": int((moved & verdicts.inside & ~verdicts.wrong).sum()) if claims else 0,
                 "out_of_ball": int((~verdicts.in_ball).sum() if bounded else 0),
                 "out_of_range": int((~verdicts.in_range).sum() if bounded else 0),
                 "nan": int(verdicts.nan.sum()),
@@ -698,9 +712,14 @@ def _random_state_preserved() -> Iterator[None]:
 
 
 def _new_progress(n: int) -> dict[str, Any]:
-    whole = ("forward", "backward", "not_finite", "out_of_ball", "out_of_range", "nan", "infinite")
+    whole = ("forward", "backward", "not_finite", "overturned", "out_of_ball", "out_of_range", "nan", "infinite")
     counts = {**dict.fromkeys(whole, 0), "seconds": 0.0}
-    return {"counts": counts, "farthest": 0.0, "fooled": torch.zeros(n, dtype=torch.bool), "batches": set()}
+    return {
+        "counts": counts,
+        "farthest": 0.0,
+        "fooled": torch.zeros(n, dtype=torch.bool, device="cpu"),
+        "batches": set(),
+    }
 
 
 def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:

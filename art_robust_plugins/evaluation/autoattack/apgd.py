@@ -159,11 +159,11 @@ class APGD:
     def _noise(self, count: int, generator: torch.Generator, shape: torch.Size) -> Tensor:
         """What a run of so many points draws: the noise of its starts [count, *shape]."""
         kind = torch.rand if self.threat.norm == "Linf" else torch.randn
-        noise = kind((count, *shape), generator=generator)
+        noise = kind((count, *shape), generator=generator, device="cpu")
         if self.larger_radii:
             # The reference draws a start for each radius as well, and does not use it.
             for _ in LARGER_RADII:
-                kind((count, *shape), generator=generator)
+                kind((count, *shape), generator=generator, device="cpu")
         return noise
 
     def _run(self, rows: _Rows, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Found = TypeVar("Found")
 Draw = Callable[..., Tensor]
 """`torch.rand` or `torch.randn`."""
 
@@ -41,8 +43,8 @@ class Streams:
     """
 
     def __init__(self, points: int, batch_size: int, seed: int) -> None:
-        self.batch = torch.arange(points) // batch_size
-        self.generators = [torch.Generator().manual_seed(seed) for _ in range(math.ceil(points / batch_size))]
+        self.batch = torch.arange(points, device="cpu") // batch_size
+        self.generators = [torch.Generator("cpu").manual_seed(seed) for _ in range(math.ceil(points / batch_size))]
 
     def groups(self, points: Tensor) -> Iterator[tuple[torch.Generator, slice]]:
         """The stream of each logical batch that has some of these ascending indices [n], and where they are."""
@@ -56,7 +58,10 @@ class Streams:
     def draw(self, kind: Draw, points: Tensor, shape: Sequence[int]) -> Tensor:
         """Numbers [n, *shape] for the points with these ascending indices [n], on the CPU."""
         return torch.cat(
-            [kind((rows.stop - rows.start, *shape), generator=generator) for generator, rows in self.groups(points)]
+            [
+                kind((rows.stop - rows.start, *shape), generator=generator, device="cpu")
+                for generator, rows in self.groups(points)
+            ]
         )
 
 
@@ -86,10 +91,23 @@ class Passes:
                 if not _out_of_memory(error) or part.stop - part.start == 1:
                     raise
             # Outside of the handler: the error would keep the tensors of the pass alive.
-            self.size = max(1, (part.stop - part.start) // 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self._halve(part.stop - part.start)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
+
+    def whole(self, work: Callable[[int], Found]) -> Found:
+        """What ``work`` gives with passes of some size; it is begun anew with half of it where they do not fit."""
+        while True:
+            try:
+                return work(self.size)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or self.size == 1:
+                    raise
+            self._halve(self.size)
+
+    def _halve(self, size: int) -> None:
+        self.size = max(1, size // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def room(self, x: Tensor) -> int:
         """How many images like these [N, ...] are worth running at once, where there is a choice.

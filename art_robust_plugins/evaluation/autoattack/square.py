@@ -178,12 +178,12 @@ class _Search:
         """
         c, h, w = self.x.shape[1:]
         queries, device = self.attack.queries, self.x.device
-        sides = torch.tensor([min(self.attack.side(query, h * w, 1), h, w) for query in range(queries)])
-        batch = torch.empty(len(self.x), dtype=torch.long)
+        sides = torch.tensor([min(self.attack.side(query, h * w, 1), h, w) for query in range(queries)], device="cpu")
+        batch = torch.empty(len(self.x), dtype=torch.long, device="cpu")
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for generator, rows in self.streams.groups(self.index):
             batch[rows] = len(parts)
-            numbers = torch.rand(queries, 2 + c, generator=generator)
+            numbers = torch.rand(queries, 2 + c, generator=generator, device="cpu")
             top, start = ((h - sides) * numbers[:, 0]).long(), ((w - sides) * numbers[:, 1]).long()
             corners, signs = torch.stack([top, top + sides, start, start + sides], dim=1), _signs(numbers[:, 2:])
             same: Tensor = torch.unique(torch.cat([corners, signs.long()], dim=1), dim=0, return_inverse=True)[1]
@@ -241,7 +241,8 @@ class _Search:
     def _gathered(self, norm: Norm, delta: Tensor, side: int, generator: torch.Generator) -> Tensor:
         """Changes [n, C, H, W] with those of two windows brought together in the first one."""
         c, h, w = delta.shape[1:]
-        places = torch.rand(4, generator=generator) * torch.tensor([h - side, w - side] * 2)
+        room = torch.tensor([h - side, w - side] * 2, device="cpu")
+        places = torch.rand(4, generator=generator, device="cpu") * room
         top, start, other_top, other_start = places.long().tolist()
         window = (..., slice(top, top + side), slice(start, start + side))
         other = (..., slice(other_top, other_top + side), slice(other_start, other_start + side))
@@ -266,9 +267,9 @@ class _Search:
     def _tile(self, norm: Norm, side: int, count: int, generator: torch.Generator) -> Tensor:
         """Tiles [n, C, side, side], turned or not, with a random sign for each point and channel."""
         pattern = tile(side, norm)
-        if torch.rand(1, generator=generator) > 0.5:
+        if torch.rand(1, generator=generator, device="cpu") > 0.5:
             pattern = pattern.T
-        signs = _signs(torch.rand(count, self.x.shape[1], 1, 1, generator=generator))
+        signs = _signs(torch.rand(count, self.x.shape[1], 1, 1, generator=generator, device="cpu"))
         return (pattern * signs).to(self.x.device)
 
     def _within(self, norm: Norm, x: Tensor, delta: Tensor) -> Tensor:
@@ -297,13 +298,15 @@ def tile(side: int, norm: Norm) -> Tensor:
 
 def _hill(height: int, width: int, norm: Norm) -> Tensor:
     if height == 0:
-        return torch.zeros(0, width)
+        return torch.zeros(0, width, device="cpu")
     middle, centre = height // 2, width // 2
-    rows, columns = (torch.arange(height) - middle).abs(), (torch.arange(width) - centre).abs()
+    rows, columns = (
+        (torch.arange(size, device="cpu") - half).abs() for size, half in ((height, middle), (width, centre))
+    )
     ring = torch.maximum(rows[:, None], columns)
-    hill = torch.zeros(height, width)
+    hill = torch.zeros(height, width, device="cpu")
     for size in range(max(middle, centre) + 1):
-        hill += (ring <= size) / torch.tensor(size + 1.0) ** (2 if norm == "L2" else 4)
+        hill += (ring <= size) / torch.tensor(size + 1.0, device="cpu") ** (2 if norm == "L2" else 4)
     return hill / _total(norm, hill)
 
 

@@ -166,8 +166,8 @@ class AutoAttack:
         size = self.physical_batch_size or fitting_size(self.model, x[:1].to(device), self.batch_size)
         model = laid_out(self.model, x[:1].to(device))
         passes = Passes(model, size)
-        robust, adversarial = torch.ones(len(x), dtype=torch.bool), x.detach().clone()
-        for points in torch.split(torch.arange(len(x)), size):
+        robust, adversarial = torch.ones(len(x), dtype=torch.bool, device="cpu"), x.detach().clone()
+        for points in torch.split(torch.arange(len(x), device="cpu"), size):
             logits = passes.logits(x[points].to(device))
             robust[points] = ~misclassified(logits, y[points].to(device)).cpu()
         left: dict[str, Tensor] = {}
