@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 import os
 import secrets
@@ -74,8 +75,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(_NEW_FILE_MODE)  # writers differ in the mode that they give
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say for what
         raise
 
 
@@ -146,7 +149,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         plain[name] = single.clone() if storage in storages else single
         storages.add(storage)
     header = {"format": "pt", **(metadata or {})}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(plain, temporary, header))
+    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(plain, header)))
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -181,7 +184,14 @@ def save_state(path: str | Path, state: Any) -> None:
         {'epoch': 3, 'generator': tensor([0., 0.])}
     """
     plain = _plain_state(state, "state")
-    write_atomically(path, lambda temporary: torch.save(plain, temporary))
+    save_archive(path, plain)
+
+
+def save_archive(path: str | Path, value: Any) -> None:
+    """Write ``value`` as `torch.save` does, but with the OSError that a full disk deserves: torch raises another."""
+    archive = io.BytesIO()
+    torch.save(value, archive)
+    write_atomically(path, lambda temporary: temporary.write_bytes(archive.getbuffer()))
 
 
 def load_state(path: str | Path) -> Any:

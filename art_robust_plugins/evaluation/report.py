@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..checkpoint import load_tensors, read_json, save_tensors, write_atomically, write_json
+from ..checkpoint import load_tensors, read_json, save_archive, save_tensors, write_atomically, write_json
 from ..threat import ThreatModel
 from . import page
 from .diagnostics import Flag
@@ -280,7 +280,7 @@ class EvaluationReport:
         }
         images = ((_tensor(self.adversarial).double() - low) / (high - low)).float().clamp(0, 1)
         images = images if channels_first else images.movedim(-1, 1).contiguous()
-        write_atomically(Path(folder) / f"{model_id}.pt", lambda temporary: torch.save(images, temporary))
+        save_archive(Path(folder) / f"{model_id}.pt", images)
         path = Path(folder) / f"{model_id}.json"
         write_json(path, information)
         return path
