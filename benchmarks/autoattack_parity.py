@@ -5,15 +5,16 @@
 Four networks: a small CNN on the digits (8x8, gray) and a residual one with batch normalisation on the digits as
 coloured images [3, 32, 32], each trained plainly and adversarially. Each of them meets the standard version in three
 norms, at two radii, with three seeds and two logical batch sizes; with ten classes, and the first of them with four.
-Every stage's verdicts are compared point by point. Ours runs with physical batches of 64 and, for the first seed, of 7
-and (digits) of 1 as well. The random numbers depend on what was left before, so that one other verdict would change
-those that follow.
+The first one meets the versions plus and rand as well. Every stage's verdicts are compared point by point. Ours runs
+with physical batches of 64 and, for the first seed, of 7 and (digits, at the larger radius) of 1 as well. The random
+numbers depend on what was left before, so that one other verdict would change those that follow.
 """
 
 from __future__ import annotations
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from typing import Any
@@ -28,6 +29,7 @@ from torch.nn import functional
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.data import load_data
 from art_robust_plugins.evaluation.autoattack import AutoAttack
+from art_robust_plugins.evaluation.autoattack.standard import Version
 from art_robust_plugins.evaluation.suites import reference_package
 from art_robust_plugins.models import create_model
 from art_robust_plugins.training import PGDTrainer, StandardTrainer, TrainingOptions
@@ -42,6 +44,18 @@ NORMS, SEEDS = ("Linf", "L2", "L1"), (0, 1, 2)
 # Points that are attacked, and logical batches of which the smaller one cuts them.
 POINTS = {"digits": (40, (15, 250)), "coloured": (12, (5, 250))}
 Network = tuple[str, str, int]
+FIRST: Network = ("digits", "plain", 10)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A setting of the reference, and the physical batch sizes that ours has in it."""
+
+    threat: ThreatModel
+    seed: int
+    batch: int
+    physical: tuple[int, ...]
+    version: Version
 
 
 def images(kind: str, classes: int) -> tuple[Any, ...]:
@@ -86,50 +100,84 @@ class _Silent:
         pass
 
 
-def reference(network: nn.Module, threat: ThreatModel, x: Tensor, y: Tensor, seed: int, size: int) -> list[np.ndarray]:
+def reference(case: Case, network: nn.Module, x: Tensor, y: Tensor) -> list[np.ndarray]:
     """Which points each stage of the reference left."""
-    package = reference_package()[0]
-    ensemble = package.AutoAttack(network, norm=threat.norm, eps=threat.eps, seed=seed, device="cpu")
+    package, threat = reference_package()[0], case.threat
+    ensemble = package.AutoAttack(
+        network, norm=threat.norm, eps=threat.eps, seed=case.seed, version=case.version, device="cpu"
+    )
     ensemble.apgd.logger = ensemble.apgd_targeted.logger = _Silent()
     classes = network(x[:1]).shape[1]
     ensemble.apgd_targeted.n_target_classes = min(ensemble.apgd_targeted.n_target_classes, classes - 1)
     ensemble.fab.n_target_classes = min(ensemble.fab.n_target_classes, classes - 1)
-    ensemble.fab.targeted, ensemble.apgd.loss = True, "ce"
     with torch.no_grad():
         robust = network(x).argmax(dim=1) == y
         left = []
-        for attack in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab, ensemble.square):
-            for points in robust.nonzero().flatten().split(size):
+        for stage in ensemble.attacks_to_run:
+            attack = ensemble.apgd
+            if stage == "square":
+                attack = ensemble.square
+            elif stage == "apgd-t":
+                attack = ensemble.apgd_targeted
+            elif stage == "fab":
+                attack = ensemble.fab
+                attack.targeted = False
+            elif stage == "fab-t":
+                attack = ensemble.fab
+                attack.targeted, attack.n_restarts = True, 1
+            else:
+                attack.loss = stage.removeprefix("apgd-")
+            for points in robust.nonzero().flatten().split(case.batch):
                 found = attack.perturb(x[points].clone(), y[points].clone())
                 robust[points] = network(found).argmax(dim=1) == y[points]
             left.append(robust.numpy().copy())
     return left
 
 
+def cases_of(network: Network) -> list[Case]:
+    kind, training, _ = network
+    cases = []
+    for norm, which, seed, batch in product(NORMS, (0, 1), SEEDS, POINTS[kind][1]):
+        threat = ThreatModel(norm, RADII[kind, training][norm][which])
+        sizes = (64,) if seed else (1, 7, 64) if kind == "digits" and which else (7, 64)
+        cases.append(Case(threat, seed, batch, sizes, "standard"))
+    if network == FIRST:
+        for norm, version in product(NORMS, ("plus", "rand")):
+            cases.append(Case(ThreatModel(norm, RADII[kind, training][norm][1]), 0, 15, (64,), version))
+    return cases
+
+
 def compared(network: Network, few: bool) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     module, x, y = trained(network)
     kind, training, classes = network
-    points, batches = POINTS[kind]
-    x, y = (x[:12], y[:12]) if few else (x[:points], y[:points])
+    points = 12 if few else POINTS[kind][0]
+    x, y = x[:points], y[:points]
     rows = []
-    cases = list(product(NORMS, (0, 1), SEEDS, batches))
-    for norm, which, seed, size in cases[:1] if few else cases:
-        threat = ThreatModel(norm, RADII[kind, training][norm][which])
-        expected = reference(module, threat, x, y, seed, size)
-        for physical in ((1, 7, 64) if kind == "digits" else (7, 64)) if seed == 0 else (64,):
-            attack = AutoAttack(module, threat, seed=seed, batch_size=size, physical_batch_size=physical)
+    cases = cases_of(network)
+    for case in cases[:1] if few else cases:
+        expected = reference(case, module, x, y)
+        for physical in case.physical:
+            attack = AutoAttack(
+                module,
+                case.threat,
+                version=case.version,
+                seed=case.seed,
+                batch_size=case.batch,
+                physical_batch_size=physical,
+            )
             found = list(attack.run(x, y).left.values())
             differ = sum(int((ours.numpy() != theirs).sum()) for ours, theirs in zip(found, expected, strict=True))
             rows.append(
                 {
                     "network": f"{kind}, {training}, {classes} classes",
-                    "threat": f"{norm} {threat.eps:g}",
-                    "seed": seed,
-                    "batch": size,
+                    "version": case.version,
+                    "threat": f"{case.threat.norm} {case.threat.eps:g}",
+                    "seed": case.seed,
+                    "batch": case.batch,
                     "physical": physical,
                     "left": f"{int(expected[-1].sum())} of {len(x)}",
-                    "verdicts": 4 * len(x),
+                    "verdicts": len(expected) * len(x),
                     "different": differ,
                 }
             )
