@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from art_robust_plugins import ThreatModel
+from art_robust_plugins.evaluation.suites import reference_package
 
 from .conftest import digits
 
@@ -54,6 +59,16 @@ def trained_residual(classes: int = 10) -> nn.Module:
         functional.cross_entropy(network(x[batch]), y[batch]).backward()
         optimizer.step()
     return network.eval()
+
+
+def reference_ensemble(
+    network: nn.Module, threat: ThreatModel, *, seed: int, version: str, stages: Sequence[str] = ()
+) -> Any:
+    """The reference's AutoAttack; the authors' package and the repackaged one differ in a name."""
+    kind = reference_package()[0].AutoAttack
+    names = inspect.signature(kind).parameters
+    given = {"attacks" if "attacks" in names else "attacks_to_run": list(stages)} if stages else {}
+    return kind(network, norm=threat.norm, eps=threat.eps, seed=seed, version=version, device="cpu", **given)
 
 
 def in_batches(attack: Any, x: Tensor, y: Tensor, size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from art_robust_plugins.evaluation import Evaluator, compare
 from art_robust_plugins.evaluation.autoattack import AutoAttack, standard
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.batches import ChannelsLast, Passes, Streams, laid_out
-from art_robust_plugins.evaluation.suites import reference_package
 
 from .conftest import Data, digits, trained
-from .reference import needs_reference
+from .reference import needs_reference, reference_ensemble
 
 THREAT = ThreatModel("Linf", 0.11)
 
@@ -29,8 +29,9 @@ THREAT = ThreatModel("Linf", 0.11)
 @pytest.mark.parametrize("version", ["standard", "plus", "rand", "custom"])
 def test_parameters_are_the_references(version: Any, norm: Any, network: nn.Module) -> None:
     stages = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
-    given = {"attacks": stages} if version == "custom" else {}
-    reference = reference_package()[0].AutoAttack(network, norm=norm, eps=0.1, seed=0, version=version, **given)
+    reference = reference_ensemble(
+        network, ThreatModel(norm, 0.1), seed=0, version=version, stages=stages if version == "custom" else ()
+    )
     if version != "custom":
         assert list(standard.STAGES[version]) == reference.attacks_to_run
     for stage in reference.attacks_to_run:
@@ -53,6 +54,29 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             standard, name, lambda *args, kind=kind, steps=steps, **given: kind(*args, **given, **steps)
         )
+
+
+@needs_reference
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("version", ["standard", "plus", "rand", "custom"])
+def test_every_version_gives_the_references_verdicts(version: Any, norm: Any, network: nn.Module) -> None:
+    """Its own evaluation from begin to end, with as few iterations as ours has here."""
+    x, y = (torch.from_numpy(values[-20:]) for values in digits())
+    threat = ThreatModel(norm, {"Linf": 0.1, "L2": 0.45, "L1": 1.2}[norm])
+    stages = ["fab-t", "square", "apgd-dlr"] if version == "custom" else []
+    reference = reference_ensemble(network, threat, seed=2, version=version, stages=stages)
+    reference.apgd.n_iter = reference.apgd_targeted.n_iter = 10
+    reference.fab.n_iter, reference.square.n_queries = 6, 40
+    names = inspect.signature(reference.run_standard_evaluation).parameters
+    found = reference.run_standard_evaluation(x, y, **{"batch_size" if "batch_size" in names else "bs": 10})
+    expected = found[0] if isinstance(found, tuple) else found
+    ours = AutoAttack(network, threat, version=version, stages=stages, seed=2, batch_size=10, physical_batch_size=7)
+    with torch.no_grad():
+        robust = network(expected).argmax(dim=1) == y
+        clean = network(x).argmax(dim=1) == y
+    assert torch.equal(ours.run(x, y).robust, robust)
+    assert 0 < robust.sum() < clean.sum()
 
 
 @pytest.mark.usefixtures("short")
