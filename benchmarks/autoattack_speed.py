@@ -3,11 +3,11 @@
     python benchmarks/autoattack_speed.py [--quick] [--threads 2] [--data DIR] [--cifar FILE.npz] [--art] [--device cpu]
 
 Each network is trained adversarially for a short time. The first test images that it classifies correctly are then
-attacked at the two radii that leave about half and about 2 % of them. All run on the same points in one process, in
-turns; verdicts, diagnostics and reports are not timed. The verdicts of ours and the reference's are compared point by
-point. A second table has the images that passed through the network, a third one each stage. MNIST and CIFAR-10 are
-left out where their data are not given. ART's AutoAttack is another ensemble, needs a package that ART does not declare
-(multiprocess), and takes many times as long: with --art it runs on the digits, once.
+attacked at the two radii that leave about half and (of more images) about 2 % of them. All run on the same points in
+one process, in turns; verdicts, diagnostics and reports are not timed. The verdicts of ours and the reference's are
+compared point by point. A second table has the images that passed through the network, a third one each stage. MNIST
+and CIFAR-10 are left out where their data are not given. ART's AutoAttack is another ensemble, needs a package that ART
+does not declare (multiprocess), and takes many times as long: with --art it runs on the digits, once.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Case:
-    """A network, how it is trained, how many test images are attacked, and how often."""
+    """A network, how it is trained, how many test images are attacked at each radius, and how often."""
 
     data: str
     network: str
     train_eps: float
     epochs: int
     images: int
-    points: int
+    points: tuple[int, int]
     rounds: int
     arguments: dict[str, Any]
 
 
-DIGITS = Case("digits", "small-cnn", 0.1, 15, 1437, 100, 3, {})
-MNIST = Case("mnist", "small-cnn", 0.15, 2, 10_000, 40, 1, {})
-CIFAR = Case("cifar10", "wide-resnet", 2 / 255, 4, 5_000, 40, 1, {"depth": 10, "widen_factor": 1})
+DIGITS = Case("digits", "small-cnn", 0.1, 15, 1437, (100, 200), 3, {})
+MNIST = Case("mnist", "small-cnn", 0.15, 2, 10_000, (40, 200), 1, {})
+CIFAR = Case("cifar10", "wide-resnet", 2 / 255, 4, 5_000, (40, 200), 1, {"depth": 10, "widen_factor": 1})
 
 
 def trained(case: Case, data: Any, device: str) -> PyTorchClassifier:
@@ -120,12 +120,12 @@ RUNS: dict[str, dict[str, Any]] = {
 def measured(case: Case, data: Any, args: argparse.Namespace) -> list[list[dict[str, Any]]]:
     """The rows of the tables."""
     classifier = trained(case, data, args.device)
-    right = (classifier.predict(data.x_test).argmax(axis=1) == data.y_test).nonzero()[0][: case.points]
-    x, y = data.x_test[right], data.y_test[right]
+    right = (classifier.predict(data.x_test).argmax(axis=1) == data.y_test).nonzero()[0]
     rows: list[dict[str, Any]] = []
     passes: list[dict[str, Any]] = []
     stages: list[dict[str, Any]] = []
-    for share in SHARES:
+    for share, points in zip(SHARES, case.points, strict=True):
+        x, y = data.x_test[right[:points]], data.y_test[right[:points]]
         eps = radius(classifier, share, x, y)
         taken: dict[str, list[float]] = {name: [] for name in RUNS}
         for turn in range(case.rounds):
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute or two, 30 digits; not recorded")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    cases = [(replace(DIGITS, epochs=3, points=30, rounds=1) if args.quick else DIGITS, load_data("digits"))]
+    cases = [(replace(DIGITS, epochs=3, points=(30, 30), rounds=1) if args.quick else DIGITS, load_data("digits"))]
     if args.data is not None and not args.quick:
         art.config.set_data_path(args.data)
         cases.append((MNIST, load_data("mnist")))
