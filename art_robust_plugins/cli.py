@@ -108,6 +108,13 @@ class NormName(str, Enum):
     l1 = "L1"
 
 
+class BackendName(str, Enum):
+    """AutoAttack's implementations by name."""
+
+    native = "native"
+    reference = "reference"
+
+
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
 SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0)]
 
@@ -296,6 +303,12 @@ def evaluate(
     batch_size: Annotated[
         int, typer.Option(help="Points an attack gets at once; it fixes the randomness.")
     ] = BATCH_SIZE,
+    physical_batch_size: Annotated[
+        int | None, typer.Option(help="The most points in a pass; by default what a GPU's memory holds.", min=1)
+    ] = None,
+    backend: Annotated[
+        BackendName, typer.Option(help="Whose AutoAttack: this package's, or its authors' where it is installed.")
+    ] = BackendName.native,
     seed: SeedOption = 0,
     certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
     out: Annotated[
@@ -319,6 +332,8 @@ def evaluate(
             points=points,
             seed=seed,
             batch_size=batch_size,
+            physical_batch_size=physical_batch_size,
+            backend=backend,
             certify="always" if certify else "never",
             out=out,
         )
@@ -546,6 +561,8 @@ def _evaluate(
     points: int,
     seed: int,
     batch_size: int = BATCH_SIZE,
+    physical_batch_size: int | None = None,
+    backend: BackendName = BackendName.native,
     certify: Literal["always", "if possible", "never"] = "never",
     out: Path | None = None,
 ) -> list[EvaluationReport]:
@@ -554,7 +571,7 @@ def _evaluate(
     if len(others) < len(transfers):
         raise ValueError(f"--transfer: got {', '.join(map(str, transfers))}, expected runs of different names.")
     names = [*attacks, *(f"{TRANSFER}{other}" for other in others)]
-    name = _label(run, data, threats, names, points=points, seed=seed, batch=batch_size)
+    name = _label(run, data, threats, names, points=points, seed=seed, batch=batch_size, backend=backend)
     folder = out or run / EVALUATIONS / name
     processes = _processes()
     classifier = load_classifier(run)
@@ -568,7 +585,13 @@ def _evaluate(
                 raise
             console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
     chosen = [*attacks, *(transfer(load_classifier(path), other) for other, path in others.items())]
-    settings: dict[str, Any] = {"attacks": chosen, "batch_size": batch_size, "seed": seed}
+    settings: dict[str, Any] = {
+        "attacks": chosen,
+        "backend": backend.value,
+        "batch_size": batch_size,
+        "physical_batch_size": physical_batch_size,
+        "seed": seed,
+    }
     x, y = data.x_test[:points], data.y_test[:points]
     if len(threats) == 1:
         report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
@@ -599,6 +622,7 @@ def _label(
     points: int,
     seed: int,
     batch: int,
+    backend: BackendName,
 ) -> str:
     """A folder's name for an evaluation: another one of the same run gets another name."""
     radii = [str(threat).split(" ")[1] for threat in threats[1:]]
@@ -608,6 +632,7 @@ def _label(
         parts.append(Path(data.name).stem)
     parts += [f"seed{seed}"] if seed else []
     parts += [f"batch{batch}"] if batch != BATCH_SIZE else []
+    parts += [backend.value] if backend is not BackendName.native else []
     return "-".join(parts).replace("/", "_").replace(" ", "-")
 
 

@@ -174,6 +174,22 @@ def clip(x: Tensor, low: Bound | None, high: Bound | None) -> Tensor:
     return x if low is None and high is None else x.clamp(low, high)
 
 
+def check_radius(threat: ThreatModel, low: float, high: float, size: int) -> None:
+    """Refuse a ball that holds every image of ``size`` numbers in [low, high]: its radius is likely in other units.
+
+    Raises:
+        ValueError: for such a radius.
+    """
+    whole = (high - low) * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[threat.norm]
+    if threat.eps >= whole:
+        levels = threat.norm == "Linf" and (low, high) == (0, 1) and 1 <= threat.eps <= 255
+        hint = f"; did you mean '{threat.eps:g}/255'?" if levels else "."
+        raise ValueError(
+            f"eps: got {threat.eps:g} for inputs in [{low:g}, {high:g}], expected less than {whole:g}, the "
+            f"{threat.norm} radius of a ball that holds every image{hint}"
+        )
+
+
 def radius_of(eps: float | str, *, zero: bool = False) -> float:
     """A radius from a number or a fraction as text; with ``zero``, 0 is one.
 

@@ -120,6 +120,20 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     assert "RUNS: got no folder with a report" in text
 
 
+def test_the_authors_autoattack_and_the_size_of_a_pass(run, trained: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("pyautoattack")
+    arguments = ["--eps", "0.1", "--attacks", "apgd-ce", "--points", 12, "--batch-size", 5]
+    assert run("evaluate", trained, *arguments, "--physical-batch-size", 3)[0] == 0
+    assert run("evaluate", trained, *arguments, "--backend", "reference")[0] == 0
+    evaluations = trained / "evaluations"
+    ours, theirs = (
+        EvaluationReport.load(evaluations / f"Linf-0.1-apgd-ce-12-batch5{end}") for end in ("", "-reference")
+    )
+    assert (ours.settings["backend"], ours.settings["physical_batch_size"]) == ("native", 3)
+    assert theirs.settings["backend"] == "reference"
+    assert (ours.robust == theirs.robust).all()
+
+
 def test_the_comparison_marks_what_is_not_standard(run, trained: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     arguments = ["--attacks", "apgd-ce", "--points", 10, "--out", tmp_path]
     assert run("evaluate", trained, "--eps", "0.1", *arguments)[0] == 0

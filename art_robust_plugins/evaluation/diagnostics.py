@@ -89,6 +89,12 @@ class Examination:
     cost: dict[str, Any]
 
 
+def difference(one: Tensor, another: Tensor) -> float:
+    """How far the outputs [N, classes] of two passes lie apart, as a share of their length: the largest of the N."""
+    scale = one.norm(dim=1).clamp_min(1e-10)
+    return float(((one - another).norm(dim=1) / scale).nan_to_num().max())
+
+
 def of_outputs(state: Mapping[str, Any], points: int, results: Sequence[AttackResult]) -> list[Flag]:
     """Signs in what the network put out: randomised, probabilities, not finite; and attacks that left their ball.
 
@@ -160,7 +166,7 @@ def of_outputs(state: Mapping[str, Any], points: int, results: Sequence[AttackRe
                     f"{name} misclassified {count['overturned']} images in its own passes that the verdict's pass "
                     f"classified correctly.",
                     "They count as robust, by no more than rounding that depends on the number of images in a pass: "
-                    "compare with another physical_batch_size, or run the network in float64.",
+                    "compare with another physical_batch_size, and with a CPU, whose float32 is not TensorFloat-32.",
                 )
             )
         if count["not_finite"]:

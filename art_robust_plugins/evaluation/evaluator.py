@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from itertools import chain
@@ -26,6 +27,7 @@ from ..bridge import (
     RANGE_TOLERANCE,
     EstimatorModule,
     check_classifier,
+    device_of,
     image_tensor,
     label_tensor,
     outputs_are_probabilities,
@@ -36,9 +38,9 @@ from ..bridge import (
 )
 from ..checkpoint import load_state, save_state
 from ..lipschitz import PyTorchLipschitzCertifier
-from ..threat import ThreatModel
+from ..threat import ThreatModel, check_radius
 from . import diagnostics
-from .autoattack.batches import ChannelsLast, Passes, fitting_size, laid_out
+from .autoattack.batches import ChannelsLast, Passes, check_size, fitting_size, laid_out
 from .autoattack.standard import joint_size
 from .report import AttackResult, EvaluationReport, Examples
 from .suites import (
@@ -62,8 +64,10 @@ FAST = (
     "The fast level is NOT the standard evaluation: of AutoAttack's four stages it leaves out fab-t and square, and on "
     "a GPU it searches in bfloat16, with each image that it finds confirmed in float32."
 )
-_FORMAT = "art-robust-plugins evaluation 4"
-_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in (1, 2, 3))
+_FORMAT = "art-robust-plugins evaluation 5"
+_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in (1, 2, 3, 4))
+# Of the largest output; other devices and sizes of a pass round by far less.
+_CHANGED_OUTPUTS = 1e-2
 _VERSIONS = ("version of art-robust-plugins", "version of torch")
 
 
@@ -87,12 +91,15 @@ class Evaluator:
         backend: whose AutoAttack: ``"native"`` for this package's own, ``"reference"`` for that of the package
             ``autoattack``, or of its repackaging ``pyautoattack``. The verdicts are the same.
         batch_size: the points of a logical batch. It fixes the random numbers, and with them the verdicts.
-        physical_batch_size: the most points in a pass; it changes no verdict. None: what a GPU's free memory holds,
-            elsewhere ``batch_size``. A pass that runs out of memory is halved. Attacks of the reference backend and of
-            other libraries run ``batch_size`` points at once, and are not.
+        physical_batch_size: the most points in a pass; it changes no verdict, except of a randomised network, which
+            draws its own numbers in each pass. None: what a GPU's free memory holds (of a randomised network, and
+            elsewhere, ``batch_size``). A pass that runs out of memory is halved. Attacks of the reference backend and
+            of other libraries run ``batch_size`` points at once, and are not.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
-            it goes on where it was stopped. Several processes must all see it.
+            it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
+            settings are refused; an `Attack` of one's own is known by its name and parameters alone. Several
+            processes must all see it.
         verbose: show progress bars.
 
     Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same
@@ -130,16 +137,16 @@ class Evaluator:
         low, high = uniform_range(estimator)
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
-        _check_radius(threat, low, high, math.prod(estimator.input_shape))
+        check_radius(threat, low, high, math.prod(estimator.input_shape))
         if backend not in get_args(Backend):
             raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
         self.estimator = estimator
         self.threat = threat
         self.attacks = resolve(attacks)
         self.backend = backend
-        self.batch_size = _positive("batch_size", batch_size)
+        self.batch_size = check_size("batch_size", batch_size)
         self.physical_batch_size = (
-            None if physical_batch_size is None else _positive("physical_batch_size", physical_batch_size)
+            None if physical_batch_size is None else check_size("physical_batch_size", physical_batch_size)
         )
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise ValueError(f"seed: got {seed!r}, expected a whole number from 0 to 2**32 - 1.")
@@ -168,7 +175,9 @@ class Evaluator:
             samples = image_tensor(x, self.estimator).cpu().clamp(low, high)
             labels = label_tensor(y, self.estimator.nb_classes, samples=len(samples)).cpu().clone()
             modules = nn.ModuleList([network, *preprocessing_modules(self.estimator)])
-            with preserved(modules), _random_state_preserved():
+            # A caller's autocast would round the verdicts.
+            exact = torch.autocast(device_of(network).type, enabled=False)
+            with preserved(modules), _random_state_preserved(), exact:
                 network.eval()
                 for parameter in modules.parameters():
                     # Only gradients of the input are needed, and the user's own must not be filled. (Copies of
@@ -209,7 +218,9 @@ class _Run:
         self.obstacle = diagnostics.gradient_obstacle(self.counter, few)
         fitting = evaluator.physical_batch_size
         if fitting is None:
-            fits = evaluator.backend == "native" and self.obstacle is None
+            one, another = (Passes(self.module, 2).logits(few) for _ in range(2))
+            randomised = diagnostics.difference(one, another) > diagnostics.RANDOM_DIFFERENCE
+            fits = evaluator.backend == "native" and self.obstacle is None and not randomised
             fitting = fitting_size(self.counter, few[:1], evaluator.batch_size) if fits else evaluator.batch_size
         self.setting = Setting(
             model=self.counter,
@@ -249,7 +260,16 @@ class _Run:
         self.worst_rounding = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[norm]
         self.robust: dict[str, Tensor] = {}
         self.processes = processes_of(self.module.device)
-        self.state = self._from_main(self._opened_state)
+        opened, changes = self._from_main(self._opened_state)
+        n = len(x)
+        self.state = {
+            **opened,
+            "broken": torch.zeros(n, dtype=torch.bool, device="cpu"),
+            "adversarial": x.clone(),
+            "attacks": {attack.name: _new_progress(n) for attack in self.attacks},
+        }
+        for change in changes:
+            _apply(self.state, change)
 
     # ---------------------------------------------------------------------------------------------------- verdicts
 
@@ -313,22 +333,17 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------------- state
 
-    def _opened_state(self) -> dict[str, Any]:
-        """The state of this evaluation in ``state_dir``, or a new one.
+    def _opened_state(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What stays of this evaluation's state, as ``state_dir`` holds it or new, and what its batches changed.
 
-        On disk it is one file of what stays, and one for each batch with what that batch changed.
+        On disk it is one file of what stays, and one for each batch.
         """
-        folder, n = self.evaluator.state_dir, len(self.x)
-        progress = {
-            "broken": torch.zeros(n, dtype=torch.bool, device="cpu"),
-            "adversarial": self.x.clone(),
-            "attacks": {attack.name: _new_progress(n) for attack in self.attacks},
-        }
+        folder = self.evaluator.state_dir
         fingerprint = self._fingerprint()
         if folder is None or not (folder / STATE_FILE).exists():
             # The mark tells the batches of this state from those of an earlier one in the same folder.
             mark = secrets.token_hex(8)
-            return {"format": _FORMAT, "mark": mark, "fingerprint": fingerprint, "clean": None, **progress}
+            return {"format": _FORMAT, "mark": mark, "fingerprint": fingerprint, "clean": None}, []
         stored = load_state(folder / STATE_FILE)
         if not isinstance(stored, dict) or stored.get("format") not in (_FORMAT, *_EARLIER):
             raise ValueError(f"state_dir: {folder / STATE_FILE} is not the state of an evaluation.")
@@ -348,13 +363,22 @@ class _Run:
                 f"state_dir: the state in {folder} is of an evaluation with another {_listed(different)}, expected "
                 f"the same; choose another folder for this evaluation."
             )
-        state = {**stored, **progress}
+        if stored["passes"] == 1 and self._outputs_changed(stored["outputs"]):
+            raise ValueError(
+                f"state_dir: the state in {folder} is of a network with other outputs for the same images, expected "
+                f"the same code and constants; choose another folder for this evaluation."
+            )
         # In the order in which the attacks ran: who broke a point first gives its adversarial image.
-        for path in sorted((folder / BATCHES_FOLDER).glob("[0-9]*.pt")):
-            change = load_state(path)
-            if isinstance(change, dict) and change.get("mark") == state["mark"]:
-                _apply(state, change)
-        return state
+        changes = map(load_state, sorted((folder / BATCHES_FOLDER).glob("[0-9]*.pt")))
+        return stored, [
+            change for change in changes if isinstance(change, dict) and change.get("mark") == stored["mark"]
+        ]
+
+    def _outputs_changed(self, outputs: Tensor) -> bool:
+        """Whether the network computes something else, which its weights and its text need not show."""
+        scale = outputs[outputs.isfinite()].abs().max().item() if outputs.isfinite().any() else 1.0
+        now = self.logits(self.x[: len(outputs)])
+        return not torch.allclose(now, outputs, rtol=0.0, atol=_CHANGED_OUTPUTS * scale, equal_nan=True)
 
     def _save(self, change: dict[str, Any]) -> None:
         folder = self.evaluator.state_dir
@@ -380,10 +404,11 @@ class _Run:
 
     def _fingerprint(self) -> dict[str, str]:
         evaluator, network = self.evaluator, self.evaluator.estimator.model
-        weights = [part for name, tensor in network.state_dict().items() for part in (name, tensor)]
+        learned = [part for module in preprocessing_modules(evaluator.estimator) for part in _described(module)]
+        plain = [str(evaluator.estimator.clip_values), *preprocessing(evaluator.estimator)]
         return {
-            "network": _digest(str(network), *weights),
-            "preprocessing": _digest(str(evaluator.estimator.clip_values), *preprocessing(evaluator.estimator)),
+            "network": _digest(*_described(network)),
+            "preprocessing": _digest(*plain, *learned),
             "x": _digest(self.x),
             "y": _digest(self.y),
             "threat": f"{evaluator.threat.norm} {evaluator.threat.eps!r}",
@@ -410,10 +435,11 @@ class _Run:
                 standing[suite] = self._attack(attack, standing.get(suite, correct))
             else:
                 self._attack(attack, correct)
-        return self._from_main(lambda: self._concluded(correct))
+        report = self._from_main(lambda: self._concluded(correct))
+        return replace(report, adversarial=self.state["adversarial"].numpy())
 
     def _concluded(self, correct: Tensor) -> EvaluationReport:
-        """The report, when all attacks have run: the main process's work."""
+        """The report, when all attacks have run: the main process's work. (Each has the adversarial images itself.)"""
         robust = correct & ~self.state["broken"]
         results = [self._result(attack) for attack in self.attacks]
         examined = self.passes.whole(lambda size: self._examined(correct, robust, size))
@@ -429,7 +455,7 @@ class _Run:
             robust=robust.numpy(),
             correct=correct.numpy(),
             labels=self.y.numpy(),
-            adversarial=self.state["adversarial"].numpy(),
+            adversarial=np.empty(0, dtype=np.float32),
             attacks=results,
             flags=diagnostics.merged(flags),
             settings={**self._settings(examined), "certificate": certificate},
@@ -476,9 +502,8 @@ class _Run:
         """Clean predictions, and what they say of the network: randomised, probabilities, not finite."""
         outputs = self.logits(self.x)
         again = self.logits(self.x[: self.evaluator.batch_size])
-        scale = outputs[: len(again)].norm(dim=1).clamp_min(1e-10)
-        difference = ((outputs[: len(again)] - again).norm(dim=1) / scale).nan_to_num().max().item()
-        self.state["difference"] = difference
+        self.state["outputs"] = again
+        self.state["difference"] = difference = diagnostics.difference(outputs[: len(again)], again)
         self.state["passes"] = RANDOM_PASSES if difference > diagnostics.RANDOM_DIFFERENCE else 1
         self.state["probabilities"] = outputs_are_probabilities(outputs)
         self.state["nan"] = int(outputs.isnan().any(dim=1).sum())
@@ -500,7 +525,7 @@ class _Run:
         # Of the other processes nothing is known before the end: the bar shows what this one does.
         own = todo[processes.process_index :: processes.num_processes]
         at_once = 1
-        if self._is_ours(attack):
+        if self._is_ours(attack) and self.state["passes"] == 1:
             # Its random numbers keep to the logical batches, of which it may get several.
             at_once = joint_size(size, self.setting.physical_batch_size) // size
         bar = tqdm(
@@ -733,21 +758,14 @@ def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
     state["adversarial"][change["broken"]] = change["adversarial"]
 
 
+def _described(module: nn.Module) -> list[str | Tensor]:
+    """The text of a module and its weights with their names, for `_digest`."""
+    return [str(module), *(part for pair in module.state_dict().items() for part in pair)]
+
+
 def _rows(outputs: Sequence[Tensor], test: Callable[[Tensor], Tensor]) -> Tensor:
     """For which samples any output of any pass passes the test, bool [N]."""
     return torch.stack([test(output).any(dim=1) for output in outputs]).any(dim=0)
-
-
-def _check_radius(threat: ThreatModel, low: float, high: float, size: int) -> None:
-    """Refuse a ball that holds every image: its radius is most likely in other units."""
-    whole = (high - low) * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[threat.norm]
-    if threat.eps >= whole:
-        levels = threat.norm == "Linf" and (low, high) == (0, 1) and 1 <= threat.eps <= 255
-        hint = f"; did you mean '{threat.eps:g}/255'?" if levels else "."
-        raise ValueError(
-            f"eps: got {threat.eps:g} for the classifier's clip_values [{low:g}, {high:g}], expected less than "
-            f"{whole:g}, the {threat.norm} radius of a ball that holds every image{hint}"
-        )
 
 
 def _digest(*parts: str | Tensor) -> str:
@@ -767,9 +785,3 @@ def _device_name(device: torch.device) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
-
-
-def _positive(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
-    return int(value)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CLEAN, BOUNDED, OWN_MEASURE, WORST, INK = "#8d99ae", "#3a6ea5", "#c9d3df", "#b23a48", "#1f2933"
 CERTIFIED = "#3f8f5f"
 RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a83e", "#4aa5a5", "#7d5a3c", "#d97aa6")
+# A legend's letter, mark and line in inches.
+LETTER, HANDLE, LINE = 0.087, 0.5, 0.19
 
 # --------------------------------------------------------------------------------------------------------------- text
 
@@ -345,13 +347,27 @@ def curve_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
     axes.set_ylim(-3, 104)
     axes.set_xlabel("eps (dotted: clean accuracy of these points)", fontsize=9, color=INK)
     axes.set_ylabel("accuracy, %", fontsize=9, color=INK)
-    legend_above(axes, len(reports) + 2)
+    legend_above(drawing)
     return drawing
 
 
-def legend_above(axes: Axes, entries: int) -> None:
-    columns = entries if entries <= 4 else 3  # more, and names such as local-ball+layerwise run out of the figure
-    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+def legend_above(drawing: Figure) -> None:
+    """A legend over the whole width, in as many columns as its names leave room for; the figure grows by its rows."""
+    (axes,) = drawing.axes
+    handles, names = axes.get_legend_handles_labels()
+    names = [shortened(name) for name in names]
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    width, height = drawing.get_size_inches()
+    columns = max(1, min(len(names), 4, int(width / (LETTER * longest + HANDLE))))
+    lines = max(name.count("\n") + 1 for name in names) * math.ceil(len(names) / columns)
+    drawing.set_size_inches(width, height + LINE * lines)
+    drawing.legend(handles, names, frameon=False, fontsize=9, loc="outside upper center", ncols=columns)
+
+
+def shortened(name: str, letters: int = 60) -> str:
+    """Each line of a name without its middle where it is longer: what tells runs apart is often at the ends."""
+    half = letters // 2 - 1
+    return "\n".join(line if len(line) <= letters else f"{line[:half]}…{line[-half:]}" for line in name.split("\n"))
 
 
 def certified_curve(report: EvaluationReport) -> tuple[list[float], list[float]]:
@@ -413,7 +429,7 @@ def comparison_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
     axes.grid(axis="y", color="#e4e7eb")
     axes.set_axisbelow(True)
     axes.set_xlabel("accuracy, %", fontsize=9, color=INK)
-    legend_above(axes, len(reports))
+    legend_above(drawing)
     return drawing
 
 

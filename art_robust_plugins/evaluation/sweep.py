@@ -12,11 +12,14 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
 from ..bridge import image_tensor, label_tensor
+from ..checkpoint import read_json, write_json
 from ..threat import ThreatModel
 from . import diagnostics
 from .evaluator import Evaluator, describe_threat
 from .report import AttackResult, EvaluationReport
 from .suites import resolve
+
+SWEEP_FILE = "sweep.json"
 
 
 def sweep(
@@ -43,7 +46,7 @@ def sweep(
         x: samples [N, *input_shape] in the estimator's range; an array or a tensor.
         y: labels, as class indices [N] or one-hot rows [N, classes].
         attacks: stages of AutoAttack: a suite of them (``"standard"``, ``"rand"``), or some by name.
-        state_dir: keeps the state, in a folder for each radius.
+        state_dir: keeps the state, in a folder for each radius; larger radii may join later.
         settings: ``batch_size``, ``seed`` and the other keywords of `Evaluator`.
 
     Returns:
@@ -51,7 +54,7 @@ def sweep(
 
     Raises:
         ValueError: no radius, or one twice in six digits; attacks that are no stages (their accuracies count all
-            points); and as `Evaluator` does.
+            points); a ``state_dir`` of other radii; and as `Evaluator` does.
 
     Example:
         >>> from torch import nn
@@ -82,6 +85,8 @@ def sweep(
         )
         for threat in threats
     ]
+    if state_dir is not None:
+        _check_radii(Path(state_dir) / SWEEP_FILE, threats)
     images = image_tensor(x, estimator).cpu()
     labels = label_tensor(y, estimator.nb_classes, samples=len(images)).cpu()
     reports: dict[float, EvaluationReport] = {}
@@ -96,6 +101,20 @@ def sweep(
             report = _all_broken(before, evaluator.threat)
         reports[evaluator.threat.eps] = before = report
     return reports
+
+
+def _check_radii(path: Path, threats: Sequence[ThreatModel]) -> None:
+    """Each radius attacks what the smaller ones left, so that in one folder only larger ones may join."""
+    now = [f"{threat.norm} {threat.eps:g}" for threat in threats]
+    was = read_json(path) if path.exists() else []
+    common = min(len(was), len(now))
+    if was[:common] != now[:common]:
+        raise ValueError(
+            f"state_dir: the state in {path.parent} is of a sweep over {', '.join(was)}, got {', '.join(now)}, "
+            f"expected the same ones and larger ones; choose another folder for this sweep."
+        )
+    if len(now) > len(was):
+        write_json(path, now)
 
 
 def _merged(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any]) -> EvaluationReport:

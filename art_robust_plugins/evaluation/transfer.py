@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bridge import EstimatorModule, preserved
+from ..bridge import EstimatorModule, preprocessing_modules, preserved
 from .diagnostics import TRANSFER
+from .evaluator import preprocessing
 from .suites import Attack, Perturb, Setting
 
 STEPS = 50
@@ -65,8 +66,8 @@ def transfer(source: PyTorchClassifier, name: str) -> Attack:
                 start = threat.random_start(x, 0.0, 1.0)
                 return threat.ascend(loss, x, start, steps=STEPS, step_size=2.5 * threat.eps / STEPS, low=0.0, high=1.0)
 
-        weights = hashlib.sha256()
-        for tensor in source.model.state_dict().values():
+        weights = hashlib.sha256(str(preprocessing(source)).encode())
+        for tensor in nn.ModuleList([source.model, *preprocessing_modules(source)]).state_dict().values():
             weights.update(tensor.detach().cpu().double().numpy().tobytes())
         return perturb, {"source": weights.hexdigest()[:12], "steps": STEPS, "step_size": 2.5 * threat.eps / STEPS}
 

@@ -191,6 +191,23 @@ def test_fab(name: str, norm: str, eps: float, targets: int | None, network: nn.
     assert 0 < robust.sum() < len(x)
 
 
+def test_fab_keeps_as_many_images_as_some_passes_hold(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all targets of all points, each with several images, whatever the size of a pass."""
+    x, y = correct(network, *images_of("digits"))
+    held: list[int] = []
+    run = FAB._run
+
+    def recorded(attack: FAB, rows: Any) -> Any:
+        held.append(len(rows.index))
+        return run(attack, rows)
+
+    monkeypatch.setattr(FAB, "_run", recorded)
+    found = [FAB(network, ThreatModel("Linf", 0.11), steps=6, physical_batch_size=size)(x, y) for size in (1, 9, 99)]
+    assert held == [9] * 22 + [36] * 5 + [18] + [198]
+    for other in found[1:]:
+        assert torch.equal(verdicts(network, other, y), verdicts(network, found[0], y))
+
+
 @needs_reference
 @pytest.mark.parametrize("classes", [4, 2])
 def test_fab_of_few_classes(classes: int) -> None:

@@ -18,7 +18,7 @@ from art_robust_plugins.evaluation.autoattack import AutoAttack, standard
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.batches import ChannelsLast, Passes, Streams, laid_out
 
-from .conftest import Data, digits, trained
+from .conftest import Data, digits, trained, wrap
 from .reference import needs_reference, reference_ensemble
 
 THREAT = ThreatModel("Linf", 0.11)
@@ -126,6 +126,68 @@ def test_what_is_asked_for_must_exist(network: nn.Module) -> None:
         AutoAttack(network, THREAT, version="custom", stages=["pgd"])
     with pytest.raises(ValueError, match=r"^stages: got \['fab'\] for the version 'standard', expected them for 'cus"):
         AutoAttack(network, THREAT, stages=["fab"])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (
+            torch.rand(2, 1, 8, 8).double(),
+            torch.zeros(2).long(),
+            r"^x: got torch\.float64 \(2, 1, 8, 8\), expected ima",
+        ),
+        (torch.rand(0, 1, 8, 8), torch.zeros(0).long(), r"^x: got torch\.float32 \(0, 1, 8, 8\), expected images"),
+        (255 * torch.ones(2, 1, 8, 8), torch.zeros(2).long(), r"^x: got values in \[255, 255\], expected \[0, 1\]"),
+        (torch.rand(2, 1, 8, 8) * torch.nan, torch.zeros(2).long(), r"^x: got values in \[nan, nan\], expected"),
+        (torch.rand(2, 1, 8, 8), torch.zeros(1).long(), r"^y: got torch\.int64 \(1,\), expected 2 class indices"),
+        (torch.rand(2, 1, 8, 8), torch.zeros(2, 10), r"^y: got torch\.float32 \(2, 10\), expected 2 class indices"),
+        (torch.rand(2, 1, 8, 8), torch.tensor([0, 10]), r"^y: got labels from 0 to 10, expected 0 to 9"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(x: Tensor, y: Tensor, message: str, network: nn.Module) -> None:
+    with pytest.raises(ValueError, match=message):
+        AutoAttack(network, THREAT).run(x, y)
+
+
+def test_settings_that_do_not_fit_are_refused(network: nn.Module) -> None:
+    for name in ("batch_size", "physical_batch_size"):
+        with pytest.raises(ValueError, match=f"^{name}: got 0, expected a positive whole number"):
+            AutoAttack(network, THREAT, **{name: 0})
+    with pytest.raises(ValueError, match=r"^eps: got 8 for inputs in \[0, 1\], .* did you mean '8/255'"):
+        AutoAttack(network, ThreatModel("Linf", 8)).run(torch.rand(1, 1, 8, 8), torch.zeros(1).long())
+
+
+@pytest.mark.usefixtures("short")
+def test_a_callers_autocast_changes_nothing(network: nn.Module, classifier: PyTorchClassifier, data: Data) -> None:
+    x, y = (torch.from_numpy(values[:12]) for values in data)
+    evaluator = Evaluator(classifier, THREAT, attacks=["apgd-ce"], verbose=False)
+    attack = AutoAttack(network, THREAT, version="custom", stages=["apgd-ce", "fab-t"])
+    expected, report = attack.run(x, y), evaluator.evaluate(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, again = attack.run(x, y), evaluator.evaluate(x, y)
+    assert torch.equal(found.adversarial, expected.adversarial)
+    assert_array_equal(again.adversarial, report.adversarial)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_randomised_networks_passes_keep_to_the_logical_batch(data: Data, network: nn.Module) -> None:
+    """Its numbers come with its passes, so that a GPU's free memory must not decide how many images are in one."""
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x + 0.1 * torch.randn_like(x))
+
+    def run(physical: int | None) -> Any:
+        given = {"batch_size": 5, "physical_batch_size": physical, "verbose": False}
+        return Evaluator(wrap(Noisy()), THREAT, attacks="apgd-ce", **given).evaluate(data[0][:20], data[1][:20])
+
+    expected = run(None)
+    assert expected.settings["physical_batch_size"] == 5
+    assert_array_equal(run(20).attacks[0].robust, expected.attacks[0].robust)
 
 
 class Small(nn.Module):

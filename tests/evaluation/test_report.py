@@ -350,8 +350,25 @@ def test_a_sweeps_reuse_is_said(standard: EvaluationReport) -> None:
 
 def test_a_comparison_marks_fast_runs(report: EvaluationReport) -> None:
     quick = replace(report, settings={**report.settings, "fast": True})
-    axes = comparison_figure({"a": report, "b": quick}).axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b\n(fast, NOT standard)"]
+    (legend,) = comparison_figure({"a": report, "b": quick}).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b\n(fast, NOT standard)"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("drawn", [comparison_figure, curve_figure])
+@pytest.mark.parametrize("letters", [3, 20, 45, 200])
+def test_the_legend_of_a_figure_lies_inside_it(drawn: Any, letters: int, report: EvaluationReport) -> None:
+    """Whatever the command line names its runs."""
+    drawing = drawn({f"{number}{'n' * letters}": report for number in range(7)})
+    drawing.draw_without_rendering()
+    (legend,), (axes,) = drawing.legends, drawing.axes
+    whole, inside = drawing.bbox, legend.get_window_extent()
+    assert whole.x0 <= inside.x0 < inside.x1 <= whole.x1
+    assert whole.y0 <= inside.y0 < inside.y1 <= whole.y1
+    plot = axes.get_window_extent()
+    assert plot.width > 0.5 * whole.width
+    assert plot.height > 0.25 * whole.height
+    assert plot.y1 <= inside.y0
 
 
 def test_runs_in_other_units_get_a_figure_of_their_own(report: EvaluationReport, data: Data) -> None:
@@ -438,7 +455,7 @@ def test_a_report_with_certificates_is_read_back_and_shown(
     assert head[-1] == "certified"
     assert [row[-1] for row in rows] == [f"{certified.certified_at(eps):.1%}" for eps, _ in certified.curve]
     axes = curve_figure({"a": again}).axes[0]
-    assert "certified" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "certified" in [text.get_text() for text in axes.figure.legends[0].get_texts()]
     (drawn,) = [line for line in axes.get_lines() if line.get_linestyle() == "--" and len(line.get_xdata())]
     radii, shares = drawn.get_data()
     assert_array_equal(np.diff(shares) <= 0, True)

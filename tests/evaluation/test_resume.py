@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -161,6 +162,50 @@ def test_a_foreign_state_is_refused_with_its_difference(
         wrap(network), ThreatModel("L2", 0.06), attacks=made, state_dir=tmp_path, batch_size=10, seed=1, verbose=False
     )
     refused("threat", threat)
+
+
+class Scaled(nn.Module):
+    """A constant that is no buffer, and learned preprocessing, which no text of the classifier shows."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(self.factor * x)
+
+
+class Learned(PreprocessorPyTorch):
+    params: ClassVar[list[str]] = ["layer"]
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(apply_fit=True, apply_predict=True)
+        self.layer = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.constant_(self.layer.weight, weight)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.layer(x), y
+
+
+def test_a_state_of_a_network_that_computes_something_else_is_refused(
+    network: nn.Module, data: Data, tmp_path: Path
+) -> None:
+    made, _ = attacks()
+    with_constant = Scaled(network, 1.0)
+    evaluator(with_constant, made, tmp_path / "constant").evaluate(*data)
+    evaluator(with_constant, made, tmp_path / "constant").evaluate(*data)
+    with pytest.raises(ValueError, match=r"^state_dir: .* is of a network with other outputs for the same images"):
+        evaluator(Scaled(network, 0.9), made, tmp_path / "constant").evaluate(*data)
+
+    def run(weight: float) -> None:
+        classifier = wrap(network, preprocessing_defences=Learned(weight))
+        Evaluator(
+            classifier, ThreatModel("Linf", 0.06), attacks=made, state_dir=tmp_path / "learned", verbose=False
+        ).evaluate(*data)
+
+    run(1.0)
+    with pytest.raises(ValueError, match=r"^state_dir: the state in .* with another preprocessing, expected the same;"):
+        run(0.999)
 
 
 def test_a_file_that_is_no_state_is_refused(network: nn.Module, data: Data, tmp_path: Path) -> None:

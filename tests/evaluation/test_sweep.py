@@ -93,7 +93,13 @@ def test_a_sweep_goes_on_where_it_was(network: nn.Module, data: Data, tmp_path: 
     first = sweep(wrap(network), "Linf", [0.02], *few, **arguments)
     both = sweep(wrap(network), "Linf", [0.02, 0.05], *few, **arguments)
     assert [a.seconds for a in both[0.02].attacks] == [a.seconds for a in first[0.02].attacks]
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0.02", "0.05"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.02", "0.05", "sweep.json"]
+    sweep(wrap(network), "Linf", [0.02], *few, **arguments)
+    for radii in ([0.01, 0.02, 0.05], [0.02, 0.03], [0.05]):
+        with pytest.raises(
+            ValueError, match=r"^state_dir: the state in .* is of a sweep over Linf 0\.02, Linf 0\.05, "
+        ):
+            sweep(wrap(network), "Linf", radii, *few, **arguments)
 
 
 def test_tensors_with_gradients_are_swept(network: nn.Module, data: Data) -> None:

@@ -15,6 +15,7 @@ together, and it is done when one of them finds an image within eps. The referen
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from .projections import onto_hyperplane
 # As in Auto-PGD: rows leave when so many are done, which a GPU is asked only now and then.
 DONE_SHARE = 0.1
 ITERATIONS_BETWEEN_COUNTS = 5
+# Passes whose rows are held at once: each row keeps several images, and there are as many rows as targets.
+PASSES_AT_ONCE = 4
 
 
 class FAB:
@@ -93,17 +96,24 @@ class FAB:
             points = left.nonzero().flatten()
             if not len(points):
                 break
+            parts: Iterable[_Rows]
             if self.targets is None:
                 start = x[points] if restart == 0 else self._random_start(x[points], points, streams)
-                rows = _Rows(points, x[points], y[points], None, start)
+                parts = [_Rows(points, x[points], y[points], None, start)]
             else:
-                ranked = clean[points].sort(dim=1).indices.flip(1)[:, 1 : self.targets + 1]
-                each = points.repeat_interleave(ranked.shape[1])
-                rows = _Rows(each, x[each], y[each], ranked.flatten(), x[each])
-            for where, images in self._run(rows):
-                found[where] = images
-                left[where] = False
+                ranked = clean.sort(dim=1).indices.flip(1)[:, 1 : self.targets + 1]
+                parts = self._targeted(x, y, ranked, points)
+            for rows in parts:
+                for where, images in self._run(rows):
+                    found[where] = images
+                    left[where] = False
         return found
+
+    def _targeted(self, x: Tensor, y: Tensor, ranked: Tensor, points: Tensor) -> Iterator[_Rows]:
+        """The runs of these points against each of their targets [N, targets], as many at once as keep passes full."""
+        for some in torch.split(points, max(1, PASSES_AT_ONCE * self.passes.size // ranked.shape[1])):
+            each = some.repeat_interleave(ranked.shape[1])
+            yield _Rows(each, x[each], y[each], ranked[some].flatten(), x[each])
 
     def _random_start(self, x: Tensor, points: Tensor, streams: Streams) -> Tensor:
         kind = torch.rand if self.threat.norm == "Linf" else torch.randn

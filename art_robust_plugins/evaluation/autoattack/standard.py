@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ...bridge import device_of
-from ...threat import Norm, ThreatModel
+from ...threat import Norm, ThreatModel, check_radius
 from .apgd import APGD
-from .batches import Passes, fitting_size, laid_out, misclassified
+from .batches import Passes, check_size, fitting_size, laid_out, misclassified
 from .fab import FAB
 from .square import Square
 
@@ -129,7 +129,8 @@ class AutoAttack:
         physical_batch_size: the most images in a pass; None: what a GPU's free memory holds, elsewhere ``batch_size``.
 
     Raises:
-        ValueError: an unknown version or stage, or stages for another version than "custom".
+        ValueError: an unknown version or stage, stages for another version than "custom", a size that is not a positive
+            whole number; in `run`, data that do not fit, or a ball that holds every image.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval()
@@ -158,11 +159,21 @@ class AutoAttack:
             raise ValueError(f"stages: got {list(stages)} for the version {version!r}, expected them for 'custom'.")
         self.model, self.threat, self.version = model, threat, version
         self.stages: tuple[Stage, ...] = tuple(stages) or STAGES[version]
-        self.seed, self.batch_size, self.physical_batch_size = seed, batch_size, physical_batch_size
+        self.seed, self.batch_size = seed, check_size("batch_size", batch_size)
+        self.physical_batch_size = (
+            None if physical_batch_size is None else check_size("physical_batch_size", physical_batch_size)
+        )
 
     def run(self, x: Tensor, y: Tensor) -> Outcome:
-        """Attack images x [N, ...] in [0, 1] with labels y [N]."""
+        """Attack images x [N, ...], float32 in [0, 1], with labels y [N], whole numbers."""
+        _check_data(x, y)
+        check_radius(self.threat, 0.0, 1.0, x[0].numel())
         device = device_of(self.model)
+        # A caller's autocast would round the verdicts.
+        with torch.autocast(device.type, enabled=False):
+            return self._run(x, y, device)
+
+    def _run(self, x: Tensor, y: Tensor, device: torch.device) -> Outcome:
         size = self.physical_batch_size or fitting_size(self.model, x[:1].to(device), self.batch_size)
         model = laid_out(self.model, x[:1].to(device))
         passes = Passes(model, size)
@@ -170,6 +181,8 @@ class AutoAttack:
         for points in torch.split(torch.arange(len(x), device="cpu"), size):
             logits = passes.logits(x[points].to(device))
             robust[points] = ~misclassified(logits, y[points].to(device)).cpu()
+        if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+            raise ValueError(f"y: got labels from {y.min()} to {y.max()}, expected 0 to {logits.shape[1] - 1}.")
         left: dict[str, Tensor] = {}
         not_run: list[str] = []
         for stage in self.stages:
@@ -196,6 +209,17 @@ class AutoAttack:
                 robust[points[broken]] = False
             left[stage] = robust.clone()
         return Outcome(adversarial, robust, left, not_run)
+
+
+def _check_data(x: Tensor, y: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() < 2 or not len(x):
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x: got {got}, expected images [N, ...] in float32.")
+    if not bool((x >= 0).all() & (x <= 1).all()):
+        raise ValueError(f"x: got values in [{x.min():g}, {x.max():g}], expected [0, 1].")
+    if not isinstance(y, Tensor) or y.dtype.is_floating_point or y.dtype.is_complex or y.shape != x.shape[:1]:
+        got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y: got {got}, expected {len(x)} class indices.")
 
 
 def joint_size(batch_size: int, physical_batch_size: int) -> int:
