@@ -6,8 +6,9 @@ Four networks: a small CNN on the digits (8x8, gray) and a residual one with bat
 coloured images [3, 32, 32], each trained plainly and adversarially. Each of them meets the standard version in three
 norms, at two radii, with three seeds and two logical batch sizes; with ten classes, and the first of them with four.
 The first one meets the versions plus and rand as well. Every stage's verdicts are compared point by point. Ours runs
-with physical batches of 64 and, for the first seed at the larger radius and the smaller logical batch, of 7 and (digits)
-of 1 as well. The random numbers depend on what was left before, so that one other verdict would change those that follow.
+with physical batches of 64 and, for the first seed at the larger radius and the smaller logical batch, of 7 and
+(digits) of 1 as well. The random numbers depend on what was left before, so that one other verdict would change those
+that follow.
 """
 
 from __future__ import annotations
