@@ -9,7 +9,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -372,7 +373,7 @@ class _Run:
                 outcome = [work()]
             except Exception as error:
                 outcome = [error]
-        torch.distributed.broadcast_object_list(outcome)
+        torch.distributed.broadcast_object_list(outcome, group=_patient_group())
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         found: _Found = outcome[0]
@@ -521,7 +522,7 @@ class _Run:
                 bar.set_postfix_str(f"accuracy {(points & ~progress['fooled']).double().mean().item():.2%}")
         if processes.num_processes > 1:
             shares: list[Any] = [None] * processes.num_processes
-            torch.distributed.all_gather_object(shares, changes)
+            torch.distributed.all_gather_object(shares, changes, group=_patient_group())
             del shares[processes.process_index]
             for change in sorted(chain.from_iterable(shares), key=lambda change: change["batches"]):
                 _apply(self.state, change)
@@ -731,6 +732,12 @@ def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
     progress["fooled"][change["fooled"]] = True
     state["broken"][change["broken"]] = True
     state["adversarial"][change["broken"]] = change["adversarial"]
+
+
+@cache
+def _patient_group() -> Any:
+    """All processes; here one may wait for another for as long as an attack takes. Launchers notice one that dies."""
+    return torch.distributed.new_group(timeout=timedelta(days=7))
 
 
 def _rows(outputs: Sequence[Tensor], test: Callable[[Tensor], Tensor]) -> Tensor:
