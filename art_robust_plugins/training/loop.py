@@ -449,7 +449,7 @@ class RobustTrainer(Trainer):
                 record = self._epoch(epoch, steps, drawn, scheduler, bar, processes)
                 processes.copy_from_main(network.buffers())
                 if validation is not None:
-                    record |= self._validate(*validation, processes)
+                    record |= self._validate(*validation)
                 self.end_epoch(record)
                 self.history.append(record)
                 if scheduler is not None and options.scheduler_interval == "epoch":
@@ -563,7 +563,7 @@ class RobustTrainer(Trainer):
         y = label_tensor(validation_data[1], self.classifier.nb_classes, samples=len(x), name="validation_data[1]")
         return x, y.to(self._device)
 
-    def _validate(self, x: Tensor, y: Tensor, processes: Processes, batch_size: int = 500) -> dict[str, float]:
+    def _validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
         """Accuracy on clean inputs and, with a threat, under PGD from a random start (the same every epoch)."""
         network, threat = self.classifier.model, self.threat
         low, high = clip_range(self.classifier)
@@ -578,7 +578,7 @@ class RobustTrainer(Trainer):
         for start in range(0, len(x), batch_size):
             images, labels = x[start : start + batch_size], y[start : start + batch_size]
             begin = None if threat is None else threat.random_start(images, low, high, generator)
-            share = processes.share_of(len(images))
+            share = None if self._processes is None else self._processes.share_of(len(images))
             if share is not None:
                 own = slice(share.rows.start, share.rows.start + share.size)
                 images, labels, begin = images[own], labels[own], None if begin is None else begin[own]
@@ -605,7 +605,8 @@ class RobustTrainer(Trainer):
             with torch.no_grad():
                 robust += (logits(adversarial).argmax(dim=1) == labels).sum()
         counts = torch.stack([correct, robust])
-        processes.sum(counts)
+        if self._processes is not None:
+            self._processes.sum(counts)
         result = {"validation_accuracy": counts[0].item() / len(x)}
         if threat is not None:
             result["validation_robust_accuracy"] = counts[1].item() / len(x)

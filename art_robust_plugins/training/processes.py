@@ -25,6 +25,7 @@ class Processes:
 
     Attributes:
         count, index: how many there are, and which one this is.
+        is_local_main: whether this is the first one of its machine.
         device: where this process works.
         moment, advice: when and what to do, for the sentence that tells of a lost process.
     """
@@ -32,8 +33,9 @@ class Processes:
     def __init__(self, device: torch.device) -> None:
         state = processes_of(device)
         self.count, self.index = int(state.num_processes), int(state.process_index)
+        self.is_local_main = bool(state.is_local_main_process)
         self.device: torch.device = state.device
-        self.moment, self.advice = "before the first epoch", ""
+        self.moment, self.advice = "before the first epoch", "start all of them again."
         self._other_noise: list[Tensor] = []
 
     @property
@@ -44,6 +46,10 @@ class Processes:
     def share_of(self, samples: int) -> Share | None:
         """This process's part of a batch; None for one process, to which the whole batch belongs."""
         return None if self.count == 1 else Share(self, samples)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        self.sum(torch.zeros(1, device=self.device))
 
     def sum(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the processes."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -32,7 +35,9 @@ from art_robust_plugins import (
     StandardTrainer,
     ThreatModel,
     TrainingOptions,
+    load_classifier,
 )
+from art_robust_plugins.checkpoint import describe_classifier
 from art_robust_plugins.training import BANG, Layerwise, PGDTrainer, TRADESTrainer
 
 DIGITS, LABELS = load_digits(return_X_y=True)
@@ -357,3 +362,39 @@ def test_each_process_has_noise_of_its_own_beside_that_of_the_batch(two: list[di
     one, (first, second) = noise(), (result["noise"] for result in two)
     assert torch.equal(torch.cat([first["share_of_whole"], second["share_of_whole"]]), one["share_of_whole"])
     assert (first["own"] - second["own"]).abs().mean() > 0.2
+
+
+TRAIN = ["-m", "art_robust_plugins", "train", "bang", "--model-set", "channels=4", "--model-set", "hidden=16"]
+TRAIN += ["--batch-size", "200", "--epochs", "20", "--validation", "100", "--eps", "0.05", "--keep-best", "--out"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_which_then_goes_on(tmp_path: Path) -> None:
+    """The survivor says what happened; resumed, the run ends as one process does that nobody kills."""
+    run, output = tmp_path / "two", tmp_path / "output"
+    with output.open("w") as file:
+        launcher = subprocess.Popen([*LAUNCH, *TRAIN, str(run)], stdout=file, stderr=file)
+        deadline = time.monotonic() + 120
+        while not (run / "training.pt").exists() and time.monotonic() < deadline:
+            assert launcher.poll() is None, output.read_text()
+            time.sleep(0.02)
+        workers = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        assert launcher.wait(timeout=60) == 1
+    said = output.read_text()
+    sentence = r"error: another process ended in epoch \d+, or did not answer for 10 minutes; start all of them again"
+    assert re.search(sentence, said) or "ended by SIGTERM; to continue: art-robust train" in said
+    assert not (run / "classifier.json").exists()
+    resume = [*LAUNCH, *TRAIN, str(run), "--resume"]
+    done = subprocess.run(resume, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Saved in") == 1
+    subprocess.run([sys.executable, *TRAIN, str(tmp_path / "one")], check=True, capture_output=True, timeout=120)
+    one, two = (load_classifier(folder).model.state_dict() for folder in (tmp_path / "one", run))
+    for name, expected in one.items():
+        torch.testing.assert_close(two[name], expected, rtol=1e-3, atol=1e-4, msg=name)
+    histories = [describe_classifier(folder)["extra"]["history"] for folder in (tmp_path / "one", run)]
+    assert [record["loss"] for record in histories[1]] == pytest.approx(
+        [record["loss"] for record in histories[0]], 1e-3
+    )
+    assert len(histories[1]) == 20
