@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from art_robust_plugins import (
 )
 from art_robust_plugins.checkpoint import describe_classifier
 from art_robust_plugins.training import BANG, Layerwise, PGDTrainer, TRADESTrainer
+from art_robust_plugins.training.processes import Share
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 X = (DIGITS / 16).astype(np.float32).reshape(-1, 1, 8, 8)[:101]
@@ -307,10 +309,37 @@ def main(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ the tests
 
 
+class One:
+    """A process of several, as `Share` sees it, without the others."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self.index, self.count = index, count
+
+
+@pytest.mark.parametrize(("whole", "count"), [(8, 2), (7, 2), (1, 2), (10, 4), (3, 4)])
+def test_shares_are_a_partition_as_even_as_possible(whole: int, count: int) -> None:
+    shares = [Share(One(index, count), whole) for index in range(count)]  # type: ignore[arg-type]
+    counted = [range(whole)[share.rows] for share in shares if share.size]
+    assert list(chain.from_iterable(counted)) == list(range(whole))
+    assert max(share.size for share in shares) - min(share.size for share in shares) <= 1
+    # A mean over processes of the weighted means over shares is the mean over the samples.
+    values = torch.arange(whole, dtype=torch.float64) ** 2
+    means = [values[share.rows].mean() * share.weight for share in shares]
+    assert float(sum(means)) / count == pytest.approx(float(values.mean()))
+    copies = torch.cat([values, -values])
+    for share in shares:
+        assert torch.equal(share.of_copies(copies), torch.cat([values[share.rows], -values[share.rows]]))
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two processes write."""
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
     """The results of two processes, from one launch for all tests."""
-    folder = tmp_path_factory.mktemp("two")
     tests = str(Path(__file__).parents[1])
     script = folder / "run.py"
     script.write_text(
@@ -335,6 +364,18 @@ def test_two_processes_train_like_one(name: str, two: list[dict[str, Any]], tmp_
     assert first["history"] == second["history"]
     for record, expected in zip(first["history"], one["history"], strict=True):
         assert record == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_two_processes_began_one_can_go_on_with(two: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+    CASES["layerwise"](tmp_path)
+    ends = []
+    for begun in (folder, tmp_path):
+        options = TrainingOptions(seed=1, checkpoint_dir=begun / "layerwise", resume=True)
+        ends.append(fitted(LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options), nb_epochs=5))
+    for key, expected in ends[1]["weights"].items():
+        torch.testing.assert_close(ends[0]["weights"][key], expected, rtol=1e-4, atol=1e-5, msg=key)
+    assert len(ends[0]["history"]) == 5
 
 
 @pytest.mark.slow
