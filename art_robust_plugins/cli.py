@@ -520,6 +520,7 @@ def _train(
     }
     if processes.is_main_process:
         save_classifier(classifier, out, extra=record)
+    Processes(processes.device).wait()  # all may read it now
 
 
 def _is_trainable(kind: type) -> bool:
