@@ -39,6 +39,7 @@ from art_robust_plugins import (
     load_classifier,
 )
 from art_robust_plugins.checkpoint import describe_classifier
+from art_robust_plugins.cli import app
 from art_robust_plugins.training import BANG, Layerwise, PGDTrainer, TRADESTrainer
 from art_robust_plugins.training.processes import Share
 
@@ -430,7 +431,7 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(tmp_path: Path) -> Non
     done = subprocess.run(resume, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Saved in") == 1
-    subprocess.run([sys.executable, *TRAIN, str(tmp_path / "one")], check=True, capture_output=True, timeout=120)
+    app([*TRAIN[2:], str(tmp_path / "one")], standalone_mode=False)
     one, two = (load_classifier(folder).model.state_dict() for folder in (tmp_path / "one", run))
     for name, expected in one.items():
         torch.testing.assert_close(two[name], expected, rtol=1e-3, atol=1e-4, msg=name)
