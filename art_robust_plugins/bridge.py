@@ -5,6 +5,7 @@ Everything that this package must know about ART's `PyTorchClassifier` stands he
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,6 +26,9 @@ from .threat import Bound
 
 RANGE_TOLERANCE = 1e-6
 """How far a value may lie outside clip_values, as a share of their width, before it is refused."""
+
+PATIENCE = timedelta(minutes=10)
+"""How long one of several processes waits for the others, unless it says otherwise."""
 
 
 class EstimatorModule(nn.Module):
@@ -121,9 +125,16 @@ def device_of(network: nn.Module) -> torch.device:
 def processes_of(device: torch.device) -> PartialState:
     """The processes that work together, as Accelerate finds them; gloo on a CPU.
 
-    One may wait for another for as long as an attack takes; a process that dies is noticed by the launcher.
+    Raises:
+        ConnectionError: not all of them came within `PATIENCE`.
     """
-    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))
+    try:
+        return PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    except torch.distributed.DistError as error:
+        raise ConnectionError(
+            f"processes: not all {os.environ.get('WORLD_SIZE')} came together within {PATIENCE.seconds // 60} minutes, "
+            f"expected as many as WORLD_SIZE says, on machines that reach each other."
+        ) from error
 
 
 def preprocessing_operations(classifier: PyTorchClassifier, *, fit: bool) -> list[Callable[[Tensor], Tensor]]:

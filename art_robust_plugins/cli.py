@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,11 +40,15 @@ from .registry import available_instruments, available_methods, create, create_i
 from .threat import ThreatModel
 from .training import TrainingOptions
 from .training.loop import CHECKPOINT
+from .training.processes import Processes
 from .weight_map import PyTorchWeightMapClassifier
 
 
 class _Commands(typer.core.TyperGroup):
-    """Ends bad input with one sentence and exit code 2, a failed run with 1, Ctrl-C with 130; --debug shows all."""
+    """Ends bad input with one sentence and exit code 2, a failed run with 1, Ctrl-C with 130; --debug shows all.
+
+    Of several processes each says why it ended: it may be the only one that knows.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -54,8 +59,9 @@ class _Commands(typer.core.TyperGroup):
         except (FloatingPointError, ValueError, TypeError, ImportError, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1 if isinstance(error, FloatingPointError) else 2)
+            rank = os.environ.get("RANK", "0")
+            print(f"error{'' if rank == '0' else f' in process {rank}'}: {error}", file=sys.stderr)
+            sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
 
 app = typer.Typer(
@@ -123,7 +129,14 @@ SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
-    """Read by `_Commands`."""
+    """``debug`` is read by `_Commands`."""
+    asked_for_several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if asked_for_several and "RANK" not in os.environ:
+        print(
+            "note: accelerate launch started one process, as it does on CPUs however many are asked for; "
+            "torchrun --nproc-per-node starts several.",
+            file=sys.stderr,
+        )
 
 
 @app.command()
@@ -257,7 +270,7 @@ def train(
     with _on_interrupt(f"to continue: art-robust {shlex.join([*_without(sys.argv[1:], '--resume'), '--resume'])}"):
         _train(
             name,
-            load_data(data),
+            _load(data),
             model,
             out,
             parameters,
@@ -522,6 +535,7 @@ def _train(
     }
     if processes.is_main_process:
         save_classifier(classifier, out, extra=record)
+    Processes(processes.device).wait()  # all may read it now
 
 
 def _is_trainable(kind: type) -> bool:
@@ -537,7 +551,7 @@ def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> No
 
 
 def _processes() -> PartialState:
-    """The processes that ``accelerate launch`` started; each takes its device, and makes networks there."""
+    """Those that ``accelerate launch`` or ``torchrun`` started; each takes its device, and makes networks there."""
     return processes_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -641,7 +655,17 @@ def _test_data(run: Path, name: str | None) -> Dataset:
     trained_on = describe_classifier(run)["extra"].get("data")
     if name is None and trained_on is None:
         raise ValueError(f"--data: {run} does not say what it was trained on, expected the name of the test data.")
-    return load_data(name or trained_on)
+    return _load(name or trained_on)
+
+
+def _load(name: str) -> Dataset:
+    """The data; where several processes run, one of each machine is the first, as it may have to download them."""
+    processes = Processes(_processes().device)
+    try:
+        data = load_data(name) if processes.is_local_main else None
+    finally:
+        processes.wait()
+    return data or load_data(name)
 
 
 def _print_comparison(reports: dict[str, EvaluationReport]) -> None:
@@ -735,9 +759,18 @@ def _without(arguments: list[str], left_out: str) -> list[str]:
 
 @contextmanager
 def _on_interrupt(advice: str) -> Iterator[None]:
-    """Say how to go on when Ctrl-C stops the work inside."""
+    """Say how to go on when Ctrl-C stops the work inside, or SIGTERM, which a launcher sends where another one died."""
+
+    def terminated(*_: object) -> None:
+        print(f"\nended by SIGTERM; {advice}", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, terminated)
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\n{advice}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{advice}", file=sys.stderr)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -94,21 +94,25 @@ class ThreatModel:
         self, x: Tensor, low: Bound | None = None, high: Bound | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Points drawn uniformly from the ball around each sample of ``x`` [N, ...], then clipped to [low, high]."""
-        flat = x.flatten(1)
+        return clip(x + self.random_change(x, generator), low, high)
+
+    def random_change(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Changes drawn uniformly from the ball, one for each sample, in the shape and type of ``like`` [N, ...]."""
+        flat = like.flatten(1)
         n, d = flat.shape
-        like: dict[str, Any] = {"device": x.device, "dtype": x.dtype, "generator": generator}
+        kind: dict[str, Any] = {"device": like.device, "dtype": like.dtype, "generator": generator}
         if self.norm == "Linf":
-            delta = (2 * torch.rand(n, d, **like) - 1) * self.eps
+            delta = (2 * torch.rand(n, d, **kind) - 1) * self.eps
         elif self.norm == "L2":
-            direction = torch.randn(n, d, **like)
+            direction = torch.randn(n, d, **kind)
             direction = direction / torch.linalg.vector_norm(direction, 2, dim=1, keepdim=True)
-            delta = self.eps * torch.rand(n, 1, **like) ** (1 / d) * direction
+            delta = self.eps * torch.rand(n, 1, **kind) ** (1 / d) * direction
         else:
             # d + 1 exponential variables over their sum are uniform on the simplex; dropping one fills its inside.
-            spacing = torch.empty(n, d + 1, device=x.device, dtype=x.dtype).exponential_(generator=generator)
-            sign = 1 - 2 * torch.randint(0, 2, (n, d), device=x.device, generator=generator)
+            spacing = torch.empty(n, d + 1, device=like.device, dtype=like.dtype).exponential_(generator=generator)
+            sign = 1 - 2 * torch.randint(0, 2, (n, d), device=like.device, generator=generator)
             delta = self.eps * sign * spacing[:, :d] / spacing.sum(dim=1, keepdim=True)
-        return clip(x + delta.view_as(x), low, high)
+        return delta.view_as(like)
 
     def steepest_ascent(self, gradient: Tensor, step_size: float) -> Tensor:
         """The step of length ``step_size`` in this norm along which a linear function grows fastest.

@@ -334,8 +334,10 @@ def test_debug_shows_where_an_error_came_from(run, tmp_path: Path) -> None:  # t
         run("--debug", "train", "bnag", "--out", tmp_path / "new")
 
 
-def interrupted(command: list[str], until: Path) -> subprocess.CompletedProcess[str]:
-    """Start a command, send it Ctrl-C once a file is there, and collect what it says."""
+def interrupted(
+    command: list[str], until: Path, by: signal.Signals = signal.SIGINT
+) -> subprocess.CompletedProcess[str]:
+    """Start a command, send it Ctrl-C (or another signal) once a file is there, and collect what it says."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -347,9 +349,41 @@ def interrupted(command: list[str], until: Path) -> subprocess.CompletedProcess[
     deadline = time.monotonic() + 120
     while not until.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     output, errors = process.communicate(timeout=120)
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def test_what_a_launcher_ends_says_how_to_resume(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "art_robust_plugins",
+        "train",
+        "bang",
+        "--epochs",
+        "40",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    stopped = interrupted(command, tmp_path / "run" / "training.pt", signal.SIGTERM)
+    assert stopped.returncode == 143
+    advice = f"ended by SIGTERM; to continue: art-robust train bang --epochs 40 --out {tmp_path / 'run'} --resume"
+    assert advice in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+
+
+def test_one_process_where_several_were_asked_for_says_so(
+    run,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    code, text = run("methods")
+    assert code == 0
+    assert "note: accelerate launch started one process, as it does on CPUs" in text
+    monkeypatch.setenv("RANK", "0")
+    assert "note:" not in run("methods")[1]
 
 
 def test_ctrl_c_in_training_says_how_to_resume_and_it_works(tmp_path: Path) -> None:

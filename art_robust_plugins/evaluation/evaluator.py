@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -396,7 +397,7 @@ class _Run:
                 outcome = [work()]
             except Exception as error:
                 outcome = [error]
-        torch.distributed.broadcast_object_list(outcome)
+        torch.distributed.broadcast_object_list(outcome, group=_patient_group())
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         found: _Found = outcome[0]
@@ -546,7 +547,7 @@ class _Run:
                 bar.set_postfix_str(f"accuracy {(points & ~progress['fooled']).double().mean().item():.2%}")
         if processes.num_processes > 1:
             shares: list[Any] = [None] * processes.num_processes
-            torch.distributed.all_gather_object(shares, changes)
+            torch.distributed.all_gather_object(shares, changes, group=_patient_group())
             del shares[processes.process_index]
             for change in sorted(chain.from_iterable(shares), key=lambda change: change["batches"]):
                 _apply(self.state, change)
@@ -761,6 +762,12 @@ def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
 def _described(module: nn.Module) -> list[str | Tensor]:
     """The text of a module and its weights with their names, for `_digest`."""
     return [str(module), *(part for pair in module.state_dict().items() for part in pair)]
+
+
+@cache
+def _patient_group() -> Any:
+    """All processes; here one may wait for another for as long as an attack takes. Launchers notice one that dies."""
+    return torch.distributed.new_group(timeout=timedelta(days=7))
 
 
 def _rows(outputs: Sequence[Tensor], test: Callable[[Tensor], Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from .layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturb
 from .lipschitz_margin import LipschitzMarginTrainer
 from .local_ball import LocalBallTrainer, PGDTrainer, TRADESTrainer
 from .loop import RobustTrainer, TrainingOptions
+from .processes import ProcessLostError, Share
 from .standard import StandardTrainer
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "LipschitzMarginTrainer",
     "LocalBallTrainer",
     "PGDTrainer",
+    "ProcessLostError",
     "RobustTrainer",
+    "Share",
     "StandardTrainer",
     "TRADESTrainer",
     "TrainingOptions",

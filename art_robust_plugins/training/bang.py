@@ -32,6 +32,7 @@ from torch.nn import functional
 from ..threat import ThreatModel
 from .instruments import Instrument, LayerPattern, select_modules
 from .loop import RobustTrainer, TrainingOptions
+from .processes import Share
 
 Layers = Iterable[LayerPattern] | Mapping[LayerPattern, Mapping[str, float]]
 
@@ -41,13 +42,16 @@ _ADJUSTABLE = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
 _PLAIN_FORWARDS = {kind.forward for kind in _ADJUSTABLE}
 
 
-def bang_factors(norms: Tensor, epsilon: float | Tensor, cap: float | None = None) -> Tensor:
+def bang_factors(
+    norms: Tensor, epsilon: float | Tensor, cap: float | None = None, largest: Tensor | None = None
+) -> Tensor:
     """The factor s_i of each sample of a mini-batch.
 
     Args:
         norms: n_i >= 0, the norms of the samples' gradients at a layer's output, [N].
         epsilon: one exponent, or one for each sample, [N].
         cap: the largest factor allowed; None for no limit, as in the paper.
+        largest: max_j n_j, a scalar, where ``norms`` are not those of the whole mini-batch.
 
     Returns:
         s_i >= 1, [N]; 1 where n_i = 0, since nothing is there to be scaled.
@@ -56,7 +60,7 @@ def bang_factors(norms: Tensor, epsilon: float | Tensor, cap: float | None = Non
         >>> bang_factors(torch.tensor([0.01, 0.1, 0.5, 1.0]), 0.815)
         tensor([41.0866,  5.4138,  1.3264,  1.0000])
     """
-    largest = norms.max()
+    largest = norms.max() if largest is None else largest
     factors = (largest / norms) ** (epsilon * (1 - norms / largest))
     factors = torch.where(norms > 0, factors, torch.ones_like(norms))
     return factors if cap is None else factors.clamp_max(cap)
@@ -105,7 +109,8 @@ class BANG(Instrument):
     Only modules are adjusted: weights that a network hands to ``torch.nn.functional`` itself (attention does) are
     trained plainly. A layer's samples are the entries of its input's first axis. In evaluation mode nothing changes.
     Gradients of gradients (gradient penalties) are not available through adjusted layers, and with a ``ratio`` other
-    than 1 neither is activation checkpointing. With several processes, the largest norm is that of each process's own
+    than 1 neither is activation checkpointing. Processes that train together by `RobustTrainer` find the largest norm
+    of the whole batch, one number to be exchanged for each layer; in a loop of your own each has that of its own
     samples. One object serves one network at a time.
     """
 
@@ -217,7 +222,7 @@ class BANG(Instrument):
                 "ratio: a layer was called outside a forward pass of the network (as activation checkpointing does), "
                 "so its misclassified samples are unknown; expected ratio 1 there."
             )
-        adjustment = _Adjustment(setting, self.cap, self._forward_pass)
+        adjustment = _Adjustment(setting, self.cap, self._forward_pass, self.share)
         if isinstance(module, nn.Linear):
             return _linear(module, adjustment, input)
         return _convolution(module, adjustment, input, output_size)
@@ -341,16 +346,18 @@ class _Adjustment:
     setting: BANGSetting
     cap: float | None
     forward_pass: _ForwardPass | None
+    share: Share | None
 
     def factors(self, gradient: Tensor) -> Tensor:
         """s [N], in float32 at least, from the gradient of the layer's output [N, ...]."""
         precise = torch.promote_types(gradient.dtype, torch.float32)
         norms = torch.linalg.vector_norm(gradient, 2, dim=tuple(range(1, gradient.dim())), dtype=precise)
+        largest = norms.max() if self.share is None else self.share.maximum(norms.max())
         epsilon, ratio = self.setting.epsilon, self.setting.ratio
         if self.forward_pass is None or ratio == 1:
-            return bang_factors(norms, epsilon, self.cap)
+            return bang_factors(norms, epsilon, self.cap, largest)
         exponents = torch.full_like(norms, epsilon).masked_fill(self.forward_pass.wrong, epsilon * ratio)
-        return bang_factors(norms, exponents, self.cap)
+        return bang_factors(norms, exponents, self.cap, largest)
 
     def total(self, gradient: Tensor) -> Tensor:
         return gradient if self.setting.beta == 1 else gradient.mul_(self.setting.beta)

@@ -15,6 +15,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from .processes import Share
+
 LayerPattern = str | type[nn.Module]
 """A module's qualified name, in which ``*`` and ``?`` stand for anything, or a type of module."""
 
@@ -24,9 +26,14 @@ class Instrument(ABC):
 
     The loop enters `attached` once around all epochs, and calls `begin_step` before each batch. What `state_dict`
     returns is stored in checkpoints and given back to `load_state_dict` when a run resumes.
+
+    Where several processes train together, the instrument meets this process's share of each batch. ``share`` then
+    says which, and lets it look at the whole batch; all processes call each method, `state_dict` too.
     """
 
     name: ClassVar[str]
+    share: Share | None = None
+    """Set before `begin_step`; None when the batch is whole."""
 
     @abstractmethod
     def __repr__(self) -> str:

@@ -31,6 +31,7 @@ from torch.nn import functional
 from ..threat import ThreatModel
 from .instruments import Instrument, LayerPattern, select_modules
 from .loop import RobustTrainer, TrainingOptions, check_flag, check_number
+from .processes import Share
 
 MOMENTUM = 0.5
 """Weight of the newest value in the running mean of |h_l|; the first value starts it."""
@@ -100,21 +101,36 @@ def other_class_slots(labels: Tensor, stored: Tensor, turn: float) -> tuple[Tens
 class _Step:
     """One mini-batch: its labels, the calls of each layer so far, and the signs of the gradients at each call."""
 
-    labels: Tensor
+    labels: Tensor  # of the whole batch
     number: int = 0
     signs: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # int8, m * N samples for N labels
+    share: Share | None = None  # of the process whose signs these are
     passes: int = 0
     calls: Counter[str] = field(default_factory=Counter)  # of each layer in the present pass
     recorded: dict[tuple[str, int], int] = field(default_factory=dict)  # the pass that the signs are from
     measured: set[str] = field(default_factory=set)  # layers whose |h_l| was taken up
     pairings: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    @property
+    def samples(self) -> int:
+        """How many samples of the batch pass through the network in this process."""
+        return len(self.labels) if self.share is None else self.share.rows.stop - self.share.rows.start
+
+    def gather(self) -> None:
+        """Take up the signs of all processes that share this batch."""
+        if self.share is not None:
+            self.signs = {call: self.share.gathered(signs) for call, signs in self.signs.items()}
+            self.share = None
+
     def pairing(self, previous: _Step, stored: int, h: Tensor) -> tuple[Tensor, Tensor]:
         """For an output of m * N samples and slots of m' * N': each sample's slot, and 1 where it counts, else 0."""
         samples = len(h)
         if (samples, stored) not in self.pairings:
-            labels, earlier = _copies(self.labels, samples, h.device), _copies(previous.labels, stored, h.device)
+            whole = samples // self.samples * len(self.labels)
+            labels, earlier = _copies(self.labels, whole, h.device), _copies(previous.labels, stored, h.device)
             slots, found = other_class_slots(labels, earlier, turn=self.number * GOLDEN % 1)
+            if self.share is not None:
+                slots, found = self.share.of_copies(slots), self.share.of_copies(found)
             self.pairings[samples, stored] = slots, found[:, None].to(h.dtype)
         slots, found = self.pairings[samples, stored]
         return slots, found.to(h.dtype)
@@ -147,9 +163,9 @@ class Layerwise(Instrument):
     A small batch replaces the store as any other does: the next batch is perturbed where that reaches, and else
     not; slots are assigned as in `other_class_slots`. A step without a backward pass leaves the store as it is.
 
-    Of a gradient only the sign is kept, in one byte a number; `state_dict` holds it too. With several processes each
-    one uses the gradients of its own samples, and a checkpoint holds those of the main process. One object serves one
-    network at a time, and forgets everything when its context ends.
+    Of a gradient only the sign is kept, in one byte a number; `state_dict` holds it too. Processes that train together
+    by `RobustTrainer` exchange the signs before each batch, and each keeps those of the whole batch. One object serves
+    one network at a time, and forgets everything when its context ends.
     """
 
     name: ClassVar[str] = "layerwise"
@@ -176,10 +192,13 @@ class Layerwise(Instrument):
             raise ValueError(f"y: got labels of shape {tuple(y.shape)}, expected (N,) or (N, C) with C > 1.")
         self._settle_layers()
         if self._step is not None and self._step.signs:
+            self._step.gather()
             self._previous = self._step
-        labels = y.argmax(dim=1) if y.dim() == 2 else y
+        labels = (y.argmax(dim=1) if y.dim() == 2 else y).detach().to(torch.int64, copy=True)
+        if self.share is not None:
+            labels = self.share.gathered(labels)
         number = 0 if self._previous is None else self._previous.number + 1
-        self._step = _Step(labels.detach().to(torch.int64, copy=True), number)
+        self._step = _Step(labels, number, share=self.share)
 
     @contextmanager
     def attached(self, network: nn.Module) -> Iterator[Layerwise]:
@@ -224,6 +243,7 @@ class Layerwise(Instrument):
         state |= {f"layer:{name}": mean.clone() for name, mean in self._means.items()}
         last = self._step if self._step is not None and self._step.signs else self._previous
         if last is not None:
+            last.gather()
             state |= {"labels": last.labels.clone(), "number": torch.tensor(last.number)}
             state |= {f"sign:{call}:{name}": signs.clone() for (name, call), signs in last.signs.items()}
         return state
@@ -310,9 +330,9 @@ class Layerwise(Instrument):
         step = self._step
         if step is None:
             raise RuntimeError("y: no labels are known for this forward pass, expected begin_step(y) before it.")
-        if output.dim() == 0 or len(output) == 0 or len(step.labels) == 0 or len(output) % len(step.labels):
+        if output.dim() == 0 or len(output) == 0 or step.samples == 0 or len(output) % step.samples:
             raise RuntimeError(
-                f"y: got {len(step.labels)} labels, and in {name!r} an output of shape {tuple(output.shape)}, expected "
+                f"y: got {step.samples} labels, and in {name!r} an output of shape {tuple(output.shape)}, expected "
                 f"as many samples or a multiple."
             )
         if torch._C._current_graph_task_id() != -1:
@@ -328,6 +348,7 @@ class Layerwise(Instrument):
         if known is None or (step.number % MEASURED_EVERY == 0 and name not in step.measured):
             step.measured.add(name)
             mean = output.abs().mean(dtype=torch.promote_types(output.dtype, torch.float32))
+            mean = mean if step.share is None else step.share.mean(mean)
             self._means[name] = mean if known is None else torch.lerp(known.to(mean), mean, MOMENTUM)
         return self._means[name].to(output.device)
 

@@ -138,6 +138,10 @@ class LipschitzMarginTrainer(RobustTrainer):
         l = self.present_c * bound.pairwise[y]  # noqa: E741
         return self.loss(margin_logits(logits, y, l, margin=self.margin), y)
 
+    def end_epoch(self, record: dict[str, float]) -> None:
+        """Several processes go on with one estimate: theirs differ where batch normalisation sees each one's share."""
+        self.copy_from_main_process(self.graph.vectors.values())
+
     def state_dict(self) -> dict[str, Tensor]:
         """The vectors with which the next power iterations start."""
         return dict(self.graph.vectors)

@@ -244,7 +244,8 @@ class LocalBallTrainer(RobustTrainer):
         if outputs is None:
             with torch.no_grad():
                 outputs = self.logits(center)
-        beside = ball.scaled(NOISE).random_start(center, low, high).requires_grad_()
+        noise = self.drawn(ball.scaled(NOISE).random_change, center)
+        beside = clip(center + noise, low, high).requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.divergence(outputs, self.logits(beside)), beside)
         point = ball.moved(center, gradient, ball.eps, low, high)
@@ -292,10 +293,10 @@ class LocalBallTrainer(RobustTrainer):
         """Where the ascent begins."""
         threat, (low, high) = self.present_threat, clip_range(self.classifier)
         if self.start == "uniform":
-            return threat.random_start(x, low, high)
+            return clip(x + self.drawn(threat.random_change, x), low, high)
         if self.start == "none":
             return x
-        return threat.project(x + GAUSSIAN_START * threat.eps * torch.randn_like(x), x, low, high)
+        return threat.project(x + GAUSSIAN_START * threat.eps * self.drawn(torch.randn_like, x), x, low, high)
 
     def end_epoch(self, record: dict[str, float]) -> None:
         """Look for catastrophic overfitting."""

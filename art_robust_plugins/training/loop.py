@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import time
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,6 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from art.data_generators import DataGenerator, PyTorchDataGenerator
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
@@ -38,11 +38,11 @@ from ..bridge import (
     label_tensor,
     loss_of,
     preprocessing_modules,
-    processes_of,
 )
 from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
 from .instruments import Instrument
+from .processes import Processes, Share
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,7 @@ class RobustTrainer(Trainer):
             ``validation_robust_accuracy``, between 0 and 1.
         epochs_done: how far the training is, in epochs, with the steps of the present one as a fraction (of a stream
             without a length: in whole epochs).
+        share: in `training_loss`, which part of the batch is this process's; None when it is whole.
 
     Raises:
         TypeError: for another kind of classifier, threat, instruments or options.
@@ -152,14 +153,18 @@ class RobustTrainer(Trainer):
     Preprocessing defences of the classifier act as ART means them, but in each batch: those of ``fit`` and ``predict``
     belong to the network, those of ``fit`` alone change the batch (and its labels) before the method sees it.
 
-    Several processes (``accelerate launch``) share each batch of ``fit``; gradients are averaged by sample, so the
-    result is that of one process up to rounding and random numbers, except for what looks at a whole batch (batch
-    normalisation, BANG's largest norm). ``fit_loader`` and ``fit_generator`` are for one process.
+    Several processes (``accelerate launch``, ``torchrun``) share each batch, and every one calls ``fit`` with the same
+    arguments. Gradients are averaged by sample, and random numbers come through `drawn`: with the same seed the result
+    is that of one process up to rounding. Two layers differ, as they see one process's share of a batch: batch
+    normalisation takes its statistics (``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` makes them the whole batch's,
+    on GPUs; the running ones are those of the main process), and dropout draws a mask of its own. A process that is
+    lost ends the others with a `ProcessLostError`; the main process writes the checkpoint, which all must be able to
+    read.
 
     Example:
         >>> class Smoothed(RobustTrainer):
         ...     def training_loss(self, x, y):
-        ...         return self.loss(self.logits(x + 0.1 * torch.randn_like(x)), y)
+        ...         return self.loss(self.logits(x + 0.1 * self.drawn(torch.randn_like, x)), y)
     """
 
     source: ClassVar[str] = ""
@@ -186,6 +191,8 @@ class RobustTrainer(Trainer):
         self.options = options
         self.history: list[dict[str, float]] = []
         self.epochs_done = 0.0
+        self.share: Share | None = None
+        self._processes: Processes | None = None
         self._prepare()
 
     @abstractmethod
@@ -204,6 +211,27 @@ class RobustTrainer(Trainer):
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The classifier's own loss, a scalar; labels are brought to the form that it takes."""
         return loss_of(self.classifier, logits, y)
+
+    def drawn(self, draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """Random numbers for the samples of ``like`` [N, ...], which do not depend on how many processes there are.
+
+        Args:
+            draw: gives them for a tensor of a batch's shape, type and device, whose values are not to be used; such as
+                ``torch.randn_like``. It is given a tensor for the whole batch, of which this process has a share.
+            like: the samples of this process, or several copies of them one after the other.
+
+        Returns:
+            what ``draw`` gave for the samples of ``like``.
+        """
+        return draw(like) if self.share is None else self.share.drawn(draw, like)
+
+    def copy_from_main_process(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors, where several processes train together, with those of the main process.
+
+        For what a method keeps and what may differ between them; all of them must call it.
+        """
+        if self._processes is not None:
+            self._processes.copy_from_main(tensors)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the method itself remembers between batches; checkpoints hold it."""
@@ -269,7 +297,7 @@ class RobustTrainer(Trainer):
                 yield images[rows], labels[rows]
 
         data = {"samples": len(images), "batch_size": batch_size}
-        self._run(batches, steps, data, validation_data, nb_epochs, scheduler, verbose)
+        self._run(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, labels=labels)
 
     def fit_generator(
         self,
@@ -307,7 +335,12 @@ class RobustTrainer(Trainer):
         scheduler: Any = None,
         verbose: bool = True,
     ) -> None:
-        """Train on a ``DataLoader``, or on anything that yields batches (x, y) each time it is iterated; as `fit`."""
+        """Train on a ``DataLoader``, or on anything that yields batches (x, y) each time it is iterated; as `fit`.
+
+        Each of several processes iterates its own loader, which must give the same whole batches in all of them (no
+        ``DistributedSampler``), and takes its share; labels that differ are an error. A ``DataLoader`` that shuffles
+        does so by random numbers that are the same in all.
+        """
         if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
             raise TypeError(
                 f"loader: got {type(loader).__name__}, expected an iterable of (x, y) that can be iterated every epoch."
@@ -340,8 +373,6 @@ class RobustTrainer(Trainer):
         order: torch.Generator | None = None,
     ) -> None:
         self._prepare()
-        if processes_of(self._device).num_processes > 1:
-            raise ValueError("loader: several processes train through fit, expected arrays.")
 
         def batches(_: torch.Generator) -> Iterator[Batch]:
             empty = True
@@ -367,10 +398,15 @@ class RobustTrainer(Trainer):
         scheduler: Any,
         verbose: bool,
         order: torch.Generator | None = None,
+        labels: Tensor | None = None,
     ) -> None:
-        """All epochs, from the first or from where a checkpoint stands. ``order`` is a loader's own generator."""
+        """All epochs, from the first or from where a checkpoint stands.
+
+        ``order`` is a loader's own generator, ``labels`` all those of ``fit``.
+        """
         check_count("nb_epochs", nb_epochs)
-        options, network, processes = self.options, self.classifier.model, processes_of(self._device)
+        options, network = self.options, self.classifier.model
+        processes = self._processes = Processes(self._device)
         self._check_setup(scheduler, processes)
         validation = self._validation_tensors(validation_data)
         if options.keep_best and validation is None:
@@ -378,26 +414,40 @@ class RobustTrainer(Trainer):
         self._predicting = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
 
         run = _Run(self, data, scheduler, order)
+        processes.advice = run.advice
         first = run.start(processes)
+        processes.check_same(
+            {
+                "nb_epochs": nb_epochs,
+                **data,
+                **({} if labels is None or processes.count == 1 else {"y, checksum": _checksum(labels)}),
+                "validation_data, samples": 0 if validation is None else len(validation[0]),
+                "checkpoint_dir, epochs that its checkpoint holds": first,
+            }
+        )
         if options.channels_last:
             network.to(memory_format=torch.channels_last)
         for module in (network, *run.preprocessing):
-            _same_on_all_processes(module.state_dict().values(), processes)
+            processes.copy_from_main(module.state_dict().values())
 
         epochs = range(first, nb_epochs)
         total = None if steps is None else nb_epochs * steps
-        bar = tqdm(total=total, initial=first * (steps or 0), disable=not (verbose and processes.is_main_process))
+        bar = tqdm(total=total, initial=first * (steps or 0), disable=not (verbose and processes.is_main))
         with ExitStack() as stack:
             stack.enter_context(_random_states_restored())
             stack.enter_context(bar)
             for instrument in self.instruments:
                 stack.enter_context(instrument.attached(network))
             stack.callback(network.eval)
+            stack.callback(self._set_share, None)
             for epoch in epochs:
+                processes.moment = f"in epoch {epoch + 1}"
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
                 drawn = batches(_seeded(run.seed, epoch, processes))
+                if labels is None and processes.count > 1:
+                    drawn = _alike(drawn, processes)
                 record = self._epoch(epoch, steps, drawn, scheduler, bar, processes)
-                _same_on_all_processes(network.buffers(), processes)
+                processes.copy_from_main(network.buffers())
                 if validation is not None:
                     record |= self._validate(*validation)
                 self.end_epoch(record)
@@ -408,7 +458,7 @@ class RobustTrainer(Trainer):
                 bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
         run.restore_best()
 
-    def _check_setup(self, scheduler: Any, processes: PartialState) -> None:
+    def _check_setup(self, scheduler: Any, processes: Processes) -> None:
         """Refuse what would fail, or differ from what is asked for, after the first steps."""
         classifier, interval = self.classifier, self.options.scheduler_interval
         if scheduler is not None and not callable(getattr(scheduler, "step", None)):
@@ -417,7 +467,7 @@ class RobustTrainer(Trainer):
             raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
         if isinstance(classifier.optimizer, torch.optim.LBFGS):
             raise ValueError("classifier: its optimizer LBFGS needs a closure, expected one that steps from gradients.")
-        if processes.num_processes == 1:
+        if processes.count == 1:
             return
         if self._device.type == "cuda" and self._device != processes.device:
             raise ValueError(
@@ -437,7 +487,7 @@ class RobustTrainer(Trainer):
         batches: Iterator[Batch],
         scheduler: Any,
         bar: Any,
-        processes: PartialState,
+        processes: Processes,
     ) -> dict[str, float]:
         """One pass over the data. Losses stay on the device: reading one would make a GPU wait for its queue."""
         optimizer, network, options = self.classifier.optimizer, self.classifier.model, self.options
@@ -448,21 +498,17 @@ class RobustTrainer(Trainer):
         losses: list[Tensor] = []
         sizes: list[int] = []
         network.train()
-        for step, (whole_x, whole_y) in enumerate(batches):
+        for step, (x, y) in enumerate(batches):
             self.epochs_done = epoch + (0.0 if steps is None else step / steps)
-            x, y = _own_share(whole_x, whole_y, processes)
-            weight = len(x) * processes.num_processes / len(whole_x)
             optimizer.zero_grad(set_to_none=True)
             for parameter in others:
                 parameter.grad = None
-            if len(x):
-                loss = self._batch_loss(x, y)
-                losses.append(loss.detach())
-                sizes.append(len(x))
-                if len(losses) % check_every == 0:
-                    _check_finite(losses[-check_every:], epoch, step)
-                (loss if weight == 1 else loss * weight).backward()
-            _average_gradients(trained, processes)
+            loss = self._batch_loss(x, y, processes)
+            torch.autograd.backward(loss)
+            losses.append(_average_gradients(trained, loss.detach(), processes))
+            sizes.append(len(x))
+            if len(losses) % check_every == 0:
+                _check_finite(losses[-check_every:], epoch, step)
             if options.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
             optimizer.step()
@@ -476,22 +522,37 @@ class RobustTrainer(Trainer):
         _check_weights([network, *preprocessing_modules(self.classifier)], epoch)
         return {
             "epoch": epoch + 1,
-            "loss": _mean_over_samples(losses, sizes, self._device, processes),
+            "loss": _mean_over_samples(losses, sizes, self._device),
             "seconds": time.perf_counter() - started,
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
         }
 
-    def _batch_loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def _set_share(self, share: Share | None) -> None:
+        self.share = share
+        for instrument in self.instruments:
+            instrument.share = share
+
+    def _batch_loss(self, x: Tensor, y: Tensor, processes: Processes) -> Tensor:
+        """The loss of a batch; of this process's share of it, with its weight, where there are several."""
         for augmentation in self._augmentations:
             one_hot = functional.one_hot(y, self.classifier.nb_classes).float() if y.dim() == 1 else y
             x, changed = augmentation.forward(x, one_hot)
             y = y if changed is one_hot else cast(Tensor, changed)
+        share = processes.share_of(len(x))
+        if share is not None:
+            x, y = x[share.rows], y[share.rows]
         if self.options.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
+        self._set_share(share)
         for instrument in self.instruments:
             instrument.begin_step(y)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16"):
-            return self.training_loss(x, y)
+        with (
+            torch.autocast(self._device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16"),
+            processes.exchanged_noise(),
+        ):
+            loss = self.training_loss(x, y)
+        self.share = None
+        return loss if share is None else loss * share.weight
 
     def _validation_tensors(self, validation_data: tuple[Any, Any] | None) -> Batch | None:
         if validation_data is None:
@@ -516,9 +577,16 @@ class RobustTrainer(Trainer):
         generator = torch.Generator(x.device).manual_seed(0)
         for start in range(0, len(x), batch_size):
             images, labels = x[start : start + batch_size], y[start : start + batch_size]
+            begin = None if threat is None else threat.random_start(images, low, high, generator)
+            share = None if self._processes is None else self._processes.share_of(len(images))
+            if share is not None:
+                own = slice(share.rows.start, share.rows.start + share.size)
+                images, labels, begin = images[own], labels[own], None if begin is None else begin[own]
+            if not len(images):
+                continue
             with torch.no_grad():
                 correct += (logits(images).argmax(dim=1) == labels).sum()
-            if threat is None:
+            if threat is None or begin is None:
                 continue
 
             def cross_entropy(adversarial: Tensor, labels: Tensor = labels) -> Tensor:
@@ -528,7 +596,7 @@ class RobustTrainer(Trainer):
             adversarial = threat.ascend(
                 cross_entropy,
                 images,
-                threat.random_start(images, low, high, generator),
+                begin,
                 steps=steps,
                 step_size=2.5 * threat.eps / steps,
                 low=low,
@@ -536,9 +604,12 @@ class RobustTrainer(Trainer):
             )
             with torch.no_grad():
                 robust += (logits(adversarial).argmax(dim=1) == labels).sum()
-        result = {"validation_accuracy": correct.item() / len(x)}
+        counts = torch.stack([correct, robust])
+        if self._processes is not None:
+            self._processes.sum(counts)
+        result = {"validation_accuracy": counts[0].item() / len(x)}
         if threat is not None:
-            result["validation_robust_accuracy"] = robust.item() / len(x)
+            result["validation_robust_accuracy"] = counts[1].item() / len(x)
         return result
 
 
@@ -564,12 +635,19 @@ class _Run:
         self.best: dict[str, Any] | None = None
         self.seed = 0
 
-    def start(self, processes: PartialState) -> int:
+    @property
+    def advice(self) -> str:
+        """What to do when another process is lost."""
+        if self.path is None:
+            return "no checkpoint_dir was given, so that training must begin anew."
+        return f"start all of them again with resume (--resume), to go on from the last epoch in {self.path}."
+
+    def start(self, processes: Processes) -> int:
         """Begin anew or take up the checkpoint; the number of epochs that are already done."""
         self.trainer.history = []
         drawn = torch.randint(2**31, ()) if self.options.seed is None else torch.tensor(self.options.seed)
         drawn = drawn.to(processes.device)
-        _same_on_all_processes([drawn], processes)
+        processes.copy_from_main([drawn])
         self.seed = int(drawn)
         if self.path is None or not self.path.exists():
             return 0
@@ -580,14 +658,17 @@ class _Run:
             )
         return self._load(self.path)
 
-    def finish_epoch(self, epochs: int, record: dict[str, float], processes: PartialState) -> None:
+    def finish_epoch(self, epochs: int, record: dict[str, float], processes: Processes) -> None:
         # What was measured before a method went back to earlier weights is not true of them.
         if self.options.keep_best and not record.get("rolled_back"):
             measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
             if self.best is None or measure > self.best["measure"]:
                 weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
                 self.best = {"epoch": epochs, "measure": measure, "network": weights, "preprocessing": others}
-        if self.path is None or not processes.is_main_process:
+        if self.path is None:
+            return
+        instruments = [instrument.state_dict() for instrument in self.trainer.instruments]  # by all processes together
+        if not processes.is_main:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
@@ -600,7 +681,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "method": self.trainer.state_dict(),
-            "instruments": [instrument.state_dict() for instrument in self.trainer.instruments],
+            "instruments": instruments,
             "order": None if self.order is None else self.order.get_state(),
             "best": self.best,
         }
@@ -712,16 +793,22 @@ def _check_finite(losses: list[Tensor], epoch: int, last_step: int) -> None:
 # ------------------------------------------------------------------------------------------ randomness, processes
 
 
-def _seeded(seed: int, epoch: int, processes: PartialState) -> torch.Generator:
+def _seeded(seed: int, epoch: int, processes: Processes) -> torch.Generator:
     """Seed an epoch: its random numbers depend on (seed, epoch) alone, so a resumed run draws the same ones.
 
-    The order of the samples, from the generator that is returned, is the same on all processes; their noise is not.
+    They are the same in all processes, as is the order of the samples, from the generator that is returned.
     """
-    noise = int(np.random.SeedSequence([seed, epoch, 1, processes.process_index]).generate_state(1)[0])
+    noise = _spread(seed, epoch, 1, 0)
     torch.manual_seed(noise)
     np.random.seed(noise)  # ART's generators shuffle with it
     random.seed(noise)
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, epoch, 0]).generate_state(1)[0]))
+    processes.seed_own_noise(_spread(seed, epoch, 1, 1 + processes.index))
+    return torch.Generator().manual_seed(_spread(seed, epoch, 0))
+
+
+def _spread(*numbers: int) -> int:
+    """A seed from several."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextmanager
@@ -735,38 +822,39 @@ def _random_states_restored() -> Iterator[None]:
             random.setstate(python_state)
 
 
-def _own_share(x: Tensor, y: Tensor, processes: PartialState) -> Batch:
-    if processes.num_processes == 1:
-        return x, y
-    rank, count = processes.process_index, processes.num_processes
-    return x.tensor_split(count)[rank], y.tensor_split(count)[rank]
+def _checksum(y: Tensor) -> int:
+    return zlib.crc32(y.cpu().numpy().tobytes())
 
 
-def _average_gradients(parameters: list[nn.Parameter], processes: PartialState) -> None:
-    """One reduction of all gradients; unlike DDP it allows any number of forward passes in a step."""
-    if processes.num_processes == 1:
-        return
-    # A parameter that the loss does not reach has no gradient anywhere, and must get none: weight decay would move it.
-    reached = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=processes.device)
-    torch.distributed.all_reduce(reached)
-    used = [p for p, count in zip(parameters, reached.tolist(), strict=True) if count]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
-    torch.distributed.all_reduce(flat)
-    flat /= processes.num_processes
-    for parameter, gradient in zip(used, torch.split(flat, [p.numel() for p in used]), strict=True):
-        parameter.grad = gradient.view_as(parameter)
+def _alike(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
+    """A loader's batches, once it is known that they are the same in all processes; also that they end together."""
+    samples, labels = "loader, samples in a batch (0 after the last)", "loader, checksum of a batch's labels"
+    for x, y in batches:
+        processes.check_same({samples: len(x), labels: _checksum(y)})
+        yield x, y
+    processes.check_same({samples: 0, labels: 0})
 
 
-def _mean_over_samples(losses: list[Tensor], sizes: list[int], device: torch.device, processes: PartialState) -> float:
-    """The mean loss of an epoch over the samples of all processes."""
+def _average_gradients(parameters: list[nn.Parameter], loss: Tensor, processes: Processes) -> Tensor:
+    """One reduction of all gradients and the loss, which it returns; unlike DDP it allows any number of passes."""
+    if processes.count == 1:
+        return loss
+    reached = [p.grad is not None for p in parameters]
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    flat = torch.cat([*parts, torch.tensor(reached, device=loss.device, dtype=loss.dtype), loss.view(1)])
+    processes.sum(flat)
+    flat /= processes.count
+    *means, anywhere, mean_loss = torch.split(flat, [*(len(part) for part in parts), len(parameters), 1])
+    if not all(reached):
+        # A parameter that the loss reaches in no process must get no gradient: weight decay would move it.
+        reached = [share > 0 for share in anywhere.tolist()]
+    for parameter, mean, wanted in zip(parameters, means, reached, strict=True):
+        if wanted:
+            parameter.grad = mean.view_as(parameter).to(parameter.dtype)
+    return mean_loss[0]
+
+
+def _mean_over_samples(losses: list[Tensor], sizes: list[int], device: torch.device) -> float:
+    """The mean loss of an epoch."""
     counts = torch.tensor(sizes, dtype=torch.float64, device=device)
-    total = torch.stack([torch.stack(losses).double() @ counts, counts.sum()])
-    if processes.num_processes > 1:
-        torch.distributed.all_reduce(total)
-    return (total[0] / total[1]).item()
-
-
-def _same_on_all_processes(tensors: Iterable[Tensor], processes: PartialState) -> None:
-    if processes.num_processes > 1:
-        for tensor in tensors:
-            torch.distributed.broadcast(tensor, 0)
+    return (torch.stack(losses).double() @ counts / counts.sum()).item()

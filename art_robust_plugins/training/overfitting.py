@@ -17,6 +17,7 @@ from ..bridge import class_logits, clip_range, device_of, processes_of
 
 if TYPE_CHECKING:
     from .local_ball import LocalBallTrainer
+    from .processes import Share
 
 Action = Literal["warn", "rollback", "ignore"]
 
@@ -47,6 +48,8 @@ class OverfittingWatch:
     def reset(self) -> None:
         """Forget everything, before a new run."""
         self._seen: tuple[Tensor, Tensor] | None = None
+        self._share: Share | None = None
+        self._size = 0
         self._good: dict[str, Any] | None = None
         self._warned = False
 
@@ -59,8 +62,10 @@ class OverfittingWatch:
         """Keep some images of the batch, which is about to be trained on."""
         if not self.watching:
             return
-        if self._seen is None or min(len(x), SAMPLES) >= len(self._seen[0]):  # a small last batch says less
-            self._seen = x[:SAMPLES].clone(), y[:SAMPLES].clone()
+        share = self.trainer.share
+        size = min(len(x) if share is None else share.whole, SAMPLES)
+        if self._seen is None or size >= self._size:  # a small last batch says less
+            self._seen, self._share, self._size = (x[:SAMPLES].clone(), y[:SAMPLES].clone()), share, size
 
     def end_epoch(self, record: dict[str, float]) -> None:
         """Judge the epoch and act."""
@@ -80,6 +85,8 @@ class OverfittingWatch:
             consequence = "there is no good epoch to go back to" if self.action == "rollback" else "training goes on"
         if self.action == "rollback" or not self._warned:
             self._warned = True
+            if not processes_of(device_of(self.trainer.classifier.model)).is_main_process:
+                return
             warnings.warn(
                 f"catastrophic overfitting in epoch {record['epoch']:g}: of {images} training images "
                 f"{own:.0%} resist the adversary of {self.trainer.steps} steps and {strong:.0%} one of {STRONG}; "
@@ -97,29 +104,34 @@ class OverfittingWatch:
             self._good = self._state()
 
     def _counts(self) -> tuple[int, int, int]:
-        """Images that resist the trainer's adversary, that resist the strong one, and all, over all processes."""
+        """Images that resist the trainer's adversary, that resist the strong one, and all."""
         trainer = self.trainer
-        device = device_of(trainer.classifier.model)
-        counts = torch.zeros(3, dtype=torch.int64, device=device)
-        if self._seen is not None:  # a process may have had no share of any batch
-            x, y = self._seen
-            labels, threat = y.argmax(dim=1) if y.dim() == 2 else y, trainer.present_threat
-            share = threat.eps / trainer.threat.eps
-            trainer.classifier.model.eval()
-            low, high = clip_range(trainer.classifier)
-            own = self._adversary(x, y, trainer.start_point(x), trainer.steps, trainer.step_size * share)
-            uniform = threat.random_start(x, low, high)
-            strong = self._adversary(x, y, uniform, STRONG, 2.5 * threat.eps / STRONG)
-            for index, adversary in enumerate((own, strong)):
-                with torch.no_grad():
-                    logits = class_logits(trainer.classifier, trainer.logits(adversary))
-                counts[index] = (logits.argmax(dim=1) == labels).sum()
-            counts[2] = len(x)
-            self._seen = None
-        if processes_of(device).num_processes > 1:
-            torch.distributed.all_reduce(counts)
-        own_right, strong_right, images = counts.tolist()
-        return own_right, strong_right, images
+        x, y = self._images()
+        labels, threat = y.argmax(dim=1) if y.dim() == 2 else y, trainer.present_threat
+        share = threat.eps / trainer.threat.eps
+        trainer.classifier.model.eval()
+        low, high = clip_range(trainer.classifier)
+        own = self._adversary(x, y, trainer.start_point(x), trainer.steps, trainer.step_size * share)
+        uniform = threat.random_start(x, low, high)
+        strong = self._adversary(x, y, uniform, STRONG, 2.5 * threat.eps / STRONG)
+        right = []
+        for adversary in (own, strong):
+            with torch.no_grad():
+                logits = class_logits(trainer.classifier, trainer.logits(adversary))
+            right.append((logits.argmax(dim=1) == labels).sum())
+        counts = torch.stack(right)
+        trainer.copy_from_main_process([counts])  # on GPUs they may differ, and all must act alike
+        own_right, strong_right = counts.tolist()
+        return own_right, strong_right, len(x)
+
+    def _images(self) -> tuple[Tensor, Tensor]:
+        """Those that were kept, and forgets them; where processes shared the batch, of its first ones in each."""
+        assert self._seen is not None
+        (x, y), share = self._seen, self._share
+        self._seen = None
+        if share is None:
+            return x, y
+        return share.gathered(x, SAMPLES)[:SAMPLES], share.gathered(y, SAMPLES)[:SAMPLES]
 
     def _adversary(self, x: Tensor, y: Tensor, start: Tensor, steps: int, step_size: float) -> Tensor:
         trainer, (low, high) = self.trainer, clip_range(self.trainer.classifier)
