@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import random
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
-from numbers import Real
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -43,86 +41,12 @@ from ..bridge import (
 from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
 from .instruments import Instrument
+from .options import TrainingOptions, check_count
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "training.pt"
 Batch = tuple[Tensor, Tensor]
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse what is not one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
-
-
-def check_count(name: str, value: object) -> None:
-    """Refuse what is not a positive whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
-
-
-def check_number(name: str, value: object, *, zero: bool = False) -> None:
-    """Refuse what is not a finite positive number, or with ``zero`` one that is not negative."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not (0 < number < math.inf or (zero and number == 0)):
-        wanted = "a number that is not negative" if zero else "a positive number"
-        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Refuse what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: got {value!r}, expected True or False.")
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """Settings of the training loop that every method shares; whatever changes a result is off by default.
-
-    Args:
-        seed: makes a run repeatable: weights, on a CPU bit for bit. None takes one from torch's global random state.
-            The global states of torch, numpy and random are left as they were.
-        shuffle: draw a new order of the samples each epoch (``fit`` only).
-        drop_last: leave out a last batch that is smaller than the others (``fit`` only).
-        scheduler_interval: call the scheduler's ``step`` after each ``"epoch"`` or after each ``"step"``.
-        mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
-        channels_last: keep weights and images in this memory format, which most convolutions compute faster in.
-        max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
-        validation_steps: PGD steps of the robust validation accuracy.
-        keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
-        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
-        resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
-            was never interrupted. Without it, a checkpoint that is already there is an error.
-
-    Raises:
-        ValueError: for a value outside its range.
-    """
-
-    seed: int | None = None
-    shuffle: bool = True
-    drop_last: bool = False
-    scheduler_interval: Literal["epoch", "step"] = "epoch"
-    mixed_precision: Literal["no", "bf16"] = "no"
-    channels_last: bool = False
-    max_gradient_norm: float | None = None
-    validation_steps: int = 10
-    keep_best: bool = False
-    checkpoint_dir: str | Path | None = None
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("shuffle", "drop_last", "channels_last", "keep_best", "resume"):
-            check_flag(name, getattr(self, name))
-        check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
-        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
-        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
-            raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
-        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
-            raise ValueError(f"max_gradient_norm: got {self.max_gradient_norm!r}, expected a positive number or None.")
-        check_count("validation_steps", self.validation_steps)
-        if self.resume and self.checkpoint_dir is None:
-            raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
 
 
 class RobustTrainer(Trainer):
