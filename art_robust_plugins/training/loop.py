@@ -40,6 +40,7 @@ from ..bridge import (
 )
 from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
+from .compiling import Compiled
 from .instruments import Instrument
 from .options import TrainingOptions, check_count
 
@@ -122,8 +123,7 @@ class RobustTrainer(Trainer):
 
     def logits(self, x: Tensor) -> Tensor:
         """The network's outputs [N, C] for inputs in the classifier's range, after ART's preprocessing."""
-        outputs: Tensor = self._module(x)
-        return outputs
+        return self._forward(x)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The classifier's own loss, a scalar; labels are brought to the form that it takes."""
@@ -250,6 +250,7 @@ class RobustTrainer(Trainer):
         classifier = self.classifier
         softmax_is_wrong = isinstance(classifier.loss, nn.CrossEntropyLoss)
         self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not softmax_is_wrong)
+        self._forward: Callable[[Tensor], Tensor] = self._module
         self._device = device_of(classifier.model)
         self._augmentations = augmentations(classifier)
 
@@ -317,6 +318,9 @@ class RobustTrainer(Trainer):
             for instrument in self.instruments:
                 stack.enter_context(instrument.attached(network))
             stack.callback(network.eval)
+            if options.compile != "no":
+                self._forward = Compiled(self._module, options.compile)
+                stack.callback(setattr, self, "_forward", self._module)
             for epoch in epochs:
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
                 drawn = batches(_seeded(run.seed, epoch, processes))
@@ -341,6 +345,10 @@ class RobustTrainer(Trainer):
             raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
         if isinstance(classifier.optimizer, torch.optim.LBFGS):
             raise ValueError("classifier: its optimizer LBFGS needs a closure, expected one that steps from gradients.")
+        if self.options.compile == "reduce-overhead" and self._device.type != "cuda":
+            raise ValueError(
+                f"compile: got 'reduce-overhead' (CUDA graphs) for a network on {self._device}, expected 'default'."
+            )
         if processes.num_processes == 1:
             return
         if self._device.type == "cuda" and self._device != processes.device:
@@ -540,7 +548,9 @@ class _Run:
         state = load_state(path)
         if not isinstance(state, dict) or not {"settings", "network", "epochs", "method"} <= state.keys():
             raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
-        written = {"preprocessing": "[]", **state["settings"]}  # which earlier checkpoints do not name
+        # What earlier checkpoints do not name was not there.
+        defaults = {name: str(value) for name, value in asdict(TrainingOptions()).items()}
+        written = {"preprocessing": "[]", **defaults, **state["settings"]}
         for name, now in self.settings.items():
             then = written.get(name)
             if then != now:
