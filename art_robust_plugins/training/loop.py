@@ -8,7 +8,7 @@ import random
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -40,6 +40,7 @@ from ..bridge import (
 )
 from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
+from .averaging import WeightAverage
 from .compiling import Compiled
 from .instruments import Instrument
 from .options import TrainingOptions, check_count
@@ -308,6 +309,7 @@ class RobustTrainer(Trainer):
             network.to(memory_format=torch.channels_last)
         for module in (network, *run.preprocessing):
             _same_on_all_processes(module.state_dict().values(), processes)
+        run.begin_average()
 
         epochs = range(first, nb_epochs)
         total = None if steps is None else nb_epochs * steps
@@ -324,16 +326,21 @@ class RobustTrainer(Trainer):
             for epoch in epochs:
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
                 drawn = batches(_seeded(run.seed, epoch, processes))
-                record = self._epoch(epoch, steps, drawn, scheduler, bar, processes)
+                record = self._epoch(epoch, steps, drawn, scheduler, bar, processes, run.average)
                 _same_on_all_processes(network.buffers(), processes)
                 if validation is not None:
-                    record |= self._validate(*validation)
+                    with run.averaged():
+                        record |= self._validate(*validation)
                 self.end_epoch(record)
+                if run.average is not None and record.get("rolled_back"):
+                    run.average.restart()
                 self.history.append(record)
                 if scheduler is not None and options.scheduler_interval == "epoch":
                     _step_scheduler(scheduler, record["loss"])
                 run.finish_epoch(epoch + 1, record, processes)
                 bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
+        if run.average is not None:
+            run.average.exchange()
         run.restore_best()
 
     def _check_setup(self, scheduler: Any, processes: PartialState) -> None:
@@ -370,6 +377,7 @@ class RobustTrainer(Trainer):
         scheduler: Any,
         bar: Any,
         processes: PartialState,
+        average: WeightAverage | None,
     ) -> dict[str, float]:
         """One pass over the data. Losses stay on the device: reading one would make a GPU wait for its queue."""
         optimizer, network, options = self.classifier.optimizer, self.classifier.model, self.options
@@ -398,6 +406,8 @@ class RobustTrainer(Trainer):
             if options.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
             optimizer.step()
+            if average is not None:
+                average.update()
             if scheduler is not None and options.scheduler_interval == "step":
                 scheduler.step()
             bar.update()
@@ -494,6 +504,8 @@ class _Run:
             )
         self.settings = self._settings(data)
         self.best: dict[str, Any] | None = None
+        self.average: WeightAverage | None = None
+        self._earlier_averages: list[Tensor] | None = None
         self.seed = 0
 
     def start(self, processes: PartialState) -> int:
@@ -512,12 +524,26 @@ class _Run:
             )
         return self._load(self.path)
 
+    def begin_average(self) -> None:
+        """Start the average of the weights, or go on with the checkpoint's, now that the weights are there."""
+        if self.options.ema_decay is None:
+            return
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        self.average = WeightAverage(weights, self.options.ema_decay)
+        if self._earlier_averages is not None:
+            self.average.load(self._earlier_averages)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context with the weights that will be the result."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def finish_epoch(self, epochs: int, record: dict[str, float], processes: PartialState) -> None:
         # What was measured before a method went back to earlier weights is not true of them.
         if self.options.keep_best and not record.get("rolled_back"):
             measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
             if self.best is None or measure > self.best["measure"]:
-                weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
+                with self.averaged():
+                    weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
                 self.best = {"epoch": epochs, "measure": measure, "network": weights, "preprocessing": others}
         if self.path is None or not processes.is_main_process:
             return
@@ -535,6 +561,7 @@ class _Run:
             "instruments": [instrument.state_dict() for instrument in self.trainer.instruments],
             "order": None if self.order is None else self.order.get_state(),
             "best": self.best,
+            "average": None if self.average is None else self.average.averages,
         }
         save_state(self.path, state)
 
@@ -567,6 +594,7 @@ class _Run:
         self.trainer.load_state_dict(state["method"])
         self.trainer.history = state["history"]
         self.best, self.seed = state["best"], state["seed"]
+        self._earlier_averages = state.get("average")
         return int(state["epochs"])
 
     def _load_preprocessing(self, state: dict[str, Any]) -> None:

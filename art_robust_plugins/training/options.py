@@ -37,6 +37,11 @@ def check_flag(name: str, value: object) -> None:
         raise ValueError(f"{name}: got {value!r}, expected True or False.")
 
 
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a number between 0 and 1, or None.")
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """Settings of the training loop that every method shares; whatever changes a result is off by default.
@@ -56,6 +61,11 @@ class TrainingOptions:
             says why and training goes on uncompiled. Hooks that are new in each step are found out only after eight
             compilations: those of `LipschitzMarginTrainer` on batch normalisation are such. Validation is not compiled.
         max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
+        ema_decay: keep an exponential moving average of the weights, a <- decay a + (1 - decay) w after each step, from
+            the first weights on; it spans about 1 / (1 - decay) steps, and fewer in all leave it near the start. It is
+            what is validated, what ``keep_best`` keeps, and what the network holds at the end. Of everything that the
+            optimizer trains an average is kept; buffers (batch normalisation's running statistics) are the trained
+            network's. A method that goes back to earlier weights starts the average anew from them.
         validation_steps: PGD steps of the robust validation accuracy.
         keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
         checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
@@ -74,6 +84,7 @@ class TrainingOptions:
     channels_last: bool = False
     compile: Compile = "no"
     max_gradient_norm: float | None = None
+    ema_decay: float | None = None
     validation_steps: int = 10
     keep_best: bool = False
     checkpoint_dir: str | Path | None = None
@@ -89,6 +100,8 @@ class TrainingOptions:
             raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm: got {self.max_gradient_norm!r}, expected a positive number or None.")
+        if self.ema_decay is not None:
+            _check_share("ema_decay", self.ema_decay)
         check_count("validation_steps", self.validation_steps)
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
