@@ -44,6 +44,7 @@ from .averaging import WeightAverage
 from .compiling import Compiled
 from .instruments import Instrument
 from .options import TrainingOptions, check_count
+from .schedules import schedule_factor, scheduled
 
 logger = logging.getLogger(__name__)
 
@@ -294,8 +295,37 @@ class RobustTrainer(Trainer):
         verbose: bool,
         order: torch.Generator | None = None,
     ) -> None:
-        """All epochs, from the first or from where a checkpoint stands. ``order`` is a loader's own generator."""
+        """Train with the optimizer set up as the options say, and as it was afterwards."""
         check_count("nb_epochs", nb_epochs)
+        if self.options.schedule != "constant":
+            data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
+        with ExitStack() as stack:
+            if self.options.schedule != "constant":
+                factor = schedule_factor(self.options, cast(int, steps), nb_epochs)
+                scheduler = stack.enter_context(scheduled(self.classifier.optimizer, factor))
+            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order)
+
+    def _schedule_settings(self, scheduler: Any, steps: int | None, nb_epochs: int) -> dict[str, int]:
+        """What a schedule of the options depends on, and a resumed run must keep."""
+        schedule = self.options.schedule
+        if scheduler is not None:
+            raise ValueError(f"scheduler: got {type(scheduler).__name__} beside schedule {schedule!r}, expected one.")
+        if steps is None:
+            raise ValueError(f"schedule: got {schedule!r} for a stream without a length, expected 'constant'.")
+        return {"steps": steps} if schedule == "piecewise" else {"steps": steps, "nb_epochs": nb_epochs}
+
+    def _all_epochs(
+        self,
+        batches: Callable[[torch.Generator], Iterator[Batch]],
+        steps: int | None,
+        data: dict[str, int],
+        validation_data: tuple[Any, Any] | None,
+        nb_epochs: int,
+        scheduler: Any,
+        verbose: bool,
+        order: torch.Generator | None,
+    ) -> None:
+        """From the first epoch, or from where a checkpoint stands. ``order`` is a loader's own generator."""
         options, network, processes = self.options, self.classifier.model, processes_of(self._device)
         self._check_setup(scheduler, processes)
         validation = self._validation_tensors(validation_data)
@@ -335,7 +365,7 @@ class RobustTrainer(Trainer):
                 if run.average is not None and record.get("rolled_back"):
                     run.average.restart()
                 self.history.append(record)
-                if scheduler is not None and options.scheduler_interval == "epoch":
+                if scheduler is not None and not options.scheduler_per_step:
                     _step_scheduler(scheduler, record["loss"])
                 run.finish_epoch(epoch + 1, record, processes)
                 bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
@@ -356,17 +386,18 @@ class RobustTrainer(Trainer):
             raise ValueError(
                 f"compile: got 'reduce-overhead' (CUDA graphs) for a network on {self._device}, expected 'default'."
             )
-        if processes.num_processes == 1:
-            return
-        if self._device.type == "cuda" and self._device != processes.device:
+        several, parts = processes.num_processes > 1, self.options.accumulation_steps > 1
+        if several and self._device.type == "cuda" and self._device != processes.device:
             raise ValueError(
                 f"classifier: its network is on {self._device} where this process works on {processes.device}, "
                 f"expected accelerate.PartialState() to be made before the classifier."
             )
         loss = classifier.loss
-        if getattr(loss, "reduction", "mean") != "mean" or getattr(loss, "weight", None) is not None:
+        averages = getattr(loss, "reduction", "mean") == "mean" and getattr(loss, "weight", None) is None
+        if (several or parts) and not averages:
             raise ValueError(
-                "classifier: several processes average over samples, expected a loss with reduction 'mean'."
+                f"classifier: {'several processes' if several else 'accumulation_steps'} average over samples, "
+                f"expected a loss with reduction 'mean' and without weights."
             )
 
     def _epoch(
@@ -387,20 +418,22 @@ class RobustTrainer(Trainer):
         started = time.perf_counter()
         losses: list[Tensor] = []
         sizes: list[int] = []
+        at: list[int] = []  # the step of each loss
         network.train()
         for step, (whole_x, whole_y) in enumerate(batches):
             self.epochs_done = epoch + (0.0 if steps is None else step / steps)
             x, y = _own_share(whole_x, whole_y, processes)
-            weight = len(x) * processes.num_processes / len(whole_x)
             optimizer.zero_grad(set_to_none=True)
             for parameter in others:
                 parameter.grad = None
-            if len(x):
-                loss = self._batch_loss(x, y)
+            for part_x, part_y in _parts(x, y, options.accumulation_steps):
+                loss = self._batch_loss(part_x, part_y)
                 losses.append(loss.detach())
-                sizes.append(len(x))
+                sizes.append(len(part_x))
+                at.append(step)
                 if len(losses) % check_every == 0:
-                    _check_finite(losses[-check_every:], epoch, step)
+                    _check_finite(losses[-check_every:], at[-check_every:], epoch)
+                weight = len(part_x) * processes.num_processes / len(whole_x)
                 (loss if weight == 1 else loss * weight).backward()
             _average_gradients(trained, processes)
             if options.max_gradient_norm is not None:
@@ -408,13 +441,13 @@ class RobustTrainer(Trainer):
             optimizer.step()
             if average is not None:
                 average.update()
-            if scheduler is not None and options.scheduler_interval == "step":
+            if scheduler is not None and options.scheduler_per_step:
                 scheduler.step()
             bar.update()
         self.epochs_done = epoch + 1.0
         rest = len(losses) % check_every
         if rest:
-            _check_finite(losses[-rest:], epoch, len(losses) - 1)
+            _check_finite(losses[-rest:], at[-rest:], epoch)
         _check_weights([network, *preprocessing_modules(self.classifier)], epoch)
         return {
             "epoch": epoch + 1,
@@ -604,7 +637,7 @@ class _Run:
     def _settings(self, data: dict[str, int]) -> dict[str, str]:
         """What must be the same for a checkpoint to be continued; nb_epochs may grow."""
         trainer, ignored = self.trainer, {"checkpoint_dir", "resume", "seed"}
-        described: dict[str, Any] = {"method": type(trainer).__name__, **trainer.parameters, **data}
+        described: dict[str, Any] = {"method": type(trainer).__name__, **trainer.parameters}
         described |= {f.name: asdict(self.options)[f.name] for f in fields(self.options) if f.name not in ignored}
         if self.options.seed is not None:
             described["seed"] = self.options.seed
@@ -613,7 +646,7 @@ class _Run:
         described["scheduler"] = type(self.scheduler).__name__
         described["weights"] = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
         described["preprocessing"] = self.preprocessing
-        return {name: str(value) for name, value in described.items()}
+        return {name: str(value) for name, value in (described | data).items()}
 
 
 def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -661,12 +694,12 @@ def _check_weights(modules: Iterable[nn.Module], epoch: int) -> None:
         )
 
 
-def _check_finite(losses: list[Tensor], epoch: int, last_step: int) -> None:
+def _check_finite(losses: list[Tensor], steps: list[int], epoch: int) -> None:
     finite = torch.isfinite(torch.stack(losses)).tolist()
     if not all(finite):
-        step = last_step - len(losses) + 1 + finite.index(False)
+        first = finite.index(False)
         raise FloatingPointError(
-            f"the loss became {losses[finite.index(False)].item()} in epoch {epoch + 1}, step {step + 1}; "
+            f"the loss became {losses[first].item()} in epoch {epoch + 1}, step {steps[first] + 1}; "
             f"try a lower learning rate or max_gradient_norm."
         )
 
@@ -702,6 +735,14 @@ def _own_share(x: Tensor, y: Tensor, processes: PartialState) -> Batch:
         return x, y
     rank, count = processes.process_index, processes.num_processes
     return x.tensor_split(count)[rank], y.tensor_split(count)[rank]
+
+
+def _parts(x: Tensor, y: Tensor, count: int) -> list[Batch]:
+    """A batch cut into ``count`` parts, or as many as it has samples."""
+    count = min(count, len(x))
+    if count == 0:  # a process without a share
+        return []
+    return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
 
 
 def _average_gradients(parameters: list[nn.Parameter], processes: PartialState) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Literal, get_args
 
 from .compiling import Compile
+from .schedules import Schedule
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -52,6 +54,14 @@ class TrainingOptions:
         shuffle: draw a new order of the samples each epoch (``fit`` only).
         drop_last: leave out a last batch that is smaller than the others (``fit`` only).
         scheduler_interval: call the scheduler's ``step`` after each ``"epoch"`` or after each ``"step"``.
+        schedule: of the learning rate, step by step, over the ``nb_epochs`` of a run, whose optimizer has its own rate
+            again afterwards; in place of a ``scheduler`` given to ``fit``. ``"cosine"`` falls from the optimizer's rate
+            to 0 in half a cosine; ``"one-cycle"`` rises from 1/25 of it in 30 % of the steps and falls to 1/250,000;
+            ``"piecewise"`` multiplies it at ``milestones``.
+        warmup_epochs: with ``"cosine"``, first let the rate grow linearly for so many epochs (a fraction is possible).
+        milestones: with ``"piecewise"``, increasing numbers of epochs (fractions are possible) after which the rate is
+            multiplied by ``milestone_decay``.
+        milestone_decay: see ``milestones``.
         mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
         channels_last: keep weights and images in this memory format, which most convolutions compute faster in.
         compile: run the network's forward passes in training, those of an adversary's ascent too, through
@@ -60,6 +70,9 @@ class TrainingOptions:
             compiling fails (no C++ compiler, a network or an instrument with Python that cannot be traced), a warning
             says why and training goes on uncompiled. Hooks that are new in each step are found out only after eight
             compilations: those of `LipschitzMarginTrainer` on batch normalisation are such. Validation is not compiled.
+        accumulation_steps: cut each batch into so many parts, whose gradients are added up before the optimizer's step:
+            the gradient of the whole batch for the memory of a part. What looks at a whole batch sees the parts (batch
+            normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers.
         max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
         ema_decay: keep an exponential moving average of the weights, a <- decay a + (1 - decay) w after each step, from
             the first weights on; it spans about 1 / (1 - decay) steps, and fewer in all leave it near the start. It is
@@ -80,9 +93,14 @@ class TrainingOptions:
     shuffle: bool = True
     drop_last: bool = False
     scheduler_interval: Literal["epoch", "step"] = "epoch"
+    schedule: Schedule = "constant"
+    warmup_epochs: float = 0
+    milestones: Sequence[float] = ()
+    milestone_decay: float = 0.1
     mixed_precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False
     compile: Compile = "no"
+    accumulation_steps: int = 1
     max_gradient_norm: float | None = None
     ema_decay: float | None = None
     validation_steps: int = 10
@@ -94,8 +112,16 @@ class TrainingOptions:
         for name in ("shuffle", "drop_last", "channels_last", "keep_best", "resume"):
             check_flag(name, getattr(self, name))
         check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        self._check_schedule()
         check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
         check_choice("compile", self.compile, get_args(Compile))
+        check_count("accumulation_steps", self.accumulation_steps)
+        if self.accumulation_steps > 1 and self.compile == "reduce-overhead":
+            raise ValueError(
+                f"accumulation_steps: got {self.accumulation_steps} with compile 'reduce-overhead', whose memory holds "
+                f"the gradients of one part, expected compile 'default'."
+            )
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
             raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
@@ -105,3 +131,24 @@ class TrainingOptions:
         check_count("validation_steps", self.validation_steps)
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
+
+    @property
+    def scheduler_per_step(self) -> bool:
+        """Whether the scheduler's ``step`` is called after each step rather than after each epoch."""
+        return self.schedule != "constant" or self.scheduler_interval == "step"
+
+    def _check_schedule(self) -> None:
+        check_number("warmup_epochs", self.warmup_epochs, zero=True)
+        if self.warmup_epochs and self.schedule != "cosine":
+            raise ValueError(
+                f"warmup_epochs: got {self.warmup_epochs} with schedule {self.schedule!r}, expected it with 'cosine'."
+            )
+        given = self.milestones if isinstance(self.milestones, Sequence) else ()
+        numbers = [m for m in given if isinstance(m, Real) and 0 < float(m) < math.inf]
+        if len(numbers) < len(given) or given is not self.milestones or sorted(set(numbers)) != numbers:
+            raise ValueError(f"milestones: got {self.milestones!r}, expected increasing positive numbers of epochs.")
+        if (self.schedule == "piecewise") != bool(given):
+            wanted = "at least one" if not given else "none"
+            raise ValueError(f"milestones: got {self.milestones!r} with schedule {self.schedule!r}, expected {wanted}.")
+        object.__setattr__(self, "milestones", tuple(numbers))  # one form, which checkpoints compare
+        check_number("milestone_decay", self.milestone_decay)

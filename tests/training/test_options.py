@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from art_robust_plugins import PGDTrainer, RobustTrainer, StandardTrainer, ThreatModel, TrainingOptions
 from art_robust_plugins.training import BANG, Layerwise
+from art_robust_plugins.training.schedules import one_cycle
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 X = (DIGITS / 16).astype(np.float32).reshape(-1, 1, 8, 8)[:200]
@@ -281,3 +282,191 @@ def test_the_average_is_resumed(tmp_path: Path, keep_best: bool) -> None:
 def test_a_decay_lies_between_0_and_1(decay: Any) -> None:
     with pytest.raises(ValueError, match=r"ema_decay: got .*, expected a number between 0 and 1, or None."):
         TrainingOptions(ema_decay=decay)
+
+
+# -------------------------------------------------------------------------------------------------- the learning rate
+
+
+class Rates(StandardTrainer):
+    """Keeps the learning rate of each step."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.rates: list[float] = []
+
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        self.rates.append(self.classifier.optimizer.param_groups[0]["lr"])
+        return super().training_loss(x, y)
+
+
+def test_schedules_are_their_formulas() -> None:
+    steps, epochs, rate = 4, 5, 0.05
+    total = steps * epochs
+    time = np.arange(total)
+    shared: dict[str, Any] = {"kind": Rates, "epochs": epochs}
+
+    cosine = trained(**shared, schedule="cosine")
+    np.testing.assert_allclose(cosine.rates, rate * (1 + np.cos(np.pi * time / total)) / 2, rtol=1e-12)
+    warm = trained(**shared, schedule="cosine", warmup_epochs=1.5)
+    rest = (1 + np.cos(np.pi * (time - 6) / (total - 6))) / 2
+    np.testing.assert_allclose(warm.rates, rate * np.where(time < 6, (time + 1) / 7, rest), rtol=1e-12)
+    stairs = trained(**shared, schedule="piecewise", milestones=[1, 2.5], milestone_decay=0.2)
+    np.testing.assert_allclose(stairs.rates, rate * 0.2 ** ((time >= 4).astype(int) + (time >= 10)), rtol=1e-12)
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], rate)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total)
+    expected = []
+    for _ in range(total):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        torchs.step()
+    cycle = trained(**shared, schedule="one-cycle")
+    np.testing.assert_allclose(cycle.rates, expected, rtol=1e-9)
+    assert trained(**shared, schedule="constant").rates == [rate] * total
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 10])
+def test_short_cycles_stay_between_their_ends(total: int) -> None:
+    factors = [one_cycle(total)(step) for step in range(total + 1)]
+    assert all(1 / 250_000 <= factor <= 1 for factor in factors)
+    assert factors[-2:] == [pytest.approx(1 / 250_000)] * min(2, total + 1)
+
+
+def test_a_schedule_leaves_the_optimizer_as_it_was_and_begins_anew() -> None:
+    model = network()
+    estimator = classifier(model)
+    trainer = Rates(estimator, options=TrainingOptions(seed=0, schedule="cosine"))
+    before = {name: value for name, value in estimator.optimizer.param_groups[0].items() if name != "params"}
+    for _ in range(2):
+        trainer.rates.clear()
+        trainer.fit(X[:64], Y[:64], batch_size=32, nb_epochs=2, verbose=False)
+        assert trainer.rates == pytest.approx([0.05 * (1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)])
+        after = {name: value for name, value in estimator.optimizer.param_groups[0].items() if name != "params"}
+        assert after == before
+    with pytest.raises(ValueError, match="scheduler: got ExponentialLR beside schedule 'cosine', expected one"):
+        trained(schedule="cosine", scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5))
+    stream = (batch for batch in [])
+
+    class Stream:
+        def __iter__(self) -> Any:
+            return stream
+
+    with pytest.raises(ValueError, match="schedule: got 'cosine' for a stream without a length, expected 'constant'"):
+        trainer.fit_loader(Stream(), verbose=False)
+
+
+class Stopped(StandardTrainer):
+    """Is stopped in its third epoch, once."""
+
+    stop = False
+
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        if Stopped.stop and len(self.history) == 2:
+            raise KeyboardInterrupt
+        return super().training_loss(x, y)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "piecewise"])
+def test_schedules_resume(schedule: str, tmp_path: Path) -> None:
+    milestones = (1, 2.25) if schedule == "piecewise" else ()
+    shared: dict[str, Any] = {"kind": Stopped, "epochs": 4, "schedule": schedule, "milestones": milestones}
+    whole = trained(**shared)
+    Stopped.stop = True
+    with pytest.raises(KeyboardInterrupt):
+        trained(**shared, checkpoint_dir=tmp_path)
+    Stopped.stop = False
+    resumed = trained(**shared, checkpoint_dir=tmp_path, resume=True)
+    assert same(weights(whole), weights(resumed))
+    assert [record["learning_rate"] for record in whole.history] == [
+        record["learning_rate"] for record in resumed.history
+    ]
+    longer = {**shared, "epochs": 5, "checkpoint_dir": tmp_path, "resume": True}
+    if schedule == "piecewise":
+        trained(**longer)
+    else:  # the whole curve belongs to the number of epochs
+        with pytest.raises(ValueError, match=r"was written with nb_epochs 4, but this run has 5"):
+            trained(**longer)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"schedule": "linear"}, "schedule: got 'linear', expected one of 'constant', 'cosine', 'one-cycle', "),
+        ({"warmup_epochs": 1}, "warmup_epochs: got 1 with schedule 'constant', expected it with 'cosine'."),
+        ({"schedule": "cosine", "warmup_epochs": -1}, "warmup_epochs: got -1, expected a number that is not negative."),
+        ({"schedule": "piecewise"}, "milestones: got () with schedule 'piecewise', expected at least one."),
+        ({"milestones": [1]}, "milestones: got [1] with schedule 'constant', expected none."),
+        (
+            {"schedule": "piecewise", "milestones": [2, 1]},
+            "milestones: got [2, 1], expected increasing positive numbers of epochs.",
+        ),
+        (
+            {"schedule": "piecewise", "milestones": 3},
+            "milestones: got 3, expected increasing positive numbers of epochs.",
+        ),
+        (
+            {"schedule": "piecewise", "milestones": [1], "milestone_decay": 0},
+            "milestone_decay: got 0, expected a positive number.",
+        ),
+    ],
+)
+def test_schedules_are_checked(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole sentence is compared)
+        TrainingOptions(**options)
+    assert str(error.value).startswith(sentence)
+
+
+# ------------------------------------------------------------------------------------------------ batches cut in parts
+
+
+@pytest.mark.parametrize("parts", [3, 7])
+def test_parts_give_the_gradient_of_the_whole_batch(parts: int) -> None:
+    """Batches of 32, which 3 and 7 do not divide, and a last one of 4, which has fewer samples than parts."""
+    shared: dict[str, Any] = {**PGD, "epochs": 2}
+    shared["method"] = {**PGD["method"], "start": "none", "clean_weight": 0.5}
+    whole = trained(without_normalisation(), **shared)
+    cut = trained(without_normalisation(), **shared, accumulation_steps=parts)
+    assert close(weights(whole), weights(cut), atol=1e-6)
+    for one, other in zip(whole.history, cut.history, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_the_optimizer_steps_once_for_all_parts_and_the_method_sees_each() -> None:
+    seen: list[int] = []
+
+    class Sizes(StandardTrainer):
+        def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().training_loss(x, y)
+
+    # With norm clipping, two steps on halves would go twice as far as one step on the whole.
+    shared: dict[str, Any] = {"kind": Sizes, "samples": 10, "batch_size": 10, "epochs": 1, "max_gradient_norm": 1e-3}
+    whole = trained(without_normalisation(), **shared)
+    cut = trained(without_normalisation(), **shared, accumulation_steps=4)
+    assert seen == [10, 3, 3, 2, 2]
+    assert close(weights(whole), weights(cut), atol=1e-8)
+
+
+def test_a_part_whose_loss_is_not_finite_is_named_by_its_step() -> None:
+    class Breaking(StandardTrainer):
+        calls = 0
+
+        def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+            self.calls += 1
+            return super().training_loss(x, y) * (torch.nan if self.calls == 6 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1, step 3;"):
+        trained(kind=Breaking, accumulation_steps=2)
+
+
+def test_parts_need_a_loss_that_averages() -> None:
+    for loss in (nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(weight=torch.ones(10))):
+        estimator = classifier()
+        estimator._loss = loss
+        trainer = StandardTrainer(estimator, options=TrainingOptions(accumulation_steps=2))
+        with pytest.raises(ValueError, match="classifier: accumulation_steps average over samples, expected a loss"):
+            trainer.fit(X, Y, verbose=False)
+    with pytest.raises(ValueError, match="accumulation_steps: got 2 with compile 'reduce-overhead'"):
+        TrainingOptions(accumulation_steps=2, compile="reduce-overhead")
+    with pytest.raises(ValueError, match="accumulation_steps: got 0, expected a positive whole number"):
+        TrainingOptions(accumulation_steps=0)
