@@ -40,6 +40,7 @@ from ..bridge import (
 )
 from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
+from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
 from .compiling import Compiled
 from .instruments import Instrument
@@ -386,6 +387,7 @@ class RobustTrainer(Trainer):
             raise ValueError(
                 f"compile: got 'reduce-overhead' (CUDA graphs) for a network on {self._device}, expected 'default'."
             )
+        self._check_augmentation()
         several, parts = processes.num_processes > 1, self.options.accumulation_steps > 1
         if several and self._device.type == "cuda" and self._device != processes.device:
             raise ValueError(
@@ -399,6 +401,16 @@ class RobustTrainer(Trainer):
                 f"classifier: {'several processes' if several else 'accumulation_steps'} average over samples, "
                 f"expected a loss with reduction 'mean' and without weights."
             )
+
+    def _check_augmentation(self) -> None:
+        kind, padding, shape = self.options.augmentation, self.options.crop_padding, tuple(self.classifier.input_shape)
+        if kind == "none":
+            return
+        if len(shape) != 3:
+            raise ValueError(f"augmentation: got {kind!r} for inputs of shape {shape}, expected images of three axes.")
+        height, width = shape[1:] if self.classifier.channels_first else shape[:2]
+        if kind == "crop-flip" and padding >= min(height, width):
+            raise ValueError(f"crop_padding: got {padding} for images of {height} x {width} pixels, expected fewer.")
 
     def _epoch(
         self,
@@ -426,6 +438,8 @@ class RobustTrainer(Trainer):
             optimizer.zero_grad(set_to_none=True)
             for parameter in others:
                 parameter.grad = None
+            if options.augmentation != "none":
+                x = self._augmented(x)
             for part_x, part_y in _parts(x, y, options.accumulation_steps):
                 loss = self._batch_loss(part_x, part_y)
                 losses.append(loss.detach())
@@ -455,6 +469,15 @@ class RobustTrainer(Trainer):
             "seconds": time.perf_counter() - started,
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
         }
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        padding = self.options.crop_padding if self.options.augmentation == "crop-flip" else 0
+        low, first = clip_range(self.classifier)[0], self.classifier.channels_first
+        fill = 0.0 if low is None else low
+        if first:
+            return cropped_and_flipped(x, padding, fill)
+        fill = fill.movedim(-1, 0) if isinstance(fill, Tensor) and fill.dim() == 3 else fill
+        return cropped_and_flipped(x.movedim(-1, 1), padding, fill).movedim(1, -1)
 
     def _batch_loss(self, x: Tensor, y: Tensor) -> Tensor:
         for augmentation in self._augmentations:

@@ -9,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Literal, get_args
 
+from .augmentation import Augmentation
 from .compiling import Compile
 from .schedules import Schedule
 
@@ -62,6 +63,10 @@ class TrainingOptions:
         milestones: with ``"piecewise"``, increasing numbers of epochs (fractions are possible) after which the rate is
             multiplied by ``milestone_decay``.
         milestone_decay: see ``milestones``.
+        augmentation: of the images of each batch, on the device, before the method sees them: ``"flip"`` mirrors each
+            from left to right with probability 1/2, ``"crop-flip"`` also takes a random crop of its size from it with
+            ``crop_padding`` pixels around it. Each image is changed by itself; validation data are not.
+        crop_padding: pixels on each side, which hold the lower clip value (0 without clip_values).
         mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
         channels_last: keep weights and images in this memory format, which most convolutions compute faster in.
         compile: run the network's forward passes in training, those of an adversary's ascent too, through
@@ -97,6 +102,8 @@ class TrainingOptions:
     warmup_epochs: float = 0
     milestones: Sequence[float] = ()
     milestone_decay: float = 0.1
+    augmentation: Augmentation = "none"
+    crop_padding: int = 4
     mixed_precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False
     compile: Compile = "no"
@@ -114,6 +121,8 @@ class TrainingOptions:
         check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
         check_choice("schedule", self.schedule, get_args(Schedule))
         self._check_schedule()
+        check_choice("augmentation", self.augmentation, get_args(Augmentation))
+        check_count("crop_padding", self.crop_padding)
         check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
         check_choice("compile", self.compile, get_args(Compile))
         check_count("accumulation_steps", self.accumulation_steps)
