@@ -43,6 +43,7 @@ from ..threat import ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
 from .compiling import Compiled
+from .fused import fused_steps
 from .instruments import Instrument
 from .options import TrainingOptions, check_count
 from .schedules import schedule_factor, scheduled
@@ -301,6 +302,8 @@ class RobustTrainer(Trainer):
         if self.options.schedule != "constant":
             data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
         with ExitStack() as stack:
+            if self.options.fused_optimizer:
+                stack.enter_context(fused_steps(self.classifier.optimizer))
             if self.options.schedule != "constant":
                 factor = schedule_factor(self.options, cast(int, steps), nb_epochs)
                 scheduler = stack.enter_context(scheduled(self.classifier.optimizer, factor))

@@ -75,6 +75,8 @@ class TrainingOptions:
             compiling fails (no C++ compiler, a network or an instrument with Python that cannot be traced), a warning
             says why and training goes on uncompiled. Hooks that are new in each step are found out only after eight
             compilations: those of `LipschitzMarginTrainer` on batch normalisation are such. Validation is not compiled.
+        fused_optimizer: let the optimizer (torch's SGD, Adam or AdamW) step in one fused kernel while it trains;
+            results differ by rounding.
         accumulation_steps: cut each batch into so many parts, whose gradients are added up before the optimizer's step:
             the gradient of the whole batch for the memory of a part. What looks at a whole batch sees the parts (batch
             normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers.
@@ -107,6 +109,7 @@ class TrainingOptions:
     mixed_precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False
     compile: Compile = "no"
+    fused_optimizer: bool = False
     accumulation_steps: int = 1
     max_gradient_norm: float | None = None
     ema_decay: float | None = None
@@ -116,7 +119,7 @@ class TrainingOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("shuffle", "drop_last", "channels_last", "keep_best", "resume"):
+        for name in ("shuffle", "drop_last", "channels_last", "fused_optimizer", "keep_best", "resume"):
             check_flag(name, getattr(self, name))
         check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
         check_choice("schedule", self.schedule, get_args(Schedule))
