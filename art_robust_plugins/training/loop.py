@@ -46,12 +46,12 @@ from .compiling import Compiled
 from .fused import fused_steps
 from .instruments import Instrument
 from .options import TrainingOptions, check_count
+from .prefetch import Batch, prefetched
 from .schedules import schedule_factor, scheduled
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "training.pt"
-Batch = tuple[Tensor, Tensor]
 
 
 class RobustTrainer(Trainer):
@@ -235,7 +235,11 @@ class RobustTrainer(Trainer):
         scheduler: Any = None,
         verbose: bool = True,
     ) -> None:
-        """Train on a ``DataLoader``, or on anything that yields batches (x, y) each time it is iterated; as `fit`."""
+        """Train on a ``DataLoader``, or on anything that yields batches (x, y) each time it is iterated; as `fit`.
+
+        For data larger than memory: only the present batch is held, and on CUDA the next one, which is read, pinned and
+        copied on a stream of its own meanwhile (a ``DataLoader`` with workers reads further ahead by itself).
+        """
         if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
             raise TypeError(
                 f"loader: got {type(loader).__name__}, expected an iterable of (x, y) that can be iterated every epoch."
@@ -272,7 +276,7 @@ class RobustTrainer(Trainer):
         if processes_of(self._device).num_processes > 1:
             raise ValueError("loader: several processes train through fit, expected arrays.")
 
-        def batches(_: torch.Generator) -> Iterator[Batch]:
+        def checked() -> Iterator[Batch]:
             empty = True
             for batch in one_epoch():
                 empty = False
@@ -280,9 +284,12 @@ class RobustTrainer(Trainer):
                     raise ValueError(f"loader: got a batch of type {type(batch).__name__}, expected a pair (x, y).")
                 x = image_tensor(batch[0], self.classifier)
                 y = label_tensor(batch[1], self.classifier.nb_classes, samples=len(x))
-                yield x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
+                yield x, y
             if empty:
                 raise ValueError("loader: got no batch in an epoch, expected at least one.")
+
+        def batches(_: torch.Generator) -> Iterator[Batch]:
+            return prefetched(checked(), self._device)
 
         self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order)
 
