@@ -45,7 +45,7 @@ def without_normalisation(seed: int = 0) -> nn.Sequential:
 def classifier(model: nn.Module | None = None, optimizer: Any = None, **settings: Any) -> PyTorchClassifier:
     model = network() if model is None else model
     descent = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9) if optimizer is None else optimizer(model)
-    settings = {"clip_values": (0, 1), **settings}
+    settings = {"clip_values": (0, 1), "device_type": "cpu", **settings}
     return PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=descent, **settings)
 
 
@@ -542,7 +542,7 @@ def test_the_method_sees_changed_images_with_their_labels_and_validation_the_ima
     for _ in range(2):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        settings = {"clip_values": (-1, 1), "channels_first": not last, "optimizer": optimizer}
+        settings = {"clip_values": (-1, 1), "channels_first": not last, "optimizer": optimizer, "device_type": "cpu"}
         estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, **settings)
         options = TrainingOptions(seed=3, shuffle=False, augmentation="crop-flip", crop_padding=2)
         trainer = Seeing(estimator, options=options)
