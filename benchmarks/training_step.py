@@ -3,7 +3,8 @@
     python benchmarks/training_step.py [--quick] [--device cuda] [--threads 2]
 
 Time: all that a row compares is measured in turns in one process; a ratio is the median over the rounds of the ratio of
-two times that were taken next to each other. Whole calls of ``fit`` are timed, divided by their steps. Memory: each
+two times that were taken next to each other. Beside other loops whole calls of ``fit`` are timed, divided by their
+steps; of options the second of two epochs, since a compiler works in the first. Memory: each
 kind of training runs once in a process of its own; on a CPU its peak of resident memory above what was there before
 (with all code loaded), on CUDA ``max_memory_allocated`` above what was there before. Images are random.
 
@@ -57,7 +58,8 @@ WARM_UP = 2
 """Samples of the training that loads all code before memory is looked at."""
 
 HandLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-Fit = Callable[[Tensor, Tensor], None]
+Fit = Callable[[Tensor, Tensor], float | None]
+"""A training on tensors; where it knows by itself how long it took it says so, in seconds."""
 
 
 # --------------------------------------------------------------------------------------------- loops written by hand
@@ -179,12 +181,11 @@ def methods(steps: int) -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class Setting:
-    """A network, its batches, and the steps of a timed call."""
+    """A network and its batches."""
 
     network: str
     shape: tuple[int, int, int]
     batch: int
-    steps: int
 
     def classifier(self, device: str, *, maps: bool = False) -> PyTorchClassifier:
         torch.manual_seed(0)
@@ -209,13 +210,16 @@ def fit(trainer: RobustTrainer, batch: int) -> Fit:
     return lambda x, y: trainer.fit(x, y, batch_size=batch, nb_epochs=1, verbose=False)
 
 
-def fit_from_host(trainer: RobustTrainer, batch: int) -> Fit:
-    """Batches cut from arrays in the host's memory."""
+def second_epoch(trainer: RobustTrainer, batch: int, *, from_host: bool = False) -> Fit:
+    """Two epochs, of which the second is timed; ``from_host`` on batches in the host's memory."""
 
-    def run(x: Tensor, y: Tensor) -> None:
-        host = x.cpu(), y.cpu()
-        batches = list(zip(host[0].split(batch), host[1].split(batch), strict=True))
-        trainer.fit_loader(batches, nb_epochs=1, verbose=False)
+    def run(x: Tensor, y: Tensor) -> float:
+        if from_host:
+            batches = list(zip(x.cpu().split(batch), y.cpu().split(batch), strict=True))
+            trainer.fit_loader(batches, nb_epochs=2, verbose=False)
+        else:
+            trainer.fit(x, y, batch_size=batch, nb_epochs=2, verbose=False)
+        return trainer.history[-1]["seconds"]
 
     return run
 
@@ -258,32 +262,51 @@ def in_child(measure: Callable[[], Any], threads: int) -> Any:
     return result
 
 
-def seconds(run: Callable[[], None], device: str) -> float:
-    if device == "cuda":
+def seconds(run: Fit, x: Tensor, y: Tensor) -> float:
+    if x.is_cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()
-    run()
-    if device == "cuda":
+    own = run(x, y)
+    if x.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started if own is None else own
 
 
-def times(runs: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each run in each round, after one round that does not count.
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a step in each round, and MiB, of each way of training."""
+
+    times: dict[str, list[float]]
+    memory: dict[str, float]
+
+    def step(self, name: str) -> float:
+        """Milliseconds."""
+        return round(1000 * statistics.median(self.times[name]), 2)
+
+    def slowdown(self, name: str, below: str) -> float:
+        pairs = zip(self.times[name], self.times[below], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    def growth(self, name: str, below: str) -> float:
+        return round(self.memory[name] / self.memory[below], 2)
+
+
+def times(runs: dict[str, Fit], setting: Setting, device: str, rounds: int, call: float) -> dict[str, list[float]]:
+    """Seconds of a step of each run in each round; all take as many steps as the last of them makes in ``call`` s.
 
     The order of the runs is turned round after round, so that none is always the one after a pause.
     """
+    few = setting.data(device, 2 * setting.batch)
     for run in runs.values():
-        run()
+        run(*few)
+    slowest = seconds(list(runs.values())[-1], *few) / 2
+    steps = min(max(round(call / slowest), 2), 200)
+    x, y = setting.data(device, steps * setting.batch)
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds):
         for name in [*list(runs)[index % len(runs) :], *list(runs)[: index % len(runs)]]:
-            taken[name].append(seconds(runs[name], device))
+            taken[name].append(seconds(runs[name], x, y) / steps)
     return taken
-
-
-def ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def peak(run: Fit, setting: Setting, device: str) -> float:
@@ -301,58 +324,80 @@ def peak(run: Fit, setting: Setting, device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - pages * resource.getpagesize() / 2**20
 
 
-def compared(
-    makers: dict[str, Callable[[], Fit]], setting: Setting, rounds: int, device: str, threads: int
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds in each round, and MiB, of each way of training that ``makers`` make."""
+@dataclass(frozen=True)
+class Bench:
+    """How all rows are measured."""
 
-    def timed() -> dict[str, list[float]]:
-        fits = {name: make() for name, make in makers.items()}
-        x, y = setting.data(device, setting.steps * setting.batch)
-        return times({name: partial(run, x, y) for name, run in fits.items()}, rounds, device)
+    device: str
+    threads: int
+    rounds: int
+    call: float
 
-    seconds_of = in_child(timed, threads)
-    memory = {name: in_child(lambda make=make: peak(make(), setting, device), threads) for name, make in makers.items()}
-    return seconds_of, memory
+    def compare(self, makers: dict[str, Callable[[], Fit]], setting: Setting, *, memory: bool = True) -> Measured:
+        """Measure the ways of training that ``makers`` make."""
 
+        def timed() -> dict[str, list[float]]:
+            runs = {name: make() for name, make in makers.items()}
+            return times(runs, setting, self.device, self.rounds, self.call)
 
-def method_rows(cases: list[Any], rounds: int, device: str, threads: int) -> list[dict[str, Any]]:
-    rows = []
-    for setting, ascents, names in cases:
-        for name, method in methods(ascents).items():
-            if names is not None and name not in names:
-                continue
+        def needed(make: Callable[[], Fit]) -> float:
+            return peak(make(), setting, self.device)
 
-            def classifier(setting: Setting = setting, method: Method = method) -> PyTorchClassifier:
-                return setting.classifier(device, maps=method.maps)
+        taken = in_child(timed, self.threads)
+        weighed = makers if memory else {}
+        return Measured(taken, {name: in_child(partial(needed, make), self.threads) for name, make in weighed.items()})
 
-            makers: dict[str, Callable[[], Fit]] = {
-                "hand": lambda c=classifier, s=setting, m=method: partial(
-                    by_hand, c(), batch_size=s.batch, loss=m.hand
-                ),
-                "ours": lambda c=classifier, s=setting, m=method: fit(m.make(c(), TrainingOptions(seed=0)), s.batch),
-            }
-            if method.art is not None:
-                makers["art"] = lambda c=classifier, s=setting, m=method, a=ascents: arts_trainer(
-                    m.art, c(), s.batch, a
-                )
-            taken, memory = compared(makers, setting, rounds, device, threads)
-            art = "art" in taken
-            rows.append(
-                {
-                    "method": name,
-                    "network": setting.network,
-                    "batch": setting.batch,
-                    "our step, ms": round(1000 * statistics.median(taken["ours"]) / setting.steps, 2),
-                    "time / by hand": round(ratio(taken["ours"], taken["hand"]), 3),
-                    "at most": round(method.target, 2),
-                    "memory / by hand": round(memory["ours"] / memory["hand"], 2),
-                    "ART's time / ours": round(ratio(taken["art"], taken["ours"]), 2) if art else "none in ART",
-                    "ART's memory / ours": round(memory["art"] / memory["ours"], 2) if art else "none in ART",
-                }
-            )
-            print(rows[-1], flush=True)
-    return rows
+    def method(self, name: str, method: Method, setting: Setting, ascents: int) -> dict[str, Any]:
+        """The row of a method."""
+
+        def classifier() -> PyTorchClassifier:
+            return setting.classifier(self.device, maps=method.maps)
+
+        makers: dict[str, Callable[[], Fit]] = {
+            "hand": lambda: partial(by_hand, classifier(), batch_size=setting.batch, loss=method.hand),
+            "ours": lambda: fit(method.make(classifier(), TrainingOptions(seed=0)), setting.batch),
+        }
+        art = method.art
+        if art is not None:
+            makers = {"art": lambda: arts_trainer(art, classifier(), setting.batch, ascents), **makers}
+        found = self.compare(makers, setting)
+        return {
+            "method": name,
+            "network": setting.network,
+            "batch": setting.batch,
+            "our step, ms": found.step("ours"),
+            "time / by hand": found.slowdown("ours", "hand"),
+            "at most": round(method.target, 2),
+            "memory / by hand": found.growth("ours", "hand"),
+            "ART's time / ours": "none in ART" if art is None else found.slowdown("art", "ours"),
+            "ART's memory / ours": "none in ART" if art is None else found.growth("art", "ours"),
+        }
+
+    def option(self, name: str, options: dict[str, Any], setting: Setting) -> dict[str, Any]:
+        """The row of an option of the engine, beside plain training without it."""
+
+        def trainer(**chosen: Any) -> RobustTrainer:
+            return StandardTrainer(setting.classifier(self.device), options=TrainingOptions(seed=0, **chosen))
+
+        from_host = name.startswith("fit_loader")
+        # On a CPU the compiler's own memory would count as well, which says nothing of training.
+        memory = self.device == "cuda" or "compile" not in options
+        found = self.compare(
+            {
+                "option": lambda: second_epoch(trainer(**options), setting.batch, from_host=from_host),
+                "plain": lambda: second_epoch(trainer(), setting.batch),
+            },
+            setting,
+            memory=memory,
+        )
+        return {
+            "option": name,
+            "network": setting.network,
+            "batch": setting.batch,
+            "step, ms": found.step("option"),
+            "time / without": found.slowdown("option", "plain"),
+            "memory / without": found.growth("option", "plain") if memory else "not measured",
+        }
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -377,43 +422,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def option_rows(settings: list[Setting], rounds: int, device: str, threads: int) -> list[dict[str, Any]]:
-    """Each option of the engine beside plain training without it."""
-    rows = []
-    for setting in settings:
-
-        def trainer(setting: Setting = setting, **options: Any) -> RobustTrainer:
-            return StandardTrainer(setting.classifier(device), options=TrainingOptions(seed=0, **options))
-
-        for name, options in OPTIONS.items():
-            compiled = options.get("compile", "no")
-            if device == "cpu" and compiled == "reduce-overhead":
-                continue
-            run = fit_from_host if name.startswith("fit_loader") else fit
-            makers: dict[str, Callable[[], Fit]] = {
-                "plain": lambda t=trainer, s=setting: fit(t(), s.batch),
-                "option": lambda t=trainer, s=setting, o=options, run=run: run(t(**o), s.batch),
-            }
-            taken, memory = compared(makers, setting, rounds, device, threads)
-            # On a CPU the compiler's own memory counts as well, which says nothing of training.
-            known = device == "cuda" or compiled == "no"
-            rows.append(
-                {
-                    "option": name,
-                    "network": setting.network,
-                    "batch": setting.batch,
-                    "step, ms": round(1000 * statistics.median(taken["option"]) / setting.steps, 2),
-                    "time / without": round(ratio(taken["option"], taken["plain"]), 3),
-                    "memory / without": round(memory["option"] / memory["plain"], 2) if known else "not measured",
-                }
-            )
-            print(rows[-1], flush=True)
-    return rows
-
-
 def with_steady_memory() -> None:
-    """Start this script again with settings that glibc reads when a process starts."""
-    settings = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+    """Start this script again with settings that glibc reads when a process starts, and without ART's progress bars."""
+    settings = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30), "TQDM_DISABLE": "1"}
     if not settings.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
 
@@ -421,24 +432,22 @@ def with_steady_memory() -> None:
 FEW = ("standard", "BANG", "layerwise", "local ball, weak", "PGD, 2 steps", "TRADES, 2 steps")
 """What is measured on a large network too."""
 
-CASES: dict[str, list[Any]] = {
-    "quick": [(Setting("small-cnn", (1, 8, 8), 64, 4), 2, None)],
-    "cpu": [
-        (Setting("small-cnn", (1, 28, 28), 128, 4), 10, None),
-        (Setting("preact-resnet18", (3, 32, 32), 16, 3), 2, FEW),
-        (Setting("6c2f", (3, 32, 32), 128, 2), 1, ("standard", "Lipschitz margin")),
-    ],
-    "cuda": [
-        (Setting("small-cnn", (1, 28, 28), 128, 50), 10, None),
-        (Setting("preact-resnet18", (3, 32, 32), 128, 20), 10, None),
-        (Setting("6c2f", (3, 32, 32), 128, 50), 1, ("standard", "Lipschitz margin")),
-    ],
-}
-OPTION_SETTINGS = {
-    "quick": [Setting("small-cnn", (1, 8, 8), 64, 4)],
-    "cpu": [Setting("quick", (3, 32, 32), 100, 10), Setting("preact-resnet18", (3, 32, 32), 16, 3)],
-    "cuda": [Setting("small-cnn", (1, 28, 28), 128, 50), Setting("preact-resnet18", (3, 32, 32), 128, 20)],
-}
+LARGE = ("mixed_precision", "channels_last", "bf16", "compile", "augmentation='crop-flip'", "accumulation_steps")
+"""The options whose effect depends on the network's size, by how their names begin."""
+
+
+def cases(which: str) -> tuple[list[tuple[Setting, int, Sequence[str] | None]], list[tuple[Setting, Sequence[str]]]]:
+    """Networks with the ascent steps and the methods for them (None for all), and networks with their options."""
+    if which == "quick":
+        tiny = Setting("small-cnn", (1, 8, 8), 64)
+        return [(tiny, 2, None)], [(tiny, tuple(OPTIONS))]
+    small = Setting("small-cnn", (1, 28, 28), 128)
+    wide = Setting("6c2f", (3, 32, 32), 128)
+    large = Setting("preact-resnet18", (3, 32, 32), 16 if which == "cpu" else 128)
+    methods_of = [(small, 10, None), (large, 2, FEW), (wide, 1, ("standard", "Lipschitz margin"))]
+    middle = Setting("quick", (3, 32, 32), 100)
+    large_options = tuple(name for name in OPTIONS if name.startswith(LARGE))
+    return methods_of, [(middle, tuple(OPTIONS)), (large, large_options if which == "cpu" else tuple(OPTIONS))]
 
 
 def main() -> None:
@@ -449,21 +458,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="about a minute, a tiny network; not recorded")
     args = parser.parse_args()
-    # ART's own trainers draw progress bars, and warn of what its next version changes.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ["TQDM_DISABLE"] = "1"
-    which, rounds = ("quick", 2) if args.quick else (args.device, args.rounds)
-    measured = rounds, args.device, args.threads
-    results = {
-        "methods": method_rows(CASES[which], *measured),
-        "options": option_rows(OPTION_SETTINGS[which], *measured),
-    }
-    for name, rows in results.items():
-        print(f"\n{name}\n\n{table(rows)}")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # ART's
+    call = 0.1 if args.quick else 0.7
+    timing = Bench(args.device, args.threads, 2 if args.quick else args.rounds, call)
+    results: dict[str, list[dict[str, Any]]] = {"methods": [], "options": []}
+
+    def add(kind: str, row: dict[str, Any]) -> None:
+        results[kind].append(row)
+        print(row, flush=True)
+
+    with_methods, with_options = cases("quick" if args.quick else args.device)
+    for setting, ascents, names in with_methods:
+        for name, method in methods(ascents).items():
+            if names is None or name in names:
+                add("methods", timing.method(name, method, setting, ascents))
+    for setting, chosen in with_options:
+        for name in chosen:
+            if args.device == "cuda" or OPTIONS[name].get("compile") != "reduce-overhead":
+                add("options", timing.option(name, OPTIONS[name], setting))
+    for kind, rows in results.items():
+        print(f"\n{kind}\n\n{table(rows)}")
     if not args.quick:
         torch.set_num_threads(args.threads)
         name = "training_step" if args.device == "cpu" else "training_step_cuda"
-        print(save(name, results, rounds=rounds))
+        print(save(name, results, rounds=args.rounds))
 
 
 if __name__ == "__main__":

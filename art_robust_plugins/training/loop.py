@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import random
 import time
 from abc import abstractmethod
@@ -728,13 +729,12 @@ def _check_weights(modules: Iterable[nn.Module], epoch: int) -> None:
 
 
 def _check_finite(losses: list[Tensor], steps: list[int], epoch: int) -> None:
-    finite = torch.isfinite(torch.stack(losses)).tolist()
-    if not all(finite):
-        first = finite.index(False)
-        raise FloatingPointError(
-            f"the loss became {losses[first].item()} in epoch {epoch + 1}, step {steps[first] + 1}; "
-            f"try a lower learning rate or max_gradient_norm."
-        )
+    for value, step in zip(torch.stack(losses).tolist(), steps, strict=True):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss became {value} in epoch {epoch + 1}, step {step + 1}; "
+                f"try a lower learning rate or max_gradient_norm."
+            )
 
 
 # ------------------------------------------------------------------------------------------ randomness, processes
@@ -773,8 +773,8 @@ def _own_share(x: Tensor, y: Tensor, processes: PartialState) -> Batch:
 def _parts(x: Tensor, y: Tensor, count: int) -> list[Batch]:
     """A batch cut into ``count`` parts, or as many as it has samples."""
     count = min(count, len(x))
-    if count == 0:  # a process without a share
-        return []
+    if count <= 1:  # none where a process has no share
+        return [(x, y)][:count]
     return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
 
 
