@@ -96,6 +96,24 @@ class Schedule(str, Enum):
 
     constant = "constant"
     cosine = "cosine"
+    one_cycle = "one-cycle"
+    piecewise = "piecewise"
+
+
+class CompileMode(str, Enum):
+    """Modes of torch.compile by name; reduce-overhead has CUDA graphs."""
+
+    no = "no"
+    default = "default"
+    reduce_overhead = "reduce-overhead"
+
+
+class AugmentationName(str, Enum):
+    """Augmentations by name."""
+
+    none = "none"
+    flip = "flip"
+    crop_flip = "crop-flip"
 
 
 class KernelName(str, Enum):
@@ -228,7 +246,12 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
     momentum: Annotated[float | None, typer.Option(help="For sgd; 0.9 by default.")] = None,
     weight_decay: float = 5e-4,
-    schedule: Schedule = Schedule.cosine,
+    schedule: Annotated[Schedule, typer.Option(help="Of the learning rate, over all steps.")] = Schedule.cosine,
+    warmup: Annotated[float, typer.Option(help="Epochs in which the rate grows first, for cosine.")] = 0.0,
+    milestones: Annotated[
+        list[float] | None,
+        typer.Option("--milestone", metavar="EPOCH", help="Then the rate falls to a tenth, for piecewise; repeatable."),
+    ] = None,
     norm: Annotated[
         NormName | None,
         typer.Option(help="Norm of the threat (Linf by default), for robust validation and methods that use one."),
@@ -237,6 +260,19 @@ def train(
     validation: Annotated[int, typer.Option(help="Training images held out to measure each epoch on.", min=0)] = 0,
     keep_best: Annotated[bool, typer.Option(help="End with the best epoch's weights; needs --validation.")] = False,
     bf16: Annotated[bool, typer.Option(help="Forward passes in bfloat16.")] = False,
+    compile_mode: Annotated[
+        CompileMode, typer.Option("--compile", help="Forward passes of the training through torch.compile.")
+    ] = CompileMode.no,
+    fused: Annotated[bool, typer.Option("--fused", help="Steps of the optimizer in one kernel.")] = False,
+    ema_decay: Annotated[
+        float | None, typer.Option(help="Validate and save a moving average of the weights, with 0.999 as an example.")
+    ] = None,
+    accumulate: Annotated[
+        int, typer.Option(metavar="PARTS", help="Parts that a batch is cut into, to save memory.")
+    ] = 1,
+    augment: Annotated[
+        AugmentationName, typer.Option(help="Random flips, or crops and flips, of the training images.")
+    ] = AugmentationName.none,
     seed: SeedOption = 0,
     resume: Annotated[bool, typer.Option(help="Continue a run that was stopped.")] = False,
 ) -> None:
@@ -267,6 +303,18 @@ def train(
         raise ValueError(f"--lr: got {lr}, expected a positive number.")
     if momentum is not None and optimizer is not Optimizer.sgd:
         raise ValueError(f"--momentum: got {momentum} for {optimizer.value}, expected it for sgd only.")
+    engine: dict[str, Any] = {
+        "mixed_precision": "bf16" if bf16 else "no",
+        "schedule": schedule.value,
+        "warmup_epochs": warmup,
+        "milestones": milestones or (),
+        "compile": compile_mode.value,
+        "fused_optimizer": fused,
+        "ema_decay": ema_decay,
+        "accumulation_steps": accumulate,
+        "augmentation": augment.value,
+    }
+    TrainingOptions(**engine)  # refuses what is wrong before the data are loaded
     with _on_interrupt(f"to continue: art-robust {shlex.join([*_without(sys.argv[1:], '--resume'), '--resume'])}"):
         _train(
             name,
@@ -283,10 +331,9 @@ def train(
             lr=lr,
             momentum=0.9 if momentum is None else momentum,
             weight_decay=weight_decay,
-            schedule=schedule,
+            engine=engine,
             validation=validation,
             keep_best=keep_best,
-            bf16=bf16,
             seed=seed,
             resume=resume,
         )
@@ -465,10 +512,9 @@ def _train(
     lr: float = 0.01,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    schedule: Schedule = Schedule.cosine,
+    engine: dict[str, Any] | None = None,
     validation: int = 0,
     keep_best: bool = False,
-    bf16: bool = False,
     seed: int,
     resume: bool,
 ) -> None:
@@ -490,13 +536,10 @@ def _train(
     classifier = PyTorchClassifier(
         network, nn.CrossEntropyLoss(), data.input_shape, data.nb_classes, optimizer=descent, clip_values=(0.0, 1.0)
     )
-    options = TrainingOptions(
-        seed=seed,
-        mixed_precision="bf16" if bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" else "no",
-        keep_best=keep_best,
-        checkpoint_dir=out,
-        resume=resume,
-    )
+    settings = {"schedule": "cosine", **(engine or {})}
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+        settings["mixed_precision"] = "bf16"
+    options = TrainingOptions(seed=seed, keep_best=keep_best, checkpoint_dir=out, resume=resume, **settings)
     attached = [create_instrument(instrument, **values) for instrument, values in instruments.items()]
     training = {"options": options, **({"instruments": attached} if attached else {})}
     if weight_map is not None:
@@ -508,11 +551,6 @@ def _train(
         classifier = create(name, classifier, **parameters)
         trainer = create("standard", classifier, **training)
         parameters = {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
-    scheduler = (
-        torch.optim.lr_scheduler.CosineAnnealingLR(classifier.optimizer, epochs)
-        if schedule is Schedule.cosine
-        else None
-    )
     held_out = np.random.default_rng(0).permutation(len(data.x_train))[:validation]
     kept = np.setdiff1d(np.arange(len(data.x_train)), held_out)
     trainer.fit(
@@ -521,7 +559,6 @@ def _train(
         validation_data=(data.x_train[held_out], data.y_train[held_out]) if validation else None,
         batch_size=batch_size,
         nb_epochs=epochs,
-        scheduler=scheduler,
     )
     record = {
         "method": name,

@@ -1,23 +1,32 @@
-"""What a training step costs: beside a loop written by hand, beside ART's trainers, instruments beside plain training.
+"""What a training step costs, in time and in memory: beside a loop written by hand, and beside ART's trainers.
 
-    python benchmarks/training_step.py [--quick] [--threads 2]
+    python benchmarks/training_step.py [--quick] [--device cuda] [--threads 2]
 
-All rows of a table are measured in one run, in turns; a ratio is the median over the rounds of the ratio of two times
-that were taken next to each other. Images are random: only the time is looked at. Whole calls of ``fit`` are timed,
-divided by their steps. glibc is told to keep freed memory: otherwise it returns some of it in every step, and fetching
-it again costs up to a fifth of a small network's step, at random, in every row.
+Time: all that a row compares is measured in turns in one process; a ratio is the median over the rounds of the ratio of
+two times that were taken next to each other. Beside other loops whole calls of ``fit`` are timed, divided by their
+steps; of options the second of two epochs, since a compiler works in the first. Memory: each
+kind of training runs once in a process of its own; on a CPU its peak of resident memory above what was there before
+(with all code loaded), on CUDA ``max_memory_allocated`` above what was there before. Images are random.
+
+glibc is told to keep freed memory: otherwise it returns some of it in every step, and fetching it again costs up to a
+fifth of a small network's step, at random, in every row.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,33 +41,42 @@ from torch.nn import functional
 from art_robust_plugins.models import create_model
 from art_robust_plugins.threat import ThreatModel
 from art_robust_plugins.training import (
+    BANG,
     BANGTrainer,
+    Layerwise,
     LayerwiseAdversarialTrainer,
+    LipschitzMarginTrainer,
     LocalBallTrainer,
-    PGDTrainer,
     RobustTrainer,
     StandardTrainer,
-    TRADESTrainer,
     TrainingOptions,
 )
+from art_robust_plugins.weight_map import PyTorchWeightMapClassifier
 
-# network, input shape, batch size, steps in a timed call(, ascent steps)
-PLAIN = [("lenet", (1, 28, 28), 64, 60), ("quick", (3, 32, 32), 100, 16), ("preact-resnet18", (3, 32, 32), 16, 8)]
-ADVERSARIAL = [("small-cnn", (1, 28, 28), 128, 6, 7), ("preact-resnet18", (3, 32, 32), 16, 4, 2)]
 EPS, STEP = 0.1, 0.025
-METHODS = ("PGD", "TRADES", "local ball")
+THREAT = ThreatModel("Linf", EPS)
+MMAP_THRESHOLD = -3
+"""The number of this setting in glibc's malloc.h."""
+WARM_UP = 2
+"""Samples of the training that loads all code before memory is looked at."""
+
+HandLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Fit = Callable[[Tensor, Tensor], float | None]
+"""A training on tensors; where it knows by itself how long it took it says so, in seconds."""
 
 
-def by_hand(network: nn.Module, x: Tensor, y: Tensor, batch_size: int, loss: Callable[..., Tensor]) -> None:
+# --------------------------------------------------------------------------------------------- loops written by hand
+
+
+def by_hand(classifier: PyTorchClassifier, x: Tensor, y: Tensor, batch_size: int, loss: HandLoss) -> None:
     """Plain torch: what one writes without a library."""
-    optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
-    order = torch.randperm(len(x))
+    network, optimizer = classifier.model, classifier.optimizer
+    order = torch.randperm(len(x)).to(x.device)
     network.train()
     for begin in range(0, len(x), batch_size):
         rows = order[begin : begin + batch_size]
-        value = loss(network, x[rows], y[rows])
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        loss(network, x[rows], y[rows]).backward()
         optimizer.step()
 
 
@@ -70,177 +88,405 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     return functional.kl_div(q.log_softmax(1), p.softmax(1), reduction="batchmean")
 
 
-def adversarial_loss(network: nn.Module, images: Tensor, labels: Tensor, method: str, steps: int) -> Tensor:
+def adversarial_loss(
+    network: nn.Module, images: Tensor, labels: Tensor, *, steps: int, divergent: bool, local: bool
+) -> Tensor:
+    """PGD; ``divergent`` as TRADES has it; ``local`` with a local ball."""
     network.eval()
-    if method == "TRADES":
+    if divergent:
         with torch.no_grad():
             clean = network(images)
     moved = (images + (2 * torch.rand_like(images) - 1) * EPS).clamp(0, 1)
     for _ in range(steps):
         moved.requires_grad_()
         logits = network(moved)
-        objective = divergence(clean, logits) if method == "TRADES" else functional.cross_entropy(logits, labels)
+        objective = divergence(clean, logits) if divergent else functional.cross_entropy(logits, labels)
         (gradient,) = torch.autograd.grad(objective, moved)
         moved = moved.detach() + STEP * gradient.sign()
         moved = (images + (moved - images).clamp(-EPS, EPS)).clamp(0, 1)
-    if method == "local ball":
+    if local:
         with torch.no_grad():
             center = network(moved)
         beside = (moved + (2 * torch.rand_like(images) - 1) * EPS / 4).clamp(0, 1).requires_grad_()
         (gradient,) = torch.autograd.grad(divergence(center, network(beside)), beside)
-        local = moved + EPS / 2 * gradient.sign()
-        local = (images + (local - images).clamp(-EPS, EPS)).clamp(0, 1)
+        point = moved + EPS / 2 * gradient.sign()
+        point = (images + (point - images).clamp(-EPS, EPS)).clamp(0, 1)
     network.train()
-    if method == "TRADES":
+    if divergent:
         logits = network(images)
-        return functional.cross_entropy(logits, labels) + 6 * divergence(logits, network(moved))
-    logits = network(moved)
-    loss = functional.cross_entropy(logits, labels)
-    return loss if method == "PGD" else loss + 6 * divergence(logits, network(local))
+        at_moved = network(moved)
+        loss = functional.cross_entropy(logits, labels) + 6 * divergence(logits, at_moved)
+    else:
+        at_moved = network(moved)
+        loss = functional.cross_entropy(at_moved, labels)
+    return loss + 6 * divergence(at_moved, network(point)) if local else loss
 
 
-def seconds(run: Callable[[], None]) -> float:
+# ------------------------------------------------------------------------------------------------------- what is run
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, the loop by hand that it is compared with, and the most that its time may be as a multiple of it."""
+
+    make: Callable[[PyTorchClassifier, TrainingOptions], RobustTrainer]
+    hand: HandLoss
+    target: float
+    art: str | None = None
+    maps: bool = False
+
+
+def preset(name: str, instruments: Sequence[Any] = (), **changes: Any) -> Callable[..., RobustTrainer]:
+    """A local ball's preset, against the threat of this benchmark."""
+
+    def make(classifier: PyTorchClassifier, options: TrainingOptions) -> RobustTrainer:
+        attached = [kind() for kind in instruments]
+        settings = {"threat": THREAT, "overfitting": "ignore", "instruments": attached, "options": options}
+        return LocalBallTrainer.preset(name, classifier, **{**settings, **changes})
+
+    return make
+
+
+def adversarial(steps: int, *, divergent: bool = False, local: bool = False) -> HandLoss:
+    return partial(adversarial_loss, steps=steps, divergent=divergent, local=local)
+
+
+def methods(steps: int) -> dict[str, Method]:
+    """Every method and composition; PGD, TRADES and the strong preset with ``steps`` ascent steps."""
+    weak = adversarial(1, local=True)
+    same, instrument, margin = 1 / 0.97, 1.10, 1.25
+    return {
+        "standard": Method(lambda c, o: StandardTrainer(c, options=o), plain_loss, same, "standard"),
+        "BANG": Method(lambda c, o: BANGTrainer(c, options=o), plain_loss, instrument),
+        "BANG, ratio 0.5": Method(lambda c, o: BANGTrainer(c, ratio=0.5, options=o), plain_loss, instrument),
+        "layerwise": Method(lambda c, o: LayerwiseAdversarialTrainer(c, eps=0.1, options=o), plain_loss, instrument),
+        "Lipschitz margin": Method(lambda c, o: LipschitzMarginTrainer(c, c=0.1, options=o), plain_loss, margin),
+        "weight maps": Method(lambda c, o: StandardTrainer(c, options=o), plain_loss, same, maps=True),
+        "local ball, weak": Method(preset("weak"), weak, same),
+        "local ball, weak, KL": Method(
+            preset("weak", global_loss="kl"), adversarial(1, divergent=True, local=True), same
+        ),
+        f"local ball, strong, {steps} steps": Method(
+            preset("strong", steps=steps), adversarial(steps, local=True), same
+        ),
+        f"PGD, {steps} steps": Method(preset("pgd", steps=steps), adversarial(steps), same, "PGD"),
+        f"TRADES, {steps} steps": Method(
+            preset("trades", steps=steps), adversarial(steps, divergent=True), same, "TRADES"
+        ),
+        "local ball, weak + layerwise": Method(preset("weak", [Layerwise]), weak, instrument),
+        "PGD, 1 step + BANG": Method(preset("pgd", [BANG], steps=1), adversarial(1), instrument),
+        "TRADES, 1 step + layerwise + BANG": Method(
+            preset("trades", [Layerwise, BANG], steps=1), adversarial(1, divergent=True), instrument**2
+        ),
+        "weight maps + local ball, weak": Method(preset("weak"), weak, same, maps=True),
+    }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network and its batches."""
+
+    network: str
+    shape: tuple[int, int, int]
+    batch: int
+
+    def classifier(self, device: str, *, maps: bool = False) -> PyTorchClassifier:
+        torch.manual_seed(0)
+        network = create_model(self.network, self.shape, 10)
+        optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
+        classifier = PyTorchClassifier(
+            network,
+            nn.CrossEntropyLoss(),
+            self.shape,
+            10,
+            optimizer=optimizer,
+            clip_values=(0, 1),
+            device_type="gpu" if device == "cuda" else "cpu",
+        )
+        return PyTorchWeightMapClassifier.from_classifier(classifier) if maps else classifier
+
+    def data(self, device: str, samples: int) -> tuple[Tensor, Tensor]:
+        return torch.rand(samples, *self.shape).to(device), torch.randint(0, 10, (samples,)).to(device)
+
+
+def fit(trainer: RobustTrainer, batch: int) -> Fit:
+    return lambda x, y: trainer.fit(x, y, batch_size=batch, nb_epochs=1, verbose=False)
+
+
+def second_epoch(trainer: RobustTrainer, batch: int, *, from_host: bool = False) -> Fit:
+    """Two epochs, of which the second is timed; ``from_host`` on batches in the host's memory."""
+
+    def run(x: Tensor, y: Tensor) -> float:
+        if from_host:
+            batches = list(zip(x.cpu().split(batch), y.cpu().split(batch), strict=True))
+            trainer.fit_loader(batches, nb_epochs=2, verbose=False)
+        else:
+            trainer.fit(x, y, batch_size=batch, nb_epochs=2, verbose=False)
+        return trainer.history[-1]["seconds"]
+
+    return run
+
+
+def arts_trainer(name: str, classifier: PyTorchClassifier, batch: int, ascents: int) -> Fit:
+    """ART's own trainer as a function of tensors, which it gets as arrays."""
+    if name == "standard":
+        train = partial(classifier.fit, batch_size=batch, nb_epochs=1)
+    elif name == "PGD":
+        train = AdversarialTrainerMadryPGD(classifier, 1, batch, eps=EPS, eps_step=STEP, max_iter=ascents).fit
+    else:
+        attack = ProjectedGradientDescent(
+            classifier, eps=EPS, eps_step=STEP, max_iter=ascents, num_random_init=1, batch_size=batch, verbose=False
+        )
+        trades = AdversarialTrainerTRADESPyTorch(classifier, attack, beta=6.0)
+        train = partial(trades.fit, batch_size=batch, nb_epochs=1)
+    return lambda x, y: train(x.cpu().numpy(), np.eye(10, dtype=np.float32)[y.cpu().numpy()])
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+
+
+def in_child(measure: Callable[[], Any], threads: int) -> Any:
+    """What ``measure`` returns in a process of its own."""
+    processes = multiprocessing.get_context("fork")
+    receiving, sending = processes.Pipe(duplex=False)
+
+    def run() -> None:
+        torch.set_num_threads(threads)
+        sending.send(measure())
+
+    child = processes.Process(target=run)
+    child.start()
+    sending.close()
+    try:
+        result = receiving.recv()
+    except EOFError:
+        raise RuntimeError("a measurement failed, see above") from None
+    child.join()
+    return result
+
+
+def seconds(run: Fit, x: Tensor, y: Tensor) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize()
     started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+    own = run(x, y)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started if own is None else own
 
 
-def in_turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, after one round that does not count."""
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a step in each round, and MiB, of each way of training."""
+
+    times: dict[str, list[float]]
+    memory: dict[str, float]
+
+    def step(self, name: str) -> float:
+        """Milliseconds."""
+        return round(1000 * statistics.median(self.times[name]), 2)
+
+    def slowdown(self, name: str, below: str) -> float:
+        pairs = zip(self.times[name], self.times[below], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    def growth(self, name: str, below: str) -> float:
+        return round(self.memory[name] / self.memory[below], 2)
+
+
+def times(runs: dict[str, Fit], setting: Setting, device: str, rounds: int, call: float) -> dict[str, list[float]]:
+    """Seconds of a step of each run in each round; all take as many steps as the last of them makes in ``call`` s.
+
+    The order of the runs is turned round after round, so that none is always the one after a pause.
+    """
+    few = setting.data(device, 2 * setting.batch)
     for run in runs.values():
-        run()
-    return {name: list(column) for name, column in zip(runs, zip(*_rounds(runs, rounds), strict=True), strict=True)}
-
-
-def _rounds(runs: dict[str, Callable[[], None]], rounds: int) -> list[list[float]]:
-    """The order of the runs is turned round after round, so that none is always the one after a pause."""
-    rows = []
+        run(*few)
+    slowest = seconds(list(runs.values())[-1], *few) / 2
+    steps = min(max(round(call / slowest), 2), 200)
+    x, y = setting.data(device, steps * setting.batch)
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds):
-        names = list(runs)[index % len(runs) :] + list(runs)[: index % len(runs)]
-        taken = {name: seconds(runs[name]) for name in names}
-        rows.append([taken[name] for name in runs])
-    return rows
+        for name in [*list(runs)[index % len(runs) :], *list(runs)[: index % len(runs)]]:
+            taken[name].append(seconds(runs[name], x, y) / steps)
+    return taken
 
 
-def ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+def peak(run: Fit, setting: Setting, device: str) -> float:
+    """MiB that a training of two steps needs at once, above what is there before it."""
+    # For time glibc keeps freed memory; here each tensor is to be counted while it lives, and not its neighbours' gaps.
+    ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**16)
+    run(*setting.data(device, WARM_UP))
+    x, y = setting.data(device, 2 * setting.batch)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run(x, y)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    run(x, y)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - pages * resource.getpagesize() / 2**20
 
 
-def classifier_and_data(name: str, shape: tuple[int, ...], samples: int) -> tuple[PyTorchClassifier, Tensor, Tensor]:
-    torch.manual_seed(0)
-    network = create_model(name, shape, 10)
-    optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
-    classifier = PyTorchClassifier(
-        network, nn.CrossEntropyLoss(), shape, 10, optimizer=optimizer, clip_values=(0, 1), device_type="cpu"
-    )
-    return classifier, torch.rand(samples, *shape), torch.randint(0, 10, (samples,))
+@dataclass(frozen=True)
+class Bench:
+    """How all rows are measured."""
 
+    device: str
+    threads: int
+    rounds: int
+    call: float
 
-def plain_rows(rounds: int, cases: list[Any]) -> list[dict[str, Any]]:
-    rows = []
-    for name, shape, batch_size, steps in cases:
-        classifier, x, y = classifier_and_data(name, shape, batch_size * steps)
-        options = TrainingOptions(seed=0)
+    def compare(self, makers: dict[str, Callable[[], Fit]], setting: Setting, *, memory: bool = True) -> Measured:
+        """Measure the ways of training that ``makers`` make."""
 
-        def fit(trainer: RobustTrainer, x: Tensor = x, y: Tensor = y, batch_size: int = batch_size) -> None:
-            trainer.fit(x, y, batch_size=batch_size, nb_epochs=1, verbose=False)
+        def timed() -> dict[str, list[float]]:
+            runs = {name: make() for name, make in makers.items()}
+            return times(runs, setting, self.device, self.rounds, self.call)
 
-        plain, bang = StandardTrainer(classifier, options=options), BANGTrainer(classifier, options=options)
-        half = BANGTrainer(classifier, beta=0.4, epsilon=0.855, ratio=0.5, options=options)
-        layerwise = LayerwiseAdversarialTrainer(classifier, eps=0.1, options=options)
-        taken = in_turns(
-            {
-                "hand": lambda c=classifier, x=x, y=y, b=batch_size: by_hand(c.model, x, y, b, plain_loss),
-                "plain": lambda t=plain: fit(t),
-                "bang": lambda t=bang: fit(t),
-                "bang, ratio": lambda t=half: fit(t),
-                "layerwise": lambda t=layerwise: fit(t),
-            },
-            rounds,
-        )
-        rows.append(
-            {
-                "network": name,
-                "batch": batch_size,
-                "plain step, ms": round(1000 * statistics.median(taken["plain"]) / steps, 2),
-                "speed of our loop / by hand": round(ratio(taken["hand"], taken["plain"]), 3),
-                "BANG / plain, time": round(ratio(taken["bang"], taken["plain"]), 3),
-                "BANG with ratio 0.5 / plain, time": round(ratio(taken["bang, ratio"], taken["plain"]), 3),
-                "layerwise / plain, time": round(ratio(taken["layerwise"], taken["plain"]), 3),
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
+        def needed(make: Callable[[], Fit]) -> float:
+            return peak(make(), setting, self.device)
 
+        taken = in_child(timed, self.threads)
+        weighed = makers if memory else {}
+        return Measured(taken, {name: in_child(partial(needed, make), self.threads) for name, make in weighed.items()})
 
-def arts_trainer(method: str, classifier: PyTorchClassifier, batch_size: int, steps: int) -> Callable[..., None]:
-    """ART's own trainer as a function of its arrays."""
-    if method == "PGD":
-        madry = AdversarialTrainerMadryPGD(classifier, 1, batch_size, eps=EPS, eps_step=STEP, max_iter=steps)
-        return madry.fit
-    attack = ProjectedGradientDescent(
-        classifier, eps=EPS, eps_step=STEP, max_iter=steps, num_random_init=1, batch_size=batch_size, verbose=False
-    )
-    trades = AdversarialTrainerTRADESPyTorch(classifier, attack, beta=6.0)
-    return lambda x, y: trades.fit(x, y, batch_size=batch_size, nb_epochs=1)
+    def method(self, name: str, method: Method, setting: Setting, ascents: int) -> dict[str, Any]:
+        """The row of a method."""
 
+        def classifier() -> PyTorchClassifier:
+            return setting.classifier(self.device, maps=method.maps)
 
-def adversarial_rows(rounds: int, cases: list[Any]) -> list[dict[str, Any]]:
-    rows = []
-    for (name, shape, batch_size, steps, ascents), method in product(cases, METHODS):
-        classifier, x, y = classifier_and_data(name, shape, batch_size * steps)
-        kind = {"PGD": PGDTrainer, "TRADES": TRADESTrainer, "local ball": LocalBallTrainer}[method]
-        settings: dict[str, Any] = {"steps": ascents, "step_size": STEP, "overfitting": "ignore"}
-        ours = kind(classifier, threat=ThreatModel("Linf", EPS), **settings, options=TrainingOptions(seed=0))
-        loss = partial(adversarial_loss, method=method, steps=ascents)
-        runs: dict[str, Callable[[], None]] = {
-            "hand": partial(by_hand, classifier.model, x, y, batch_size, loss),
-            "ours": partial(ours.fit, x, y, batch_size=batch_size, nb_epochs=1, verbose=False),
+        makers: dict[str, Callable[[], Fit]] = {
+            "hand": lambda: partial(by_hand, classifier(), batch_size=setting.batch, loss=method.hand),
+            "ours": lambda: fit(method.make(classifier(), TrainingOptions(seed=0)), setting.batch),
         }
-        if method != "local ball":
-            arrays = x.numpy(), np.eye(10, dtype=np.float32)[y.numpy()]
-            runs["art"] = partial(arts_trainer(method, classifier, batch_size, ascents), *arrays)
-        taken = in_turns(runs, rounds)
-        rows.append(
+        art = method.art
+        if art is not None:
+            makers = {"art": lambda: arts_trainer(art, classifier(), setting.batch, ascents), **makers}
+        found = self.compare(makers, setting)
+        return {
+            "method": name,
+            "network": setting.network,
+            "batch": setting.batch,
+            "our step, ms": found.step("ours"),
+            "time / by hand": found.slowdown("ours", "hand"),
+            "at most": round(method.target, 2),
+            "memory / by hand": found.growth("ours", "hand"),
+            "ART's time / ours": "none in ART" if art is None else found.slowdown("art", "ours"),
+            "ART's memory / ours": "none in ART" if art is None else found.growth("art", "ours"),
+        }
+
+    def option(self, name: str, options: dict[str, Any], setting: Setting) -> dict[str, Any]:
+        """The row of an option of the engine, beside plain training without it."""
+
+        def trainer(**chosen: Any) -> RobustTrainer:
+            return StandardTrainer(setting.classifier(self.device), options=TrainingOptions(seed=0, **chosen))
+
+        from_host = name.startswith("fit_loader")
+        # On a CPU the compiler's own memory would count as well, which says nothing of training.
+        memory = self.device == "cuda" or "compile" not in options
+        found = self.compare(
             {
-                "network": name,
-                "batch": batch_size,
-                "method": f"{method}, {ascents} steps",
-                "our step, ms": round(1000 * statistics.median(taken["ours"]) / steps, 1),
-                "speed of our loop / by hand": round(ratio(taken["hand"], taken["ours"]), 3),
-                "speed of our loop / ART's trainer": round(ratio(taken["art"], taken["ours"]), 3)
-                if "art" in taken
-                else "none in ART",
-            }
+                "option": lambda: second_epoch(trainer(**options), setting.batch, from_host=from_host),
+                "plain": lambda: second_epoch(trainer(), setting.batch),
+            },
+            setting,
+            memory=memory,
         )
-        print(rows[-1], flush=True)
-    return rows
+        return {
+            "option": name,
+            "network": setting.network,
+            "batch": setting.batch,
+            "step, ms": found.step("option"),
+            "time / without": found.slowdown("option", "plain"),
+            "memory / without": found.growth("option", "plain") if memory else "not measured",
+        }
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mixed_precision='bf16'": {"mixed_precision": "bf16"},
+    "channels_last": {"channels_last": True},
+    "bf16 and channels_last": {"mixed_precision": "bf16", "channels_last": True},
+    "compile='default'": {"compile": "default"},
+    "compile='reduce-overhead'": {"compile": "reduce-overhead"},
+    "bf16, channels_last and compile='default'": {
+        "mixed_precision": "bf16",
+        "channels_last": True,
+        "compile": "default",
+    },
+    "fused_optimizer": {"fused_optimizer": True},
+    "ema_decay=0.999": {"ema_decay": 0.999},
+    "augmentation='flip'": {"augmentation": "flip"},
+    "augmentation='crop-flip'": {"augmentation": "crop-flip"},
+    "accumulation_steps=4": {"accumulation_steps": 4},
+    "max_gradient_norm=1.0": {"max_gradient_norm": 1.0},
+    "schedule='cosine'": {"schedule": "cosine"},
+    "fit_loader, from host memory": {},
+}
 
 
 def with_steady_memory() -> None:
-    """Start this script again with settings that glibc reads when a process starts."""
-    settings = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+    """Start this script again with settings that glibc reads when a process starts, and without ART's progress bars."""
+    settings = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30), "TQDM_DISABLE": "1"}
     if not settings.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
+
+
+FEW = ("standard", "BANG", "layerwise", "local ball, weak", "PGD, 2 steps", "TRADES, 2 steps")
+"""What is measured on a large network too."""
+
+LARGE = ("mixed_precision", "channels_last", "bf16", "compile", "augmentation='crop-flip'", "accumulation_steps")
+"""The options whose effect depends on the network's size, by how their names begin."""
+
+
+def cases(which: str) -> tuple[list[tuple[Setting, int, Sequence[str] | None]], list[tuple[Setting, Sequence[str]]]]:
+    """Networks with the ascent steps and the methods for them (None for all), and networks with their options."""
+    if which == "quick":
+        tiny = Setting("small-cnn", (1, 8, 8), 64)
+        return [(tiny, 2, None)], [(tiny, tuple(OPTIONS))]
+    small = Setting("small-cnn", (1, 28, 28), 128)
+    wide = Setting("6c2f", (3, 32, 32), 128)
+    large = Setting("preact-resnet18", (3, 32, 32), 16 if which == "cpu" else 128)
+    methods_of = [(small, 10, None), (large, 2, FEW), (wide, 1, ("standard", "Lipschitz margin"))]
+    middle = Setting("quick", (3, 32, 32), 100)
+    large_options = tuple(name for name in OPTIONS if name.startswith(LARGE))
+    return methods_of, [(middle, tuple(OPTIONS)), (large, large_options if which == "cpu" else tuple(OPTIONS))]
 
 
 def main() -> None:
     with_steady_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="half a minute, the small networks; not recorded")
+    parser.add_argument("--quick", action="store_true", help="about a minute, a tiny network; not recorded")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rounds = 3 if args.quick else args.rounds
-    results = {
-        "plain and instruments": plain_rows(rounds, PLAIN[:1] if args.quick else PLAIN),
-        "adversarial": adversarial_rows(rounds, ADVERSARIAL[:1] if args.quick else ADVERSARIAL),
-    }
-    for name, rows in results.items():
-        print(f"\n{name}\n\n{table(rows)}")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # ART's
+    call = 0.1 if args.quick else 0.7
+    timing = Bench(args.device, args.threads, 2 if args.quick else args.rounds, call)
+    results: dict[str, list[dict[str, Any]]] = {"methods": [], "options": []}
+
+    def add(kind: str, row: dict[str, Any]) -> None:
+        results[kind].append(row)
+        print(row, flush=True)
+
+    with_methods, with_options = cases("quick" if args.quick else args.device)
+    for setting, ascents, names in with_methods:
+        for name, method in methods(ascents).items():
+            if names is None or name in names:
+                add("methods", timing.method(name, method, setting, ascents))
+    for setting, chosen in with_options:
+        for name in chosen:
+            if args.device == "cuda" or OPTIONS[name].get("compile") != "reduce-overhead":
+                add("options", timing.option(name, OPTIONS[name], setting))
+    for kind, rows in results.items():
+        print(f"\n{kind}\n\n{table(rows)}")
     if not args.quick:
-        print(save("training_step", results, rounds=rounds))
+        torch.set_num_threads(args.threads)
+        name = "training_step" if args.device == "cpu" else "training_step_cuda"
+        print(save(name, results, rounds=args.rounds))
 
 
 if __name__ == "__main__":

@@ -235,6 +235,33 @@ def test_instruments_join_a_method_and_are_recorded(run, tmp_path: Path) -> None
     assert "was written with instruments" in text
 
 
+def test_the_engines_options_reach_the_training(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    reached = []
+
+    class Recorded(cli.TrainingOptions):  # type: ignore[misc]
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            reached.append(self)
+
+    monkeypatch.setattr(cli, "TrainingOptions", Recorded)
+    engine = ["--fused", "--ema-decay", "0.9", "--accumulate", 2, "--augment", "crop-flip", "--warmup", "0.5"]
+    command = ["train", "standard", "--out", tmp_path / "run"]
+    assert run(*command, "--epochs", "1", *engine)[0] == 0
+    options = reached[-1]
+    assert (options.fused_optimizer, options.ema_decay, options.accumulation_steps) == (True, 0.9, 2)
+    assert (options.augmentation, options.schedule, options.warmup_epochs) == ("crop-flip", "cosine", 0.5)
+    assert (options.compile, options.mixed_precision) == ("no", "no")
+    (tmp_path / "run" / "classifier.json").unlink()  # as if the run had been stopped: it cannot go on with others
+    code, text = run(*command, "--epochs", "1", "--resume", *engine[:1])
+    assert code == 2
+    assert "was written with" in text
+    steps = ["--schedule", "piecewise", "--milestone", "0.5", "--milestone", 1, "--compile", "default"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **_: function)
+        assert run("train", "standard", "--epochs", "1", *steps, "--out", tmp_path / "steps")[0] == 0
+    assert (reached[-1].schedule, reached[-1].milestones, reached[-1].compile) == ("piecewise", (0.5, 1.0), "default")
+
+
 def test_a_network_without_a_bound_is_not_certified(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert run("train", "standard", "--model", "2c2f", "--epochs", 1, "--out", tmp_path / "run")[0] == 0
     assert run("certify", tmp_path / "run", "--eps", "0")[0] == 2
@@ -298,6 +325,20 @@ BAD = [
         ["train", "bang", "--set", 'layers={{"*": 3}}', "--out", "{new}"],
         "error: layers: got 3 for '*', expected a mapping",
     ),
+    (["train", "bang", "--compile", "fast", "--out", "{new}"], "'fast' is not one of 'no', 'default'"),
+    (["train", "bang", "--ema-decay", "1", "--out", "{new}"], "error: ema_decay: got 1.0, expected a number between 0"),
+    (
+        ["train", "bang", "--schedule", "linear", "--out", "{new}"],
+        "'linear' is not one of 'constant'",
+    ),
+    (["train", "bang", "--schedule", "piecewise", "--out", "{new}"], "error: milestones: got () with schedule"),
+    (["train", "bang", "--milestone", "3", "--out", "{new}"], "error: milestones: got [3.0] with schedule 'cosine', "),
+    (
+        ["train", "bang", "--schedule", "constant", "--warmup", "1", "--out", "{new}"],
+        "error: warmup_epochs: got 1.0 with schedule 'constant', expected it with 'cosine'.",
+    ),
+    (["train", "bang", "--accumulate", "0", "--out", "{new}"], "error: accumulation_steps: got 0, expected a positive"),
+    (["train", "bang", "--augment", "crop", "--out", "{new}"], "'crop' is not one of 'none', 'flip'"),
     (["train", "bang", "--keep-best", "--out", "{new}"], "error: --keep-best: got no --validation"),
     (["train", "bang", "--validation", "5000", "--out", "{new}"], "error: --validation: got 5000 of 1437"),
     (["train", "bang", "--out", "{trained}"], "holds a trained network already, expected another folder."),

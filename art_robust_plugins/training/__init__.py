@@ -5,7 +5,8 @@ from .instruments import Instrument
 from .layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturbations
 from .lipschitz_margin import LipschitzMarginTrainer
 from .local_ball import LocalBallTrainer, PGDTrainer, TRADESTrainer
-from .loop import RobustTrainer, TrainingOptions
+from .loop import RobustTrainer
+from .options import TrainingOptions
 from .processes import ProcessLostError, Share
 from .standard import StandardTrainer
 

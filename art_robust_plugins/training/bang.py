@@ -31,7 +31,8 @@ from torch.nn import functional
 
 from ..threat import ThreatModel
 from .instruments import Instrument, LayerPattern, select_modules
-from .loop import RobustTrainer, TrainingOptions
+from .loop import RobustTrainer
+from .options import TrainingOptions
 from .processes import Share
 
 Layers = Iterable[LayerPattern] | Mapping[LayerPattern, Mapping[str, float]]

@@ -30,7 +30,8 @@ from torch.nn import functional
 
 from ..threat import ThreatModel
 from .instruments import Instrument, LayerPattern, select_modules
-from .loop import RobustTrainer, TrainingOptions, check_flag, check_number
+from .loop import RobustTrainer
+from .options import TrainingOptions, check_flag, check_number
 from .processes import Share
 
 MOMENTUM = 0.5

@@ -28,7 +28,8 @@ from ..lipschitz import LipschitzGraph, batch_variances
 from ..lipschitz.preprocessing import bounded_network
 from ..threat import ThreatModel
 from .instruments import Instrument
-from .loop import RobustTrainer, TrainingOptions, check_choice, check_number
+from .loop import RobustTrainer
+from .options import TrainingOptions, check_choice, check_number
 
 Margin = Literal["sample", "class"]
 

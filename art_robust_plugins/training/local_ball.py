@@ -30,7 +30,8 @@ from torch.nn import functional
 from ..bridge import EstimatorModule, class_logits, clip_range
 from ..threat import ThreatModel, clip
 from .instruments import Instrument
-from .loop import RobustTrainer, TrainingOptions, check_choice, check_count, check_flag, check_number
+from .loop import RobustTrainer
+from .options import TrainingOptions, check_choice, check_count, check_flag, check_number
 from .overfitting import Action, OverfittingWatch
 
 GlobalLoss = Literal["ce", "kl"]

@@ -10,11 +10,10 @@ import time
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
-from numbers import Real
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -41,88 +40,19 @@ from ..bridge import (
 )
 from ..checkpoint import load_state, save_state
 from ..threat import ThreatModel
+from .augmentation import cropped_and_flipped
+from .averaging import WeightAverage
+from .compiling import Compiled
+from .fused import fused_steps
 from .instruments import Instrument
+from .options import TrainingOptions, check_count
+from .prefetch import Batch, prefetched
 from .processes import Processes, Share
+from .schedules import schedule_factor, scheduled
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "training.pt"
-Batch = tuple[Tensor, Tensor]
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse what is not one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
-
-
-def check_count(name: str, value: object) -> None:
-    """Refuse what is not a positive whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
-
-
-def check_number(name: str, value: object, *, zero: bool = False) -> None:
-    """Refuse what is not a finite positive number, or with ``zero`` one that is not negative."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not (0 < number < math.inf or (zero and number == 0)):
-        wanted = "a number that is not negative" if zero else "a positive number"
-        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Refuse what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: got {value!r}, expected True or False.")
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """Settings of the training loop that every method shares; whatever changes a result is off by default.
-
-    Args:
-        seed: makes a run repeatable: weights, on a CPU bit for bit. None takes one from torch's global random state.
-            The global states of torch, numpy and random are left as they were.
-        shuffle: draw a new order of the samples each epoch (``fit`` only).
-        drop_last: leave out a last batch that is smaller than the others (``fit`` only).
-        scheduler_interval: call the scheduler's ``step`` after each ``"epoch"`` or after each ``"step"``.
-        mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
-        channels_last: keep weights and images in this memory format, which most convolutions compute faster in.
-        max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
-        validation_steps: PGD steps of the robust validation accuracy.
-        keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
-        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
-        resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
-            was never interrupted. Without it, a checkpoint that is already there is an error.
-
-    Raises:
-        ValueError: for a value outside its range.
-    """
-
-    seed: int | None = None
-    shuffle: bool = True
-    drop_last: bool = False
-    scheduler_interval: Literal["epoch", "step"] = "epoch"
-    mixed_precision: Literal["no", "bf16"] = "no"
-    channels_last: bool = False
-    max_gradient_norm: float | None = None
-    validation_steps: int = 10
-    keep_best: bool = False
-    checkpoint_dir: str | Path | None = None
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("shuffle", "drop_last", "channels_last", "keep_best", "resume"):
-            check_flag(name, getattr(self, name))
-        check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
-        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
-        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
-            raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
-        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
-            raise ValueError(f"max_gradient_norm: got {self.max_gradient_norm!r}, expected a positive number or None.")
-        check_count("validation_steps", self.validation_steps)
-        if self.resume and self.checkpoint_dir is None:
-            raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
 
 
 class RobustTrainer(Trainer):
@@ -205,8 +135,7 @@ class RobustTrainer(Trainer):
 
     def logits(self, x: Tensor) -> Tensor:
         """The network's outputs [N, C] for inputs in the classifier's range, after ART's preprocessing."""
-        outputs: Tensor = self._module(x)
-        return outputs
+        return self._forward(x)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The classifier's own loss, a scalar; labels are brought to the form that it takes."""
@@ -337,6 +266,9 @@ class RobustTrainer(Trainer):
     ) -> None:
         """Train on a ``DataLoader``, or on anything that yields batches (x, y) each time it is iterated; as `fit`.
 
+        For data larger than memory: only the present batch is held, and on CUDA the next one, which is read, pinned and
+        copied on a stream of its own meanwhile (a ``DataLoader`` with workers reads further ahead by itself).
+
         Each of several processes iterates its own loader, which must give the same whole batches in all of them (no
         ``DistributedSampler``), and takes its share; labels that differ are an error. A ``DataLoader`` that shuffles
         does so by random numbers that are the same in all.
@@ -359,6 +291,7 @@ class RobustTrainer(Trainer):
         classifier = self.classifier
         softmax_is_wrong = isinstance(classifier.loss, nn.CrossEntropyLoss)
         self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not softmax_is_wrong)
+        self._forward: Callable[[Tensor], Tensor] = self._module
         self._device = device_of(classifier.model)
         self._augmentations = augmentations(classifier)
 
@@ -374,7 +307,7 @@ class RobustTrainer(Trainer):
     ) -> None:
         self._prepare()
 
-        def batches(_: torch.Generator) -> Iterator[Batch]:
+        def checked() -> Iterator[Batch]:
             empty = True
             for batch in one_epoch():
                 empty = False
@@ -382,9 +315,12 @@ class RobustTrainer(Trainer):
                     raise ValueError(f"loader: got a batch of type {type(batch).__name__}, expected a pair (x, y).")
                 x = image_tensor(batch[0], self.classifier)
                 y = label_tensor(batch[1], self.classifier.nb_classes, samples=len(x))
-                yield x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
+                yield x, y
             if empty:
                 raise ValueError("loader: got no batch in an epoch, expected at least one.")
+
+        def batches(_: torch.Generator) -> Iterator[Batch]:
+            return prefetched(checked(), self._device)
 
         self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order)
 
@@ -400,11 +336,43 @@ class RobustTrainer(Trainer):
         order: torch.Generator | None = None,
         labels: Tensor | None = None,
     ) -> None:
-        """All epochs, from the first or from where a checkpoint stands.
+        """Train with the optimizer set up as the options say, and as it was afterwards."""
+        check_count("nb_epochs", nb_epochs)
+        if self.options.schedule != "constant":
+            data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
+        with ExitStack() as stack:
+            if self.options.fused_optimizer:
+                stack.enter_context(fused_steps(self.classifier.optimizer))
+            if self.options.schedule != "constant":
+                factor = schedule_factor(self.options, cast(int, steps), nb_epochs)
+                scheduler = stack.enter_context(scheduled(self.classifier.optimizer, factor))
+            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, labels)
+
+    def _schedule_settings(self, scheduler: Any, steps: int | None, nb_epochs: int) -> dict[str, int]:
+        """What a schedule of the options depends on, and a resumed run must keep."""
+        schedule = self.options.schedule
+        if scheduler is not None:
+            raise ValueError(f"scheduler: got {type(scheduler).__name__} beside schedule {schedule!r}, expected one.")
+        if steps is None:
+            raise ValueError(f"schedule: got {schedule!r} for a stream without a length, expected 'constant'.")
+        return {"steps": steps} if schedule == "piecewise" else {"steps": steps, "nb_epochs": nb_epochs}
+
+    def _all_epochs(
+        self,
+        batches: Callable[[torch.Generator], Iterator[Batch]],
+        steps: int | None,
+        data: dict[str, int],
+        validation_data: tuple[Any, Any] | None,
+        nb_epochs: int,
+        scheduler: Any,
+        verbose: bool,
+        order: torch.Generator | None,
+        labels: Tensor | None,
+    ) -> None:
+        """From the first epoch, or from where a checkpoint stands.
 
         ``order`` is a loader's own generator, ``labels`` all those of ``fit``.
         """
-        check_count("nb_epochs", nb_epochs)
         options, network = self.options, self.classifier.model
         processes = self._processes = Processes(self._device)
         self._check_setup(scheduler, processes)
@@ -429,6 +397,7 @@ class RobustTrainer(Trainer):
             network.to(memory_format=torch.channels_last)
         for module in (network, *run.preprocessing):
             processes.copy_from_main(module.state_dict().values())
+        run.begin_average()
 
         epochs = range(first, nb_epochs)
         total = None if steps is None else nb_epochs * steps
@@ -440,22 +409,30 @@ class RobustTrainer(Trainer):
                 stack.enter_context(instrument.attached(network))
             stack.callback(network.eval)
             stack.callback(self._set_share, None)
+            if options.compile != "no":
+                self._forward = Compiled(self._module, options.compile)
+                stack.callback(setattr, self, "_forward", self._module)
             for epoch in epochs:
                 processes.moment = f"in epoch {epoch + 1}"
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
                 drawn = batches(_seeded(run.seed, epoch, processes))
                 if labels is None and processes.count > 1:
                     drawn = _alike(drawn, processes)
-                record = self._epoch(epoch, steps, drawn, scheduler, bar, processes)
+                record = self._epoch(epoch, steps, drawn, scheduler, bar, processes, run.average)
                 processes.copy_from_main(network.buffers())
                 if validation is not None:
-                    record |= self._validate(*validation)
+                    with run.averaged():
+                        record |= self._validate(*validation)
                 self.end_epoch(record)
+                if run.average is not None and record.get("rolled_back"):
+                    run.average.restart()
                 self.history.append(record)
-                if scheduler is not None and options.scheduler_interval == "epoch":
+                if scheduler is not None and not options.scheduler_per_step:
                     _step_scheduler(scheduler, record["loss"])
                 run.finish_epoch(epoch + 1, record, processes)
                 bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
+        if run.average is not None:
+            run.average.exchange()
         run.restore_best()
 
     def _check_setup(self, scheduler: Any, processes: Processes) -> None:
@@ -467,18 +444,34 @@ class RobustTrainer(Trainer):
             raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
         if isinstance(classifier.optimizer, torch.optim.LBFGS):
             raise ValueError("classifier: its optimizer LBFGS needs a closure, expected one that steps from gradients.")
-        if processes.count == 1:
-            return
-        if self._device.type == "cuda" and self._device != processes.device:
+        if self.options.compile == "reduce-overhead" and self._device.type != "cuda":
+            raise ValueError(
+                f"compile: got 'reduce-overhead' (CUDA graphs) for a network on {self._device}, expected 'default'."
+            )
+        self._check_augmentation()
+        several, parts = processes.count > 1, self.options.accumulation_steps > 1
+        if several and self._device.type == "cuda" and self._device != processes.device:
             raise ValueError(
                 f"classifier: its network is on {self._device} where this process works on {processes.device}, "
                 f"expected accelerate.PartialState() to be made before the classifier."
             )
         loss = classifier.loss
-        if getattr(loss, "reduction", "mean") != "mean" or getattr(loss, "weight", None) is not None:
+        averages = getattr(loss, "reduction", "mean") == "mean" and getattr(loss, "weight", None) is None
+        if (several or parts) and not averages:
             raise ValueError(
-                "classifier: several processes average over samples, expected a loss with reduction 'mean'."
+                f"classifier: {'several processes' if several else 'accumulation_steps'} average over samples, "
+                f"expected a loss with reduction 'mean' and without weights."
             )
+
+    def _check_augmentation(self) -> None:
+        kind, padding, shape = self.options.augmentation, self.options.crop_padding, tuple(self.classifier.input_shape)
+        if kind == "none":
+            return
+        if len(shape) != 3:
+            raise ValueError(f"augmentation: got {kind!r} for inputs of shape {shape}, expected images of three axes.")
+        height, width = shape[1:] if self.classifier.channels_first else shape[:2]
+        if kind == "crop-flip" and padding >= min(height, width):
+            raise ValueError(f"crop_padding: got {padding} for images of {height} x {width} pixels, expected fewer.")
 
     def _epoch(
         self,
@@ -488,6 +481,7 @@ class RobustTrainer(Trainer):
         scheduler: Any,
         bar: Any,
         processes: Processes,
+        average: WeightAverage | None,
     ) -> dict[str, float]:
         """One pass over the data. Losses stay on the device: reading one would make a GPU wait for its queue."""
         optimizer, network, options = self.classifier.optimizer, self.classifier.model, self.options
@@ -498,27 +492,34 @@ class RobustTrainer(Trainer):
         losses: list[Tensor] = []
         sizes: list[int] = []
         network.train()
-        for step, (x, y) in enumerate(batches):
+        for step, (images, y) in enumerate(batches):
             self.epochs_done = epoch + (0.0 if steps is None else step / steps)
             optimizer.zero_grad(set_to_none=True)
             for parameter in others:
                 parameter.grad = None
-            loss = self._batch_loss(x, y, processes)
-            torch.autograd.backward(loss)
-            losses.append(_average_gradients(trained, loss.detach(), processes))
+            x = images if options.augmentation == "none" else self._augmented(images)
+            parts = []
+            for part_x, part_y in _parts(x, y, options.accumulation_steps):
+                loss = self._batch_loss(part_x, part_y, processes)
+                loss = loss if len(part_x) == len(x) else loss * (len(part_x) / len(x))
+                torch.autograd.backward(loss)
+                parts.append(loss.detach())
+            losses.append(_average_gradients(trained, sum(parts[1:], parts[0]), processes))
             sizes.append(len(x))
             if len(losses) % check_every == 0:
                 _check_finite(losses[-check_every:], epoch, step)
             if options.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
             optimizer.step()
-            if scheduler is not None and options.scheduler_interval == "step":
+            if average is not None:
+                average.update()
+            if scheduler is not None and options.scheduler_per_step:
                 scheduler.step()
             bar.update()
         self.epochs_done = epoch + 1.0
         rest = len(losses) % check_every
         if rest:
-            _check_finite(losses[-rest:], epoch, len(losses) - 1)
+            _check_finite(losses[-rest:], epoch, step)
         _check_weights([network, *preprocessing_modules(self.classifier)], epoch)
         return {
             "epoch": epoch + 1,
@@ -531,6 +532,15 @@ class RobustTrainer(Trainer):
         self.share = share
         for instrument in self.instruments:
             instrument.share = share
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        padding = self.options.crop_padding if self.options.augmentation == "crop-flip" else 0
+        low, first = clip_range(self.classifier)[0], self.classifier.channels_first
+        fill = 0.0 if low is None else low
+        if first:
+            return cropped_and_flipped(x, padding, fill)
+        fill = fill.movedim(-1, 0) if isinstance(fill, Tensor) and fill.dim() == 3 else fill
+        return cropped_and_flipped(x.movedim(-1, 1), padding, fill).movedim(1, -1)
 
     def _batch_loss(self, x: Tensor, y: Tensor, processes: Processes) -> Tensor:
         """The loss of a batch; of this process's share of it, with its weight, where there are several."""
@@ -633,6 +643,8 @@ class _Run:
             )
         self.settings = self._settings(data)
         self.best: dict[str, Any] | None = None
+        self.average: WeightAverage | None = None
+        self._earlier_averages: list[Tensor] | None = None
         self.seed = 0
 
     @property
@@ -658,12 +670,26 @@ class _Run:
             )
         return self._load(self.path)
 
+    def begin_average(self) -> None:
+        """Start the average of the weights, or go on with the checkpoint's, now that the weights are there."""
+        if self.options.ema_decay is None:
+            return
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        self.average = WeightAverage(weights, self.options.ema_decay)
+        if self._earlier_averages is not None:
+            self.average.load(self._earlier_averages)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context with the weights that will be the result."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def finish_epoch(self, epochs: int, record: dict[str, float], processes: Processes) -> None:
         # What was measured before a method went back to earlier weights is not true of them.
         if self.options.keep_best and not record.get("rolled_back"):
             measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
             if self.best is None or measure > self.best["measure"]:
-                weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
+                with self.averaged():
+                    weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
                 self.best = {"epoch": epochs, "measure": measure, "network": weights, "preprocessing": others}
         if self.path is None:
             return
@@ -684,6 +710,7 @@ class _Run:
             "instruments": instruments,
             "order": None if self.order is None else self.order.get_state(),
             "best": self.best,
+            "average": None if self.average is None else self.average.averages,
         }
         save_state(self.path, state)
 
@@ -697,7 +724,9 @@ class _Run:
         state = load_state(path)
         if not isinstance(state, dict) or not {"settings", "network", "epochs", "method"} <= state.keys():
             raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
-        written = {"preprocessing": "[]", **state["settings"]}  # which earlier checkpoints do not name
+        # What earlier checkpoints do not name was not there.
+        defaults = {name: str(value) for name, value in asdict(TrainingOptions()).items()}
+        written = {"preprocessing": "[]", **defaults, **state["settings"]}
         for name, now in self.settings.items():
             then = written.get(name)
             if then != now:
@@ -714,6 +743,7 @@ class _Run:
         self.trainer.load_state_dict(state["method"])
         self.trainer.history = state["history"]
         self.best, self.seed = state["best"], state["seed"]
+        self._earlier_averages = state.get("average")
         return int(state["epochs"])
 
     def _load_preprocessing(self, state: dict[str, Any]) -> None:
@@ -723,7 +753,7 @@ class _Run:
     def _settings(self, data: dict[str, int]) -> dict[str, str]:
         """What must be the same for a checkpoint to be continued; nb_epochs may grow."""
         trainer, ignored = self.trainer, {"checkpoint_dir", "resume", "seed"}
-        described: dict[str, Any] = {"method": type(trainer).__name__, **trainer.parameters, **data}
+        described: dict[str, Any] = {"method": type(trainer).__name__, **trainer.parameters}
         described |= {f.name: asdict(self.options)[f.name] for f in fields(self.options) if f.name not in ignored}
         if self.options.seed is not None:
             described["seed"] = self.options.seed
@@ -732,7 +762,7 @@ class _Run:
         described["scheduler"] = type(self.scheduler).__name__
         described["weights"] = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
         described["preprocessing"] = self.preprocessing
-        return {name: str(value) for name, value in described.items()}
+        return {name: str(value) for name, value in (described | data).items()}
 
 
 def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -781,13 +811,12 @@ def _check_weights(modules: Iterable[nn.Module], epoch: int) -> None:
 
 
 def _check_finite(losses: list[Tensor], epoch: int, last_step: int) -> None:
-    finite = torch.isfinite(torch.stack(losses)).tolist()
-    if not all(finite):
-        step = last_step - len(losses) + 1 + finite.index(False)
-        raise FloatingPointError(
-            f"the loss became {losses[finite.index(False)].item()} in epoch {epoch + 1}, step {step + 1}; "
-            f"try a lower learning rate or max_gradient_norm."
-        )
+    for step, value in enumerate(torch.stack(losses).tolist(), last_step - len(losses) + 1):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss became {value} in epoch {epoch + 1}, step {step + 1}; "
+                f"try a lower learning rate or max_gradient_norm."
+            )
 
 
 # ------------------------------------------------------------------------------------------ randomness, processes
@@ -833,6 +862,14 @@ def _alike(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
         processes.check_same({samples: len(x), labels: _checksum(y)})
         yield x, y
     processes.check_same({samples: 0, labels: 0})
+
+
+def _parts(x: Tensor, y: Tensor, count: int) -> list[Batch]:
+    """A batch cut into ``count`` parts, or as many as it has samples."""
+    count = min(count, len(x))
+    if count == 1:
+        return [(x, y)]
+    return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
 
 
 def _average_gradients(parameters: list[nn.Parameter], loss: Tensor, processes: Processes) -> Tensor:

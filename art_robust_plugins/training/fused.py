@@ -1,0 +1,45 @@
+"""Optimizers whose step is one fused kernel for all weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+FUSED = (SGD, Adam, AdamW)
+
+
+@contextmanager
+def fused_steps(optimizer: Optimizer) -> Iterator[None]:
+    """A context within which the steps of ``optimizer`` are fused.
+
+    Raises:
+        ValueError: for an optimizer other than torch's SGD, Adam and AdamW, or a differentiable one.
+    """
+    if type(optimizer) not in FUSED:  # a subclass may step in a way of its own
+        names = ", ".join(kind.__name__ for kind in FUSED)
+        raise ValueError(f"fused_optimizer: got the optimizer {type(optimizer).__name__}, expected one of {names}.")
+    if any(group["differentiable"] for group in optimizer.param_groups):
+        raise ValueError("fused_optimizer: got a differentiable optimizer, expected another.")
+    before = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
+    try:
+        for group in optimizer.param_groups:
+            group.update(fused=True, foreach=False)
+        _place_step_counts(optimizer)
+        yield
+    finally:
+        for group, old in zip(optimizer.param_groups, before, strict=True):
+            group.update(old)
+        _place_step_counts(optimizer)
+
+
+def _place_step_counts(optimizer: Optimizer) -> None:
+    """Adam counts in tensors, which a fused step wants beside the weights, and another one on the CPU."""
+    for group in optimizer.param_groups:
+        beside = group["fused"] or group.get("capturable")
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].to(weight.device if beside else "cpu")

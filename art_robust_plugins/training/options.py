@@ -1,0 +1,166 @@
+"""The settings of the training loop, and the checks that settings share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Literal, get_args
+
+from .augmentation import Augmentation
+from .compiling import Compile
+from .schedules import Schedule
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is not one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse what is not a positive whole number."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+
+
+def check_number(name: str, value: object, *, zero: bool = False) -> None:
+    """Refuse what is not a finite positive number, or with ``zero`` one that is not negative."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (0 < number < math.inf or (zero and number == 0)):
+        wanted = "a number that is not negative" if zero else "a positive number"
+        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {value!r}, expected True or False.")
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a number between 0 and 1, or None.")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Settings of the training loop that every method shares; whatever changes a result is off by default.
+
+    Args:
+        seed: makes a run repeatable: weights, on a CPU bit for bit. None takes one from torch's global random state.
+            The global states of torch, numpy and random are left as they were.
+        shuffle: draw a new order of the samples each epoch (``fit`` only).
+        drop_last: leave out a last batch that is smaller than the others (``fit`` only).
+        scheduler_interval: call the scheduler's ``step`` after each ``"epoch"`` or after each ``"step"``.
+        schedule: of the learning rate, step by step, over the ``nb_epochs`` of a run, whose optimizer has its own rate
+            again afterwards; in place of a ``scheduler`` given to ``fit``. ``"cosine"`` falls from the optimizer's rate
+            to 0 in half a cosine; ``"one-cycle"`` rises from 1/25 of it in 30 % of the steps and falls to 1/250,000;
+            ``"piecewise"`` multiplies it at ``milestones``.
+        warmup_epochs: with ``"cosine"``, first let the rate grow linearly for so many epochs (a fraction is possible).
+        milestones: with ``"piecewise"``, increasing numbers of epochs (fractions are possible) after which the rate is
+            multiplied by ``milestone_decay``.
+        milestone_decay: see ``milestones``.
+        augmentation: of the images of each batch, on the device, before the method sees them: ``"flip"`` mirrors each
+            from left to right with probability 1/2, ``"crop-flip"`` also takes a random crop of its size from it with
+            ``crop_padding`` pixels around it. Each image is changed by itself; validation data are not.
+        crop_padding: pixels on each side, which hold the lower clip value (0 without clip_values).
+        mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
+        channels_last: keep weights and images in this memory format, which most convolutions compute faster in.
+        compile: run the network's forward passes in training, those of an adversary's ascent too, through
+            ``torch.compile``: ``"default"``, or ``"reduce-overhead"`` for CUDA graphs as well (on CUDA only). Results
+            then differ by rounding, and dropout draws other numbers; a resumed run is equal up to rounding. Where
+            compiling fails (no C++ compiler, a network or an instrument with Python that cannot be traced), a warning
+            says why and training goes on uncompiled. Hooks that are new in each step are found out only after eight
+            compilations: those of `LipschitzMarginTrainer` on batch normalisation are such. Validation is not compiled.
+        fused_optimizer: let the optimizer (torch's SGD, Adam or AdamW) step in one fused kernel while it trains;
+            results differ by rounding.
+        accumulation_steps: cut each batch into so many parts, whose gradients are added up before the optimizer's step:
+            the gradient of the whole batch for the memory of a part. What looks at a whole batch sees the parts (batch
+            normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers.
+        max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
+        ema_decay: keep an exponential moving average of the weights, a <- decay a + (1 - decay) w after each step, from
+            the first weights on; it spans about 1 / (1 - decay) steps, and fewer in all leave it near the start. It is
+            what is validated, what ``keep_best`` keeps, and what the network holds at the end. Of everything that the
+            optimizer trains an average is kept; buffers (batch normalisation's running statistics) are the trained
+            network's. A method that goes back to earlier weights starts the average anew from them.
+        validation_steps: PGD steps of the robust validation accuracy.
+        keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
+        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
+        resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
+            was never interrupted. Without it, a checkpoint that is already there is an error.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    seed: int | None = None
+    shuffle: bool = True
+    drop_last: bool = False
+    scheduler_interval: Literal["epoch", "step"] = "epoch"
+    schedule: Schedule = "constant"
+    warmup_epochs: float = 0
+    milestones: Sequence[float] = ()
+    milestone_decay: float = 0.1
+    augmentation: Augmentation = "none"
+    crop_padding: int = 4
+    mixed_precision: Literal["no", "bf16"] = "no"
+    channels_last: bool = False
+    compile: Compile = "no"
+    fused_optimizer: bool = False
+    accumulation_steps: int = 1
+    max_gradient_norm: float | None = None
+    ema_decay: float | None = None
+    validation_steps: int = 10
+    keep_best: bool = False
+    checkpoint_dir: str | Path | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("shuffle", "drop_last", "channels_last", "fused_optimizer", "keep_best", "resume"):
+            check_flag(name, getattr(self, name))
+        check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        self._check_schedule()
+        check_choice("augmentation", self.augmentation, get_args(Augmentation))
+        check_count("crop_padding", self.crop_padding)
+        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
+        check_choice("compile", self.compile, get_args(Compile))
+        check_count("accumulation_steps", self.accumulation_steps)
+        if self.accumulation_steps > 1 and self.compile == "reduce-overhead":
+            raise ValueError(
+                f"accumulation_steps: got {self.accumulation_steps} with compile 'reduce-overhead', whose memory holds "
+                f"the gradients of one part, expected compile 'default'."
+            )
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
+            raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
+        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm: got {self.max_gradient_norm!r}, expected a positive number or None.")
+        if self.ema_decay is not None:
+            _check_share("ema_decay", self.ema_decay)
+        check_count("validation_steps", self.validation_steps)
+        if self.resume and self.checkpoint_dir is None:
+            raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
+
+    @property
+    def scheduler_per_step(self) -> bool:
+        """Whether the scheduler's ``step`` is called after each step rather than after each epoch."""
+        return self.schedule != "constant" or self.scheduler_interval == "step"
+
+    def _check_schedule(self) -> None:
+        check_number("warmup_epochs", self.warmup_epochs, zero=True)
+        if self.warmup_epochs and self.schedule != "cosine":
+            raise ValueError(
+                f"warmup_epochs: got {self.warmup_epochs} with schedule {self.schedule!r}, expected it with 'cosine'."
+            )
+        given = self.milestones if isinstance(self.milestones, Sequence) else ()
+        numbers = [m for m in given if isinstance(m, Real) and 0 < float(m) < math.inf]
+        if len(numbers) < len(given) or given is not self.milestones or sorted(set(numbers)) != numbers:
+            raise ValueError(f"milestones: got {self.milestones!r}, expected increasing positive numbers of epochs.")
+        if (self.schedule == "piecewise") != bool(given):
+            wanted = "at least one" if not given else "none"
+            raise ValueError(f"milestones: got {self.milestones!r} with schedule {self.schedule!r}, expected {wanted}.")
+        object.__setattr__(self, "milestones", tuple(numbers))  # one form, which checkpoints compare
+        check_number("milestone_decay", self.milestone_decay)
