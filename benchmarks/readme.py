@@ -46,8 +46,12 @@ def blocks() -> dict[str, str]:
     def summary(name: str, rows: Callable[[Any], list[dict[str, str]]]) -> str:
         return f"{table(rows(records[name]['results']))}\n\n{conditions(records[name])}"
 
+    def part(name: str, key: str) -> str:
+        return f"{table(records[name]['results'][key])}\n\n{conditions(records[name])}"
+
     return {
         "training_step": tables("training_step"),
+        "autoattack_speed": part("autoattack_speed", "whole"),
         "conv_norms": summary("conv_norms", conv_norms.summary),
         "certify_speed": tables("certify_speed"),
         "bang_mnist": summary("bang_mnist", bang_mnist.summary),
