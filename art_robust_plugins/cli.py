@@ -39,12 +39,12 @@ from .runs import (
     certify_run,
     console,
     evaluate_run,
+    is_trainable,
     processes_here,
     train_run,
 )
 from .threat import ThreatModel
 from .training.loop import CHECKPOINT
-from .weight_map import PyTorchWeightMapClassifier
 
 
 class _Commands(typer.core.TyperGroup):
@@ -147,7 +147,7 @@ def demo(
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
     threat = ThreatModel("Linf", 0.1)
-    trained = {name: kind for name, kind in available_methods().items() if _is_trainable(kind)}
+    trained = {name: kind for name, kind in available_methods().items() if is_trainable(kind)}
     # The baseline comes first, for the others to be compared with.
     runs = [(name, ()) for name in sorted(trained, key=lambda name: name != "standard")]
     reports = {}
@@ -450,13 +450,8 @@ def main() -> None:
     app()
 
 
-def _is_trainable(kind: type) -> bool:
-    """Trainers, and the one estimator whose network is changed first and then trained plainly."""
-    return issubclass(kind, Trainer | PyTorchWeightMapClassifier)
-
-
 def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> None:
-    if not _is_trainable(kind):
+    if not is_trainable(kind):
         raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
     if weight_map is not None and not issubclass(kind, Trainer):
         raise ValueError(f"--weight-map: got {weight_map.value} for {name!r}, expected --set kernel=... there.")

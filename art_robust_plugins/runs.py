@@ -253,6 +253,11 @@ def certify_run(
     return summary, bound
 
 
+def is_trainable(kind: type) -> bool:
+    """Trainers, and the one estimator whose network is changed first and then trained plainly."""
+    return issubclass(kind, Trainer | PyTorchWeightMapClassifier)
+
+
 def processes_here() -> PartialState:
     """The processes that ``accelerate launch`` started; each takes its device, and makes networks there."""
     return processes_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

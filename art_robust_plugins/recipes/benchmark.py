@@ -66,11 +66,11 @@ def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> 
     write_json(out / RECIPE_FILE, _identity(recipe))
     jobs = [(recipe, row, seed, out / _slug(row.name) / f"seed-{seed}") for row in recipe.rows for seed in row.seeds]
     results = list(_in_turn(jobs) if workers == 1 else _shared_out(jobs, workers))
-    for threat in map(str, recipe.threats):
+    for text, threat in recipe.threats.items():
         folders = {row.name: out / _slug(row.name) / f"seed-{row.seeds[0]}" for row in recipe.rows}
         places = {name: _report_folder(recipe, folder, threat) for name, folder in folders.items()}
         reports = {name: EvaluationReport.load(place) for name, place in places.items()}
-        console.print(f"{threat}: open {save_comparison(reports, out / _slug(threat))} in a browser.", soft_wrap=True)
+        console.print(f"{text}: open {save_comparison(reports, out / _slug(text))} in a browser.", soft_wrap=True)
     record = {
         **conditions(command),
         "machine": " and ".join(dict.fromkeys(result.pop("machine") for result in results)),
@@ -180,19 +180,19 @@ def _attacked(recipe: Recipe, folder: Path, data: Dataset, verbose: bool) -> dic
             recipe.attacks,
             points=recipe.points,
             seed=0,
-            certify="if possible" if threats[0].norm in {each.norm for each in recipe.certify} else "never",
+            certify="if possible" if threats[0].norm in {each.norm for each in recipe.certify.values()} else "never",
             out=_evaluation_folder(folder, threats),
             verbose=verbose,
         )
         found |= dict(zip(sorted(threats, key=lambda threat: threat.eps), reports, strict=True))
     return {
-        str(threat): {
+        text: {
             "robust": found[threat].robust_accuracy,
             "autoattack": found[threat].autoattack_accuracy,
             "attacks": {attack.name: attack.robust_accuracy for attack in found[threat].attacks},
             "flags": [flag.name for flag in found[threat].flags],
         }
-        for threat in recipe.threats
+        for text, threat in recipe.threats.items()
     }
 
 
@@ -201,7 +201,7 @@ def _under_noise(recipe: Recipe, folder: Path, data: Dataset, verbose: bool) -> 
     if not recipe.noise:
         return {}
     out, points = folder / EVALUATIONS / "noise", len(data.x_test)
-    threat = recipe.threats[:1]  # a report has one; noise has its own measure
+    threat = list(recipe.threats.values())[:1]  # a report has one; noise has its own measure
     (report,) = evaluate_run(folder, data, threat, recipe.noise, points=points, seed=0, out=out, verbose=verbose)
     return {attack.name: attack.robust_accuracy for attack in report.attacks}
 
@@ -210,22 +210,21 @@ def _certified(recipe: Recipe, folder: Path, data: Dataset) -> dict[str, float |
     """By radius; None where the network has an operation without a bound."""
     if not recipe.certify:
         return {}
+    threats = list(recipe.certify.values())
     try:
-        proven, _ = certify_run(folder, data, recipe.certify, folder / CERTIFICATES / _slug(str(recipe.certify[0])))
+        proven, _ = certify_run(folder, data, threats, folder / CERTIFICATES / threats[0].norm)
     except NoLipschitzRuleError as reason:
         console.print(f"{folder.parent.name}: not certified, {reason}", soft_wrap=True)
-        return {str(threat): None for threat in recipe.certify}
-    return {
-        str(threat): certified["accuracy"]
-        for threat, certified in zip(recipe.certify, proven["certified_accuracy"], strict=True)
-    }
+        return dict.fromkeys(recipe.certify)
+    accuracies = [certified["accuracy"] for certified in proven["certified_accuracy"]]
+    return dict(zip(recipe.certify, accuracies, strict=True))
 
 
 def _evaluations(recipe: Recipe) -> list[list[ThreatModel]]:
     """The threats that are evaluated together: those of one norm, where the attacks let a sweep spare work."""
     if not all(attack.cumulative and attack.bounded for attack in resolve(recipe.attacks)):
-        return [[threat] for threat in recipe.threats]
-    return [list(threats) for _, threats in groupby(sorted(recipe.threats, key=_norm), _norm)]
+        return [[threat] for threat in recipe.threats.values()]
+    return [list(threats) for _, threats in groupby(sorted(recipe.threats.values(), key=_norm), _norm)]
 
 
 def _norm(threat: ThreatModel) -> str:
@@ -236,12 +235,11 @@ def _evaluation_folder(folder: Path, threats: Sequence[ThreatModel]) -> Path:
     return folder / EVALUATIONS / _slug(" ".join(map(str, threats)))
 
 
-def _report_folder(recipe: Recipe, folder: Path, threat: str) -> Path:
+def _report_folder(recipe: Recipe, folder: Path, threat: ThreatModel) -> Path:
     """Where the report of a threat is, among the evaluations of a run."""
-    threats = next(each for each in _evaluations(recipe) if threat in map(str, each))
+    threats = next(each for each in _evaluations(recipe) if threat in each)
     place = _evaluation_folder(folder, threats)
-    eps = next(each.eps for each in threats if str(each) == threat)
-    return place if len(threats) == 1 else place / f"{eps:g}"
+    return place if len(threats) == 1 else place / f"{threat.eps:g}"
 
 
 def _check_folder(recipe: Recipe, out: Path) -> None:

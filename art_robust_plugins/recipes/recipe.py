@@ -10,7 +10,7 @@ The package's own lie beside this file; the path of any other is a recipe's name
 - ``threat``: what adversarial methods train against, such as ``"Linf 8/255"``;
 - ``[evaluation]``: ``threats``, ``attacks``, and ``points``, the number of test images that are attacked; ``noise``,
   attacks of the suite of noise, and ``certify``, such as ``["L2 0.5"]``, both on all test images;
-- ``[quick]``: what differs with ``--quick``: data, train, epochs, points, attacks;
+- ``[quick]``: what differs with ``--quick``: data, train, epochs, points, attacks, noise;
 - ``[[rows]]``: ``name``, ``method``, its ``parameters``, ``with`` (instruments, each with its parameters),
   ``weight_map`` (a kernel), and network, training, options, threat, seeds where the row has its own.
 """
@@ -28,7 +28,7 @@ from typing import Any
 
 from ..evaluation.suites import SUITES, resolve
 from ..registry import available_instruments, method, parameters_of
-from ..runs import TrainingPlan
+from ..runs import TrainingPlan, is_trainable
 from ..threat import ThreatModel
 from ..training import TrainingOptions
 
@@ -69,7 +69,7 @@ _TRAINING: dict[str, Any] = {
     "validation": int,
 }
 _EVALUATION: dict[str, Any] = {"threats": list, "attacks": list, "points": int, "noise": list, "certify": list}
-_QUICK: dict[str, Any] = {"data": str, "train": int, "epochs": int, "points": int, "attacks": list}
+_QUICK: dict[str, Any] = {"data": str, "train": int, "epochs": int, "points": int, "attacks": list, "noise": list}
 _ROW: dict[str, Any] = {
     "name": str,
     "method": str,
@@ -103,11 +103,11 @@ class Recipe:
         description: a sentence.
         data: as for `load_data`.
         rows: the trainings that are compared.
-        threats: what the networks are attacked within.
+        threats: what the networks are attacked within, each by the text that the file has.
         attacks: suites or attacks by name.
         points: how many test images are attacked, the first ones.
         noise: attacks of the suite ``noise``, on all test images.
-        certify: radii that are certified, on all test images.
+        certify: what is certified, on all test images; likewise.
         quick: whether it is the quick form, whose results are no measurements.
         table: what the file holds.
     """
@@ -116,11 +116,11 @@ class Recipe:
     description: str
     data: str
     rows: tuple[Row, ...]
-    threats: tuple[ThreatModel, ...]
+    threats: dict[str, ThreatModel]
     attacks: tuple[str, ...]
     points: int
     noise: tuple[str, ...]
-    certify: tuple[ThreatModel, ...]
+    certify: dict[str, ThreatModel]
     quick: bool
     table: dict[str, Any]
 
@@ -179,7 +179,7 @@ def _recipe(path: Path, table: dict[str, Any], quick: bool) -> Recipe:
     if quick:
         changes = {**QUICK, **changes}
         data = changes.get("data", data)
-        evaluation |= {key: changes[key] for key in ("points", "attacks") if key in changes}
+        evaluation |= {key: changes[key] for key in ("points", "attacks", "noise") if key in changes}
     rows = tuple(_row(at, table, number, changes if quick else {}) for number in range(len(table["rows"])))
     names = [row.name for row in rows]
     twice = next((each for each in names if names.count(each) > 1), None)
@@ -192,7 +192,7 @@ def _recipe(path: Path, table: dict[str, Any], quick: bool) -> Recipe:
     if not threats:
         raise ValueError(f"{at}: evaluation.threats: got none, expected one such as 'Linf 8/255'.")
     certify = _threats(evaluation.get("certify", []), f"{at}: evaluation.certify")
-    if len({threat.norm for threat in certify}) > 1:
+    if len({threat.norm for threat in certify.values()}) > 1:
         raise ValueError(f"{at}: evaluation.certify: got {evaluation['certify']}, expected radii of one norm.")
     with _at(f"{at}: evaluation"):
         resolve(evaluation["attacks"])
@@ -223,13 +223,17 @@ def _row(file: str, table: Mapping[str, Any], number: int, quick: Mapping[str, A
     training = merged["training"] | {key: quick[key] for key in ("train", "epochs") if key in quick}
     _check(training, f"{at}: training", _TRAINING)
     _one_of(merged["options"], OPTIONS, f"{at}: options")
-    joined = row.get("with", {})
-    _one_of(joined, available_instruments(), f"{at}: with")
+    joined, instruments = row.get("with", {}), available_instruments()
+    _one_of(joined, instruments, f"{at}: with")
     for instrument, values in joined.items():
         _check_kind(values, dict, f"{at}: with.{instrument}")
+        _one_of(values, parameters_of(instruments[instrument]), f"{at}: with.{instrument}")
     with _at(at):
         parameters = dict(row.get("parameters", {}))
-        known = parameters_of(method(row["method"]))
+        kind = method(row["method"])
+        if not is_trainable(kind):
+            raise ValueError(f"method: got {row['method']!r}, expected a trainer or an estimator that is trained.")
+        known = parameters_of(kind)
         _one_of(parameters, [name for name in known if name != "threat"], f"{at}: parameters")
         required = "threat" in known and known["threat"] is inspect.Parameter.empty
         if "threat" in row and "threat" not in known:
@@ -281,9 +285,9 @@ def _one_of(names: Iterable[Any], known: Iterable[str], place: str) -> None:
             raise ValueError(f"{place}: got {name!r}, which is not known; {hint}")
 
 
-def _threats(texts: list[Any], place: str) -> tuple[ThreatModel, ...]:
-    threats = tuple(_threat(text, place) for text in texts)
-    if len(set(map(str, threats))) < len(threats):
+def _threats(texts: list[Any], place: str) -> dict[str, ThreatModel]:
+    threats = {text: _threat(text, place) for text in texts}
+    if len(set(map(str, threats.values()))) < len(texts):
         raise ValueError(f"{place}: got {texts}, expected each once.")
     return threats
 
