@@ -20,12 +20,13 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from rich.table import Column, Table
 
-from .checkpoint import describe_classifier, write_json
+from .checkpoint import describe_classifier, load_classifier, write_json
 from .data import Dataset, load_data
 from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
 from .evaluation.page import worst_case_mark
 from .evaluation.report import REPORT_FILE
+from .export import SUFFIXES, Format, export_classifier
 from .models import MODELS
 from .recipes import available_recipes, load_recipe, result_rows, run_recipe
 from .record import table as markdown
@@ -98,6 +99,14 @@ class KernelName(str, Enum):
     smoothing = "smoothing"
     unsharp = "unsharp"
     identity = "identity"
+
+
+class FormatName(str, Enum):
+    """Formats of exported networks by name."""
+
+    torch_export = "torch-export"
+    onnx = "onnx"
+    torchscript = "torchscript"
 
 
 class NormName(str, Enum):
@@ -366,6 +375,33 @@ def certify(
     if norm is NormName.linf:
         console.print("These Linf radii are L2 radii over the root of the number of features, which is loose.")
     console.print(f"Saved in {folder}.", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A folder that art-robust train, or save_classifier, wrote.")],
+    format: Annotated[
+        FormatName, typer.Option(help="torch-export (.pt2), onnx, or torchscript (.pt).")
+    ] = FormatName.torch_export,
+    batch: Annotated[str, typer.Option(metavar="N", help="Batch size that the file takes, or dynamic.")] = "dynamic",
+    data: Annotated[str | None, typer.Option(help="Test data; by default that of the training.")] = None,
+    points: Annotated[int, typer.Option(help="Test images to compare the outputs on.", min=2)] = 16,
+    out: Annotated[Path | None, typer.Option("--out", help="The file; by default RUN/network with its suffix.")] = None,
+) -> None:
+    """Write a trained network with its preprocessing to a file that needs neither this package nor ART.
+
+    Inputs are in the estimator's range, outputs are logits. The file's outputs are compared with the estimator's.
+
+    Example: art-robust export runs/bang --format onnx
+    """
+    if batch != "dynamic" and not batch.isdecimal():
+        raise ValueError(f"--batch: got {batch!r}, expected a positive whole number or dynamic.")
+    kind: Format = format.value
+    path = out or run / f"network{SUFFIXES[kind]}"
+    images = _test_data(run, data).x_test[:points]
+    size = None if batch == "dynamic" else int(batch)
+    difference = export_classifier(load_classifier(run, device="cpu"), path, images, format=kind, batch=size)
+    console.print(f"Saved {path}: logits of {len(images)} test images differ by {difference:.2g}.", soft_wrap=True)
 
 
 @app.command()
