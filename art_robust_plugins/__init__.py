@@ -2,6 +2,7 @@
 
 from .checkpoint import load_classifier, save_classifier
 from .evaluation import EvaluationReport, Evaluator
+from .export import export_classifier
 from .lipschitz import PyTorchLipschitzCertifier
 from .registry import available_methods, create
 from .threat import ThreatModel
@@ -37,6 +38,7 @@ __all__ = [
     "WeightMapPreprocessor",
     "available_methods",
     "create",
+    "export_classifier",
     "insert_weight_maps",
     "load_classifier",
     "save_classifier",

@@ -8,40 +8,47 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 import typer.core
-from accelerate import PartialState
 from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
-from art.estimators.classification import PyTorchClassifier
-from rich.console import Console
 from rich.table import Column, Table
-from torch import nn
 
-from .bridge import processes_of
-from .checkpoint import describe_classifier, load_classifier, read_json, save_classifier, save_tensors, write_json
+from .checkpoint import describe_classifier, load_classifier, write_json
 from .data import Dataset, load_data
-from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
-from .evaluation.diagnostics import TRANSFER
+from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
 from .evaluation.page import worst_case_mark
 from .evaluation.report import REPORT_FILE
-from .lipschitz import NoLipschitzRuleError, PyTorchLipschitzCertifier
-from .models import MODELS, create_model
-from .registry import available_instruments, available_methods, create, create_instrument, method, parameters_of
+from .export import SUFFIXES, Format, export_classifier
+from .models import MODELS
+from .recipes import available_recipes, load_recipe, result_rows, run_recipe
+from .record import table as markdown
+from .registry import available_instruments, available_methods, method, parameters_of
+from .runs import (
+    BATCH_SIZE,
+    CERTIFICATES,
+    EVALUATIONS,
+    STATE,
+    TrainingPlan,
+    certify_run,
+    console,
+    evaluate_run,
+    is_trainable,
+    processes_here,
+    train_run,
+)
 from .threat import ThreatModel
-from .training import TrainingOptions
 from .training.loop import CHECKPOINT
+from .training.options import TrainingOptions
 from .training.processes import Processes
-from .weight_map import PyTorchWeightMapClassifier
 
 
 class _Commands(typer.core.TyperGroup):
@@ -74,12 +81,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console()
 
-EVALUATIONS = "evaluations"
-CERTIFICATES = "certificates"
-STATE = "state"
-BATCH_SIZE = 250
 DEMO_COMPOSITIONS = (("local-ball", ("layerwise",)),)
 """Methods with instruments that the demo shows after the single methods."""
 
@@ -122,6 +124,14 @@ class KernelName(str, Enum):
     smoothing = "smoothing"
     unsharp = "unsharp"
     identity = "identity"
+
+
+class FormatName(str, Enum):
+    """Formats of exported networks by name."""
+
+    torch_export = "torch-export"
+    onnx = "onnx"
+    torchscript = "torchscript"
 
 
 class NormName(str, Enum):
@@ -185,7 +195,7 @@ def demo(
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     data = load_data("digits")
     threat = ThreatModel("Linf", 0.1)
-    trained = {name: kind for name, kind in available_methods().items() if _is_trainable(kind)}
+    trained = {name: kind for name, kind in available_methods().items() if is_trainable(kind)}
     # The baseline comes first, for the others to be compared with.
     runs = [(name, ()) for name in sorted(trained, key=lambda name: name != "standard")]
     reports = {}
@@ -205,9 +215,10 @@ def demo(
             else:
                 console.print(f"[bold]{label}[/bold]: training")
                 joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
-                _train(name, data, "small-cnn", folder, parameters, joined, epochs=epochs, seed=seed, resume=True)
+                plan = TrainingPlan(name, parameters=parameters, instruments=joined, epochs=epochs)
+                train_run(plan, data, folder, seed=seed, resume=True)
             attacks = ["standard", "torchattacks"]
-            (reports[label],) = _evaluate(
+            (reports[label],) = evaluate_run(
                 folder, data, [threat], attacks, points=points, seed=seed, certify="if possible"
             )
     page = save_comparison(reports, out)
@@ -304,7 +315,7 @@ def train(
     if momentum is not None and optimizer is not Optimizer.sgd:
         raise ValueError(f"--momentum: got {momentum} for {optimizer.value}, expected it for sgd only.")
     engine: dict[str, Any] = {
-        "mixed_precision": "bf16" if bf16 else "no",
+        "mixed_precision": "bf16" if bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" else "no",
         "schedule": schedule.value,
         "warmup_epochs": warmup,
         "milestones": milestones or (),
@@ -315,29 +326,29 @@ def train(
         "augmentation": augment.value,
     }
     TrainingOptions(**engine)  # refuses what is wrong before the data are loaded
+    dataset = _load(data)
+    _check_validation(validation, dataset, keep_best)
+    if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
+        raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
+    plan = TrainingPlan(
+        name,
+        network=model,
+        network_arguments=model_arguments,
+        parameters=parameters,
+        instruments=joined,
+        weight_map=None if weight_map is None else weight_map.value,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer.value,
+        lr=lr,
+        momentum=0.9 if momentum is None else momentum,
+        weight_decay=weight_decay,
+        validation=validation,
+        options={**engine, "keep_best": keep_best},
+    )
     with _on_interrupt(f"to continue: art-robust {shlex.join([*_without(sys.argv[1:], '--resume'), '--resume'])}"):
-        _train(
-            name,
-            _load(data),
-            model,
-            out,
-            parameters,
-            joined,
-            model_arguments=model_arguments,
-            weight_map=None if weight_map is None else weight_map.value,
-            epochs=epochs,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            lr=lr,
-            momentum=0.9 if momentum is None else momentum,
-            weight_decay=weight_decay,
-            engine=engine,
-            validation=validation,
-            keep_best=keep_best,
-            seed=seed,
-            resume=resume,
-        )
-    if _processes().is_main_process:
+        train_run(plan, dataset, out, seed=seed, resume=resume)
+    if processes_here().is_main_process:
         attack, proof = f"art-robust evaluate {out} --norm Linf --eps 0.1", f"art-robust certify {out} --eps 0.1"
         console.print(f"Saved in {out}. Next: {attack}, or {proof}", soft_wrap=True)
 
@@ -383,7 +394,7 @@ def evaluate(
     """
     threats = [ThreatModel(norm.value, radius) for radius in eps]
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
-        reports = _evaluate(
+        reports = evaluate_run(
             run,
             _test_data(run, data),
             threats,
@@ -393,11 +404,11 @@ def evaluate(
             seed=seed,
             batch_size=batch_size,
             physical_batch_size=physical_batch_size,
-            backend=backend,
+            backend=backend.value,
             certify="always" if certify else "never",
             out=out,
         )
-    if _processes().is_main_process:
+    if processes_here().is_main_process:
         for report in reports:
             console.print(str(report), markup=False, highlight=False)
 
@@ -426,38 +437,46 @@ def certify(
         raise ValueError(f"--points: got {points}, expected at least 1.")
     threats = [ThreatModel(norm.value, radius) for radius in eps]
     test = _test_data(run, data)
-    images, labels = test.x_test[:points], test.y_test[:points]
-    certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(run))
-    prediction, radius = certifier.certify(images, batch_size, norm=norm.value)
-    correct, bound = prediction == labels, certifier.lipschitz_report()
-    accuracies = {threat.eps: float((correct & (radius >= threat.eps)).mean()) for threat in threats}
-    folder = out or run / CERTIFICATES / "-".join([norm.value, *eps, Path(test.name).stem, str(len(images))]).replace(
-        "/", "_"
-    )
-    save_tensors(
-        folder / "radii.safetensors", {"radius": torch.from_numpy(radius), "prediction": torch.from_numpy(prediction)}
-    )
-    summary = {
-        "norm": norm.value,
-        "data": test.name,
-        "points": len(images),
-        "clean_accuracy": float(correct.mean()),
-        "certified_accuracy": [{"eps": value, "accuracy": accuracy} for value, accuracy in accuracies.items()],
-        "median_radius": float(np.median(radius)),
-        "lipschitz": bound.lipschitz,
-        "largest_pair": bound.largest_pair,
-        "operators": bound.rows,
-    }
-    write_json(folder / "certificate.json", summary)
+    images = len(test.x_test[:points])
+    name = "-".join([norm.value, *eps, Path(test.name).stem, str(images)]).replace("/", "_")
+    folder = out or run / CERTIFICATES / name
+    summary, bound = certify_run(run, test, threats, folder, points=points, batch_size=batch_size)
     console.print(str(bound), markup=False, highlight=False, soft_wrap=True)
-    table = Table("radius", f"certified accuracy of {len(images)} points")
-    table.add_row("0", f"{correct.mean():.2%} (clean)")
-    for value, accuracy in accuracies.items():
-        table.add_row(f"{norm.value} {value:g}", f"{accuracy:.2%}")
+    table = Table("radius", f"certified accuracy of {images} points")
+    table.add_row("0", f"{summary['clean_accuracy']:.2%} (clean)")
+    for certified in summary["certified_accuracy"]:
+        table.add_row(f"{norm.value} {certified['eps']:g}", f"{certified['accuracy']:.2%}")
     console.print(table)
     if norm is NormName.linf:
         console.print("These Linf radii are L2 radii over the root of the number of features, which is loose.")
     console.print(f"Saved in {folder}.", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A folder that art-robust train, or save_classifier, wrote.")],
+    format: Annotated[
+        FormatName, typer.Option(help="torch-export (.pt2), onnx, or torchscript (.pt).")
+    ] = FormatName.torch_export,
+    batch: Annotated[str, typer.Option(metavar="N", help="Batch size that the file takes, or dynamic.")] = "dynamic",
+    data: Annotated[str | None, typer.Option(help="Test data; by default that of the training.")] = None,
+    points: Annotated[int, typer.Option(help="Test images to compare the outputs on.", min=2)] = 16,
+    out: Annotated[Path | None, typer.Option("--out", help="The file; by default RUN/network with its suffix.")] = None,
+) -> None:
+    """Write a trained network with its preprocessing to a file that needs neither this package nor ART.
+
+    Inputs are in the estimator's range, outputs are logits. The file's outputs are compared with the estimator's.
+
+    Example: art-robust export runs/bang --format onnx
+    """
+    if batch != "dynamic" and not batch.isdecimal():
+        raise ValueError(f"--batch: got {batch!r}, expected a positive whole number or dynamic.")
+    kind: Format = format.value
+    path = out or run / f"network{SUFFIXES[kind]}"
+    images = _test_data(run, data).x_test[:points]
+    size = None if batch == "dynamic" else int(batch)
+    difference = export_classifier(load_classifier(run, device="cpu"), path, images, format=kind, batch=size)
+    console.print(f"Saved {path}: logits of {len(images)} test images differ by {difference:.2g}.", soft_wrap=True)
 
 
 @app.command()
@@ -491,105 +510,69 @@ def report(
     console.print(f"Open {save_comparison(reports, out)} in a browser.", soft_wrap=True)
 
 
+@app.command()
+def benchmark(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A recipe of --list, or the path of a .toml file.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="About a minute, to see that it runs: few images, one epoch, one seed.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Processes that share the networks.", min=1)] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the networks and results; runs/NAME by default.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Write results.json to this file as well, for keeping.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the recipes, and run none.")] = False,
+) -> None:
+    """Run a recipe: train every row with every seed, attack and certify the networks, and compare them.
+
+    Stopped, the same command goes on where it was, and what is done is not done again.
+
+    Example: art-robust benchmark digits --quick
+    """
+    if listed:
+        recipes = Table("recipe", "networks", Column("what", overflow="fold"))
+        for each in map(load_recipe, available_recipes()):
+            recipes.add_row(each.name, str(sum(len(row.seeds) for row in each.rows)), each.description)
+        console.print(recipes)
+        return
+    if name is None:
+        raise ValueError(f"NAME: got none, expected one of {', '.join(available_recipes())}, or a .toml file.")
+    if record is not None and quick:
+        raise ValueError("--record: got it with --quick, whose results are no measurements, expected it without.")
+    recipe = load_recipe(name, quick=quick)
+    folder = out or Path("runs") / f"{recipe.name}{'-quick' if quick else ''}"
+    shown = ["art-robust", "benchmark", name if Path(name).suffix != ".toml" else Path(name).name]
+    shown += ["--quick"] * quick + (["--workers", str(workers)] if workers > 1 else [])
+    with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
+        results = run_recipe(recipe, folder, command=shlex.join(shown), workers=workers)
+    print(f"\n{markdown(result_rows(results))}\n")
+    if quick:
+        console.print("A quick run: these are no measurements.")
+    if record is not None:
+        write_json(record, results)
+
+
 def main() -> None:
     """The entry point of ``art-robust`` and of ``python -m art_robust_plugins``."""
     app()
 
 
-def _train(
-    name: str,
-    data: Dataset,
-    model: str,
-    out: Path,
-    parameters: dict[str, Any],
-    instruments: dict[str, dict[str, Any]],
-    *,
-    model_arguments: dict[str, Any] | None = None,
-    weight_map: Any = None,
-    epochs: int,
-    batch_size: int = 64,
-    optimizer: Optimizer = Optimizer.sgd,
-    lr: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    engine: dict[str, Any] | None = None,
-    validation: int = 0,
-    keep_best: bool = False,
-    seed: int,
-    resume: bool,
-) -> None:
-    if validation >= len(data.x_train):
-        raise ValueError(f"--validation: got {validation} of {len(data.x_train)} training images, expected fewer.")
-    if keep_best and validation == 0:
-        raise ValueError("--keep-best: got no --validation, expected a number of images to measure epochs on.")
-    # On its own device each process makes its network; the first one writes.
-    processes = _processes()
-    if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
-        raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
-    torch.manual_seed(seed)
-    network = create_model(model, data.input_shape, data.nb_classes, **(model_arguments or {}))
-    descent: torch.optim.Optimizer
-    if optimizer is Optimizer.sgd:
-        descent = torch.optim.SGD(network.parameters(), lr, momentum, weight_decay=weight_decay)
-    else:
-        descent = torch.optim.Adam(network.parameters(), lr, weight_decay=weight_decay)
-    classifier = PyTorchClassifier(
-        network, nn.CrossEntropyLoss(), data.input_shape, data.nb_classes, optimizer=descent, clip_values=(0.0, 1.0)
-    )
-    settings = {"schedule": "cosine", **(engine or {})}
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
-        settings["mixed_precision"] = "bf16"
-    options = TrainingOptions(seed=seed, keep_best=keep_best, checkpoint_dir=out, resume=resume, **settings)
-    attached = [create_instrument(instrument, **values) for instrument, values in instruments.items()]
-    training = {"options": options, **({"instruments": attached} if attached else {})}
-    if weight_map is not None:
-        classifier = PyTorchWeightMapClassifier.from_classifier(classifier, kernel=weight_map)
-    if issubclass(method(name), Trainer):
-        trainer = create(name, classifier, **training, **parameters)
-        parameters = trainer.parameters
-    else:
-        classifier = create(name, classifier, **parameters)
-        trainer = create("standard", classifier, **training)
-        parameters = {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
-    held_out = np.random.default_rng(0).permutation(len(data.x_train))[:validation]
-    kept = np.setdiff1d(np.arange(len(data.x_train)), held_out)
-    trainer.fit(
-        data.x_train[kept],
-        data.y_train[kept],
-        validation_data=(data.x_train[held_out], data.y_train[held_out]) if validation else None,
-        batch_size=batch_size,
-        nb_epochs=epochs,
-    )
-    record = {
-        "method": name,
-        "parameters": {key: _recorded(value) for key, value in parameters.items()},
-        "weight_map": weight_map,
-        "data": str(Path(data.name).resolve()) if data.name.endswith(".npz") else data.name,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-        "history": trainer.history,
-    }
-    if processes.is_main_process:
-        save_classifier(classifier, out, extra=record)
-    Processes(processes.device).wait()  # all may read it now
-
-
-def _is_trainable(kind: type) -> bool:
-    """Trainers, and the one estimator whose network is changed first and then trained plainly."""
-    return issubclass(kind, Trainer | PyTorchWeightMapClassifier)
-
-
 def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> None:
-    if not _is_trainable(kind):
+    if not is_trainable(kind):
         raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
     if weight_map is not None and not issubclass(kind, Trainer):
         raise ValueError(f"--weight-map: got {weight_map.value} for {name!r}, expected --set kernel=... there.")
 
 
-def _processes() -> PartialState:
-    """Those that ``accelerate launch`` or ``torchrun`` started; each takes its device, and makes networks there."""
-    return processes_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def _check_validation(validation: int, data: Dataset, keep_best: bool) -> None:
+    if validation >= len(data.x_train):
+        raise ValueError(f"--validation: got {validation} of {len(data.x_train)} training images, expected fewer.")
+    if keep_best and validation == 0:
+        raise ValueError("--keep-best: got no --validation, expected a number of images to measure epochs on.")
 
 
 def _check_demo(folder: Path, epochs: int, seed: int) -> None:
@@ -602,91 +585,6 @@ def _check_demo(folder: Path, epochs: int, seed: int) -> None:
         )
 
 
-def _evaluate(
-    run: Path,
-    data: Dataset,
-    threats: Sequence[ThreatModel],
-    attacks: Sequence[str],
-    transfers: Sequence[Path] = (),
-    *,
-    points: int,
-    seed: int,
-    batch_size: int = BATCH_SIZE,
-    physical_batch_size: int | None = None,
-    backend: BackendName = BackendName.native,
-    certify: Literal["always", "if possible", "never"] = "never",
-    out: Path | None = None,
-) -> list[EvaluationReport]:
-    """The report of each threat, saved; several threats in folders of their own, with a page that compares them."""
-    others = {path.resolve().name: path for path in transfers}
-    if len(others) < len(transfers):
-        raise ValueError(f"--transfer: got {', '.join(map(str, transfers))}, expected runs of different names.")
-    names = [*attacks, *(f"{TRANSFER}{other}" for other in others)]
-    name = _label(run, data, threats, names, points=points, seed=seed, batch=batch_size, backend=backend)
-    folder = out or run / EVALUATIONS / name
-    processes = _processes()
-    classifier = load_classifier(run)
-    if _holds_certificate(folder / REPORT_FILE):
-        certify = "always"  # a report that is made again keeps what it has
-    if certify != "never":
-        try:
-            classifier = PyTorchLipschitzCertifier.from_classifier(classifier)
-        except NoLipschitzRuleError as reason:
-            if certify == "always":
-                raise
-            console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
-    chosen = [*attacks, *(transfer(load_classifier(path), other) for other, path in others.items())]
-    settings: dict[str, Any] = {
-        "attacks": chosen,
-        "backend": backend.value,
-        "batch_size": batch_size,
-        "physical_batch_size": physical_batch_size,
-        "seed": seed,
-    }
-    x, y = data.x_test[:points], data.y_test[:points]
-    if len(threats) == 1:
-        report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
-        if processes.is_main_process:
-            report.save(folder)
-        return [report]
-    reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
-    if processes.is_main_process:
-        for eps, report in reports.items():
-            report.save(folder / f"{eps:g}")
-        save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
-    return list(reports.values())
-
-
-def _holds_certificate(report: Path) -> bool:
-    try:
-        return report.exists() and read_json(report)["settings"]["certificate"] is not None
-    except (ValueError, KeyError, TypeError):  # a damaged or older report, which the new one replaces
-        return False
-
-
-def _label(
-    run: Path,
-    data: Dataset,
-    threats: Sequence[ThreatModel],
-    attacks: Sequence[str],
-    *,
-    points: int,
-    seed: int,
-    batch: int,
-    backend: BackendName,
-) -> str:
-    """A folder's name for an evaluation: another one of the same run gets another name."""
-    radii = [str(threat).split(" ")[1] for threat in threats[1:]]
-    parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
-    trained_on = describe_classifier(run)["extra"].get("data")
-    if trained_on is not None and Path(data.name).name != Path(trained_on).name:
-        parts.append(Path(data.name).stem)
-    parts += [f"seed{seed}"] if seed else []
-    parts += [f"batch{batch}"] if batch != BATCH_SIZE else []
-    parts += [backend.value] if backend is not BackendName.native else []
-    return "-".join(parts).replace("/", "_").replace(" ", "-")
-
-
 def _test_data(run: Path, name: str | None) -> Dataset:
     """The test data that are asked for, or those of the run's training."""
     trained_on = describe_classifier(run)["extra"].get("data")
@@ -697,7 +595,7 @@ def _test_data(run: Path, name: str | None) -> Dataset:
 
 def _load(name: str) -> Dataset:
     """The data; where several processes run, one of each machine is the first, as it may have to download them."""
-    processes = Processes(_processes().device)
+    processes = Processes(processes_here().device)
     try:
         data = load_data(name) if processes.is_local_main else None
     finally:
@@ -779,15 +677,6 @@ def _parameter_list(kind: type) -> str:
     return ", ".join(
         key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in parameters_of(kind).items()
     )
-
-
-def _recorded(value: Any) -> Any:
-    """A parameter as JSON data."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _recorded(entry) for key, entry in value.items()}
-    return [_recorded(entry) for entry in value] if isinstance(value, list | tuple) else str(value)
 
 
 def _without(arguments: list[str], left_out: str) -> list[str]:

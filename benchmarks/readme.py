@@ -24,13 +24,9 @@ from record import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
 from art_robust_plugins.evaluation.page import comparison_figure
+from art_robust_plugins.record import described
 
 ROOT = Path(__file__).parents[1]
-
-
-def conditions(record: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"`{record['command']}`, {record['date']}, {record['machine']}, Python {record['python']}, {versions}."
 
 
 def blocks() -> dict[str, str]:
@@ -41,13 +37,13 @@ def blocks() -> dict[str, str]:
         """All tables of a record, then its conditions."""
         record = records[name]
         rows = record["results"].values() if isinstance(record["results"], dict) else [record["results"]]
-        return "\n\n".join([*map(table, rows), f"{conditions(record)} {record['threads']} threads."])
+        return "\n\n".join([*map(table, rows), f"{described(record)} {record['threads']} threads."])
 
     def summary(name: str, rows: Callable[[Any], list[dict[str, str]]]) -> str:
-        return f"{table(rows(records[name]['results']))}\n\n{conditions(records[name])}"
+        return f"{table(rows(records[name]['results']))}\n\n{described(records[name])}"
 
     def part(name: str, key: str) -> str:
-        return f"{table(records[name]['results'][key])}\n\n{conditions(records[name])}"
+        return f"{table(records[name]['results'][key])}\n\n{described(records[name])}"
 
     return {
         "training_step": tables("training_step"),

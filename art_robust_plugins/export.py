@@ -1,0 +1,198 @@
+"""Trained networks as files for use without this package and without ART: torch.export, ONNX, TorchScript.
+
+A file holds the network with ART's preprocessing before it, on the CPU and in evaluation mode. It takes a batch of
+inputs as the estimator does, in its clip_values and its order of axes, and returns logits::
+
+    network = torch.export.load("network.pt2").module()             # torch-export
+    session = onnxruntime.InferenceSession("network.onnx")          # onnx: input "x", output "logits"
+    network = torch.jit.load("network.pt")                          # torchscript
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .bridge import EstimatorModule, image_tensor, standardisation_of
+from .checkpoint import write_atomically
+from .lipschitz.preprocessing import Standardisation
+
+Format = Literal["torch-export", "onnx", "torchscript"]
+SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
+"""How the name of a file of each format ends."""
+
+TOLERANCE = 1e-3
+"""How far a file's logits may be from the estimator's, as a share of the largest: what TF32 on a GPU may round."""
+
+
+def export_classifier(
+    classifier: PyTorchClassifier,
+    path: str | Path,
+    x: Any,
+    *,
+    format: Format = "torch-export",
+    batch: int | None = None,
+) -> float:
+    """Write a classifier's network, with its preprocessing, to a file that plain PyTorch or ONNX Runtime runs.
+
+    The file is loaded again, and its logits for ``x`` compared with the estimator's, before it takes its place.
+
+    Args:
+        classifier: an ART ``PyTorchClassifier``; it stays as it is.
+        path: the file; its name ends in ``.pt2``, ``.onnx`` or ``.pt``, as the format says.
+        x: inputs to compare the outputs on, [N, *input_shape] in the classifier's ``clip_values``, two at least.
+        format: ``"torch-export"``, ``"onnx"`` (needs the extra ``export``), or ``"torchscript"``, a trace.
+        batch: the batch size that the file takes; None for any.
+
+    Returns:
+        The largest difference between the file's logits and the estimator's.
+
+    Raises:
+        TypeError: for another kind of classifier.
+        ValueError: inputs that do not fit, an unknown format or another suffix, a network that cannot be exported, or
+            one whose file gives other outputs: nothing is written then.
+        ImportError: what writes ONNX is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), 3, clip_values=(0, 255))
+        >>> path = Path(tempfile.mkdtemp()) / "network.pt2"
+        >>> export_classifier(classifier, path, 255 * torch.rand(8, 1, 2, 2)) < 1e-3
+        True
+        >>> torch.export.load(path).module()(torch.zeros(5, 1, 2, 2)).shape
+        torch.Size([5, 3])
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"format: got {format!r}, expected one of {', '.join(map(repr, get_args(Format)))}.")
+    path = Path(path)
+    if path.suffix != SUFFIXES[format]:
+        raise ValueError(f"path: got {path.name!r}, expected a name that ends in {SUFFIXES[format]} for {format}.")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise ValueError(f"batch: got {batch!r}, expected a positive whole number, or None for any.")
+    if batch is not None and format == "torchscript":
+        raise ValueError(f"batch: got {batch} for torchscript, whose files take any batch, expected None.")
+    if format == "onnx":
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ImportError(f'{missing[0]} is not installed, expected it through: pip install ".[export]".')
+    network = deployed(classifier)
+    images = image_tensor(x, classifier).cpu()
+    if len(images) < 2:
+        raise ValueError("x: got one input, expected at least two to compare outputs on.")
+    # A file for any batch is tried with one input and with all; one for a fixed batch with as many as it takes.
+    batches = [images[:1], images] if batch is None else [images[torch.arange(batch) % len(images)]]
+    expected = [classifier.predict(each.numpy(), batch_size=len(each)) for each in batches]
+    differences: list[float] = []
+
+    def write(temporary: Path) -> None:
+        # What tracing warns of, values that it takes for constants, shows in the outputs.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                _write(network, batches[-1], temporary, format, batch)
+            except Exception as error:  # whatever of the network's code cannot be traced
+                reason = str(error).strip().split("\n")[0]
+                advice = "" if batch is not None or format == "torchscript" else ", or a fixed batch"
+                raise ValueError(
+                    f"classifier: its network cannot be exported as {format} ({type(error).__name__}: {reason}), "
+                    f"expected one without control flow that depends on the data{advice}."
+                ) from error
+            outputs = [_run(temporary, each, format) for each in batches]
+        differences.extend(_difference(*pair) for pair in zip(outputs, expected, strict=True))
+
+    write_atomically(path, write)
+    return max(differences)
+
+
+def deployed(classifier: PyTorchClassifier) -> nn.Module:
+    """A copy of a classifier's network with the preprocessing of ``predict`` before it, on the CPU, for evaluation.
+
+    Its inputs are the estimator's, its outputs logits; means, deviations and maps are its buffers.
+
+    Raises:
+        TypeError: for another kind of classifier.
+        ValueError: for preprocessing that is not torch, any postprocessing, outputs that are not [N, nb_classes].
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), 3, preprocessing=(0.5, 0.25))
+        >>> [type(step).__name__ for step in deployed(classifier)]
+        ['Standardisation', 'Sequential']
+    """
+    EstimatorModule(classifier, unit_range=False, probabilities=True)  # which refuses what cannot be deployed
+    steps: list[nn.Module] = []
+    for operation in classifier.preprocessing_operations:
+        if not operation.apply_predict:
+            continue
+        if type(operation) is StandardisationMeanStdPyTorch:
+            mean, std = standardisation_of(operation, classifier)
+            if bool((mean != 0).any() or (std != 1).any()):
+                steps.append(Standardisation(mean.float(), std.float()))
+        else:
+            steps.append(_Defence(copy.deepcopy(operation)))
+    network = nn.Sequential(*steps, copy.deepcopy(classifier.model)).cpu().eval()
+    return network.requires_grad_(False)
+
+
+class _Defence(nn.Module):
+    """A preprocessing defence of ART, whose modules become parts of the network."""
+
+    def __init__(self, defence: Any) -> None:
+        super().__init__()
+        self.defence = defence
+        self.parts = nn.ModuleList(value for value in vars(defence).values() if isinstance(value, nn.Module))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.defence.forward(x, None)[0]
+        return result
+
+
+def _write(network: nn.Module, x: Tensor, path: Path, format: Format, batch: int | None) -> None:
+    if format == "torchscript":
+        # Its own check compares with the network that it traces, on the same inputs; ours is with the estimator.
+        torch.jit.save(torch.jit.trace(network, (x,), check_trace=False), str(path))  # type: ignore[no-untyped-call]
+        return
+    free = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
+    program = torch.export.export(network, (x,), dynamic_shapes=free)
+    if format == "torch-export":
+        torch.export.save(program, path)
+        return
+    written = torch.onnx.export(program, (x,), dynamo=True, input_names=["x"], output_names=["logits"], verbose=False)
+    if written is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    written.save(str(path), external_data=False)
+
+
+def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
+    """The outputs [N, C] of a file that was just written."""
+    if format == "onnx":
+        from onnx.reference import ReferenceEvaluator
+
+        (outputs,) = ReferenceEvaluator(str(path)).run(None, {"x": x.numpy()})
+        return np.asarray(outputs)
+    network: Any = torch.export.load(path).module() if format == "torch-export" else torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        logits: Tensor = network(x)
+    return logits.numpy()
+
+
+def _difference(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """The largest one of the logits of a file and those of the estimator; an error where they are not the same."""
+    difference = float(np.abs(found.astype(np.float64) - wanted).max()) if found.shape == wanted.shape else np.inf
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+        raise ValueError(
+            f"classifier: the file of its network gives {found.shape} logits that are up to {difference:.2g} from the "
+            f"estimator's {wanted.shape}, expected the same; nothing was written."
+        )
+    return difference

@@ -1,0 +1,244 @@
+"""Exported networks: the estimator's logits, without this package and without ART."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_robust_plugins import (
+    PyTorchLipschitzCertifier,
+    PyTorchWeightMapClassifier,
+    WeightMapPreprocessor,
+    export_classifier,
+    save_classifier,
+)
+from art_robust_plugins.checkpoint import save_tensors
+from art_robust_plugins.export import SUFFIXES, Format
+from art_robust_plugins.models import create_model
+
+FORMATS: list[Format] = ["torch-export", "onnx", "torchscript"]
+
+
+class Squared(PreprocessorPyTorch):
+    """Preprocessing of a user's own."""
+
+    def __init__(self) -> None:
+        super().__init__(is_fitted=True, apply_fit=True, apply_predict=True)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return x * x, y
+
+
+class ChannelsLast(nn.Module):
+    """A network for images [N, H, W, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = create_model("small-cnn", (3, 8, 8), 10, channels=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.movedim(-1, 1))
+        return logits
+
+
+def estimator(network: nn.Module, shape: tuple[int, ...] = (3, 8, 8), **settings: Any) -> PyTorchClassifier:
+    settings = {"clip_values": (0.0, 1.0), "device_type": "cpu", **settings}
+    return PyTorchClassifier(network, nn.CrossEntropyLoss(), shape, 10, **settings)
+
+
+def small(**arguments: Any) -> nn.Module:
+    return create_model("small-cnn", (3, 8, 8), 10, channels=4, **arguments)
+
+
+def standardised() -> PyTorchClassifier:
+    mean, std = np.float32([[[90.0]], [[100.0]], [[110.0]]]), np.float32([[[60.0]], [[50.0]], [[70.0]]])
+    return estimator(small(dropout=0.5), clip_values=(0.0, 255.0), preprocessing=(mean, std))
+
+
+def normalised() -> PyTorchClassifier:
+    classifier = estimator(create_model("wide-resnet", (3, 8, 8), 10, depth=10, widen_factor=1))
+    classifier.model.train()
+    classifier.model(torch.rand(32, 3, 8, 8))  # running statistics of its own
+    return classifier
+
+
+def mapped() -> PyTorchClassifier:
+    classifier = PyTorchWeightMapClassifier.from_classifier(estimator(small()), kernel="unsharp")
+    for layer in classifier.weight_maps.values():
+        nn.init.uniform_(layer.map, 0.5, 1.5)
+    return classifier
+
+
+def mapped_input() -> PyTorchClassifier:
+    defence = WeightMapPreprocessor((3, 8, 8), kernel="smoothing", clip_values=(0.0, 1.0))
+    nn.init.uniform_(defence.layer.map, 0.5, 1.5)
+    return estimator(small(), preprocessing_defences=[defence], preprocessing=(0.4, 0.3))
+
+
+CLASSIFIERS: dict[str, Callable[[], PyTorchClassifier]] = {
+    "mean and deviation, 0 to 255": standardised,
+    "batch normalisation": normalised,
+    "weight maps": mapped,
+    "a map of the input": mapped_input,
+    "MinMax": lambda: estimator(create_model("2c2f", (3, 8, 8), 10, activation="minmax")),
+    "a certifier": lambda: PyTorchLipschitzCertifier.from_classifier(estimator(small(), preprocessing=(0.4, 0.3))),
+    "a defence of a user's own": lambda: estimator(small(), preprocessing_defences=[Squared()]),
+    "channels last": lambda: estimator(ChannelsLast(), (8, 8, 3), channels_first=False),
+}
+
+
+def inputs(classifier: PyTorchClassifier, count: int) -> np.ndarray[Any, Any]:
+    high = float(np.max(classifier.clip_values[1]))
+    return (high * np.random.default_rng(count).random((count, *classifier.input_shape))).astype(np.float32)
+
+
+def logits_of(path: Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As a user would compute them."""
+    if path.suffix == ".onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+        found: np.ndarray[Any, Any] = session.run(["logits"], {"x": x})[0]
+        return found
+    network = torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path)
+    with torch.no_grad():
+        outputs: Tensor = network(torch.from_numpy(x))
+    return outputs.numpy()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_file_gives_the_estimators_logits_for_any_batch(name: str, format: Format, tmp_path: Path) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    classifier = CLASSIFIERS[name]()
+    path = tmp_path / f"network{SUFFIXES[format]}"
+    before = {key: value.clone() for key, value in classifier.model.state_dict().items()}
+    difference = export_classifier(classifier, path, inputs(classifier, 4), format=format)
+    assert difference < 1e-5
+    for count in (1, 2, 7):
+        x = inputs(classifier, count)
+        wanted = classifier.predict(x)
+        assert np.abs(wanted).max() > 0.01
+        np.testing.assert_allclose(logits_of(path, x), wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
+    after = classifier.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.requires_grad for parameter in classifier.model.parameters())
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("format", ["torch-export", "onnx"])
+def test_a_fixed_batch(format: Format, tmp_path: Path) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    classifier, path = estimator(small()), tmp_path / f"network{SUFFIXES[format]}"
+    export_classifier(classifier, path, inputs(classifier, 2), format=format, batch=3)
+    x = inputs(classifier, 3)
+    np.testing.assert_allclose(logits_of(path, x), classifier.predict(x), atol=1e-5)
+    with pytest.raises(Exception, match=r"3|[Ss]hape|batch|Guard|dimension"):
+        logits_of(path, inputs(classifier, 4))
+
+
+PLAIN = """
+import sys
+sys.modules["art_robust_plugins"] = sys.modules["art"] = None  # an import of them is an error
+import torch
+from safetensors.torch import load_file
+
+expected = load_file("expected.safetensors")
+x, logits = expected["x"], expected["logits"]
+
+# in three lines
+import torch
+network = torch.export.load("network.pt2").module()
+found = [network(x)]
+
+network = torch.jit.load("network.pt")
+found.append(network(x))
+
+# the weights themselves, into the same layers
+network = torch.nn.Module()
+network.layers = torch.nn.Sequential(
+    torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+    torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+    torch.nn.Flatten(), torch.nn.Linear(32, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10),
+)
+network.load_state_dict(load_file("weights.safetensors"))
+found.append(network.layers((x - 0.4) / 0.3))
+
+for outputs in found:
+    torch.testing.assert_close(outputs.detach(), logits, atol=1e-5, rtol=1e-5)
+assert not any(name.startswith(("art.", "art_robust_plugins.")) for name in sys.modules)
+"""
+
+
+def test_plain_pytorch_loads_a_run_without_this_package_or_art(tmp_path: Path) -> None:
+    classifier = estimator(small(), preprocessing=(0.4, 0.3))
+    save_classifier(classifier, tmp_path)
+    x = inputs(classifier, 5)
+    export_classifier(classifier, tmp_path / "network.pt2", x)
+    export_classifier(classifier, tmp_path / "network.pt", x, format="torchscript")
+    expected = {"x": torch.from_numpy(x), "logits": torch.from_numpy(classifier.predict(x))}
+    save_tensors(tmp_path / "expected.safetensors", expected)
+    subprocess.run([sys.executable, "-c", PLAIN], cwd=tmp_path, check=True)
+
+
+class Branching(nn.Module):
+    """A network that computes something else for bright batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits if bool(x.mean() < 0.5) else -logits
+
+
+def test_a_file_that_would_give_other_logits_is_not_written(tmp_path: Path) -> None:
+    classifier = estimator(Branching(), (3, 2, 2))
+    x = np.full((3, 3, 2, 2), 0.9, dtype=np.float32)
+    x[0] = 0.0  # alone it takes the other branch
+    path = tmp_path / "network.pt"
+    path.write_text("an earlier one")
+    with pytest.raises(ValueError, match=r"the file of its network gives .* logits that are up to .* from the estim"):
+        export_classifier(classifier, path, x, format="torchscript")
+    assert path.read_text() == "an earlier one"
+    with pytest.raises(ValueError, match=r"its network cannot be exported as torch-export .* without control flow"):
+        export_classifier(classifier, tmp_path / "network.pt2", x)
+    assert [file.name for file in tmp_path.iterdir()] == ["network.pt"]
+
+
+def test_bad_arguments_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = estimator(small())
+    x = inputs(classifier, 2)
+
+    def refused(sentence: str, *arguments: Any, **settings: Any) -> None:
+        with pytest.raises((ValueError, TypeError, ImportError), match=sentence):
+            export_classifier(*arguments, **settings)
+        assert list(tmp_path.iterdir()) == []
+
+    path = tmp_path / "network.pt2"
+    refused("classifier: got SmallCNN, expected an ART PyTorchClassifier", classifier.model, path, x)
+    refused("format: got 'tflite', expected one of 'torch-export', 'onnx'", classifier, path, x, format="tflite")
+    refused(r"path: got 'network.pt2', expected a name that ends in \.onnx", classifier, path, x, format="onnx")
+    refused("batch: got 0, expected a positive whole number", classifier, path, x, batch=0)
+    refused("x: got one input, expected at least two", classifier, path, x[:1])
+    refused("x: got values in", classifier, path, 2 * x + 1)
+    script = {"format": "torchscript", "batch": 2}
+    refused("batch: got 2 for torchscript", classifier, tmp_path / "network.pt", x, **script)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    missing = r'onnxscript is not installed, expected it through: pip install "\.\[export\]"'
+    refused(missing, classifier, tmp_path / "network.onnx", x, format="onnx")

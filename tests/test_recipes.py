@@ -1,0 +1,289 @@
+"""Recipes: what a file may say, and that running one gives what its parts give."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_robust_plugins import EvaluationReport, PyTorchLipschitzCertifier, load_classifier
+from art_robust_plugins.checkpoint import load_tensors
+from art_robust_plugins.data import Dataset
+from art_robust_plugins.recipes import available_recipes, benchmark, load_recipe, result_rows, run_recipe
+from art_robust_plugins.recipes.recipe import Recipe
+
+SMALL = """
+description = "two rows"
+data = "digits"
+seeds = [0, 1]
+threat = "Linf 0.1"
+[network]
+name = "small-cnn"
+channels = 4
+[training]
+train = 200
+epochs = 2
+[options]
+max_gradient_norm = 5.0
+[evaluation]
+threats = ["Linf 0.05", "Linf 0.1", "L2 0.2"]
+attacks = ["apgd-ce"]
+points = 12
+noise = ["gaussian-0.1"]
+certify = ["L2 0.01", "L2 0.2"]
+[[rows]]
+name = "plain"
+method = "standard"
+[[rows]]
+name = "local ball, with BANG, maps"
+method = "local-ball"
+parameters = { steps = 2 }
+with = { bang = { beta = 0.4 } }
+weight_map = "unsharp"
+training = { optimizer = "adam", lr = 1e-3 }
+network = { channels = 2 }
+options = { channels_last = true }
+seeds = [3]
+"""
+
+
+def recipe_of(text: str, folder: Path, *, quick: bool = False) -> Recipe:
+    path = folder / "small.toml"
+    path.write_text(text)
+    return load_recipe(path, quick=quick)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A recipe that was run, and its record."""
+    folder = tmp_path_factory.mktemp("recipes")
+    out = folder / "out"
+    return out, run_recipe(recipe_of(SMALL, folder), out, command="art-robust benchmark small")
+
+
+IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+@pytest.mark.parametrize("name", available_recipes())
+def test_every_row_of_every_recipe_can_be_trained(name: str) -> None:
+    for quick in (False, True):
+        recipe = load_recipe(name, quick=quick)
+        x, y = np.random.rand(4, *IMAGES[recipe.data]).astype(np.float32), np.arange(4)
+        data = Dataset(recipe.data, x, y, x, y, 10)
+        for row in recipe.rows:
+            trainer, parameters = row.plan.trainer(data, seed=0)
+            assert isinstance(trainer.classifier, PyTorchClassifier)
+            assert row.plan.parameters.items() <= parameters.items()
+
+
+def test_the_quick_form_is_small() -> None:
+    for name in available_recipes():
+        recipe = load_recipe(name, quick=True)
+        assert recipe.quick
+        assert recipe.data == "digits"  # there without a download
+        assert recipe.points <= 10
+        for row in recipe.rows:
+            assert len(row.seeds) == 1
+            assert row.plan.epochs <= 3
+            assert row.plan.train is not None
+
+
+def test_a_row_is_the_recipe_with_its_own_changes(tmp_path: Path) -> None:
+    plain, ball = recipe_of(SMALL, tmp_path).rows
+    assert (plain.plan.optimizer, plain.plan.lr, plain.plan.train, plain.seeds) == ("sgd", 0.01, 200, (0, 1))
+    assert plain.plan.parameters == {}  # it takes no threat
+    assert plain.plan.network_arguments == {"channels": 4}
+    assert (ball.plan.optimizer, ball.plan.lr, ball.plan.epochs, ball.seeds) == ("adam", 1e-3, 2, (3,))
+    assert ball.plan.network_arguments == {"channels": 2}
+    assert ball.plan.options == {"max_gradient_norm": 5.0, "channels_last": True}
+    assert str(ball.plan.parameters["threat"]) == "Linf 0.1"
+
+
+def test_the_record_is_what_the_parts_give(done: tuple[Path, dict[str, Any]], digits: Dataset, tmp_path: Path) -> None:
+    out, record = done
+    assert record == json.loads((out / "results.json").read_text())
+    assert record["command"] == "art-robust benchmark small"
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["recipe"] == recipe_of(SMALL, tmp_path).table
+    assert not record["quick"]
+    assert [(result["row"], result["seed"]) for result in record["results"]] == [
+        ("plain", 0),
+        ("plain", 1),
+        ("local ball, with BANG, maps", 3),
+    ]
+    folders = ["plain/seed-0", "plain/seed-1", "local-ball-with-BANG-maps/seed-3"]
+    for result, folder in zip(record["results"], folders, strict=True):
+        classifier = load_classifier(out / folder)
+        assert result["clean"] == (classifier.predict(digits.x_test).argmax(axis=1) == digits.y_test).mean()
+        for threat, found in result["threats"].items():
+            norm, eps = threat.split()
+            place = f"Linf-0.05-Linf-0.1/{eps}" if norm == "Linf" else "L2-0.2"
+            report = EvaluationReport.load(out / folder / "evaluations" / place)
+            assert (report.settings["threat"]["norm"], report.settings["threat"]["eps"]) == (norm, float(eps))
+            assert (found["robust"], found["autoattack"]) == (report.robust_accuracy, None)
+            assert found["attacks"] == {"apgd-ce": report.attacks[0].robust_accuracy}
+            assert found["flags"] == [flag.name for flag in report.flags]
+            assert len(report.robust) == 12
+        assert result["threats"]["Linf 0.1"]["robust"] <= result["threats"]["Linf 0.05"]["robust"]
+        prediction, radius = PyTorchLipschitzCertifier.from_classifier(classifier).certify(digits.x_test)
+        right = prediction == digits.y_test
+        assert result["certified"] == {f"L2 {eps}": (right & (radius >= eps)).mean() for eps in (0.01, 0.2)}
+        noisy = EvaluationReport.load(out / folder / "evaluations" / "noise")
+        assert result["noise"] == {"gaussian-0.1": noisy.attacks[0].robust_accuracy}
+        assert len(noisy.robust) == len(digits.x_test)
+        history = json.loads((out / folder / "classifier.json").read_text())["extra"]["history"]
+        assert result["training_seconds"] == sum(epoch["seconds"] for epoch in history)
+    page = (out / "Linf-0.1" / "index.html").read_text()
+    assert "local ball, with BANG, maps" in page
+    assert "plain" in page
+
+
+def test_the_table_has_means_over_seeds(done: tuple[Path, dict[str, Any]]) -> None:
+    plain, ball = result_rows(done[1])
+    clean = [100 * result["clean"] for result in done[1]["results"][:2]]
+    assert (plain["training"], plain["seeds"]) == ("plain", "2")
+    assert plain["clean"] == f"{np.mean(clean):.1f} ({min(clean):.1f} to {max(clean):.1f})"
+    assert ball["clean"] == f"{100 * done[1]['results'][2]['clean']:.1f}"
+    assert "attacked, Linf 0.1" in plain  # not AutoAttack: only one of its stages ran
+    assert plain.keys() == ball.keys()
+
+
+def test_what_is_done_is_not_done_again(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, record = done
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(benchmark, "train_run", never)
+    again = run_recipe(recipe_of(SMALL, tmp_path), out, command="art-robust benchmark small")
+    assert again == record
+    for change, names in (("lr = 1e-3", "rows"), ("points = 12", "evaluation")):
+        changed = SMALL.replace(change, change + "0")
+        with pytest.raises(ValueError, match=f"holds results of another {names}, expected another folder"):
+            run_recipe(recipe_of(changed, tmp_path), out, command="")
+    with pytest.raises(ValueError, match="another quick form"):
+        run_recipe(recipe_of(SMALL, tmp_path, quick=True), out, command="")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds other files"):
+        run_recipe(recipe_of(SMALL, tmp_path), tmp_path / "full", command="")
+
+
+def test_a_stopped_recipe_goes_on_and_gives_the_same(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = recipe_of(SMALL, tmp_path), tmp_path / "out"
+    calls = []
+    evaluate = benchmark.evaluate_run
+
+    def stopped(*arguments: Any, **settings: Any) -> Any:
+        calls.append(arguments[0])
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "evaluate_run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, out, command="")
+    assert (out / "plain" / "seed-0" / "result.json").exists()
+    assert not (out / "plain" / "seed-1" / "result.json").exists()
+    record = run_recipe(recipe, out, command="")
+
+    def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in result.items() if key != "training_seconds"} for result in results]
+
+    assert compared(record["results"]) == compared(done[1]["results"])
+
+
+@pytest.mark.slow
+def test_workers_give_what_one_process_gives(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, record = done
+    shared = run_recipe(recipe_of(SMALL, tmp_path), tmp_path / "out", command="", workers=2)
+    assert shared["workers"] == 2
+    for one, other in zip(record["results"], shared["results"], strict=True):
+        assert {**one, "training_seconds": 0} == {**other, "training_seconds": 0}
+    weights = [load_tensors(each / "plain" / "seed-1" / "weights.safetensors") for each in (out, tmp_path / "out")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_network_without_a_bound_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from art_robust_plugins.lipschitz.rules import RULES
+
+    text = SMALL.split("[[rows]]", maxsplit=1)[0].replace('"Linf 0.05", "Linf 0.1", "L2 0.2"', '"Linf 0.1"') + (
+        '[[rows]]\nname = "plain"\nmethod = "standard"\nseeds = [0]\n'
+    )
+    monkeypatch.delitem(RULES, torch.ops.aten.relu.default)
+    record = run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
+    assert record["results"][0]["certified"] == {"L2 0.01": None, "L2 0.2": None}
+    assert result_rows(record)[0]["certified, L2 0.2"] == "no bound"
+
+
+def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -> None:
+    for old, new, sentence in (
+        ("channels = 2", "chanels = 2", "chanels: the network 'small-cnn' has no such argument; did you mean"),
+        ('weight_map = "unsharp"', 'weight_map = "sharp"', "kernel: got 'sharp'"),
+        ("steps = 2", "steps = 0", "steps: got 0, expected"),
+    ):
+        recipe = recipe_of(SMALL.replace(old, new), tmp_path)
+        with pytest.raises(ValueError, match=f"small: local ball, with BANG, maps: {sentence}"):
+            run_recipe(recipe, tmp_path / "out", command="")
+        assert not (tmp_path / "out").exists()
+
+
+BAD = [
+    (
+        "description = ",
+        "descripton = ",
+        "small.toml: got 'descripton', which is not known; did you mean 'description'?",
+    ),
+    ('data = "digits"\n', "", "small.toml.data: got none, expected text."),
+    ("seeds = [0, 1]", 'seeds = ["a"]', "small.toml: plain: seeds: got ['a'], expected whole numbers, each once."),
+    ("seeds = [0, 1]", "seeds = 3", "small.toml.seeds: got 3, expected a list."),
+    ('threat = "Linf 0.1"', 'threat = "Linf"', "got 'Linf', expected a norm and a radius, such as 'Linf 8/255'."),
+    ('threat = "Linf 0.1"', "", "threat: got none, which 'local-ball' trains against, expected one."),
+    ("epochs = 2", "epoch = 2", "small.toml: plain: training: got 'epoch', which is not known; did you mean 'epochs'?"),
+    ("epochs = 2", "epochs = 0", "small.toml: plain: epochs: got 0, expected a positive whole number."),
+    ("epochs = 2", "epochs = true", "small.toml: plain: training.epochs: got True, expected a whole number."),
+    ('optimizer = "adam"', 'optimizer = "adamw2"', "optimizer: got 'adamw2', expected one of 'sgd', 'adam'."),
+    ("max_gradient_norm = 5.0", "max_gradient = 5.0", "did you mean 'max_gradient_norm'?"),
+    ("max_gradient_norm = 5.0", "seed = 5", "small.toml: plain: options: got 'seed', which is not known;"),
+    ("max_gradient_norm = 5.0", "max_gradient_norm = -1", "max_gradient_norm: got -1, expected a positive number"),
+    ('attacks = ["apgd-ce"]', 'attacks = ["apgd-c"]', "evaluation: attacks: got 'apgd-c'"),
+    ("points = 12", "points = 0", "small.toml: evaluation.points: got 0, expected at least 1."),
+    ("points = 12", "", "small.toml: evaluation.points: got none, expected a whole number."),
+    ('noise = ["gaussian-0.1"]', 'noise = ["gaussian-0.11"]', "evaluation.noise: got 'gaussian-0.11'"),
+    ('["L2 0.01", "L2 0.2"]', '["L2 0.01", "Linf 0.2"]', "expected radii of one norm."),
+    ('["L2 0.01", "L2 0.2"]', '["L2 0.2", "L2 0.20"]', "evaluation.certify: got ['L2 0.2', 'L2 0.20'], expected each"),
+    ('"L2 0.2"]\nattacks', '"L3 0.2"]\nattacks', "evaluation.threats: norm: got 'L3', expected one of"),
+    ('method = "standard"', 'method = "standart"', "small.toml: plain: name: got 'standart', expected one of"),
+    ('method = "standard"', 'method = "lipschitz-certifier"', "method: got 'lipschitz-certifier', expected a trainer"),
+    (
+        'method = "standard"',
+        'method = "weight-map"\nthreat = "L2 1"',
+        "threat: 'weight-map' takes none, expected no",
+    ),
+    ("steps = 2", "step = 2", "parameters: got 'step', which is not known; did you mean 'steps'?"),
+    ("bang = {", "bnag = {", "with: got 'bnag', which is not known; did you mean 'bang'?"),
+    ("beta = 0.4", "bta = 0.4", "with.bang: got 'bta', which is not known; did you mean 'beta'?"),
+    ('name = "local ball, with BANG, maps"', 'name = "plain"', "small.toml: rows: got 'plain' twice, expected each"),
+    ("[training]", "[[training]]", "small.toml.training: got [{'train': 200, 'epochs': 2}], expected a table."),
+    ('name = "small-cnn"', "", "small.toml: plain: network.name: got None, expected a network's name."),
+    ("points = 12", "points = ", "expected TOML."),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), BAD, ids=[sentence for _, _, sentence in BAD])
+def test_what_no_recipe_has_is_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    assert old in SMALL
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        recipe_of(SMALL.replace(old, new, 1), tmp_path)
+    assert "\n" not in str(caught.value)
