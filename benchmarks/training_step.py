@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # or each process below would load it anew, at its first step
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
@@ -245,8 +247,12 @@ def arts_trainer(name: str, classifier: PyTorchClassifier, batch: int, ascents: 
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def in_child(measure: Callable[[], Any], threads: int) -> Any:
-    """What ``measure`` returns in a process of its own."""
+def alone(measure: Callable[[], Any], device: str, threads: int) -> Any:
+    """What ``measure`` returns, on a CPU in a process of its own; CUDA does not survive a fork, and needs none."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        return measure()
     processes = multiprocessing.get_context("fork")
     receiving, sending = processes.Pipe(duplex=False)
 
@@ -302,8 +308,10 @@ def times(runs: dict[str, Fit], setting: Setting, device: str, rounds: int, call
     few = setting.data(device, 2 * setting.batch)
     for run in runs.values():
         run(*few)
-    slowest = seconds(list(runs.values())[-1], *few) / 2
-    steps = min(max(round(call / slowest), 2), 200)
+    steps = 2
+    for _ in range(2):  # a call of two steps has much that is not a step
+        taken_by_few = seconds(list(runs.values())[-1], *setting.data(device, steps * setting.batch))
+        steps = min(max(round(call * steps / taken_by_few), 2), 200)
     x, y = setting.data(device, steps * setting.batch)
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds):
@@ -348,9 +356,11 @@ class Bench:
         def needed(make: Callable[[], Fit]) -> float:
             return peak(make(), setting, self.device)
 
-        taken = in_child(timed, self.threads)
+        taken = alone(timed, self.device, self.threads)
         weighed = makers if memory else {}
-        return Measured(taken, {name: in_child(partial(needed, make), self.threads) for name, make in weighed.items()})
+        return Measured(
+            taken, {name: alone(partial(needed, make), self.device, self.threads) for name, make in weighed.items()}
+        )
 
     def method(self, name: str, method: Method, setting: Setting, ascents: int) -> dict[str, Any]:
         """The row of a method."""
