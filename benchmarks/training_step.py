@@ -4,9 +4,9 @@
 
 Time: all that a row compares is measured in turns in one process; a ratio is the median over the rounds of the ratio of
 two times that were taken next to each other. Beside other loops whole calls of ``fit`` are timed, divided by their
-steps; of options the second of two epochs, since a compiler works in the first. Memory: each
-kind of training runs once in a process of its own; on a CPU its peak of resident memory above what was there before
-(with all code loaded), on CUDA ``max_memory_allocated`` above what was there before. Images are random.
+steps; of options the second of two epochs, since a compiler works in the first. Memory: each kind of training runs
+once; on a CPU in a process of its own, whose peak of resident memory counts above what it held with all code loaded, on
+CUDA ``max_memory_allocated`` above what was there before. Images are random.
 
 glibc is told to keep freed memory: otherwise it returns some of it in every step, and fetching it again costs up to a
 fifth of a small network's step, at random, in every row.
@@ -356,11 +356,10 @@ class Bench:
         def needed(make: Callable[[], Fit]) -> float:
             return peak(make(), setting, self.device)
 
-        taken = alone(timed, self.device, self.threads)
+        measured = partial(alone, device=self.device, threads=self.threads)
+        taken = measured(timed)
         weighed = makers if memory else {}
-        return Measured(
-            taken, {name: alone(partial(needed, make), self.device, self.threads) for name, make in weighed.items()}
-        )
+        return Measured(taken, {name: measured(partial(needed, make)) for name, make in weighed.items()})
 
     def method(self, name: str, method: Method, setting: Setting, ascents: int) -> dict[str, Any]:
         """The row of a method."""
