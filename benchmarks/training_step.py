@@ -4,9 +4,9 @@
 
 Time: all that a row compares is measured in turns in one process; a ratio is the median over the rounds of the ratio of
 two times that were taken next to each other. Beside other loops whole calls of ``fit`` are timed, divided by their
-steps; of options the second of two epochs, since a compiler works in the first. Memory: each
-kind of training runs once in a process of its own; on a CPU its peak of resident memory above what was there before
-(with all code loaded), on CUDA ``max_memory_allocated`` above what was there before. Images are random.
+steps; of options the second of two epochs, since a compiler works in the first. Memory: each kind of training runs
+once; on a CPU in a process of its own, whose peak of resident memory counts above what it held with all code loaded, on
+CUDA ``max_memory_allocated`` above what was there before. Images are random.
 
 glibc is told to keep freed memory: otherwise it returns some of it in every step, and fetching it again costs up to a
 fifth of a small network's step, at random, in every row.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # or each process below would load it anew, at its first step
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
@@ -245,8 +247,12 @@ def arts_trainer(name: str, classifier: PyTorchClassifier, batch: int, ascents: 
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def in_child(measure: Callable[[], Any], threads: int) -> Any:
-    """What ``measure`` returns in a process of its own."""
+def alone(measure: Callable[[], Any], device: str, threads: int) -> Any:
+    """What ``measure`` returns, on a CPU in a process of its own; CUDA does not survive a fork, and needs none."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        return measure()
     processes = multiprocessing.get_context("fork")
     receiving, sending = processes.Pipe(duplex=False)
 
@@ -302,8 +308,10 @@ def times(runs: dict[str, Fit], setting: Setting, device: str, rounds: int, call
     few = setting.data(device, 2 * setting.batch)
     for run in runs.values():
         run(*few)
-    slowest = seconds(list(runs.values())[-1], *few) / 2
-    steps = min(max(round(call / slowest), 2), 200)
+    steps = 2
+    for _ in range(2):  # a call of two steps has much that is not a step
+        taken_by_few = seconds(list(runs.values())[-1], *setting.data(device, steps * setting.batch))
+        steps = min(max(round(call * steps / taken_by_few), 2), 200)
     x, y = setting.data(device, steps * setting.batch)
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds):
@@ -348,9 +356,10 @@ class Bench:
         def needed(make: Callable[[], Fit]) -> float:
             return peak(make(), setting, self.device)
 
-        taken = in_child(timed, self.threads)
+        measured = partial(alone, device=self.device, threads=self.threads)
+        taken = measured(timed)
         weighed = makers if memory else {}
-        return Measured(taken, {name: in_child(partial(needed, make), self.threads) for name, make in weighed.items()})
+        return Measured(taken, {name: measured(partial(needed, make)) for name, make in weighed.items()})
 
     def method(self, name: str, method: Method, setting: Setting, ascents: int) -> dict[str, Any]:
         """The row of a method."""
