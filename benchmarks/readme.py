@@ -24,6 +24,7 @@ from record import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
 from art_robust_plugins.evaluation.page import comparison_figure
+from art_robust_plugins.recipes import available_recipes, result_rows
 from art_robust_plugins.record import described
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,18 @@ def blocks() -> dict[str, str]:
         "weight_map_mnist": summary("weight_map_mnist", weight_maps.summary),
         "weight_map_speed": tables("weight_map_speed"),
         "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary),
+        **{f"recipe_{name}": recipe(name, records.get(f"recipe_{name}")) for name in available_recipes()},
     }
+
+
+def recipe(name: str, record: dict[str, Any] | None) -> str:
+    """The table of a recipe, or how to measure it."""
+    if record is None:
+        path = (RESULTS / f"recipe_{name}.json").relative_to(ROOT)
+        return f"Not measured. `art-robust benchmark {name} --record {path}` measures it."
+    if record["quick"]:
+        raise ValueError(f"recipe_{name}.json: got results of --quick, expected those of the whole recipe.")
+    return f"{table(result_rows(record))}\n\n{described(record)}"
 
 
 def written(text: str) -> str:

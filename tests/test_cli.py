@@ -29,6 +29,7 @@ from art_robust_plugins import (
 from art_robust_plugins.checkpoint import load_tensors
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.lipschitz.rules import RULES
+from art_robust_plugins.recipes import available_recipes
 
 pytest.importorskip("pyautoattack")
 
@@ -76,7 +77,7 @@ def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]
     code, text = run("--help")
     assert code == 0
     assert "art-robust demo --out runs/demo" in text
-    for command in ("methods", "demo", "train", "evaluate", "certify", "report"):
+    for command in ("methods", "demo", "train", "evaluate", "certify", "export", "report", "benchmark"):
         assert command in text
         assert run(command, "--help")[0] == 0
 
@@ -219,6 +220,71 @@ def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Data
     assert again.certified_accuracy == report.certified_accuracy
 
 
+def test_export(run, trained: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("export", trained)
+    assert code == 0
+    assert f"Saved {trained / 'network.pt2'}: logits of 16 test images differ by" in " ".join(text.split())
+    assert run("export", trained, "--format", "torchscript", "--out", tmp_path / "bang.pt")[0] == 0
+    wanted = load_classifier(trained, device="cpu").predict(digits.x_test[:3])
+    for network in (torch.export.load(trained / "network.pt2").module(), torch.jit.load(tmp_path / "bang.pt")):
+        np.testing.assert_allclose(network(torch.from_numpy(digits.x_test[:3])).detach().numpy(), wanted, atol=1e-5)
+    (trained / "network.pt2").unlink()
+
+
+RECIPE = """
+description = "one network"
+data = "digits"
+seeds = [0]
+[network]
+name = "small-cnn"
+channels = 4
+[training]
+epochs = 40
+[evaluation]
+threats = ["Linf 0.1"]
+attacks = ["apgd-ce"]
+points = 4
+[quick]
+train = 64
+[[rows]]
+name = "plain"
+method = "standard"
+"""
+
+
+def test_benchmark(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("benchmark", "--list")
+    assert code == 0
+    assert all(name in text for name in available_recipes())
+    path = tmp_path / "own.toml"
+    path.write_text(RECIPE.replace("epochs = 40", "epochs = 1"))
+    kept = tmp_path / "kept.json"
+    code, text = run("benchmark", path, "--out", tmp_path / "own", "--record", kept)
+    assert code == 0
+    assert "| training | seeds | clean | attacked, Linf 0.1 |" in text
+    record = json.loads(kept.read_text())
+    assert record == json.loads((tmp_path / "own" / "results.json").read_text())
+    assert record["command"] == "art-robust benchmark own.toml"
+    code, text = run("benchmark", path, "--quick", "--out", tmp_path / "quick")
+    assert code == 0
+    assert "these are no measurements" in text
+    assert json.loads((tmp_path / "quick" / "results.json").read_text())["quick"]
+
+
+def test_ctrl_c_in_a_benchmark_says_how_to_resume_and_it_works(tmp_path: Path) -> None:
+    path, out = tmp_path / "own.toml", tmp_path / "out"
+    path.write_text(RECIPE)
+    command = [sys.executable, "-m", "art_robust_plugins", "benchmark", str(path), "--out", str(out)]
+    stopped = interrupted(command, out / "plain" / "seed-0" / "training.pt")
+    assert stopped.returncode == 130
+    assert f"to continue: art-robust benchmark {path} --out {out}" in stopped.stderr
+    assert not (out / "results.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    (result,) = json.loads((out / "results.json").read_text())["results"]
+    assert len(json.loads((out / "plain" / "seed-0" / "classifier.json").read_text())["extra"]["history"]) == 40
+    assert result["clean"] > 0.5
+
+
 def test_instruments_join_a_method_and_are_recorded(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "run"
     joined = ["--with", "layerwise", "--with", "bang", "--set", "bang.beta=0.4", "--set", "layerwise.eps=0.05"]
@@ -353,6 +419,15 @@ BAD = [
     (["train", "bang", "--model-set", "hiden=4", "--out", "{new}"], "did you mean 'hidden'?"),
     (["train", "bang", "--model-set", "input_shape=4", "--out", "{new}"], "error: --model-set: got input_shape, which"),
     (["evaluate", "{pickle}", "--eps", "0.1"], "weights.safetensors"),
+    (["export", "{trained}", "--batch", "all"], "--batch: got 'all', expected a positive whole number or dynamic."),
+    (["export", "{trained}", "--out", "{new}"], "expected a name that ends in .pt2 for torch-export."),
+    (["export", "{trained}", "--format", "torchscript", "--batch", "4"], "batch: got 4 for torchscript"),
+    (["export", "{pickle}"], "weights.safetensors"),
+    (["benchmark"], "NAME: got none, expected one of cifar10, cifar10-lipschitz, digits, mnist, or a .toml file."),
+    (["benchmark", "mnits"], "NAME: got 'mnits', expected one of mnist, digits, "),
+    (["benchmark", "{new}/own.toml"], "own.toml: no such file, expected a recipe."),
+    (["benchmark", "digits", "--quick", "--record", "{new}"], "--record: got it with --quick"),
+    (["benchmark", "digits", "--out", "{trained}"], "holds other files, expected a new folder or one of this recipe."),
 ]
 
 

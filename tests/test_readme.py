@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from art_robust_plugins.cli import app
+from art_robust_plugins.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,6 +24,16 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
     import readme
 
     assert readme.written(README) == README
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("recipe_*.json")), ids=lambda path: path.stem
+)
+def test_recorded_recipes_are_those_of_the_package(path: Path) -> None:
+    record = json.loads(path.read_text())
+    now = load_recipe(path.stem.removeprefix("recipe_")).table
+    assert not record["quick"]
+    assert {**record["recipe"], "description": ""} == {**now, "description": ""}
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
