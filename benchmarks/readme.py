@@ -49,6 +49,7 @@ def blocks() -> dict[str, str]:
     return {
         "training_step": tables("training_step"),
         "autoattack_speed": part("autoattack_speed", "whole"),
+        "autoattack_parity": part("autoattack_parity", "total"),
         "conv_norms": summary("conv_norms", conv_norms.summary),
         "certify_speed": tables("certify_speed"),
         "bang_mnist": summary("bang_mnist", bang_mnist.summary),
