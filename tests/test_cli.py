@@ -39,7 +39,6 @@ def art_robust(
 ) -> tuple[int, str]:
     """The exit code and everything printed."""
     monkeypatch.setattr(sys, "argv", ["art-robust", *map(str, arguments)])
-    monkeypatch.setattr(cli.console, "file", None, raising=False)
     code = 0
     try:
         cli.main()
