@@ -534,6 +534,8 @@ def benchmark(
     Example: art-robust benchmark digits --quick
     """
     if listed:
+        if name is not None:
+            raise ValueError(f"NAME: got {name!r} with --list, expected one of the two.")
         recipes = Table("recipe", "networks", Column("what", overflow="fold"))
         for each in map(load_recipe, available_recipes()):
             recipes.add_row(each.name, str(sum(len(row.seeds) for row in each.rows)), each.description)
@@ -543,6 +545,8 @@ def benchmark(
         raise ValueError(f"NAME: got none, expected one of {', '.join(available_recipes())}, or a .toml file.")
     if record is not None and quick:
         raise ValueError("--record: got it with --quick, whose results are no measurements, expected it without.")
+    if record is not None and (record.is_dir() or not record.absolute().parent.is_dir()):
+        raise ValueError(f"--record: got {record}, expected a file in a folder that is there.")
     recipe = load_recipe(name, quick=quick)
     folder = out or Path("runs") / f"{recipe.name}{'-quick' if quick else ''}"
     shown = ["art-robust", "benchmark", name if Path(name).suffix != ".toml" else Path(name).name]

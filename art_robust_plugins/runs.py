@@ -127,6 +127,14 @@ class TrainingPlan:
         trainer = create("standard", classifier, **training)
         return trainer, {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
 
+    def check(self, trainer: RobustTrainer, data: Dataset) -> None:
+        """Refuse what training with these data would refuse, before it begins.
+
+        Raises:
+            ValueError: the sentence names the setting.
+        """
+        trainer.check_fit(self.images(data) - self.validation, self.batch_size, validated=self.validation > 0)
+
 
 def train_run(
     plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resume: bool = False, verbose: bool = True

@@ -2,6 +2,7 @@
 
 Each network has a folder ``<row>/seed-<number>`` as ``art-robust train`` makes it, with its evaluations in it, and a
 ``result.json`` when it is done. What was stopped goes on where it was, and what is done is not done again.
+A network whose training diverges has that as its result, and the others are trained all the same.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ import multiprocessing
 import re
 import signal
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..checkpoint import CLASSIFIER_FILE, describe_classifier, load_classifier, read_json, write_json
 from ..data import Dataset, load_data
-from ..evaluation import EvaluationReport, save_comparison
-from ..evaluation.suites import resolve
+from ..evaluation import EvaluationReport, Evaluator, save_comparison
+from ..evaluation.suites import package_versions, resolve
 from ..lipschitz import NoLipschitzRuleError
-from ..record import conditions, processor
+from ..record import PACKAGES, conditions, installed
 from ..runs import CERTIFICATES, EVALUATIONS, certify_run, console, evaluate_run, processes_here, train_run
 from ..threat import ThreatModel
 from .recipe import Recipe, Row
@@ -41,40 +44,42 @@ def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> 
         recipe: as `load_recipe` reads it.
         out: gets a folder for each network, a comparing page for each threat (of the first seeds), and results.json.
         command: what the record shall name.
-        workers: processes that share the networks, each with one thread on a CPU.
+        workers: processes that share the networks, each with one thread on a CPU, and with the GPUs in turn.
 
     Returns:
         The record that results.json holds: the command, versions, machine, date, the recipe, and a result for each row
-        and seed.
+        and seed, with its own date, machine and threads.
 
     Raises:
-        ValueError: for a row that cannot be trained, before any is; a folder that holds another recipe's results.
+        ValueError: for a row that cannot be trained, or a threat that it cannot be attacked within, before any row is
+            trained; a folder that holds what another recipe, other data or other versions gave.
+        ImportError: the library of an attack is not installed.
         OSError: a worker died.
     """
     if processes_here().num_processes > 1:
         raise ValueError("benchmark: got several processes, expected one; --workers shares out the networks.")
-    _check_folder(recipe, out)
-    slugs = [_slug(row.name) for row in recipe.rows]
-    if len(set(slugs)) < len(slugs):
-        raise ValueError(f"rows: got names whose folders are {', '.join(slugs)}, expected one for each row.")
     data = load_data(recipe.data)
-    for row in recipe.rows:
-        try:
-            row.plan.trainer(data, seed=0)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{recipe.name}: {row.name}: {error}") from error
-    write_json(out / RECIPE_FILE, _identity(recipe))
+    identity = _identity(recipe, data)
+    _check_folder(identity, out)
+    _check(recipe, data)
+    write_json(out / RECIPE_FILE, identity)
     jobs = [(recipe, row, seed, out / _slug(row.name) / f"seed-{seed}") for row in recipe.rows for seed in row.seeds]
-    results = list(_in_turn(jobs) if workers == 1 else _shared_out(jobs, workers))
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
+    console.print(f"{recipe.name}: {recipe.description.strip()} ({len(jobs)} networks, on {where})", soft_wrap=True)
+    results = _in_turn(jobs) if workers == 1 else _shared_out(jobs, workers)
     for text, threat in recipe.threats.items():
-        folders = {row.name: out / _slug(row.name) / f"seed-{row.seeds[0]}" for row in recipe.rows}
-        places = {name: _report_folder(recipe, folder, threat) for name, folder in folders.items()}
-        reports = {name: EvaluationReport.load(place) for name, place in places.items()}
-        console.print(f"{text}: open {save_comparison(reports, out / _slug(text))} in a browser.", soft_wrap=True)
+        reports = {}
+        for (_, row, _, folder), result in zip(jobs, results, strict=True):
+            if row.name not in reports and "diverged" not in result:
+                reports[row.name] = EvaluationReport.load(_report_folder(recipe, folder, threat))
+        if reports:
+            page = save_comparison(reports, out / _slug(text))
+            console.print(f"{text}: open {page} in a browser.", soft_wrap=True)
     record = {
         **conditions(command),
-        "machine": " and ".join(dict.fromkeys(result.pop("machine") for result in results)),
-        "workers": workers,
+        "date": max(result["date"] for result in results),
+        "machine": " and ".join(dict.fromkeys(result["machine"] for result in results)),
+        "threads": " and ".join(dict.fromkeys(str(result["threads"]) for result in results)),
         "quick": recipe.quick,
         "recipe": recipe.table,
         "results": results,
@@ -84,28 +89,43 @@ def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> 
 
 
 def result_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The rows of a record's table: means over seeds in percent, with the lowest and the highest in parentheses."""
+    """The rows of a record's table: means over seeds in percent, with the lowest and the highest in parentheses.
+
+    Networks that diverged are counted, and are in no mean. "AutoAttack" is its own number; where other attacks ran too,
+    "worst case" is that of all.
+    """
+    finished = [result for result in record["results"] if "diverged" not in result]
     rows = []
     for name in dict.fromkeys(result["row"] for result in record["results"]):
-        runs = [result for result in record["results"] if result["row"] == name]
-        row = {"training": name, "seeds": str(len(runs)), "clean": _percent([run["clean"] for run in runs])}
-        for threat, found in runs[0]["threats"].items():
-            what = "AutoAttack" if found["autoattack"] is not None else "attacked"
-            row[f"{what}, {threat}"] = _percent([run["threats"][threat]["robust"] for run in runs])
-        for noise in runs[0]["noise"]:
+        every = [result for result in record["results"] if result["row"] == name]
+        runs = [result for result in every if "diverged" not in result]
+        lost = f" ({len(every) - len(runs)} diverged)" if len(runs) < len(every) else ""
+        row = {"training": name, "seeds": f"{len(every)}{lost}", "clean": _percent([run["clean"] for run in runs])}
+        for threat in finished[0]["threats"] if finished else ():
+            attacked = [run["threats"][threat] for run in finished]
+            of_row = [run["threats"][threat] for run in runs]
+            with_autoattack = attacked[0]["autoattack"] is not None
+            if with_autoattack:
+                row[f"AutoAttack, {threat}"] = _percent([found["autoattack"] for found in of_row])
+            if any(found["robust"] != found["autoattack"] for found in attacked):
+                what = "worst case" if with_autoattack else "attacked"
+                row[f"{what}, {threat}"] = _percent([found["robust"] for found in of_row])
+        for noise in finished[0]["noise"] if finished else ():
             row[noise] = _percent([run["noise"][noise] for run in runs])
-        for radius in runs[0]["certified"]:
+        for radius in finished[0]["certified"] if finished else ():
             shares = [run["certified"][radius] for run in runs]
             row[f"certified, {radius}"] = "no bound" if None in shares else _percent(shares)
         flags = [{flag for found in run["threats"].values() for flag in found["flags"]} for run in runs]
         counted = {flag: sum(flag in each for each in flags) for each in flags for flag in sorted(each)}
         row["flags (networks)"] = ", ".join(f"{flag} ({count})" for flag, count in counted.items()) or "none"
-        row["training, s"] = f"{statistics.mean(run['training_seconds'] for run in runs):.0f}"
+        row["training, s"] = f"{statistics.mean(run['training_seconds'] for run in runs):.0f}" if runs else "none"
         rows.append(row)
     return rows
 
 
 def _percent(shares: Sequence[float]) -> str:
+    if not shares:
+        return "none"
     values = [100 * share for share in shares]
     spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
@@ -114,22 +134,27 @@ def _percent(shares: Sequence[float]) -> str:
 _Job = tuple[Recipe, Row, int, Path]
 
 
-def _in_turn(jobs: Sequence[_Job]) -> Iterator[dict[str, Any]]:
+def _in_turn(jobs: Sequence[_Job]) -> list[dict[str, Any]]:
+    results = []
     for number, job in enumerate(jobs, 1):
         console.print(f"[bold]{job[1].name}, seed {job[2]}[/bold] ({number} of {len(jobs)})")
-        yield _result(*job)
+        results.append(_result(*job))
+    return results
 
 
-def _shared_out(jobs: Sequence[_Job], workers: int) -> Iterator[dict[str, Any]]:
+def _shared_out(jobs: Sequence[_Job], workers: int) -> list[dict[str, Any]]:
     # A CUDA device cannot be used in forked processes. Ctrl-C ends each without a word: the first one speaks.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
-        futures = [pool.submit(_result, *job, verbose=False) for job in jobs]
+    numbers = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(numbers,)) as pool:
+        futures = {pool.submit(_result, *job, verbose=False): job for job in jobs}
         try:
-            for number, (job, future) in enumerate(zip(jobs, futures, strict=True), 1):
-                result = future.result()
-                console.print(f"{job[1].name}, seed {job[2]}: done ({number} of {len(jobs)})")
-                yield result
+            for number, future in enumerate(as_completed(futures), 1):
+                future.result()
+                _, row, seed, _ = futures[future]
+                console.print(f"{row.name}, seed {seed}: done ({number} of {len(jobs)})")
         except BrokenProcessPool as error:
             raise OSError(
                 "benchmark: a worker died, for want of memory perhaps; the same command goes on, maybe with fewer."
@@ -139,11 +164,16 @@ def _shared_out(jobs: Sequence[_Job], workers: int) -> Iterator[dict[str, Any]]:
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
+    return [future.result() for future in futures]
 
 
-def _begin_worker() -> None:
+def _begin_worker(numbers: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    torch.set_num_threads(1)
+    number = numbers.get()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    else:
+        torch.set_num_threads(1)
 
 
 def _result(recipe: Recipe, row: Row, seed: int, folder: Path, *, verbose: bool = True) -> dict[str, Any]:
@@ -152,20 +182,25 @@ def _result(recipe: Recipe, row: Row, seed: int, folder: Path, *, verbose: bool 
         done: dict[str, Any] = read_json(folder / RESULT_FILE)
         return done
     data = load_data(recipe.data)
-    if not (folder / CLASSIFIER_FILE).exists():
-        train_run(row.plan, data, folder, seed=seed, resume=True, verbose=verbose)
-    history = describe_classifier(folder)["extra"]["history"]
-    predicted = load_classifier(folder).predict(data.x_test, batch_size=500).argmax(axis=1)
-    result = {
-        "row": row.name,
-        "seed": seed,
-        "clean": float((predicted == data.y_test).mean()),
-        "threats": _attacked(recipe, folder, data, verbose),
-        "noise": _under_noise(recipe, folder, data, verbose),
-        "certified": _certified(recipe, folder, data),
-        "training_seconds": sum(epoch["seconds"] for epoch in history),
-        "machine": processor(),
-    }
+    result: dict[str, Any] = {"row": row.name, "seed": seed}
+    try:
+        if not (folder / CLASSIFIER_FILE).exists():
+            train_run(row.plan, data, folder, seed=seed, resume=True, verbose=verbose)
+    except FloatingPointError as error:  # as every run with this seed would
+        console.print(f"{row.name}, seed {seed}: diverged, {error}", soft_wrap=True)
+        result["diverged"] = str(error)
+    else:
+        predicted = load_classifier(folder).predict(data.x_test, batch_size=500).argmax(axis=1)
+        history = describe_classifier(folder)["extra"]["history"]
+        result |= {
+            "clean": float((predicted == data.y_test).mean()),
+            "threats": _attacked(recipe, folder, data, verbose),
+            "noise": _under_noise(recipe, folder, data, verbose),
+            "certified": _certified(recipe, folder, data),
+            "training_seconds": sum(epoch["seconds"] for epoch in history),
+        }
+    here = conditions("")
+    result |= {key: here[key] for key in ("date", "machine", "threads")}
     write_json(folder / RESULT_FILE, result)
     return result
 
@@ -242,23 +277,52 @@ def _report_folder(recipe: Recipe, folder: Path, threat: ThreatModel) -> Path:
     return place if len(threats) == 1 else place / f"{threat.eps:g}"
 
 
-def _check_folder(recipe: Recipe, out: Path) -> None:
+def _check(recipe: Recipe, data: Dataset) -> None:
+    """Refuse whatever would end the work later, before it begins."""
+    threats, names = [_slug(text) for text in recipe.threats], [_slug(row.name) for row in recipe.rows]
+    if len({*threats, *names}) < len(threats) + len(names) or "" in names:
+        raise ValueError(f"rows: got names whose folders are {', '.join(names)}, expected one for each row.")
+    if recipe.points > len(data.x_test):
+        raise ValueError(f"evaluation.points: got {recipe.points}, expected at most {len(data.x_test)}, all there are.")
+    package_versions(resolve(recipe.attacks))
+    for threats_of_norm in _evaluations(recipe):
+        if len({f"{threat.eps:g}" for threat in threats_of_norm}) < len(threats_of_norm):
+            raise ValueError(f"evaluation.threats: got {list(recipe.threats)}, expected each once in six digits.")
+    for row in recipe.rows:
+        try:
+            trainer, _ = row.plan.trainer(data, seed=0)
+            row.plan.check(trainer, data)
+            for threat in recipe.threats.values():
+                Evaluator(trainer.classifier, threat, attacks=recipe.attacks)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{recipe.name}: {row.name}: {error}") from error
+
+
+def _check_folder(identity: Mapping[str, Any], out: Path) -> None:
     """Refuse a folder with what another recipe, or an earlier form of this one, gave."""
     if not (out / RECIPE_FILE).exists():
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"--out: {out} holds other files, expected a new folder or one of this recipe.")
         return
-    then, now = read_json(out / RECIPE_FILE), _identity(recipe)
-    different = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    then = read_json(out / RECIPE_FILE)
+    different = [key for key in {**then, **identity} if then.get(key) != identity.get(key)]
     if different:
         raise ValueError(f"--out: {out} holds results of another {' and '.join(different)}, expected another folder.")
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
+def _identity(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """What results depend on, as JSON data."""
-    return {**{key: value for key, value in recipe.table.items() if key != "description"}, "quick form": recipe.quick}
+    checksum = 0
+    for array in (data.x_train, data.y_train, data.x_test, data.y_test):
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    return {
+        **{key: value for key, value in recipe.table.items() if key != "description"},
+        "quick form": recipe.quick,
+        "content of the data": checksum,
+        **{f"version of {package}": installed(package) for package in PACKAGES},
+    }
 
 
 def _slug(text: str) -> str:
     """A text as a folder's name."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text.replace("/", "_")).strip("-")
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text.replace("/", "_")).strip("-.")

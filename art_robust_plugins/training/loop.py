@@ -178,6 +178,22 @@ class RobustTrainer(Trainer):
         epoch out, as what was measured is not true of the weights.
         """
 
+    def check_fit(self, samples: int, batch_size: int, *, validated: bool = False) -> None:
+        """Refuse now the settings that `fit` would refuse, without data; it does so by itself.
+
+        Args:
+            samples: how many there will be.
+            batch_size: as for `fit`.
+            validated: whether there will be validation data.
+
+        Raises:
+            ValueError: names the setting.
+        """
+        check_count("batch_size", batch_size)
+        if self.options.drop_last and samples < batch_size:
+            raise ValueError(f"batch_size: got {batch_size} for {samples} samples, expected fewer with drop_last.")
+        self._check_options(validated)
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The method's settings: the constructor's arguments, other than the classifier and the options."""
@@ -214,9 +230,8 @@ class RobustTrainer(Trainer):
         device, options = self._device, self.options
         images = image_tensor(x, self.classifier).to(device)
         labels = label_tensor(y, self.classifier.nb_classes, samples=len(images)).to(device)
+        self.check_fit(len(images), batch_size, validated=validation_data is not None)
         steps = len(images) // batch_size if options.drop_last else -(-len(images) // batch_size)
-        if steps == 0:
-            raise ValueError(f"batch_size: got {batch_size} for {len(images)} samples, expected fewer with drop_last.")
 
         def batches(order: torch.Generator) -> Iterator[Batch]:
             index = torch.randperm(len(images), generator=order) if options.shuffle else torch.arange(len(images))
@@ -375,10 +390,9 @@ class RobustTrainer(Trainer):
         """
         options, network = self.options, self.classifier.model
         processes = self._processes = Processes(self._device)
+        self._check_options(validated=validation_data is not None)
         self._check_setup(scheduler, processes)
         validation = self._validation_tensors(validation_data)
-        if options.keep_best and validation is None:
-            raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
         self._predicting = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
 
         run = _Run(self, data, scheduler, order)
@@ -435,20 +449,25 @@ class RobustTrainer(Trainer):
             run.average.exchange()
         run.restore_best()
 
-    def _check_setup(self, scheduler: Any, processes: Processes) -> None:
-        """Refuse what would fail, or differ from what is asked for, after the first steps."""
-        classifier, interval = self.classifier, self.options.scheduler_interval
-        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
-            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected an object with a method step().")
-        if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
-            raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
-        if isinstance(classifier.optimizer, torch.optim.LBFGS):
+    def _check_options(self, validated: bool) -> None:
+        """Refuse options that do not fit the classifier."""
+        if isinstance(self.classifier.optimizer, torch.optim.LBFGS):
             raise ValueError("classifier: its optimizer LBFGS needs a closure, expected one that steps from gradients.")
         if self.options.compile == "reduce-overhead" and self._device.type != "cuda":
             raise ValueError(
                 f"compile: got 'reduce-overhead' (CUDA graphs) for a network on {self._device}, expected 'default'."
             )
+        if self.options.keep_best and not validated:
+            raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
         self._check_augmentation()
+
+    def _check_setup(self, scheduler: Any, processes: Processes) -> None:
+        """Refuse a scheduler or loss that would fail, or differ from what is asked for, after the first steps."""
+        classifier, interval = self.classifier, self.options.scheduler_interval
+        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected an object with a method step().")
+        if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
+            raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
         several, parts = processes.count > 1, self.options.accumulation_steps > 1
         if several and self._device.type == "cuda" and self._device != processes.device:
             raise ValueError(
