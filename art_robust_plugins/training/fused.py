@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from .memory_format import align_state
 
 FUSED = (SGD, Adam, AdamW)
 
@@ -28,11 +31,27 @@ def fused_steps(optimizer: Optimizer) -> Iterator[None]:
         for group in optimizer.param_groups:
             group.update(fused=True, foreach=False)
         _place_step_counts(optimizer)
+        _complete_momentum(optimizer)
+        align_state(optimizer)
         yield
     finally:
         for group, old in zip(optimizer.param_groups, before, strict=True):
             group.update(old)
         _place_step_counts(optimizer)
+
+
+def _complete_momentum(optimizer: Optimizer) -> None:
+    """A fused step of SGD wants momentum for all weights or for none: what has none yet gets zeros, which is the same.
+
+    With dampening it is not, as a first step is not damped.
+    """
+    for group in optimizer.param_groups:
+        if not isinstance(optimizer, SGD) or not group["momentum"] or group["dampening"]:
+            continue
+        for weight in group["params"]:
+            state = optimizer.state[weight]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(weight, requires_grad=False)
 
 
 def _place_step_counts(optimizer: Optimizer) -> None:

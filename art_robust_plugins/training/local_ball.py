@@ -19,6 +19,7 @@ training of Madry et al. (arXiv 1706.06083, ICLR 2018).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -27,7 +28,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import functional
 
-from ..bridge import EstimatorModule, class_logits, clip_range
+from ..bridge import class_logits
 from ..threat import ThreatModel, clip
 from .instruments import Instrument
 from .loop import RobustTrainer
@@ -209,8 +210,7 @@ class LocalBallTrainer(RobustTrainer):
         network = self.classifier.model
         network.eval()
         iterates, outputs = self.ascent(x, y)
-        first = self.steps - self._centers
-        centers = zip(iterates[first:], outputs[first:], strict=True)
+        centers = list(zip(iterates, outputs, strict=True))[len(iterates) - self._centers :]
         local_points = [self.local_point(x, center, output) for center, output in centers]
         network.train()
         # Some versions of torch keep weights that autocast cast without gradients, and use them where they are needed.
@@ -218,8 +218,11 @@ class LocalBallTrainer(RobustTrainer):
         return self.objective(x, y, iterates, local_points)
 
     def ascent(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
-        """The adversary's iterates x_1 .. x_k, and the network's outputs that it met there (None at the last)."""
-        threat, (low, high) = self.present_threat, clip_range(self.classifier)
+        """The adversary's last iterates, and the network's outputs that it met there (None at the last).
+
+        As many as have a local ball, and the adversary itself.
+        """
+        threat, (low, high) = self.present_threat, self.input_range
         step_size = self.step_size * threat.eps / self.threat.eps
         if self.global_loss == "kl":
             with torch.no_grad():
@@ -232,15 +235,16 @@ class LocalBallTrainer(RobustTrainer):
             return self.divergence(at_x, outputs) if self.global_loss == "kl" else self.loss(outputs, y)
 
         point = self.start_point(x)
-        iterates = []
+        kept = max(self._centers, 1)
+        iterates: deque[Tensor] = deque(maxlen=kept)
         for _ in range(self.steps):
             point = threat.ascend(ascended, x, point, steps=1, step_size=step_size, low=low, high=high)
             iterates.append(point)
-        return iterates, [*met[1:], None]
+        return [*iterates], [*met[1:], None][-kept:]
 
     def local_point(self, x: Tensor, center: Tensor, outputs: Tensor | None = None) -> Tensor:
         """xl in the ball of radius r around ``center`` [N, ...]; ``outputs`` are the network's there, where known."""
-        threat, (low, high) = self.present_threat, clip_range(self.classifier)
+        threat, (low, high) = self.present_threat, self.input_range
         ball = threat.scaled(self.radius)
         if outputs is None:
             with torch.no_grad():
@@ -267,7 +271,7 @@ class LocalBallTrainer(RobustTrainer):
             )
         if local_points:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.constant_target):
-                at_others = [self.logits(center) for center in iterates[self.steps - len(local_points) : -1]]
+                at_others = [self.logits(center) for center in iterates[len(iterates) - len(local_points) : -1]]
             at_centers = [*at_others, at_adversary.detach() if self.constant_target else at_adversary]
             weight = self.local_weight / len(local_points)
             for at_center, point in zip(at_centers, local_points, strict=True):
@@ -292,7 +296,7 @@ class LocalBallTrainer(RobustTrainer):
 
     def start_point(self, x: Tensor) -> Tensor:
         """Where the ascent begins."""
-        threat, (low, high) = self.present_threat, clip_range(self.classifier)
+        threat, (low, high) = self.present_threat, self.input_range
         if self.start == "uniform":
             return clip(x + self.drawn(threat.random_change, x), low, high)
         if self.start == "none":
@@ -313,9 +317,12 @@ class LocalBallTrainer(RobustTrainer):
 
     def _prepare(self) -> None:
         super()._prepare()
-        if self.global_loss == "kl" or self.local_weight > 0:  # a divergence between softmax outputs needs logits
-            EstimatorModule(self.classifier, unit_range=False, fit=True)
         self._watch.reset()
+
+    @property
+    def _needs_logits(self) -> bool:
+        # A divergence between softmax outputs would not be that of the network's distributions.
+        return super()._needs_logits or self.global_loss == "kl" or self.local_weight > 0
 
 
 class PGDTrainer(LocalBallTrainer):

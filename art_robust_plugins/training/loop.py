@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import math
@@ -39,12 +40,13 @@ from ..bridge import (
     preprocessing_modules,
 )
 from ..checkpoint import load_state, save_state
-from ..threat import ThreatModel
+from ..threat import Bound, ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
 from .compiling import Compiled
 from .fused import fused_steps
 from .instruments import Instrument
+from .memory_format import align_state, in_channels_last
 from .options import TrainingOptions, check_count
 from .prefetch import Batch, prefetched
 from .processes import Processes, Share
@@ -69,11 +71,13 @@ class RobustTrainer(Trainer):
 
     Attributes:
         history: one dictionary an epoch, to which methods may add: ``epoch``, ``loss``, ``seconds``, ``learning_rate``
-            and, with validation data, ``validation_accuracy`` and (with a threat)
+            (of the epoch's last step) and, with validation data, ``validation_accuracy`` and (with a threat)
             ``validation_robust_accuracy``, between 0 and 1.
         epochs_done: how far the training is, in epochs, with the steps of the present one as a fraction (of a stream
             without a length: in whole epochs).
         share: in `training_loss`, which part of the batch is this process's; None when it is whole.
+        input_range: the classifier's ``clip_values`` (low, high): numbers, tensors on the network's device where they
+            differ by feature, or None.
 
     Raises:
         TypeError: for another kind of classifier, threat, instruments or options.
@@ -134,8 +138,12 @@ class RobustTrainer(Trainer):
         """
 
     def logits(self, x: Tensor) -> Tensor:
-        """The network's outputs [N, C] for inputs in the classifier's range, after ART's preprocessing."""
-        return self._forward(x)
+        """The network's outputs [N, C] for inputs in the classifier's range, after ART's preprocessing.
+
+        In float32 at least: under mixed precision, losses of what is in bfloat16 would be rounded to it on a CPU.
+        """
+        outputs = self._forward(x)
+        return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The classifier's own loss, a scalar; labels are brought to the form that it takes."""
@@ -296,7 +304,7 @@ class RobustTrainer(Trainer):
             steps = len(loader)  # type: ignore[arg-type]
         except TypeError:  # a stream: its length shows when it ends
             steps = None
-        order = getattr(loader, "generator", None)
+        order = _generators_of(loader)
         self._fit_batches(lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order)
 
     # ------------------------------------------------------------------------------------------------ the loop
@@ -304,11 +312,18 @@ class RobustTrainer(Trainer):
     def _prepare(self) -> None:
         """Read the classifier as it is now: its network, device and preprocessing."""
         classifier = self.classifier
-        softmax_is_wrong = isinstance(classifier.loss, nn.CrossEntropyLoss)
-        self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not softmax_is_wrong)
+        self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not self._needs_logits)
         self._forward: Callable[[Tensor], Tensor] = self._module
+        self._predicting: EstimatorModule | None = None
         self._device = device_of(classifier.model)
+        self.input_range = clip_range(classifier)
         self._augmentations = augmentations(classifier)
+        self._padding = self._padding_value()
+
+    @property
+    def _needs_logits(self) -> bool:
+        """Whether softmax outputs would be wrong."""
+        return isinstance(self.classifier.loss, nn.CrossEntropyLoss)
 
     def _fit_batches(
         self,
@@ -318,7 +333,7 @@ class RobustTrainer(Trainer):
         validation_data: tuple[Any, Any] | None,
         scheduler: Any,
         verbose: bool,
-        order: torch.Generator | None = None,
+        order: Sequence[torch.Generator] = (),
     ) -> None:
         self._prepare()
 
@@ -348,14 +363,16 @@ class RobustTrainer(Trainer):
         nb_epochs: int,
         scheduler: Any,
         verbose: bool,
-        order: torch.Generator | None = None,
+        order: Sequence[torch.Generator] = (),
         labels: Tensor | None = None,
     ) -> None:
-        """Train with the optimizer set up as the options say, and as it was afterwards."""
+        """Train with network and optimizer set up as the options say, and as they were afterwards."""
         check_count("nb_epochs", nb_epochs)
         if self.options.schedule != "constant":
             data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
         with ExitStack() as stack:
+            if self.options.channels_last:
+                stack.enter_context(in_channels_last(self.classifier.model, self.classifier.optimizer))
             if self.options.fused_optimizer:
                 stack.enter_context(fused_steps(self.classifier.optimizer))
             if self.options.schedule != "constant":
@@ -381,23 +398,26 @@ class RobustTrainer(Trainer):
         nb_epochs: int,
         scheduler: Any,
         verbose: bool,
-        order: torch.Generator | None,
+        order: Sequence[torch.Generator],
         labels: Tensor | None,
     ) -> None:
         """From the first epoch, or from where a checkpoint stands.
 
-        ``order`` is a loader's own generator, ``labels`` all those of ``fit``.
+        ``order`` holds a loader's own generators, ``labels`` all those of ``fit``.
         """
         options, network = self.options, self.classifier.model
         processes = self._processes = Processes(self._device)
         self._check_options(validated=validation_data is not None)
         self._check_setup(scheduler, processes)
         validation = self._validation_tensors(validation_data)
-        self._predicting = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
+        if validation is not None:
+            self._predictor()  # refuses what cannot predict
 
         run = _Run(self, data, scheduler, order)
         processes.advice = run.advice
         first = run.start(processes)
+        if first > nb_epochs:
+            raise ValueError(f"nb_epochs: got {nb_epochs}, but {run.path} holds {first}, expected at least as many.")
         processes.check_same(
             {
                 "nb_epochs": nb_epochs,
@@ -407,10 +427,8 @@ class RobustTrainer(Trainer):
                 "checkpoint_dir, epochs that its checkpoint holds": first,
             }
         )
-        if options.channels_last:
-            network.to(memory_format=torch.channels_last)
         for module in (network, *run.preprocessing):
-            processes.copy_from_main(module.state_dict().values())
+            processes.copy_from_main(_tensors(module.state_dict()).values())
         run.begin_average()
 
         epochs = range(first, nb_epochs)
@@ -435,8 +453,9 @@ class RobustTrainer(Trainer):
                 record = self._epoch(epoch, steps, drawn, scheduler, bar, processes, run.average)
                 processes.copy_from_main(network.buffers())
                 if validation is not None:
-                    with run.averaged():
-                        record |= self._validate(*validation)
+                    # Without gradients of weights, a pass needs no more memory than one of training.
+                    with run.averaged(), _frozen((network, *run.preprocessing)):
+                        record |= self._validate(*validation, batch_size=min(self._largest, 500))
                 self.end_epoch(record)
                 if run.average is not None and record.get("rolled_back"):
                     run.average.restart()
@@ -508,10 +527,15 @@ class RobustTrainer(Trainer):
         others = _without(network.parameters(), trained)
         check_every = 1 if self._device.type == "cpu" else 50
         started = time.perf_counter()
-        losses: list[Tensor] = []
+        losses: list[Tensor] = []  # of the steps since the last look at them
         sizes: list[int] = []
+        total, samples, step = torch.zeros((), dtype=torch.float64, device="cpu"), 0, -1
+        rate: Any = 0.0
+        self._largest = 1
         network.train()
         for step, (images, y) in enumerate(batches):
+            if step == steps and options.schedule != "constant":
+                raise ValueError(f"loader: got more batches than the {steps} of its length, which the schedule needs.")
             self.epochs_done = epoch + (0.0 if steps is None else step / steps)
             optimizer.zero_grad(set_to_none=True)
             for parameter in others:
@@ -523,28 +547,40 @@ class RobustTrainer(Trainer):
                 loss = loss if len(part_x) == len(x) else loss * (len(part_x) / len(x))
                 torch.autograd.backward(loss)
                 parts.append(loss.detach())
+                self._largest = max(self._largest, len(part_x))
             losses.append(_average_gradients(trained, sum(parts[1:], parts[0]), processes))
             sizes.append(len(x))
-            if len(losses) % check_every == 0:
-                _check_finite(losses[-check_every:], epoch, step)
+            if len(losses) == check_every:
+                total += _checked_sum(losses, sizes, epoch, step)
+                samples += sum(sizes)
+                losses.clear()
+                sizes.clear()
             if options.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
             optimizer.step()
             if average is not None:
                 average.update()
             if scheduler is not None and options.scheduler_per_step:
+                rate = optimizer.param_groups[0]["lr"]
+                rate = rate.clone() if isinstance(rate, Tensor) else rate
                 scheduler.step()
             bar.update()
         self.epochs_done = epoch + 1.0
-        rest = len(losses) % check_every
-        if rest:
-            _check_finite(losses[-rest:], epoch, step)
+        if options.schedule != "constant" and step + 1 != steps:
+            raise ValueError(
+                f"loader: got {step + 1} batches in epoch {epoch + 1}, expected the {steps} of its length, which the "
+                f"schedule needs."
+            )
+        if losses:
+            total += _checked_sum(losses, sizes, epoch, step)
+            samples += sum(sizes)
         _check_weights([network, *preprocessing_modules(self.classifier)], epoch)
+        per_step = scheduler is not None and options.scheduler_per_step
         return {
             "epoch": epoch + 1,
-            "loss": _mean_over_samples(losses, sizes, self._device),
+            "loss": (total / samples).item(),
             "seconds": time.perf_counter() - started,
-            "learning_rate": float(optimizer.param_groups[0]["lr"]),
+            "learning_rate": float(rate if per_step else optimizer.param_groups[0]["lr"]),
         }
 
     def _set_share(self, share: Share | None) -> None:
@@ -554,12 +590,16 @@ class RobustTrainer(Trainer):
 
     def _augmented(self, x: Tensor) -> Tensor:
         padding = self.options.crop_padding if self.options.augmentation == "crop-flip" else 0
-        low, first = clip_range(self.classifier)[0], self.classifier.channels_first
-        fill = 0.0 if low is None else low
-        if first:
-            return cropped_and_flipped(x, padding, fill)
-        fill = fill.movedim(-1, 0) if isinstance(fill, Tensor) and fill.dim() == 3 else fill
-        return cropped_and_flipped(x.movedim(-1, 1), padding, fill).movedim(1, -1)
+        if self.classifier.channels_first:
+            return cropped_and_flipped(x, padding, self._padding)
+        return cropped_and_flipped(x.movedim(-1, 1), padding, self._padding).movedim(1, -1)
+
+    def _padding_value(self) -> Bound:
+        """What pixels beside an image hold: the lower clip value, along the axes [C, H, W]."""
+        low, shape = self.input_range[0], tuple(self.classifier.input_shape)
+        if not isinstance(low, Tensor) or len(shape) != 3:
+            return 0.0 if low is None else low
+        return low.expand(shape) if self.classifier.channels_first else low.expand(shape).movedim(-1, 0)
 
     def _batch_loss(self, x: Tensor, y: Tensor, processes: Processes) -> Tensor:
         """The loss of a batch; of this process's share of it, with its weight, where there are several."""
@@ -570,7 +610,7 @@ class RobustTrainer(Trainer):
         share = processes.share_of(len(x))
         if share is not None:
             x, y = x[share.rows], y[share.rows]
-        if self.options.channels_last and x.dim() == 4:
+        if self.options.channels_last and self.classifier.channels_first and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         self._set_share(share)
         for instrument in self.instruments:
@@ -592,13 +632,19 @@ class RobustTrainer(Trainer):
         y = label_tensor(validation_data[1], self.classifier.nb_classes, samples=len(x), name="validation_data[1]")
         return x, y.to(self._device)
 
+    def _predictor(self) -> EstimatorModule:
+        """The network with the preprocessing of ``predict``; made once in a fit, and only where it is used."""
+        if self._predicting is None:
+            self._predicting = EstimatorModule(self.classifier, unit_range=False, probabilities=True)
+        return self._predicting
+
     def _validate(self, x: Tensor, y: Tensor, batch_size: int = 500) -> dict[str, float]:
         """Accuracy on clean inputs and, with a threat, under PGD from a random start (the same every epoch)."""
-        network, threat = self.classifier.model, self.threat
-        low, high = clip_range(self.classifier)
+        network, threat, predictor = self.classifier.model, self.threat, self._predictor()
+        low, high = self.input_range
 
         def logits(images: Tensor) -> Tensor:
-            return class_logits(self.classifier, self._predicting(images))
+            return class_logits(self.classifier, predictor(images))
 
         network.eval()
         correct = torch.zeros((), device=x.device)
@@ -649,7 +695,7 @@ class _Run:
     """What outlives an epoch: the seed, the best weights, and the checkpoint that holds all of it."""
 
     def __init__(
-        self, trainer: RobustTrainer, data: dict[str, int], scheduler: Any, order: torch.Generator | None
+        self, trainer: RobustTrainer, data: dict[str, int], scheduler: Any, order: Sequence[torch.Generator]
     ) -> None:
         self.trainer, self.scheduler, self.order = trainer, scheduler, order
         self.options = trainer.options
@@ -727,7 +773,7 @@ class _Run:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "method": self.trainer.state_dict(),
             "instruments": instruments,
-            "order": None if self.order is None else self.order.get_state(),
+            "order": [generator.get_state() for generator in self.order],
             "best": self.best,
             "average": None if self.average is None else self.average.averages,
         }
@@ -753,10 +799,11 @@ class _Run:
         self.network.load_state_dict(state["network"])
         self._load_preprocessing(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        align_state(self.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
-        if self.order is not None:
-            self.order.set_state(state["order"])
+        for generator, saved in zip(self.order, state["order"], strict=True):
+            generator.set_state(saved)
         for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
             instrument.load_state_dict(saved)
         self.trainer.load_state_dict(state["method"])
@@ -779,13 +826,39 @@ class _Run:
         described["instruments"] = list(trainer.instruments)
         described["optimizer"] = f"{type(self.optimizer).__name__} {self.optimizer.defaults}"
         described["scheduler"] = type(self.scheduler).__name__
-        described["weights"] = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
+        described["weights"] = {name: tuple(t.shape) for name, t in _tensors(self.network.state_dict()).items()}
         described["preprocessing"] = self.preprocessing
         return {name: str(value) for name, value in (described | data).items()}
 
 
-def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in weights.items()}
+@contextmanager
+def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """A context within which no weights of these modules get gradients."""
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad and p.is_leaf]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _copied(weights: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy({**weights, **{name: tensor.detach() for name, tensor in _tensors(weights).items()}})
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Those of a state dict, which holds other things where modules have an extra state."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _generators_of(loader: object) -> list[torch.Generator]:
+    """What a loader, or its samplers, draw from; each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
 
 
 def _checked_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
@@ -821,21 +894,24 @@ def _without(parameters: Iterable[nn.Parameter], left_out: list[nn.Parameter]) -
 
 def _check_weights(modules: Iterable[nn.Module], epoch: int) -> None:
     """Once an epoch, before anything is saved: a loss can be finite where its gradient is not."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    finite = torch.stack([parameter.isfinite().all() for parameter in parameters])
-    if not finite.all().item():
+    parameters = [parameter.detach() for module in modules for parameter in module.parameters()]
+    largest = torch.stack([torch.linalg.vector_norm(parameter, torch.inf) for parameter in parameters])
+    if not largest.isfinite().all().item():
         raise FloatingPointError(
             f"the weights became NaN or infinite in epoch {epoch + 1}; try a lower learning rate or max_gradient_norm."
         )
 
 
-def _check_finite(losses: list[Tensor], epoch: int, last_step: int) -> None:
-    for step, value in enumerate(torch.stack(losses).tolist(), last_step - len(losses) + 1):
+def _checked_sum(losses: list[Tensor], sizes: list[int], epoch: int, last_step: int) -> Tensor:
+    """The sum of the losses of all samples in some steps, each of which is the mean over its batch."""
+    values = torch.stack(losses).double().cpu()
+    for step, value in enumerate(values.tolist(), last_step - len(losses) + 1):
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss became {value} in epoch {epoch + 1}, step {step + 1}; "
                 f"try a lower learning rate or max_gradient_norm."
             )
+    return values @ torch.tensor(sizes, dtype=torch.float64, device="cpu")
 
 
 # ------------------------------------------------------------------------------------------ randomness, processes
@@ -908,9 +984,3 @@ def _average_gradients(parameters: list[nn.Parameter], loss: Tensor, processes: 
         if wanted:
             parameter.grad = mean.view_as(parameter).to(parameter.dtype)
     return mean_loss[0]
-
-
-def _mean_over_samples(losses: list[Tensor], sizes: list[int], device: torch.device) -> float:
-    """The mean loss of an epoch."""
-    counts = torch.tensor(sizes, dtype=torch.float64, device=device)
-    return (torch.stack(losses).double() @ counts / counts.sum()).item()

@@ -68,12 +68,14 @@ class TrainingOptions:
             ``crop_padding`` pixels around it. Each image is changed by itself; validation data are not.
         crop_padding: pixels on each side, which hold the lower clip value (0 without clip_values).
         mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
-        channels_last: keep weights and images in this memory format, which most convolutions compute faster in.
+        channels_last: keep weights and images in this memory format while training, which most convolutions compute
+            faster in.
         compile: run the network's forward passes in training, those of an adversary's ascent too, through
             ``torch.compile``: ``"default"``, or ``"reduce-overhead"`` for CUDA graphs as well (on CUDA only). Results
             then differ by rounding, and dropout draws other numbers; a resumed run is equal up to rounding. Where
             compiling fails (no C++ compiler, a network or an instrument with Python that cannot be traced), a warning
-            says why and training goes on uncompiled. Hooks that are new in each step are found out only after eight
+            says why and training goes on uncompiled (versions of torch that compile backward passes late may fail
+            there). Hooks that are new in each step are found out only after eight
             compilations: those of `LipschitzMarginTrainer` on batch normalisation are such. Validation is not compiled.
         fused_optimizer: let the optimizer (torch's SGD, Adam or AdamW) step in one fused kernel while it trains;
             results differ by rounding.
@@ -83,10 +85,12 @@ class TrainingOptions:
         max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
         ema_decay: keep an exponential moving average of the weights, a <- decay a + (1 - decay) w after each step, from
             the first weights on; it spans about 1 / (1 - decay) steps, and fewer in all leave it near the start. It is
-            what is validated, what ``keep_best`` keeps, and what the network holds at the end. Of everything that the
-            optimizer trains an average is kept; buffers (batch normalisation's running statistics) are the trained
-            network's. A method that goes back to earlier weights starts the average anew from them.
-        validation_steps: PGD steps of the robust validation accuracy.
+            what is validated, what ``keep_best`` keeps, and what the network holds at the end (after Ctrl-C it holds
+            the trained weights). Of everything that the optimizer trains an average is kept; buffers (batch
+            normalisation's running statistics) are the trained network's. A method that goes back to earlier weights
+            starts the average anew from them.
+        validation_steps: PGD steps of the robust validation accuracy, which is measured in passes of at most as many
+            images as those of training.
         keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
         checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
         resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
@@ -136,11 +140,13 @@ class TrainingOptions:
             )
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
             raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
-        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
-            raise ValueError(f"max_gradient_norm: got {self.max_gradient_norm!r}, expected a positive number or None.")
+        if self.max_gradient_norm is not None:
+            check_number("max_gradient_norm", self.max_gradient_norm)
         if self.ema_decay is not None:
             _check_share("ema_decay", self.ema_decay)
         check_count("validation_steps", self.validation_steps)
+        if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, str | Path):
+            raise ValueError(f"checkpoint_dir: got {self.checkpoint_dir!r}, expected a folder's path, or None.")
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..bridge import class_logits, clip_range, device_of, processes_of
+from ..bridge import class_logits, device_of, preprocessing_modules, processes_of
 
 if TYPE_CHECKING:
     from .local_ball import LocalBallTrainer
@@ -110,7 +110,7 @@ class OverfittingWatch:
         labels, threat = y.argmax(dim=1) if y.dim() == 2 else y, trainer.present_threat
         share = threat.eps / trainer.threat.eps
         trainer.classifier.model.eval()
-        low, high = clip_range(trainer.classifier)
+        low, high = trainer.input_range
         own = self._adversary(x, y, trainer.start_point(x), trainer.steps, trainer.step_size * share)
         uniform = threat.random_start(x, low, high)
         strong = self._adversary(x, y, uniform, STRONG, 2.5 * threat.eps / STRONG)
@@ -134,7 +134,7 @@ class OverfittingWatch:
         return share.gathered(x, SAMPLES)[:SAMPLES], share.gathered(y, SAMPLES)[:SAMPLES]
 
     def _adversary(self, x: Tensor, y: Tensor, start: Tensor, steps: int, step_size: float) -> Tensor:
-        trainer, (low, high) = self.trainer, clip_range(self.trainer.classifier)
+        trainer, (low, high) = self.trainer, self.trainer.input_range
 
         def loss(z: Tensor) -> Tensor:
             return trainer.loss(trainer.logits(z), y)
@@ -145,6 +145,7 @@ class OverfittingWatch:
         trainer = self.trainer
         state = {
             "network": trainer.classifier.model.state_dict(),
+            "preprocessing": [module.state_dict() for module in preprocessing_modules(trainer.classifier)],
             "optimizer": trainer.classifier.optimizer.state_dict()["state"],
             "instruments": [instrument.state_dict() for instrument in trainer.instruments],
         }
@@ -154,6 +155,8 @@ class OverfittingWatch:
         trainer, state = self.trainer, copy.deepcopy(good)  # the optimizer goes on in the tensors that it is given
         optimizer = trainer.classifier.optimizer
         trainer.classifier.model.load_state_dict(state["network"])
+        for module, weights in zip(preprocessing_modules(trainer.classifier), state["preprocessing"], strict=True):
+            module.load_state_dict(weights)
         # The learning rate belongs to the scheduler, which does not go back.
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,6 +19,9 @@ Schedule = Literal["constant", "cosine", "one-cycle", "piecewise"]
 
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 250_000
 """Of one cycle: the share of its steps that rise, and the first and last factor (the constants of torch's own)."""
+
+
+_RATES = ("lr", "initial_lr")
 
 
 def cosine(steps: int, warmup: int) -> Callable[[int], float]:
@@ -57,10 +61,18 @@ def piecewise(milestones: Sequence[int], decay: float) -> Callable[[int], float]
 
 
 def schedule_factor(options: TrainingOptions, steps: int, epochs: int) -> Callable[[int], float]:
-    """What ``options`` multiply the learning rate by at step t of a training of ``epochs`` with ``steps`` each."""
+    """What ``options`` multiply the learning rate by at step t of a training of ``epochs`` with ``steps`` each.
+
+    Raises:
+        ValueError: a training too short for the schedule.
+    """
+    if options.warmup_epochs >= epochs:
+        raise ValueError(f"warmup_epochs: got {options.warmup_epochs} of {epochs} epochs, expected fewer.")
     if options.schedule == "cosine":
-        return cosine(epochs * steps, min(round(options.warmup_epochs * steps), epochs * steps))
+        return cosine(epochs * steps, round(options.warmup_epochs * steps))
     if options.schedule == "one-cycle":
+        if epochs * steps < 4:
+            raise ValueError(f"schedule: got 'one-cycle' for {epochs * steps} steps, expected at least 4.")
         return one_cycle(epochs * steps)
     return piecewise([round(epoch * steps) for epoch in options.milestones], options.milestone_decay)
 
@@ -68,7 +80,11 @@ def schedule_factor(options: TrainingOptions, steps: int, epochs: int) -> Callab
 @contextmanager
 def scheduled(optimizer: Optimizer, factor: Callable[[int], float]) -> Iterator[LambdaLR]:
     """A scheduler, to be stepped after each step of the optimizer; at the end the learning rates are the first ones."""
-    before = [dict(group) for group in optimizer.param_groups]
+    # A rate that is a tensor is filled in place.
+    before = [
+        {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items() if name in _RATES}
+        for group in optimizer.param_groups
+    ]
     for group in optimizer.param_groups:
         group.pop("initial_lr", None)  # which an earlier scheduler left, and some versions of torch would begin from
     try:
@@ -76,7 +92,9 @@ def scheduled(optimizer: Optimizer, factor: Callable[[int], float]) -> Iterator[
     finally:
         for group, old in zip(optimizer.param_groups, before, strict=True):
             group.pop("initial_lr", None)
-            group.update({name: old[name] for name in ("lr", "initial_lr") if name in old})
+            if isinstance(group["lr"], Tensor):
+                group["lr"].copy_(old.pop("lr"))
+            group.update(old)
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:

@@ -369,7 +369,7 @@ def test_validation_does_not_change_the_training() -> None:
 
 
 def test_schedulers_per_epoch_and_per_step() -> None:
-    for interval, expected in (("epoch", [0.05, 0.025, 0.0125]), ("step", [0.0125, 0.003125, 0.00078125])):
+    for interval, expected in (("epoch", [0.05, 0.025, 0.0125]), ("step", [0.025, 0.00625, 0.0015625])):
         trained = classifier()
         scheduler = torch.optim.lr_scheduler.ExponentialLR(trained.optimizer, 0.5)
         trainer = StandardTrainer(trained, options=TrainingOptions(scheduler_interval=interval))
@@ -440,8 +440,11 @@ def test_gradient_clipping_channels_last_and_bf16() -> None:
             return self.loss(logits, y)
 
     half = classifier()
+    inside: list[torch.dtype] = []
+    half.model[-1].register_forward_hook(lambda module, _, out: inside.append(out.dtype) if module.training else None)
     Watching(half, options=TrainingOptions(seed=0, mixed_precision="bf16")).fit(X, Y, nb_epochs=5, verbose=False)
-    assert set(seen) == {torch.bfloat16}
+    assert set(inside) == {torch.bfloat16}
+    assert set(seen) == {torch.float32}  # for the loss
     assert half.model[0].weight.dtype == torch.float32
     assert accuracy(half) > 0.8
 
@@ -761,7 +764,7 @@ def test_unfit_classifiers_are_refused() -> None:
         ({"scheduler_interval": "batch"}, "scheduler_interval: got 'batch', expected one of 'epoch', 'step'."),
         ({"mixed_precision": "fp16"}, "mixed_precision: got 'fp16', expected one of 'no', 'bf16'."),
         ({"seed": -1}, "seed: got -1, expected a whole number that is not negative, or None."),
-        ({"max_gradient_norm": 0}, "max_gradient_norm: got 0, expected a positive number or None."),
+        ({"max_gradient_norm": 0}, "max_gradient_norm: got 0, expected a positive number."),
         ({"validation_steps": 0}, "validation_steps: got 0, expected a positive whole number."),
         ({"resume": True}, "resume: got True without checkpoint_dir, expected the folder of the run to continue."),
     ],
@@ -804,3 +807,73 @@ def test_loaders_are_checked() -> None:
         trainer.fit_loader([], verbose=False)
     with pytest.raises(ValueError, match="validation_data: got none with keep_best"):
         StandardTrainer(classifier(), options=TrainingOptions(keep_best=True)).fit(X, Y, verbose=False)
+
+
+def test_a_sampler_of_its_own_random_numbers_resumes(tmp_path: Path) -> None:
+    def run(folder: Path, *ends: int) -> dict[str, torch.Tensor]:
+        for epochs in ends:
+            draws = torch.Generator().manual_seed(5)
+            sampler = torch.utils.data.WeightedRandomSampler(torch.ones(60), 60, generator=draws)
+            data = torch.utils.data.TensorDataset(torch.from_numpy(X[:60]), torch.from_numpy(Y[:60]))
+            loader = torch.utils.data.DataLoader(data, batch_size=20, sampler=sampler)
+            trained = classifier()
+            options = TrainingOptions(seed=0, checkpoint_dir=folder, resume=True)
+            StandardTrainer(trained, options=options).fit_loader(loader, nb_epochs=epochs, verbose=False)
+        return trained.model.state_dict()
+
+    whole, parts = run(tmp_path / "whole", 3), run(tmp_path / "parts", 1, 3)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_does_not_resume_for_fewer_epochs_than_it_has(tmp_path: Path) -> None:
+    for epochs in (2, 2):
+        options = TrainingOptions(seed=0, checkpoint_dir=tmp_path, resume=True)
+        StandardTrainer(classifier(), options=options).fit(X[:50], Y[:50], nb_epochs=epochs, verbose=False)
+    with pytest.raises(ValueError, match=r"nb_epochs: got 1, but .*training.pt holds 2, expected at least as many."):
+        StandardTrainer(classifier(), options=options).fit(X[:50], Y[:50], nb_epochs=1, verbose=False)
+
+
+def test_a_network_may_have_an_extra_state(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += self.training
+            logits: torch.Tensor = self.inner(x)
+            return logits
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": self.calls}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            self.calls = state["calls"]
+
+    model = Counting()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+    options = TrainingOptions(seed=0, keep_best=True, checkpoint_dir=tmp_path)
+    wrong = (X[:50], (Y[:50] + 1) % 10)  # it only gets worse
+    StandardTrainer(estimator, options=options).fit(X[:50], Y[:50], wrong, 25, 3, verbose=False)
+    assert model.calls in (2, 4)  # of the best epoch
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_validation_needs_no_larger_passes_than_training(parts: int) -> None:
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    saved: list[bool] = []
+    trained = classifier()
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes[module.training].append(len(inputs[0]))
+        saved.append(module.training or not any(p.requires_grad for p in module.parameters()) or len(inputs[0]) == 2)
+
+    options = TrainingOptions(seed=0, accumulation_steps=parts)
+    trainer = StandardTrainer(trained, threat=ThreatModel("Linf", 0.1), options=options)
+    handle = trained.model.register_forward_pre_hook(look)
+    trainer.fit(X[:80], Y[:80], (X[:150], Y[:150]), batch_size=40, nb_epochs=1, verbose=False)
+    handle.remove()
+    assert max(sizes[True]) == max(sizes[False]) == 40 // parts
+    assert all(saved)  # gradients of weights are not prepared for where they are not used
+    assert all(p.requires_grad for p in trained.model.parameters())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,18 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from art_robust_plugins import PGDTrainer, RobustTrainer, StandardTrainer, ThreatModel, TrainingOptions
-from art_robust_plugins.training import BANG, Layerwise
+from art_robust_plugins import (
+    BANGTrainer,
+    LayerwiseAdversarialTrainer,
+    LipschitzMarginTrainer,
+    LocalBallTrainer,
+    PGDTrainer,
+    RobustTrainer,
+    StandardTrainer,
+    ThreatModel,
+    TrainingOptions,
+)
+from art_robust_plugins.training import BANG, Layerwise, TRADESTrainer
 from art_robust_plugins.training.augmentation import cropped_and_flipped
 from art_robust_plugins.training.prefetch import prefetched
 from art_robust_plugins.training.schedules import one_cycle
@@ -40,6 +51,12 @@ def network(seed: int = 0) -> nn.Sequential:
 def without_normalisation(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(256, 10))
+
+
+def two_convolutions(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    convolutions = nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 8, 3, stride=2)
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(72, 10))
 
 
 def classifier(model: nn.Module | None = None, optimizer: Any = None, **settings: Any) -> PyTorchClassifier:
@@ -162,14 +179,61 @@ def test_what_cannot_be_compiled_is_trained_uncompiled_with_one_warning(which: s
     assert same(compiled, run("no"))
 
 
-def test_without_a_compiler_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_training_goes_on() -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(inductor, "fx_graph_cache", False)
-    with pytest.warns(UserWarning, match="training goes on uncompiled"):
+    without = inductor.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False})
+    with without, pytest.warns(UserWarning, match="training goes on uncompiled"):
         compiled = trained(compile="default")
     assert same(weights(compiled), weights(trained()))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_backward_pass_that_cannot_be_compiled_is_run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._functorch.config
+    import torch._inductor.config as inductor
+    from torch._inductor.graph import GraphLowering
+
+    if not hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"):
+        pytest.skip("this version of torch compiles backward passes when they run")
+    real = GraphLowering.run
+
+    def forwards_only(graph: GraphLowering, *arguments: Any) -> Any:
+        if graph.is_backward:
+            raise RuntimeError("no backward pass today")
+        return real(graph, *arguments)
+
+    monkeypatch.setattr(GraphLowering, "run", forwards_only)
+    sentence = "training goes on uncompiled .*no backward pass today"
+    with inductor.patch(force_disable_caches=True), pytest.warns(UserWarning, match=sentence):
+        compiled = trained(without_normalisation(), compile="default")
+    assert same(weights(compiled), weights(trained(without_normalisation())))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_each_kind_of_pass_is_compiled_for_itself() -> None:
+    """Three iterates with local balls, and a smaller last batch: more kinds than torch compiles in one place."""
+    method = {"threat": ThreatModel("Linf", 0.1), "steps": 3, "every_iterate": True, "constant_target": True}
+    method |= {"overfitting": "ignore", "start": "none"}
+    shared = {"kind": LocalBallTrainer, "method": method, "samples": 70, "epochs": 1, "mixed_precision": "bf16"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="compile:")
+        compiled = trained(without_normalisation(), **shared, compile="default")
+    assert close(weights(compiled), weights(trained(without_normalisation(), **shared)), atol=5e-3)
+
+
+def test_lack_of_memory_is_not_taken_for_a_network_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        def passes(x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return passes
+
+    monkeypatch.setattr(torch, "compile", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(compile="default")
 
 
 def test_an_error_of_the_network_itself_stays_its_own() -> None:
@@ -197,6 +261,54 @@ def test_compiled_passes_on_a_gpu(mode: str) -> None:
     plain = trained(without_normalisation().cuda(), **shared)
     compiled = trained(without_normalisation().cuda(), **shared, compile=mode)
     assert close(weights(plain), weights(compiled), atol=1e-3)
+
+
+# --------------------------------------------------------------------------------------------- channels_last, in bf16
+
+
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.05, momentum=0.9), torch.optim.Adam])
+def test_fused_steps_in_channels_last_go_on_from_an_earlier_training(optimizer: Any) -> None:
+    """What the optimizer keeps of the weights must lie in memory as they do."""
+    results = []
+    for options in ({}, {"channels_last": True}, {"channels_last": True, "fused_optimizer": True}):
+        model = two_convolutions()
+        estimator = classifier(model, lambda model: optimizer(model.parameters()))
+        for further in ({}, options):
+            trainer = StandardTrainer(estimator, options=TrainingOptions(seed=0, **further))
+            trainer.fit(X[:64], Y[:64], batch_size=32, nb_epochs=2, verbose=False)
+        results.append(weights(trainer))
+    assert close(results[0], results[1])
+    assert close(results[0], results[2])
+
+
+def test_fused_steps_in_channels_last_resume(tmp_path: Path) -> None:
+    resumes_exactly(tmp_path, model=two_convolutions, channels_last=True, fused_optimizer=True)
+
+
+def test_after_training_in_channels_last_everything_lies_as_it_did() -> None:
+    model = two_convolutions()
+    model[2].to(memory_format=torch.channels_last)
+    before = [parameter.stride() for parameter in model.parameters()]
+    seen = []
+    model[0].register_forward_hook(lambda module, inputs, _: seen.append((module.weight, inputs[0])))
+    trainer = trained(model, optimizer=lambda model: torch.optim.Adam(model.parameters()), channels_last=True)
+    training = [pair for pair in seen if len(pair[1]) == 32]
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in training[0])
+    assert [parameter.stride() for parameter in model.parameters()] == before
+    for parameter in model.parameters():
+        state = trainer.classifier.optimizer.state[parameter]
+        assert state["exp_avg"].stride() == parameter.grad.stride() == parameter.stride()
+    assert torch.cat([parameter.view(-1) for parameter in model[0].parameters()]).isfinite().all()
+
+
+def test_losses_of_bfloat16_outputs_are_in_float32() -> None:
+    class Precise(StandardTrainer):
+        def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+            loss = super().training_loss(x, y)
+            assert self.logits(x).dtype == loss.dtype == torch.float32
+            return loss
+
+    assert not same(weights(trained(kind=Precise, mixed_precision="bf16")), weights(trained()))
 
 
 # ---------------------------------------------------------------------------------------------- average of the weights
@@ -264,12 +376,12 @@ def test_going_back_to_earlier_weights_starts_the_average_anew() -> None:
     assert same(weights(trainer), trainer.steps[0])
 
 
-def resumes_exactly(folder: Path, **settings: Any) -> None:
+def resumes_exactly(folder: Path, model: Callable[[], nn.Module] = network, **settings: Any) -> None:
     """A run of 4 epochs equals one that was stopped after 1 and after 3."""
     shared = {"scheduler": None, "kind": StandardTrainer, **settings}
-    whole = trained(epochs=4, checkpoint_dir=folder / "whole", **shared)
+    whole = trained(model(), epochs=4, checkpoint_dir=folder / "whole", **shared)
     for epochs in (1, 3, 4):
-        parts = trained(epochs=epochs, checkpoint_dir=folder / "parts", resume=epochs > 1, **shared)
+        parts = trained(model(), epochs=epochs, checkpoint_dir=folder / "parts", resume=epochs > 1, **shared)
     assert same(weights(whole), weights(parts))
     for one, other in zip(whole.history, parts.history, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -369,6 +481,38 @@ class Stopped(StandardTrainer):
         if Stopped.stop and len(self.history) == 2:
             raise KeyboardInterrupt
         return super().training_loss(x, y)
+
+
+def test_a_training_can_be_too_short_for_a_schedule() -> None:
+    with pytest.raises(ValueError, match=r"warmup_epochs: got 2 of 2 epochs, expected fewer."):
+        trained(schedule="cosine", warmup_epochs=2)
+    with pytest.raises(ValueError, match=r"schedule: got 'one-cycle' for 3 steps, expected at least 4."):
+        trained(schedule="one-cycle", samples=96, epochs=1)
+
+
+def test_a_rate_that_is_a_tensor_comes_back() -> None:
+    rate = torch.tensor(0.01)
+    trainer = trained(optimizer=lambda model: torch.optim.Adam(model.parameters(), rate), schedule="cosine")
+    assert trainer.classifier.optimizer.param_groups[0]["lr"] is rate
+    assert rate == 0.01
+
+
+def test_the_history_has_the_rate_of_each_epochs_last_step() -> None:
+    trainer = trained(kind=Rates, schedule="cosine", epochs=3)
+    assert [record["learning_rate"] for record in trainer.history] == trainer.rates[3::4]
+
+
+@pytest.mark.parametrize(("length", "sentence"), [(2, "got more batches than the 2"), (9, "got 4 batches in epoch 1")])
+def test_a_schedule_needs_the_length_that_a_loader_says(length: int, sentence: str) -> None:
+    class Loader:
+        def __len__(self) -> int:
+            return length
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter([(X[:10], Y[:10])] * 4)
+
+    with pytest.raises(ValueError, match=f"loader: {sentence}"):
+        StandardTrainer(classifier(), options=TrainingOptions(schedule="cosine")).fit_loader(Loader(), verbose=False)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "piecewise"])
@@ -580,6 +724,36 @@ def test_padding_takes_the_lower_clip_value_of_each_pixel() -> None:
     assert torch.equal(x[filled], torch.from_numpy(low).expand_as(x)[filled])
 
 
+@pytest.mark.parametrize("side", [8, 3])  # with 3 channels, 3 pixels could be taken for channels
+@pytest.mark.parametrize("axes", [(3,), (1, 1, 3)])
+def test_padding_takes_the_lower_clip_value_of_each_channel_where_it_is_last(side: int, axes: tuple[int, ...]) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(StandardTrainer):
+        def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+            seen.append(x)
+            return super().training_loss(x, y)
+
+    low = np.array([-2, -1.5, -1], dtype=np.float32)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(side * side * 3, 10))
+    estimator = PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        (side, side, 3),
+        10,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        channels_first=False,
+        clip_values=(low.reshape(axes), np.ones(axes, dtype=np.float32)),
+    )
+    options = TrainingOptions(seed=0, augmentation="crop-flip", crop_padding=2)
+    Watching(estimator, options=options).fit(
+        np.zeros((60, side, side, 3), np.float32), Y[:60], nb_epochs=1, verbose=False
+    )
+    for channel in range(3):
+        values = torch.cat(seen)[..., channel].unique()
+        assert values.tolist() == [low[channel], 0]
+
+
 def test_augmentation_resumes(tmp_path: Path) -> None:
     resumes_exactly(tmp_path, augmentation="crop-flip", crop_padding=1)
 
@@ -642,6 +816,20 @@ def test_a_fused_optimizer_resumes(tmp_path: Path) -> None:
     resumes_exactly(tmp_path, optimizer=OPTIMIZERS["adam"], fused_optimizer=True)
 
 
+def test_fused_momentum_begins_where_a_layer_is_trained_later() -> None:
+    results = []
+    for fused in (False, True):
+        model = without_normalisation()
+        model[0].requires_grad_(False)
+        estimator = classifier(model)
+        for _ in range(2):
+            trainer = StandardTrainer(estimator, options=TrainingOptions(seed=0, fused_optimizer=fused))
+            trainer.fit(X[:64], Y[:64], batch_size=32, nb_epochs=2, verbose=False)
+            model[0].requires_grad_(True)
+        results.append(weights(trainer))
+    assert close(*results)
+
+
 def test_other_optimizers_have_no_fused_step() -> None:
     class OwnStep(torch.optim.SGD):
         pass
@@ -702,3 +890,69 @@ def test_on_a_gpu_the_next_batch_is_read_ahead_and_no_value_is_lost() -> None:
         total += x.T @ x
         assert torch.equal(x.cpu(), expected)
         assert torch.equal(y.cpu(), torch.arange(1000))
+
+
+# ------------------------------------------------------------------------------------------------- waiting for a device
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values that are read, and indices by truth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple) else ()
+        by_truth = any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
+        self.count += by_truth or name in ("_local_scalar_dense", "nonzero", "masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+EVERY_METHOD: dict[str, Callable[[PyTorchClassifier, TrainingOptions], RobustTrainer]] = {
+    "standard": lambda c, o: StandardTrainer(c, options=o),
+    "bang": lambda c, o: BANGTrainer(c, ratio=0.5, options=o),
+    "layerwise": lambda c, o: LayerwiseAdversarialTrainer(c, options=o),
+    "lipschitz-margin": lambda c, o: LipschitzMarginTrainer(c, options=o),
+    "local-ball": lambda c, o: LocalBallTrainer(c, threat=ThreatModel("Linf", 0.1), overfitting="ignore", options=o),
+    "trades, L2": lambda c, o: TRADESTrainer(c, threat=ThreatModel("L2", 0.5), overfitting="ignore", options=o),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_METHOD)
+def test_a_step_reads_nothing_from_the_device(name: str) -> None:
+    """The losses are read once in many steps on a GPU, by an operation that is not counted here."""
+    counts = []
+    for steps in (2, 6):
+        low = np.zeros((1, 8, 8), dtype=np.float32)
+        low[0, 0, 0] = -0.5  # so that clip_values are tensors
+        options = {"augmentation": "crop-flip", "ema_decay": 0.9, "max_gradient_norm": 1.0, "schedule": "cosine"}
+        estimator = classifier(two_convolutions(), clip_values=(low, np.ones_like(low)))
+        trainer = EVERY_METHOD[name](estimator, TrainingOptions(seed=0, **options))
+        with Reads() as reads:
+            trainer.fit(X[: 10 * steps], Y[: 10 * steps], batch_size=10, nb_epochs=1, verbose=False)
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
+
+
+@cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", EVERY_METHOD)
+def test_on_a_gpu_a_step_does_not_wait(name: str) -> None:
+    estimator = classifier(two_convolutions().cuda(), device_type="gpu")
+    trainer = EVERY_METHOD[name](estimator, TrainingOptions(seed=0, augmentation="crop-flip", ema_decay=0.9))
+    inner, calls = trainer.training_loss, 0
+
+    def watched(x: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        torch.cuda.set_sync_debug_mode("error" if 2 < calls < 9 else "default")
+        return inner(x, y)
+
+    trainer.training_loss = watched  # type: ignore[method-assign]
+    try:
+        trainer.fit(X[:100], Y[:100], batch_size=10, nb_epochs=1, verbose=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert calls == 10

@@ -15,7 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TrainingOptions
+from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TrainingOptions, WeightMapPreprocessor
 from art_robust_plugins.training import Instrument
 from art_robust_plugins.training.overfitting import OverfittingWatch
 
@@ -319,6 +319,36 @@ def test_rollback_brings_back_the_last_good_epoch_but_not_the_learning_rate(scri
     assert [record["learning_rate"] for record in trainer.history] == pytest.approx([0.01 / 2**k for k in range(6)])
     assert int(counter.batches) == 6  # the good epochs are the first, the second and the fifth, of 2 batches each
     assert same(weights(estimator), trainer.before[4][0])
+
+
+def test_a_rollback_brings_back_a_weight_map_on_the_input_too(script: Any) -> None:
+    script(GOOD, BAD)
+    maps = WeightMapPreprocessor((1, 8, 8))
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    estimator = PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        (1, 8, 8),
+        10,
+        optimizer=optimizer,
+        clip_values=(0, 1),
+        preprocessing_defences=[maps],
+    )
+    maps.join(estimator)
+    seen = []
+
+    class Watching(LocalBallTrainer):
+        def end_epoch(self, record: dict[str, float]) -> None:
+            seen.append(maps.layer.map.detach().clone())
+            super().end_epoch(record)
+            seen.append(maps.layer.map.detach().clone())
+
+    with messages():
+        fit(Watching(estimator, threat=THREAT, overfitting="rollback"), 2)
+    good, _, bad, after = seen
+    assert not torch.equal(good, bad)
+    assert torch.equal(good, after)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "RMSprop"])
