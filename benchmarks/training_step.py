@@ -300,10 +300,13 @@ class Measured:
         return round(self.memory[name] / self.memory[below], 2)
 
 
-def times(runs: dict[str, Fit], setting: Setting, device: str, rounds: int, call: float) -> dict[str, list[float]]:
-    """Seconds of a step of each run in each round; all take as many steps as the last of them makes in ``call`` s.
+def times(
+    runs: dict[str, Fit], setting: Setting, device: str, rounds: int, call: float, least: int
+) -> dict[str, list[float]]:
+    """Seconds of a step of each run in each round.
 
-    The order of the runs is turned round after round, so that none is always the one after a pause.
+    All take as many steps as the last of them makes in ``call`` s, and at least ``least``. The order of the runs is
+    turned round after round, so that none is always the one after a pause.
     """
     few = setting.data(device, 2 * setting.batch)
     for run in runs.values():
@@ -311,7 +314,7 @@ def times(runs: dict[str, Fit], setting: Setting, device: str, rounds: int, call
     steps = 2
     for _ in range(2):  # a call of two steps has much that is not a step
         taken_by_few = seconds(list(runs.values())[-1], *setting.data(device, steps * setting.batch))
-        steps = min(max(round(call * steps / taken_by_few), 2), 200)
+        steps = min(max(round(call * steps / taken_by_few), least), 200)
     x, y = setting.data(device, steps * setting.batch)
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds):
@@ -346,12 +349,14 @@ class Bench:
     rounds: int
     call: float
 
-    def compare(self, makers: dict[str, Callable[[], Fit]], setting: Setting, *, memory: bool = True) -> Measured:
-        """Measure the ways of training that ``makers`` make."""
+    def compare(
+        self, makers: dict[str, Callable[[], Fit]], setting: Setting, *, least: int, memory: bool = True
+    ) -> Measured:
+        """Measure the ways of training that ``makers`` make, in calls of at least ``least`` steps."""
 
         def timed() -> dict[str, list[float]]:
             runs = {name: make() for name, make in makers.items()}
-            return times(runs, setting, self.device, self.rounds, self.call)
+            return times(runs, setting, self.device, self.rounds, self.call, least)
 
         def needed(make: Callable[[], Fit]) -> float:
             return peak(make(), setting, self.device)
@@ -374,7 +379,7 @@ class Bench:
         art = method.art
         if art is not None:
             makers = {"art": lambda: arts_trainer(art, classifier(), setting.batch, ascents), **makers}
-        found = self.compare(makers, setting)
+        found = self.compare(makers, setting, least=10)  # a call of fit has its checks, whatever its length
         return {
             "method": name,
             "network": setting.network,
@@ -402,6 +407,7 @@ class Bench:
                 "plain": lambda: second_epoch(trainer(), setting.batch),
             },
             setting,
+            least=4,
             memory=memory,
         )
         return {
