@@ -85,6 +85,18 @@ app = typer.Typer(
 DEMO_COMPOSITIONS = (("local-ball", ("layerwise",)),)
 """Methods with instruments that the demo shows after the single methods."""
 
+_WHOLE = "each process holds the whole network here"
+_LAUNCHER_SETTINGS = (
+    ("ACCELERATE_MIXED_PRECISION", ("no", "bf16"), "--bf16 asks for the latter here as well"),
+    ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1",), "--accumulate cuts batches into parts here"),
+    ("ACCELERATE_DYNAMO_BACKEND", ("no",), "--compile default goes through torch.compile here"),
+    ("ACCELERATE_USE_FSDP", ("false",), _WHOLE),
+    ("ACCELERATE_USE_DEEPSPEED", ("false",), _WHOLE),
+    ("ACCELERATE_USE_MEGATRON_LM", ("false",), _WHOLE),
+    ("ACCELERATE_USE_PARALLELISM_CONFIG", ("false",), _WHOLE),
+)
+"""What ``accelerate launch`` sets, the values in lower case that train as they say, and what there is instead."""
+
 
 class Optimizer(str, Enum):
     """Optimizers by name."""
@@ -198,6 +210,7 @@ def demo(
     trained = {name: kind for name, kind in available_methods().items() if is_trainable(kind)}
     # The baseline comes first, for the others to be compared with.
     runs = [(name, ()) for name in sorted(trained, key=lambda name: name != "standard")]
+    speaks = processes_here().is_main_process
     reports = {}
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
         for name, instruments in [*runs, *DEMO_COMPOSITIONS]:
@@ -206,14 +219,16 @@ def demo(
             parameters = {**getattr(trained[name], "demo", {}), **({"threat": threat} if "threat" in required else {})}
             missing = sorted(required - set(parameters))
             if missing:
-                console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
+                if speaks:
+                    console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
                 continue
             label = "+".join([name, *instruments])
             folder = out / label
             if (folder / "classifier.json").exists():
                 _check_demo(folder, epochs, seed)
             else:
-                console.print(f"[bold]{label}[/bold]: training")
+                if speaks:
+                    console.print(f"[bold]{label}[/bold]: training")
                 joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
                 plan = TrainingPlan(name, parameters=parameters, instruments=joined, epochs=epochs)
                 train_run(plan, data, folder, seed=seed, resume=True)
@@ -221,9 +236,8 @@ def demo(
             (reports[label],) = evaluate_run(
                 folder, data, [threat], attacks, points=points, seed=seed, certify="if possible"
             )
-    page = save_comparison(reports, out)
-    _print_comparison(reports)
-    console.print(f"Open {page} in a browser.", soft_wrap=True)
+    if speaks:
+        _show_comparison(reports, out)
 
 
 @app.command()
@@ -271,6 +285,9 @@ def train(
     validation: Annotated[int, typer.Option(help="Training images held out to measure each epoch on.", min=0)] = 0,
     keep_best: Annotated[bool, typer.Option(help="End with the best epoch's weights; needs --validation.")] = False,
     bf16: Annotated[bool, typer.Option(help="Forward passes in bfloat16.")] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="The memory format in which most convolutions compute faster.")
+    ] = False,
     compile_mode: Annotated[
         CompileMode, typer.Option("--compile", help="Forward passes of the training through torch.compile.")
     ] = CompileMode.no,
@@ -281,6 +298,9 @@ def train(
     accumulate: Annotated[
         int, typer.Option(metavar="PARTS", help="Parts that a batch is cut into, to save memory.")
     ] = 1,
+    clip: Annotated[
+        float | None, typer.Option(metavar="NORM", help="Clip the gradient of all weights to this L2 norm.")
+    ] = None,
     augment: Annotated[
         AugmentationName, typer.Option(help="Random flips, or crops and flips, of the training images.")
     ] = AugmentationName.none,
@@ -291,6 +311,7 @@ def train(
 
     Example: art-robust train bang --data mnist --model lenet --epochs 10 --set ratio=0.5 --out runs/bang
     """
+    _check_launcher()
     if (out / "classifier.json").exists():
         raise ValueError(f"--out: {out} holds a trained network already, expected another folder.")
     kind = method(name)
@@ -314,15 +335,18 @@ def train(
         raise ValueError(f"--lr: got {lr}, expected a positive number.")
     if momentum is not None and optimizer is not Optimizer.sgd:
         raise ValueError(f"--momentum: got {momentum} for {optimizer.value}, expected it for sgd only.")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     engine: dict[str, Any] = {
-        "mixed_precision": "bf16" if bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" else "no",
+        "mixed_precision": "bf16" if bf16 or launched == "bf16" else "no",
         "schedule": schedule.value,
         "warmup_epochs": warmup,
         "milestones": milestones or (),
+        "channels_last": channels_last,
         "compile": compile_mode.value,
         "fused_optimizer": fused,
         "ema_decay": ema_decay,
         "accumulation_steps": accumulate,
+        "max_gradient_norm": clip,
         "augmentation": augment.value,
     }
     TrainingOptions(**engine)  # refuses what is wrong before the data are loaded
@@ -433,6 +457,7 @@ def certify(
 
     Example: art-robust certify runs/bang --eps 0.5 --eps 1.0
     """
+    _check_alone("certify")
     if points is not None and points < 1:
         raise ValueError(f"--points: got {points}, expected at least 1.")
     threats = [ThreatModel(norm.value, radius) for radius in eps]
@@ -469,6 +494,7 @@ def export(
 
     Example: art-robust export runs/bang --format onnx
     """
+    _check_alone("export")
     if batch != "dynamic" and not batch.isdecimal():
         raise ValueError(f"--batch: got {batch!r}, expected a positive whole number or dynamic.")
     kind: Format = format.value
@@ -488,6 +514,7 @@ def report(
 
     Example: art-robust report runs/*
     """
+    _check_alone("report")
     reports = {}
     for run in runs:
         # A sweep has a folder for each radius.
@@ -506,8 +533,7 @@ def report(
             reports[label if label not in reports else str(folder)] = EvaluationReport.load(folder)
     if not reports:
         raise ValueError("RUNS: got no folder with a report, expected some that art-robust evaluate wrote.")
-    _print_comparison(reports)
-    console.print(f"Open {save_comparison(reports, out)} in a browser.", soft_wrap=True)
+    _show_comparison(reports, out)
 
 
 @app.command()
@@ -565,6 +591,20 @@ def main() -> None:
     app()
 
 
+def _check_alone(command: str) -> None:
+    """Refuse several processes in a command that does not share out its work: each would write the same files."""
+    if processes_here().num_processes > 1:
+        raise ValueError(f"{command}: got several processes, expected one; start it without a launcher.")
+
+
+def _check_launcher() -> None:
+    """Refuse what ``accelerate launch`` was asked for and the training would leave out."""
+    for name, wanted, instead in _LAUNCHER_SETTINGS:
+        value = os.environ.get(name)
+        if value is not None and value.lower() not in wanted:
+            raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, wanted))}; {instead}.")
+
+
 def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> None:
     if not is_trainable(kind):
         raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
@@ -605,6 +645,12 @@ def _load(name: str) -> Dataset:
     finally:
         processes.wait()
     return data or load_data(name)
+
+
+def _show_comparison(reports: dict[str, EvaluationReport], out: Path) -> None:
+    page = save_comparison(reports, out)
+    _print_comparison(reports)
+    console.print(f"Open {page} in a browser.", soft_wrap=True)
 
 
 def _print_comparison(reports: dict[str, EvaluationReport]) -> None:

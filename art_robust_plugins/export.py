@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +24,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .bridge import EstimatorModule, image_tensor, standardisation_of
+from .bridge import EstimatorModule, image_tensor, preserved, standardisation_of
 from .checkpoint import write_atomically
 from .lipschitz.preprocessing import Standardisation
 
@@ -62,6 +63,7 @@ def export_classifier(
         ValueError: inputs that do not fit, an unknown format or another suffix, a network that cannot be exported, or
             one whose file gives other outputs: nothing is written then.
         ImportError: what writes ONNX is not installed.
+        OSError: the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -92,24 +94,29 @@ def export_classifier(
         raise ValueError("x: got one input, expected at least two to compare outputs on.")
     # A file for any batch is tried with one input and with all; one for a fixed batch with as many as it takes.
     batches = [images[:1], images] if batch is None else [images[torch.arange(batch) % len(images)]]
-    expected = [classifier.predict(each.numpy(), batch_size=len(each)) for each in batches]
+    with preserved(classifier.model):  # ART leaves it in evaluation mode
+        expected = [classifier.predict(each.numpy(), batch_size=len(each)) for each in batches]
+    # What tracing warns of, values that it takes for constants, shows in the outputs.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            content = _exported(network, batches[-1], format, batch)
+        except Exception as error:  # whatever of the network's code cannot be traced
+            reason = str(error).strip().split("\n")[0]
+            advice = "" if batch is not None or format == "torchscript" else ", or a fixed batch"
+            raise ValueError(
+                f"classifier: its network cannot be exported as {format} ({type(error).__name__}: {reason}), "
+                f"expected one without control flow that depends on the data{advice}."
+            ) from error
     differences: list[float] = []
 
     def write(temporary: Path) -> None:
-        # What tracing warns of, values that it takes for constants, shows in the outputs.
+        temporary.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                _write(network, batches[-1], temporary, format, batch)
-            except Exception as error:  # whatever of the network's code cannot be traced
-                reason = str(error).strip().split("\n")[0]
-                advice = "" if batch is not None or format == "torchscript" else ", or a fixed batch"
-                raise ValueError(
-                    f"classifier: its network cannot be exported as {format} ({type(error).__name__}: {reason}), "
-                    f"expected one without control flow that depends on the data{advice}."
-                ) from error
             outputs = [_run(temporary, each, format) for each in batches]
-        differences.extend(_difference(*pair) for pair in zip(outputs, expected, strict=True))
+        scale = max(float(np.abs(logits).max()) for logits in expected)
+        differences.extend(_difference(*pair, scale) for pair in zip(outputs, expected, strict=True))
 
     write_atomically(path, write)
     return max(differences)
@@ -158,20 +165,23 @@ class _Defence(nn.Module):
         return result
 
 
-def _write(network: nn.Module, x: Tensor, path: Path, format: Format, batch: int | None) -> None:
+def _exported(network: nn.Module, x: Tensor, format: Format, batch: int | None) -> bytes:
+    """What the file holds. Torch itself would say of a full disk the same as of a network that it cannot write."""
+    content = io.BytesIO()
     if format == "torchscript":
         # Its own check compares with the network that it traces, on the same inputs; ours is with the estimator.
-        torch.jit.save(torch.jit.trace(network, (x,), check_trace=False), str(path))  # type: ignore[no-untyped-call]
-        return
+        torch.jit.save(torch.jit.trace(network, (x,), check_trace=False), content)  # type: ignore[no-untyped-call]
+        return content.getvalue()
     free = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
     program = torch.export.export(network, (x,), dynamic_shapes=free)
     if format == "torch-export":
-        torch.export.save(program, path)
-        return
+        torch.export.save(program, content)
+        return content.getvalue()
     written = torch.onnx.export(program, (x,), dynamo=True, input_names=["x"], output_names=["logits"], verbose=False)
     if written is None:
         raise RuntimeError("torch.onnx.export returned nothing")
-    written.save(str(path), external_data=False)
+    serialised: bytes = written.model_proto.SerializeToString()
+    return serialised
 
 
 def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
@@ -187,10 +197,13 @@ def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
     return logits.numpy()
 
 
-def _difference(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """The largest one of the logits of a file and those of the estimator; an error where they are not the same."""
+def _difference(found: NDArray[Any], wanted: NDArray[Any], scale: float) -> float:
+    """The largest one of the logits of a file and those of the estimator, of which ``scale`` is the largest of all.
+
+    An error where they are not the same.
+    """
     difference = float(np.abs(found.astype(np.float64) - wanted).max()) if found.shape == wanted.shape else np.inf
-    if not difference <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+    if not difference <= TOLERANCE * scale:
         raise ValueError(
             f"classifier: the file of its network gives {found.shape} logits that are up to {difference:.2g} from the "
             f"estimator's {wanted.shape}, expected the same; nothing was written."

@@ -27,6 +27,7 @@ from .models import create_model
 from .registry import create, create_instrument, method, parameters_of
 from .threat import ThreatModel
 from .training import RobustTrainer, TrainingOptions
+from .training.loop import CHECKPOINT
 from .training.options import check_choice, check_count, check_number
 from .training.processes import Processes
 from .weight_map import PyTorchWeightMapClassifier
@@ -172,7 +173,11 @@ def train_run(
     }
     if processes.is_main_process:
         save_classifier(classifier, out, extra=record)
-    Processes(processes.device).wait()  # all may read it now
+    Processes(
+        processes.device,
+        moment="while the first one saved the trained network",
+        advice=f"start all of them again with resume (--resume), to save it from {out / CHECKPOINT}.",
+    ).wait()  # all may read it now
 
 
 def evaluate_run(
@@ -208,7 +213,8 @@ def evaluate_run(
         except NoLipschitzRuleError as reason:
             if certify == "always":
                 raise
-            console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
+            if processes.is_main_process:
+                console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
     chosen = [*attacks, *(transfer(load_classifier(path), other) for other, path in others.items())]
     settings: dict[str, Any] = {
         "attacks": chosen,

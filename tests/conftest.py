@@ -5,6 +5,10 @@ import os
 # Results are compared to the last bit, also with those of other processes: all of them take one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 import pytest
 import torch
 
@@ -17,3 +21,19 @@ torch.set_num_threads(1)
 def digits() -> Dataset:
     """The real digits: 1437 training and 360 test images [1, 8, 8] in [0, 1]."""
     return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def no_larger_file_than() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which writing more bytes fails with an OSError, as on a full disk."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,53 @@ def test_a_file_that_would_give_other_logits_is_not_written(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"its network cannot be exported as torch-export .* without control flow"):
         export_classifier(classifier, tmp_path / "network.pt2", x)
     assert [file.name for file in tmp_path.iterdir()] == ["network.pt"]
+
+
+class Jumping(nn.Module):
+    """A network of equal logits, which in a trace are others."""
+
+    def __init__(self, logits: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 10)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.constant_(self.layer.bias, logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x.flatten(1))
+        return 1.01 * logits if torch.jit.is_tracing() else logits
+
+
+def test_small_logits_are_compared_at_their_own_scale(tmp_path: Path) -> None:
+    x = np.zeros((3, 3, 2, 2), dtype=np.float32)
+    with pytest.raises(ValueError, match="logits that are up to 1e-06 from the estimator's"):
+        export_classifier(estimator(Jumping(1e-4), (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
+    assert list(tmp_path.iterdir()) == []
+    nothing = estimator(Jumping(0.0), (3, 2, 2))
+    assert export_classifier(nothing, tmp_path / "network.pt", x, format="torchscript") == 0
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_not_the_networks_fault(
+    format: Format, tmp_path: Path, no_larger_file_than: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    classifier, path = estimator(small()), tmp_path / f"network{SUFFIXES[format]}"
+    path.write_text("an earlier one")
+    with no_larger_file_than(1000), pytest.raises(OSError, match=path.name) as full:
+        export_classifier(classifier, path, inputs(classifier, 2), format=format)
+    assert full.value.errno == errno.EFBIG
+    assert path.read_text() == "an earlier one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_classifier_stays_in_its_modes(tmp_path: Path) -> None:
+    classifier = estimator(small(dropout=0.5))
+    classifier.model.train()
+    classifier.model.layers[0].eval()
+    before = [module.training for module in classifier.model.modules()]
+    export_classifier(classifier, tmp_path / "network.pt2", inputs(classifier, 2))
+    assert [module.training for module in classifier.model.modules()] == before
 
 
 def test_bad_arguments_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

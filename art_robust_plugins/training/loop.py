@@ -7,6 +7,7 @@ import inspect
 import logging
 import math
 import random
+import re
 import time
 import zlib
 from abc import abstractmethod
@@ -49,7 +50,7 @@ from .instruments import Instrument
 from .memory_format import align_state, in_channels_last
 from .options import TrainingOptions, check_count
 from .prefetch import Batch, prefetched
-from .processes import Processes, Share
+from .processes import Processes, Share, seed_torch
 from .schedules import schedule_factor, scheduled
 
 logger = logging.getLogger(__name__)
@@ -88,12 +89,12 @@ class RobustTrainer(Trainer):
     belong to the network, those of ``fit`` alone change the batch (and its labels) before the method sees it.
 
     Several processes (``accelerate launch``, ``torchrun``) share each batch, and every one calls ``fit`` with the same
-    arguments. Gradients are averaged by sample, and random numbers come through `drawn`: with the same seed the result
-    is that of one process up to rounding. Two layers differ, as they see one process's share of a batch: batch
-    normalisation takes its statistics (``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` makes them the whole batch's,
-    on GPUs; the running ones are those of the main process), and dropout draws a mask of its own. A process that is
-    lost ends the others with a `ProcessLostError`; the main process writes the checkpoint, which all must be able to
-    read.
+    arguments, which are compared. Gradients are averaged by sample, and random numbers come through `drawn`: with the
+    same seed the result is that of one process up to rounding. Two layers differ, as they see one process's share of a
+    batch: batch normalisation takes its statistics (``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` makes them the
+    whole batch's, on GPUs; the running ones are those of the main process), and dropout draws a mask of its own. A
+    process that is lost ends the others with a `ProcessLostError`; the main process writes the checkpoint, which all
+    must be able to read.
 
     Example:
         >>> class Smoothed(RobustTrainer):
@@ -249,7 +250,7 @@ class RobustTrainer(Trainer):
                 yield images[rows], labels[rows]
 
         data = {"samples": len(images), "batch_size": batch_size}
-        self._run(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, labels=labels)
+        self._run(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, whole=(images, labels))
 
     def fit_generator(
         self,
@@ -350,7 +351,8 @@ class RobustTrainer(Trainer):
                 raise ValueError("loader: got no batch in an epoch, expected at least one.")
 
         def batches(_: torch.Generator) -> Iterator[Batch]:
-            return prefetched(checked(), self._device)
+            # Compared on the host: labels need not be read back from the device.
+            return prefetched(_alike(checked(), cast(Processes, self._processes)), self._device)
 
         self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order)
 
@@ -364,7 +366,7 @@ class RobustTrainer(Trainer):
         scheduler: Any,
         verbose: bool,
         order: Sequence[torch.Generator] = (),
-        labels: Tensor | None = None,
+        whole: Batch | None = None,
     ) -> None:
         """Train with network and optimizer set up as the options say, and as they were afterwards."""
         check_count("nb_epochs", nb_epochs)
@@ -378,7 +380,7 @@ class RobustTrainer(Trainer):
             if self.options.schedule != "constant":
                 factor = schedule_factor(self.options, cast(int, steps), nb_epochs)
                 scheduler = stack.enter_context(scheduled(self.classifier.optimizer, factor))
-            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, labels)
+            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, whole)
 
     def _schedule_settings(self, scheduler: Any, steps: int | None, nb_epochs: int) -> dict[str, int]:
         """What a schedule of the options depends on, and a resumed run must keep."""
@@ -399,11 +401,11 @@ class RobustTrainer(Trainer):
         scheduler: Any,
         verbose: bool,
         order: Sequence[torch.Generator],
-        labels: Tensor | None,
+        whole: Batch | None,
     ) -> None:
         """From the first epoch, or from where a checkpoint stands.
 
-        ``order`` holds a loader's own generators, ``labels`` all those of ``fit``.
+        ``order`` holds a loader's own generators, ``whole`` all the data of ``fit``.
         """
         options, network = self.options, self.classifier.model
         processes = self._processes = Processes(self._device)
@@ -415,18 +417,13 @@ class RobustTrainer(Trainer):
 
         run = _Run(self, data, scheduler, order)
         processes.advice = run.advice
+        if processes.count > 1:
+            # Before a checkpoint is read, which one process could refuse alone.
+            processes.check_same_settings(run.same_in_all(nb_epochs, whole, validation))
         first = run.start(processes)
+        processes.check_same({"checkpoint_dir, epochs that its checkpoint holds": first})
         if first > nb_epochs:
             raise ValueError(f"nb_epochs: got {nb_epochs}, but {run.path} holds {first}, expected at least as many.")
-        processes.check_same(
-            {
-                "nb_epochs": nb_epochs,
-                **data,
-                **({} if labels is None or processes.count == 1 else {"y, checksum": _checksum(labels)}),
-                "validation_data, samples": 0 if validation is None else len(validation[0]),
-                "checkpoint_dir, epochs that its checkpoint holds": first,
-            }
-        )
         for module in (network, *run.preprocessing):
             processes.copy_from_main(_tensors(module.state_dict()).values())
         run.begin_average()
@@ -435,7 +432,7 @@ class RobustTrainer(Trainer):
         total = None if steps is None else nb_epochs * steps
         bar = tqdm(total=total, initial=first * (steps or 0), disable=not (verbose and processes.is_main))
         with ExitStack() as stack:
-            stack.enter_context(_random_states_restored())
+            stack.enter_context(_random_states_restored(self._device))
             stack.enter_context(bar)
             for instrument in self.instruments:
                 stack.enter_context(instrument.attached(network))
@@ -447,9 +444,7 @@ class RobustTrainer(Trainer):
             for epoch in epochs:
                 processes.moment = f"in epoch {epoch + 1}"
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
-                drawn = batches(_seeded(run.seed, epoch, processes))
-                if labels is None and processes.count > 1:
-                    drawn = _alike(drawn, processes)
+                drawn = batches(_seeded(run.seed, epoch, self._device, processes))
                 record = self._epoch(epoch, steps, drawn, scheduler, bar, processes, run.average)
                 processes.copy_from_main(network.buffers())
                 if validation is not None:
@@ -828,7 +823,28 @@ class _Run:
         described["scheduler"] = type(self.scheduler).__name__
         described["weights"] = {name: tuple(t.shape) for name, t in _tensors(self.network.state_dict()).items()}
         described["preprocessing"] = self.preprocessing
-        return {name: str(value) for name, value in (described | data).items()}
+        return {name: _text(value) for name, value in (described | data).items()}
+
+    def same_in_all(self, nb_epochs: int, whole: Batch | None, validation: Batch | None) -> dict[str, str]:
+        """What must be the same in all processes; the weights need not, as the first process's count."""
+        settings = {**self.settings, "nb_epochs": str(nb_epochs), "resume": str(self.options.resume)}
+        for number, group in enumerate(self.optimizer.param_groups):
+            shapes = [tuple(weight.shape) for weight in group["params"]]
+            settings[f"optimizer, group {number}"] = _text({**group, "params": shapes})
+        if hasattr(self.scheduler, "state_dict"):
+            settings["scheduler, state"] = _text(self.scheduler.state_dict())
+        names = ("x", "y", "validation_data[0]", "validation_data[1]")
+        for name, tensor in zip(names, (*(whole or (None, None)), *(validation or (None, None))), strict=True):
+            settings[f"{name}, checksum"] = "none" if tensor is None else str(_checksum(tensor))
+        return settings
+
+
+_OF_ONE_PROCESS = re.compile(r" at 0x[0-9a-fA-F]+|, device='\w+(:\d+)?'")
+
+
+def _text(value: Any) -> str:
+    """A setting as text, without memory addresses and devices: two processes differ in them, and a resumed run too."""
+    return _OF_ONE_PROCESS.sub("", str(value))
 
 
 @contextmanager
@@ -917,13 +933,13 @@ def _checked_sum(losses: list[Tensor], sizes: list[int], epoch: int, last_step: 
 # ------------------------------------------------------------------------------------------ randomness, processes
 
 
-def _seeded(seed: int, epoch: int, processes: Processes) -> torch.Generator:
+def _seeded(seed: int, epoch: int, device: torch.device, processes: Processes) -> torch.Generator:
     """Seed an epoch: its random numbers depend on (seed, epoch) alone, so a resumed run draws the same ones.
 
     They are the same in all processes, as is the order of the samples, from the generator that is returned.
     """
     noise = _spread(seed, epoch, 1, 0)
-    torch.manual_seed(noise)
+    seed_torch(noise, device)
     np.random.seed(noise)  # ART's generators shuffle with it
     random.seed(noise)
     processes.seed_own_noise(_spread(seed, epoch, 1, 1 + processes.index))
@@ -936,9 +952,10 @@ def _spread(*numbers: int) -> int:
 
 
 @contextmanager
-def _random_states_restored() -> Iterator[None]:
+def _random_states_restored(device: torch.device) -> Iterator[None]:
+    """A context that leaves the random states that `_seeded` sets as they were; other GPUs' are not touched."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:
@@ -946,12 +963,15 @@ def _random_states_restored() -> Iterator[None]:
             random.setstate(python_state)
 
 
-def _checksum(y: Tensor) -> int:
-    return zlib.crc32(y.cpu().numpy().tobytes())
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.cpu().contiguous().numpy().data)
 
 
 def _alike(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
     """A loader's batches, once it is known that they are the same in all processes; also that they end together."""
+    if processes.count == 1:
+        yield from batches
+        return
     samples, labels = "loader, samples in a batch (0 after the last)", "loader, checksum of a batch's labels"
     for x, y in batches:
         processes.check_same({samples: len(x), labels: _checksum(y)})
@@ -978,9 +998,12 @@ def _average_gradients(parameters: list[nn.Parameter], loss: Tensor, processes: 
     flat /= processes.count
     *means, anywhere, mean_loss = torch.split(flat, [*(len(part) for part in parts), len(parameters), 1])
     if not all(reached):
-        # A parameter that the loss reaches in no process must get no gradient: weight decay would move it.
+        # A parameter that the loss reaches in no process must get no gradient: weight decay would move it. Reading
+        # this makes a GPU's host wait in each step; what the others reached cannot be known in another way, as it may
+        # change from step to step in any of them.
         reached = [share > 0 for share in anywhere.tolist()]
     for parameter, mean, wanted in zip(parameters, means, reached, strict=True):
         if wanted:
-            parameter.grad = mean.view_as(parameter).to(parameter.dtype)
+            # In the parameter's own order in memory, which fused optimizers follow.
+            parameter.grad = torch.empty_like(parameter).copy_(mean.view_as(parameter))
     return mean_loss[0]

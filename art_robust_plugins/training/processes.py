@@ -6,14 +6,14 @@ What is done with a whole batch before it reaches the method (its choice, augmen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 
-from ..bridge import PATIENCE, processes_of
+from ..bridge import processes_of
 
 
 class ProcessLostError(ConnectionError):
@@ -30,12 +30,18 @@ class Processes:
         moment, advice: when and what to do, for the sentence that tells of a lost process.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        moment: str = "before the first epoch",
+        advice: str = "start all of them again.",
+    ) -> None:
         state = processes_of(device)
         self.count, self.index = int(state.num_processes), int(state.process_index)
         self.is_local_main = bool(state.is_local_main_process)
         self.device: torch.device = state.device
-        self.moment, self.advice = "before the first epoch", "start all of them again."
+        self.moment, self.advice = moment, advice
         self._other_noise: list[Tensor] = []
 
     @property
@@ -49,7 +55,11 @@ class Processes:
 
     def wait(self) -> None:
         """Go on when all processes are here."""
-        self.sum(torch.zeros(1, device=self.device))
+        if self.count > 1:
+            with self._together():
+                here = torch.zeros(1, device=self.device)
+                distributed.all_reduce(here)
+                here.item()  # a GPU is only told to add; the host waits by reading
 
     def sum(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the processes."""
@@ -90,18 +100,27 @@ class Processes:
             return
         gathered = self.gather(torch.tensor(list(numbers.values()), device=self.device))
         for name, values in zip(numbers, torch.stack(gathered, dim=1).tolist(), strict=True):
-            other = next((index for index, value in enumerate(values) if value != values[0]), None)
-            if other is not None:
-                raise ValueError(
-                    f"{name}: got {values[0]} in process 0 and {values[other]} in process {other}, expected the same "
-                    f"in all processes."
-                )
+            _check_equal(name, [str(value) for value in values])
+
+    def check_same_settings(self, settings: Mapping[str, str]) -> None:
+        """Refuse, in all processes, a setting that differs between them, or that only some of them have.
+
+        Raises:
+            ValueError: names the first one that does.
+        """
+        if self.count == 1:
+            return
+        gathered: list[dict[str, str]] = [{} for _ in range(self.count)]
+        with self._together():
+            distributed.all_gather_object(gathered, dict(settings))
+        for name in dict.fromkeys(name for each in gathered for name in each):
+            _check_equal(name, [each.get(name, "none") for each in gathered])
 
     def seed_own_noise(self, seed: int) -> None:
         """Begin the random numbers of `exchanged_noise`."""
         if self.count > 1:
             with torch.random.fork_rng(self._cuda_devices()):
-                torch.manual_seed(seed)
+                seed_torch(seed, self.device)
                 self._other_noise = self._noise()
 
     @contextmanager
@@ -134,11 +153,41 @@ class Processes:
     def _together(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:  # of this process itself
+            raise
         except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
             raise ProcessLostError(
-                f"another process ended {self.moment}, or did not answer for {PATIENCE.seconds // 60} minutes; "
-                f"{self.advice}"
+                f"another process ended {self.moment}, or did not answer in time ({reason}); {self.advice}"
             ) from error
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's random numbers on the CPU and on ``device``; `torch.manual_seed` would also seed all other GPUs."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def _check_equal(name: str, values: Sequence[str]) -> None:
+    """Refuse values, one of each process, of which one is not that of the first process."""
+    first = values[0]
+    for index, value in enumerate(values):
+        if value != first:
+            pairs = enumerate(zip(first, value, strict=False))
+            at = next((place for place, (a, b) in pairs if a != b), min(len(first), len(value)))
+            raise ValueError(
+                f"{name}: got {_excerpt(first, at)} in process 0 and {_excerpt(value, at)} in process {index}, "
+                f"expected the same in all processes."
+            )
+
+
+def _excerpt(text: str, at: int, width: int = 60) -> str:
+    """A text, or of a long one what stands around the position ``at``."""
+    start = max(0, min(at - width // 2, len(text) - width))
+    end = start + width
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIGKILL
@@ -89,19 +88,11 @@ def test_an_evaluation_that_is_killed_ten_times_ends_with_the_same_verdicts(
     assert_same(resumed, expected)
 
 
-@contextmanager
-def no_larger_file_than(size: int) -> Iterator[None]:
-    """Writing more fails with an OSError, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_disk_that_is_full_ends_the_evaluation_which_goes_on_when_there_is_room(
-    classifier: PyTorchClassifier, data: Data, tmp_path: Path
+    classifier: PyTorchClassifier,
+    data: Data,
+    tmp_path: Path,
+    no_larger_file_than: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     given: dict[str, Any] = {"attacks": ["apgd-ce", "apgd-t"], "batch_size": 20}
     expected = evaluated(classifier, data, state_dir=tmp_path / "whole", **given)

@@ -347,6 +347,12 @@ def test_one_seed_makes_a_run_repeatable_and_leaves_the_global_state_alone() -> 
     assert not same(first, run(4))
 
 
+def test_training_on_a_cpu_leaves_the_random_numbers_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = StandardTrainer(classifier(), options=TrainingOptions(seed=3))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail(f"all GPUs were seeded with {seed}"))
+    trainer.fit(X[:64], Y[:64], nb_epochs=1, verbose=False)
+
+
 def test_without_a_seed_the_global_one_decides() -> None:
     results = []
     for seed in (5, 5, 6):
@@ -647,6 +653,31 @@ def test_instruments_and_rates_must_be_those_of_the_checkpoint(tmp_path: Path) -
         ValueError, match=r"was written with optimizer SGD .*'lr': 0.05.*but this run has .*'lr': 0.001"
     ):
         start(0.5, 0.001, resume=True)
+
+
+class Weighted(RobustTrainer):
+    """A method with a setting that is shown with its address in memory, another in each process."""
+
+    def __init__(self, trained: PyTorchClassifier, *, weight: Any, **settings: Any) -> None:
+        self.weight = weight
+        super().__init__(trained, **settings)
+
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.weight(self.loss(self.logits(x), y))
+
+
+def test_where_a_setting_is_in_memory_does_not_matter(tmp_path: Path) -> None:
+    def start(weight: Any, resume: bool) -> None:
+        options = TrainingOptions(seed=0, checkpoint_dir=tmp_path, resume=resume)
+        trainer = Weighted(classifier(), weight=weight, options=options)
+        trainer.fit(X[:64], Y[:64], nb_epochs=1, verbose=False)
+
+    halves = [lambda loss: loss / 2 for _ in range(2)]
+    assert str(halves[0]) != str(halves[1])
+    start(halves[0], resume=False)
+    start(halves[1], resume=True)
+    with pytest.raises(ValueError, match=r"was written with weight <function .*<lambda>>, but this run has <built-in"):
+        start(torch.sqrt, resume=True)
 
 
 def test_an_archive_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

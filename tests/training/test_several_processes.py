@@ -41,7 +41,7 @@ from art_robust_plugins import (
 from art_robust_plugins.checkpoint import describe_classifier
 from art_robust_plugins.cli import app
 from art_robust_plugins.training import BANG, Layerwise, PGDTrainer, TRADESTrainer
-from art_robust_plugins.training.processes import Share
+from art_robust_plugins.training.processes import Processes, ProcessLostError, Share
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 X = (DIGITS / 16).astype(np.float32).reshape(-1, 1, 8, 8)[:101]
@@ -213,6 +213,21 @@ def trades(_: Path) -> Result:
 
 
 @case
+def fused_steps_of_channels_last(_: Path) -> Result:
+    """A fused step walks through memory: gradients in another order than the weights' would move wrong ones."""
+    options = TrainingOptions(seed=1, channels_last=True, fused_optimizer=True)
+    return fitted(StandardTrainer(classifier(channels=2), options=options), TWO_CHANNELS)
+
+
+@case
+def parts_augmentation_and_average(_: Path) -> Result:
+    """Each part of a batch (of 13 and 12 samples) is shared, with the random starts of the whole part."""
+    options = TrainingOptions(seed=1, accumulation_steps=2, ema_decay=0.9, augmentation="crop-flip", crop_padding=1)
+    trainer = PGDTrainer(classifier(Precise), threat=THREAT, steps=2, options=options)
+    return fitted(trainer, validation_data=VALIDATION)
+
+
+@case
 def lipschitz_margin(_: Path) -> Result:
     trainer = LipschitzMarginTrainer(classifier(), c=0.1, c_warmup_epochs=2, options=TrainingOptions(seed=1))
     result = fitted(trainer)
@@ -272,15 +287,49 @@ def refusal(work: Callable[[], object]) -> str:
     raise AssertionError("nothing was refused")
 
 
+def rate_set_to(rate: float) -> PyTorchClassifier:
+    trained = classifier()
+    trained.optimizer.param_groups[0]["lr"] = rate
+    return trained
+
+
+def with_rate(rate: float) -> PyTorchClassifier:
+    model = Network(1)
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+
+
+def fit(trainer: RobustTrainer, x: Any = X, y: Any = Y, **settings: Any) -> None:
+    trainer.fit(x, y, **{"batch_size": 25, "nb_epochs": 1, "verbose": False, **settings})
+
+
+def step_lr(trained: PyTorchClassifier) -> Any:
+    return torch.optim.lr_scheduler.StepLR(trained.optimizer, 1, gamma=0.5 + 0.1 * rank())
+
+
 def refusals() -> dict[str, str]:
     """What two processes refuse, both of them."""
+    other_eps, other_parts = ThreatModel("Linf", 0.03 * (1 + rank())), TrainingOptions(accumulation_steps=1 + rank())
+    other_validation = (VALIDATION[0], np.roll(VALIDATION[1], rank()))
+    trained = classifier()
     batches, other = [(X[:10], Y[:10]), (X[10:20], Y[10:20])], [(X[:10], Y[:10]), (X[10:20], Y[10:20][::-1].copy())]
     return {
-        "labels": refusal(lambda: StandardTrainer(classifier()).fit(X, np.roll(Y, rank()), verbose=False)),
-        "epochs": refusal(lambda: StandardTrainer(classifier()).fit(X, Y, nb_epochs=1 + rank(), verbose=False)),
+        "labels": refusal(lambda: fit(StandardTrainer(classifier()), y=np.roll(Y, rank()))),
+        "images": refusal(lambda: fit(StandardTrainer(classifier()), np.roll(X, rank(), axis=0))),
+        "fewer": refusal(lambda: fit(StandardTrainer(classifier()), X[rank() :], Y[rank() :])),
+        "lr": refusal(lambda: fit(StandardTrainer(with_rate(0.01 * (1 + rank()))))),
+        "lr now": refusal(lambda: fit(StandardTrainer(rate_set_to(0.01 * (1 + rank()))))),
+        "scheduler": refusal(lambda: fit(StandardTrainer(trained), scheduler=step_lr(trained))),
+        "eps": refusal(lambda: fit(PGDTrainer(classifier(), threat=other_eps))),
+        "accumulation_steps": refusal(lambda: fit(StandardTrainer(classifier(), options=other_parts))),
+        "validation": refusal(lambda: fit(StandardTrainer(classifier()), validation_data=other_validation)),
+        "unvalidated": refusal(
+            lambda: fit(StandardTrainer(classifier()), validation_data=VALIDATION if rank() else None)
+        ),
+        "epochs": refusal(lambda: fit(StandardTrainer(classifier()), nb_epochs=1 + rank())),
         "loader": refusal(lambda: StandardTrainer(classifier()).fit_loader([batches, other][rank()], verbose=False)),
         "shorter": refusal(lambda: StandardTrainer(classifier()).fit_loader(batches[: 2 - rank()], verbose=False)),
-        "loss": refusal(lambda: Poisoned(classifier()).fit(X, Y, nb_epochs=2, batch_size=25, verbose=False)),
+        "loss": refusal(lambda: fit(Poisoned(classifier()), nb_epochs=2)),
     }
 
 
@@ -330,6 +379,49 @@ def test_shares_are_a_partition_as_even_as_possible(whole: int, count: int) -> N
     copies = torch.cat([values, -values])
     for share in shares:
         assert torch.equal(share.of_copies(copies), torch.cat([values[share.rows], -values[share.rows]]))
+
+
+class Pair(Processes):
+    """This process as the first of two, of which the other one is not there."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"), moment="at noon", advice="wait.")
+        self.count = 2
+
+
+def test_what_ends_a_wait_is_said_unless_it_is_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> Callable[..., None]:
+        def all_reduce(*_: object) -> None:
+            raise error
+
+        return all_reduce
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", failing(RuntimeError("Connection closed\nby peer")))
+    sentence = r"^another process ended at noon, or did not answer in time \(Connection closed\); wait\.$"
+    with pytest.raises(ProcessLostError, match=sentence):
+        Pair().wait()
+    monkeypatch.setattr(torch.distributed, "all_reduce", failing(torch.OutOfMemoryError("no room")))
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        Pair().sum(torch.zeros(1))
+
+
+def test_settings_of_several_processes_are_compared_in_full_and_shown_where_they_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(one: dict[str, str], other: dict[str, str]) -> str:
+        def gathered(everyone: list[Any], _: object) -> None:
+            everyone[:] = [one, other]
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+        return refusal(lambda: Pair().check_same_settings(one))
+
+    same = "expected the same in all processes."
+    long = "a" * 500
+    assert refused({"x": long, "y": "1"}, {"x": long, "y": "2"}).startswith("ValueError: y: got 1 in process 0 and 2")
+    assert refused({"x": "1"}, {}) == f"ValueError: x: got 1 in process 0 and none in process 1, {same}"
+    said = refused({"x": f"{long}0{long}"}, {"x": f"{long}1{long}"})
+    shown = [f"...{'a' * 30}{digit}{'a' * 29}..." for digit in "01"]
+    assert said == f"ValueError: x: got {shown[0]} in process 0 and {shown[1]} in process 1, {same}"
 
 
 @pytest.fixture(scope="module")
@@ -391,6 +483,24 @@ def test_two_processes_refuse_alike_and_in_one_sentence(two: list[dict[str, Any]
     same = "expected the same in all processes."
     assert first["labels"].startswith("ValueError: y, checksum: got ")
     assert first["labels"].endswith(same)
+    for name, begin in (
+        ("images", "x, checksum: got "),
+        ("validation", "validation_data[1], checksum: got "),
+        ("unvalidated", "validation_data[0], checksum: got none in process 0 and "),
+        ("scheduler", "scheduler, state: got "),
+    ):
+        assert first[name].startswith(f"ValueError: {begin}"), first[name]
+        assert first[name].endswith(same)
+    for name, begin, own, others in (
+        ("fewer", "samples: got ", "101", "100"),
+        ("eps", "threat: got ", "Linf 0.03", "Linf 0.06"),
+        ("accumulation_steps", "accumulation_steps: got ", "1", "2"),
+    ):
+        assert first[name] == f"ValueError: {begin}{own} in process 0 and {others} in process 1, {same}"
+    for name, begin in (("lr", "optimizer: got SGD "), ("lr now", "optimizer, group 0: got ")):
+        found = rf"ValueError: {begin}.*'lr': 0\.01, .* in process 0 and .*'lr': 0\.02, .* in process 1, {same}"
+        assert re.fullmatch(found, first[name]), first[name]
+        assert len(first[name]) < 250
     assert first["epochs"] == f"ValueError: nb_epochs: got 1 in process 0 and 2 in process 1, {same}"
     assert first["loader"].startswith("ValueError: loader, checksum of a batch's labels: got ")
     assert first["shorter"] == (
@@ -424,7 +534,7 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(tmp_path: Path) -> Non
         os.kill(int(workers[-1]), signal.SIGKILL)
         assert launcher.wait(timeout=60) == 1
     said = output.read_text()
-    sentence = r"error: another process ended in epoch \d+, or did not answer for 10 minutes; start all of them again"
+    sentence = r"error: another process ended in epoch \d+, or did not answer in time \(.+\); start all of them again"
     assert re.search(sentence, said) or "ended by SIGTERM; to continue: art-robust train" in said
     assert not (run / "classifier.json").exists()
     resume = [*LAUNCH, *TRAIN, str(run), "--resume"]
