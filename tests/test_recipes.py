@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from art_robust_plugins.checkpoint import load_tensors
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.recipes import available_recipes, benchmark, load_recipe, result_rows, run_recipe
 from art_robust_plugins.recipes.recipe import Recipe
+from art_robust_plugins.record import installed
 
 SMALL = """
 description = "two rows"
@@ -264,6 +266,119 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            '"Linf 0.05", "Linf 0.1"]',
+            '"Linf 0.05", "Linf 2"]',
+            "small: plain: eps: got 2 for inputs in [0, 1], expected",
+        ),
+        ('"Linf 0.1"]\n', '"Linf 0.10000001", "Linf 0.1"]\n', "expected each once in six digits."),
+        (
+            "options = { channels",
+            "options = { keep_best = true, channels",
+            "maps: validation_data: got none with keep_b",
+        ),
+        (
+            "options = { channels",
+            'options = { compile = "reduce-overhead", channels',
+            "maps: compile: got 'reduce-overh",
+        ),
+        ("options = { channels", 'options = { augmentation = "crop-flip", crop_padding = 8, channels', "crop_padding:"),
+        ("options = { channels", "options = { drop_last = true, channels", "batch_size: got 300 for 200 samples"),
+        ("points = 12", "points = 361", "evaluation.points: got 361, expected at most 360, all there are."),
+        ('name = "plain"', 'name = "Linf 0.1"', "rows: got names whose folders are Linf-0.1, local-ball"),
+        ('name = "plain"', 'name = ".."', "rows: got names whose folders are , local-ball"),
+    ],
+)
+def test_what_would_fail_after_hours_is_refused_before_any_work(
+    tmp_path: Path, old: str, new: str, sentence: str
+) -> None:
+    text = SMALL.replace('training = { optimizer = "adam", lr', 'training = { batch_size = 300, optimizer = "adam", lr')
+    assert old in text
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        run_recipe(recipe_of(text.replace(old, new, 1), tmp_path), tmp_path / "out", command="")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_attacks_that_are_not_installed_are_noticed_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torchattacks" else object())
+    recipe = recipe_of(MINI.replace('"apgd-dlr"', '"torchattacks"'), tmp_path)
+    with pytest.raises(ImportError, match="torchattacks is not installed"):
+        run_recipe(recipe, tmp_path / "out", command="")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_diverges_is_a_result_and_the_others_are_trained(tmp_path: Path) -> None:
+    row = '[[rows]]\nname = "diverges"\nmethod = "standard"\ntraining = { lr = 1e30 }\n[[rows]]\nname = "plain"'
+    recipe = recipe_of(MINI.replace('[[rows]]\nname = "plain"', row), tmp_path)
+    record = run_recipe(recipe, tmp_path / "out", command="")
+    assert [result.get("diverged", "")[:15] for result in record["results"]] == ["the loss became"] * 2 + [""] * 2
+    diverged, plain = result_rows(record)
+    assert diverged.keys() == plain.keys()
+    assert diverged["seeds"] == "2 (2 diverged)"
+    assert {diverged[key] for key in ("clean", "attacked, L2 0.2", "certified, L2 0.2")} == {"none"}
+    assert plain["seeds"] == "2"
+    assert run_recipe(recipe, tmp_path / "out", command="") == record  # it is not trained again
+    page = (tmp_path / "out" / "L2-0.2" / "index.html").read_text()
+    assert "plain" in page
+    assert "diverges" not in page
+
+
+def test_autoattack_is_told_from_the_worst_case() -> None:
+    def result(robust: float, autoattack: float | None) -> dict[str, Any]:
+        found = {"robust": robust, "autoattack": autoattack, "attacks": {}, "flags": []}
+        return {
+            **{"row": "plain", "seed": 0, "clean": 0.9, "noise": {}, "certified": {}, "training_seconds": 1.0},
+            "threats": {"Linf 0.1": found},
+        }
+
+    (row,) = result_rows({"results": [result(0.25, 0.5)]})
+    assert (row["AutoAttack, Linf 0.1"], row["worst case, Linf 0.1"]) == ("50.0", "25.0")
+    (row,) = result_rows({"results": [result(0.5, 0.5)]})
+    assert (row["AutoAttack, Linf 0.1"], "worst case, Linf 0.1" in row) == ("50.0", False)
+    (row,) = result_rows({"results": [result(0.25, None)]})
+    assert row["attacked, Linf 0.1"] == "25.0"
+
+
+def test_a_folder_of_other_versions_or_other_data_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{part}": rng.random((40, 1, 8, 8), dtype=np.float32) for part in ("train", "test")}
+    arrays |= {f"y_{part}": np.arange(40) % 10 for part in ("train", "test")}
+    np.savez(tmp_path / "own.npz", **arrays)
+    text = MINI.replace('"digits"', f'"{tmp_path / "own.npz"}"').replace("train = 100", "train = 20")
+    text = text.replace("seeds = [0, 1]", "seeds = [0]")
+    record = run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
+    assert record["results"][0].keys() >= {"date", "machine", "threads"}
+    arrays["x_test"][0, 0, 0, 0] += 0.001
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(ValueError, match="holds results of another content of the data, expected another folder"):
+        run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
+    monkeypatch.setattr(benchmark, "installed", lambda package: "0.0" if package == "torch" else installed(package))
+    with pytest.raises(ValueError, match="another content of the data and version of torch, expected another folder"):
+        run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "every"), [("digits", 1), ("mnist", 1), ("cifar10", 5), ("cifar10-lipschitz", 3)])
+def test_the_quick_form_of_each_recipe_runs(name: str, every: int, tmp_path: Path) -> None:
+    """Of those for a GPU some rows."""
+    assert name in available_recipes()
+    recipe = load_recipe(name, quick=True)
+    record = run_recipe(replace(recipe, rows=recipe.rows[::every]), tmp_path / "out", command="")
+    rows = result_rows(record)
+    assert record["quick"]
+    assert [row["training"] for row in rows] == [row.name for row in recipe.rows[::every]]
+    assert all(0 <= float(row["clean"]) <= 100 for row in rows)
+    assert not any("diverged" in result for result in record["results"])
+
+
 BAD = [
     (
         "description = ",
@@ -283,6 +398,11 @@ BAD = [
     ("max_gradient_norm = 5.0", "seed = 5", "small.toml: plain: options: got 'seed', which is not known;"),
     ("max_gradient_norm = 5.0", "max_gradient_norm = -1", "max_gradient_norm: got -1, expected a positive number"),
     ('attacks = ["apgd-ce"]', 'attacks = ["apgd-c"]', "evaluation: attacks: got 'apgd-c'"),
+    (
+        'optimizer = "adam", lr = 1e-3',
+        'optimizer = "adam", momentum = 0.5',
+        "small.toml: local ball, with BANG, maps: training.momentum: got 0.5 for adam, expected it for sgd only.",
+    ),
     ("points = 12", "points = 0", "small.toml: evaluation.points: got 0, expected at least 1."),
     ("points = 12", "", "small.toml: evaluation.points: got none, expected a whole number."),
     ('noise = ["gaussian-0.1"]', 'noise = ["gaussian-0.11"]', "evaluation.noise: got 'gaussian-0.11'"),
