@@ -59,7 +59,9 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            _part()
+            return result
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             sys.exit(130)
@@ -589,6 +591,14 @@ def benchmark(
 def main() -> None:
     """The entry point of ``art-robust`` and of ``python -m art_robust_plugins``."""
     app()
+
+
+def _part() -> None:
+    """Several processes end together: one that is still connected could be torn down in the middle of its exit."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        here = processes_here()
+        Processes(here.device, moment="at the end", advice="the results are complete.").wait()
+        here.destroy_process_group()
 
 
 def _check_alone(command: str) -> None:

@@ -41,7 +41,7 @@ FOLDER = Path(__file__).parent
 OPTIONS = [each.name for each in fields(TrainingOptions) if each.name not in ("seed", "checkpoint_dir", "resume")]
 """What a recipe may say of the training loop; the rest is said by what runs it."""
 NOISE = [attack.name for attack in SUITES["noise"]]
-QUICK: dict[str, Any] = {"train": 256, "epochs": 1, "points": 8}
+QUICK: dict[str, Any] = {"train": 256, "epochs": 1, "points": 4}
 """What ``--quick`` changes in every recipe, beside the seeds, of which the first one stays."""
 
 _NUMBER = (int, float)

@@ -94,7 +94,8 @@ class TrainingOptions:
         keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
         checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
         resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
-            was never interrupted. Without it, a checkpoint that is already there is an error.
+            was never interrupted (on a CPU bit for bit, on a GPU as nearly as two runs with one seed do). Without it,
+            a checkpoint that is already there is an error.
 
     Raises:
         ValueError: for a value outside its range.
