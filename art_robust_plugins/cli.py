@@ -597,7 +597,7 @@ def _part() -> None:
     """Several processes end together: one that is still connected could be torn down in the middle of its exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         here = processes_here()
-        Processes(here.device, moment="at the end", advice="the results are complete.").wait()
+        Processes(here.device, moment="at the end", advice="its own message says why.").wait()
         here.destroy_process_group()
 
 

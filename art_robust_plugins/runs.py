@@ -134,7 +134,8 @@ class TrainingPlan:
         Raises:
             ValueError: the sentence names the setting.
         """
-        trainer.check_fit(self.images(data) - self.validation, self.batch_size, validated=self.validation > 0)
+        samples = self.images(data) - self.validation
+        trainer.check_fit(samples, self.batch_size, self.epochs, validated=self.validation > 0)
 
 
 def train_run(

@@ -5,7 +5,6 @@ import os
 # Results are compared to the last bit, also with those of other processes: all of them take one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -26,6 +25,8 @@ def digits() -> Dataset:
 @pytest.fixture(scope="session")
 def no_larger_file_than() -> Callable[[int], AbstractContextManager[None]]:
     """A context in which writing more bytes fails with an OSError, as on a full disk."""
+
+    import resource
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:

@@ -537,6 +537,7 @@ def test_what_a_launcher_is_asked_for_and_training_lacks_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_what_accelerate_launch_sets_by_itself_is_no_error(
     run,  # type: ignore[no-untyped-def]
     tmp_path: Path,

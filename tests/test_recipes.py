@@ -285,6 +285,16 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
             "maps: compile: got 'reduce-overh",
         ),
         ("options = { channels", 'options = { augmentation = "crop-flip", crop_padding = 8, channels', "crop_padding:"),
+        (
+            "options = { channels",
+            'options = { schedule = "cosine", warmup_epochs = 2, channels',
+            "maps: warmup_epochs: got 2 of 2 epochs, expected fewer.",
+        ),
+        (
+            "options = { channels",
+            'options = { schedule = "one-cycle", channels',
+            "maps: schedule: got 'one-cycle' for 2",
+        ),
         ("options = { channels", "options = { drop_last = true, channels", "batch_size: got 300 for 200 samples"),
         ("points = 12", "points = 361", "evaluation.points: got 361, expected at most 360, all there are."),
         ('name = "plain"', 'name = "Linf 0.1"', "rows: got names whose folders are Linf-0.1, local-ball"),

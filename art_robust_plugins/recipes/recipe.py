@@ -221,8 +221,9 @@ def _row(file: str, table: Mapping[str, Any], number: int, quick: Mapping[str, A
         raise ValueError(f"{at}: network.name: got {network.get('name')!r}, expected a network's name.")
     training = merged["training"] | {key: quick[key] for key in ("train", "epochs") if key in quick}
     _check(training, f"{at}: training", _TRAINING)
-    for given in (table.get("training", {}), row.get("training", {})):
-        if given.get("optimizer") == "adam" and "momentum" in given:
+    whole, own = table.get("training", {}), row.get("training", {})
+    for given, optimizer in ((whole, whole.get("optimizer")), (own, training.get("optimizer"))):
+        if optimizer == "adam" and "momentum" in given:
             raise ValueError(f"{at}: training.momentum: got {given['momentum']} for adam, expected it for sgd only.")
     _one_of(merged["options"], OPTIONS, f"{at}: options")
     joined, instruments = row.get("with", {}), available_instruments()

@@ -34,7 +34,9 @@ class Compiled:
             outputs = self.module(x)
             return outputs
         kind = (
-            self.module.training,
+            tuple(
+                part.training for part in self.module.children()
+            ),  # the loop sets the network's mode, not its wrapper's
             torch.is_grad_enabled(),
             x.requires_grad,
             torch.is_autocast_enabled(x.device.type),

@@ -14,9 +14,8 @@ from .memory_format import align_state
 FUSED = (SGD, Adam, AdamW)
 
 
-@contextmanager
-def fused_steps(optimizer: Optimizer) -> Iterator[None]:
-    """A context within which the steps of ``optimizer`` are fused.
+def check_fused(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that has no fused step.
 
     Raises:
         ValueError: for an optimizer other than torch's SGD, Adam and AdamW, or a differentiable one.
@@ -26,6 +25,12 @@ def fused_steps(optimizer: Optimizer) -> Iterator[None]:
         raise ValueError(f"fused_optimizer: got the optimizer {type(optimizer).__name__}, expected one of {names}.")
     if any(group["differentiable"] for group in optimizer.param_groups):
         raise ValueError("fused_optimizer: got a differentiable optimizer, expected another.")
+
+
+@contextmanager
+def fused_steps(optimizer: Optimizer) -> Iterator[None]:
+    """A context within which the steps of ``optimizer`` are fused; others than `check_fused` takes are refused."""
+    check_fused(optimizer)
     before = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:

@@ -45,7 +45,7 @@ from ..threat import Bound, ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
 from .compiling import Compiled
-from .fused import fused_steps
+from .fused import check_fused, fused_steps
 from .instruments import Instrument
 from .memory_format import align_state, in_channels_last
 from .options import TrainingOptions, check_count
@@ -187,20 +187,25 @@ class RobustTrainer(Trainer):
         epoch out, as what was measured is not true of the weights.
         """
 
-    def check_fit(self, samples: int, batch_size: int, *, validated: bool = False) -> None:
+    def check_fit(self, samples: int, batch_size: int, nb_epochs: int, *, validated: bool = False) -> None:
         """Refuse now the settings that `fit` would refuse, without data; it does so by itself.
 
         Args:
             samples: how many there will be.
             batch_size: as for `fit`.
+            nb_epochs: as for `fit`.
             validated: whether there will be validation data.
 
         Raises:
             ValueError: names the setting.
         """
         check_count("batch_size", batch_size)
+        check_count("nb_epochs", nb_epochs)
         if self.options.drop_last and samples < batch_size:
             raise ValueError(f"batch_size: got {batch_size} for {samples} samples, expected fewer with drop_last.")
+        schedule_factor(self.options, self._steps(samples, batch_size), nb_epochs)
+        if self.options.fused_optimizer:
+            check_fused(self.classifier.optimizer)
         self._check_options(validated)
 
     @property
@@ -239,8 +244,8 @@ class RobustTrainer(Trainer):
         device, options = self._device, self.options
         images = image_tensor(x, self.classifier).to(device)
         labels = label_tensor(y, self.classifier.nb_classes, samples=len(images)).to(device)
-        self.check_fit(len(images), batch_size, validated=validation_data is not None)
-        steps = len(images) // batch_size if options.drop_last else -(-len(images) // batch_size)
+        self.check_fit(len(images), batch_size, nb_epochs, validated=validation_data is not None)
+        steps = self._steps(len(images), batch_size)
 
         def batches(order: torch.Generator) -> Iterator[Batch]:
             index = torch.randperm(len(images), generator=order) if options.shuffle else torch.arange(len(images))
@@ -310,6 +315,10 @@ class RobustTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------ the loop
 
+    def _steps(self, samples: int, batch_size: int) -> int:
+        """Of an epoch of `fit`."""
+        return samples // batch_size if self.options.drop_last else -(-samples // batch_size)
+
     def _prepare(self) -> None:
         """Read the classifier as it is now: its network, device and preprocessing."""
         classifier = self.classifier
@@ -319,7 +328,7 @@ class RobustTrainer(Trainer):
         self._device = device_of(classifier.model)
         self.input_range = clip_range(classifier)
         self._augmentations = augmentations(classifier)
-        self._padding = self._padding_value()
+        self._padding = self._padding_value() if self.options.augmentation == "crop-flip" else 0.0
 
     @property
     def _needs_logits(self) -> bool:
@@ -420,10 +429,8 @@ class RobustTrainer(Trainer):
         if processes.count > 1:
             # Before a checkpoint is read, which one process could refuse alone.
             processes.check_same_settings(run.same_in_all(nb_epochs, whole, validation))
-        first = run.start(processes)
+        first = run.start(processes, nb_epochs)
         processes.check_same({"checkpoint_dir, epochs that its checkpoint holds": first})
-        if first > nb_epochs:
-            raise ValueError(f"nb_epochs: got {nb_epochs}, but {run.path} holds {first}, expected at least as many.")
         for module in (network, *run.preprocessing):
             processes.copy_from_main(_tensors(module.state_dict()).values())
         run.begin_average()
@@ -594,6 +601,7 @@ class RobustTrainer(Trainer):
         low, shape = self.input_range[0], tuple(self.classifier.input_shape)
         if not isinstance(low, Tensor) or len(shape) != 3:
             return 0.0 if low is None else low
+        low = low[0] if low.dim() == 4 else low  # with the axis of a batch
         return low.expand(shape) if self.classifier.channels_first else low.expand(shape).movedim(-1, 0)
 
     def _batch_loss(self, x: Tensor, y: Tensor, processes: Processes) -> Tensor:
@@ -714,7 +722,7 @@ class _Run:
             return "no checkpoint_dir was given, so that training must begin anew."
         return f"start all of them again with resume (--resume), to go on from the last epoch in {self.path}."
 
-    def start(self, processes: Processes) -> int:
+    def start(self, processes: Processes, nb_epochs: int) -> int:
         """Begin anew or take up the checkpoint; the number of epochs that are already done."""
         self.trainer.history = []
         drawn = torch.randint(2**31, ()) if self.options.seed is None else torch.tensor(self.options.seed)
@@ -728,7 +736,7 @@ class _Run:
                 f"checkpoint_dir: {self.path} holds an earlier run, expected resume=True to continue it or another "
                 f"folder."
             )
-        return self._load(self.path)
+        return self._load(self.path, nb_epochs)
 
     def begin_average(self) -> None:
         """Start the average of the weights, or go on with the checkpoint's, now that the weights are there."""
@@ -780,7 +788,7 @@ class _Run:
             self._load_preprocessing(self.best)
             logger.info("kept the weights of epoch %d", self.best["epoch"])
 
-    def _load(self, path: Path) -> int:
+    def _load(self, path: Path, nb_epochs: int) -> int:
         state = load_state(path)
         if not isinstance(state, dict) or not {"settings", "network", "epochs", "method"} <= state.keys():
             raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
@@ -788,16 +796,25 @@ class _Run:
         defaults = {name: str(value) for name, value in asdict(TrainingOptions()).items()}
         written = {"preprocessing": "[]", **defaults, **state["settings"]}
         for name, now in self.settings.items():
-            then = written.get(name)
+            then = _text(written.get(name))
             if then != now:
                 raise ValueError(f"resume: {path} was written with {name} {then}, but this run has {now}.")
+        epochs, order = int(state["epochs"]), state.get("order")
+        if epochs > nb_epochs:
+            raise ValueError(f"nb_epochs: got {nb_epochs}, but {path} holds {epochs}, expected at least as many.")
+        order = [] if order is None else [order] if isinstance(order, Tensor) else order  # as earlier ones have it
+        if len(order) != len(self.order):
+            raise ValueError(
+                f"resume: {path} was written with {len(order)} random generators of the loader, but this run has "
+                f"{len(self.order)}."
+            )
         self.network.load_state_dict(state["network"])
         self._load_preprocessing(state)
         self.optimizer.load_state_dict(state["optimizer"])
         align_state(self.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
-        for generator, saved in zip(self.order, state["order"], strict=True):
+        for generator, saved in zip(self.order, order, strict=True):
             generator.set_state(saved)
         for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
             instrument.load_state_dict(saved)
@@ -805,7 +822,7 @@ class _Run:
         self.trainer.history = state["history"]
         self.best, self.seed = state["best"], state["seed"]
         self._earlier_averages = state.get("average")
-        return int(state["epochs"])
+        return epochs
 
     def _load_preprocessing(self, state: dict[str, Any]) -> None:
         for module, weights in zip(self.preprocessing, state.get("preprocessing", ()), strict=True):
@@ -910,9 +927,9 @@ def _without(parameters: Iterable[nn.Parameter], left_out: list[nn.Parameter]) -
 
 def _check_weights(modules: Iterable[nn.Module], epoch: int) -> None:
     """Once an epoch, before anything is saved: a loss can be finite where its gradient is not."""
-    parameters = [parameter.detach() for module in modules for parameter in module.parameters()]
-    largest = torch.stack([torch.linalg.vector_norm(parameter, torch.inf) for parameter in parameters])
-    if not largest.isfinite().all().item():
+    parameters = [p.detach() for module in modules for p in module.parameters() if p.numel() and p.is_floating_point()]
+    largest = [torch.linalg.vector_norm(parameter, torch.inf) for parameter in parameters]
+    if largest and not torch.stack(largest).isfinite().all().item():
         raise FloatingPointError(
             f"the weights became NaN or infinite in epoch {epoch + 1}; try a lower learning rate or max_gradient_norm."
         )
@@ -920,7 +937,7 @@ def _check_weights(modules: Iterable[nn.Module], epoch: int) -> None:
 
 def _checked_sum(losses: list[Tensor], sizes: list[int], epoch: int, last_step: int) -> Tensor:
     """The sum of the losses of all samples in some steps, each of which is the mean over its batch."""
-    values = torch.stack(losses).double().cpu()
+    values = torch.stack(losses).cpu().double()
     for step, value in enumerate(values.tolist(), last_step - len(losses) + 1):
         if not math.isfinite(value):
             raise FloatingPointError(

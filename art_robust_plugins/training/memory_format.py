@@ -43,7 +43,9 @@ def align_state(optimizer: Optimizer) -> None:
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    return (tensor for tensor in chain(network.parameters(), network.buffers()) if tensor.dim() == 4)
+    """Those of four axes, but for expanded ones, which lie nowhere as a whole."""
+    tensors = (tensor for tensor in chain(network.parameters(), network.buffers()) if tensor.dim() == 4)
+    return (tensor for tensor in tensors if 0 not in tensor.stride())
 
 
 def _laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:

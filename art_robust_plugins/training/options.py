@@ -90,7 +90,7 @@ class TrainingOptions:
             normalisation's running statistics) are the trained network's. A method that goes back to earlier weights
             starts the average anew from them.
         validation_steps: PGD steps of the robust validation accuracy, which is measured in passes of at most as many
-            images as those of training.
+            images as those of training (small ones cost time), on which its random starts depend.
         keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
         checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
         resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that

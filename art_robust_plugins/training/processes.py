@@ -164,6 +164,9 @@ class Processes:
 
 def seed_torch(seed: int, device: torch.device) -> None:
     """Seed torch's random numbers on the CPU and on ``device``; `torch.manual_seed` would also seed all other GPUs."""
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

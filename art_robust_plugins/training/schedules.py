@@ -66,7 +66,7 @@ def schedule_factor(options: TrainingOptions, steps: int, epochs: int) -> Callab
     Raises:
         ValueError: a training too short for the schedule.
     """
-    if options.warmup_epochs >= epochs:
+    if options.warmup_epochs and options.warmup_epochs >= epochs:
         raise ValueError(f"warmup_epochs: got {options.warmup_epochs} of {epochs} epochs, expected fewer.")
     if options.schedule == "cosine":
         return cosine(epochs * steps, round(options.warmup_epochs * steps))

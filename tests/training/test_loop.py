@@ -29,6 +29,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from art_robust_plugins import BANGTrainer, RobustTrainer, StandardTrainer, ThreatModel, TrainingOptions
+from art_robust_plugins.checkpoint import load_state, save_state
 from art_robust_plugins.training import BANG, Instrument
 
 DIGITS, LABELS = load_digits(return_X_y=True)
@@ -881,13 +882,46 @@ def test_a_network_may_have_an_extra_state(tmp_path: Path) -> None:
         def set_extra_state(self, state: dict[str, int]) -> None:
             self.calls = state["calls"]
 
+    torch.manual_seed(0)
     model = Counting()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
     options = TrainingOptions(seed=0, keep_best=True, checkpoint_dir=tmp_path)
     wrong = (X[:50], (Y[:50] + 1) % 10)  # it only gets worse
-    StandardTrainer(estimator, options=options).fit(X[:50], Y[:50], wrong, 25, 3, verbose=False)
-    assert model.calls in (2, 4)  # of the best epoch
+    trainer = StandardTrainer(estimator, options=options)
+    trainer.fit(X[:50], Y[:50], wrong, 25, 3, verbose=False)
+    best = int(np.argmax([record["validation_accuracy"] for record in trainer.history]))
+    assert best < 2
+    assert model.calls == 2 * (best + 1)
+    options = TrainingOptions(seed=0, keep_best=True, checkpoint_dir=tmp_path, resume=True)
+    StandardTrainer(estimator, options=options).fit(X[:50], Y[:50], wrong, 25, 4, verbose=False)
+    assert model.calls == 2 * (best + 1)  # the fourth epoch is no better
+
+
+def test_empty_and_whole_parameters_need_no_check(tmp_path: Path) -> None:
+    trained = classifier()
+    trained.model.register_parameter("place", nn.Parameter(torch.empty(0)))
+    trained.model.register_parameter("count", nn.Parameter(torch.tensor(3), requires_grad=False))
+    StandardTrainer(trained).fit(X[:50], Y[:50], nb_epochs=1, verbose=False)
+
+
+def test_checkpoints_of_an_earlier_form_resume(tmp_path: Path) -> None:
+    def run(epochs: int, resume: bool) -> list[Tensor]:
+        trained = classifier()
+        options = TrainingOptions(seed=0, checkpoint_dir=tmp_path, resume=resume)
+        StandardTrainer(trained, options=options).fit(X[:50], Y[:50], nb_epochs=epochs, verbose=False)
+        return weights(trained)
+
+    run(1, False)
+    state = load_state(tmp_path / "training.pt")
+    save_state(tmp_path / "training.pt", {**state, "order": None})
+    resumed = run(2, True)
+    whole = classifier()
+    StandardTrainer(whole, options=TrainingOptions(seed=0)).fit(X[:50], Y[:50], nb_epochs=2, verbose=False)
+    assert same(resumed, weights(whole))
+    save_state(tmp_path / "training.pt", {**state, "order": [torch.Generator().get_state()]})
+    with pytest.raises(ValueError, match=r"was written with 1 random generators of the loader, but this run has 0."):
+        run(2, True)
 
 
 @pytest.mark.parametrize("parts", [1, 4])
