@@ -326,10 +326,10 @@ def accuracy_figure(report: EvaluationReport) -> Figure:
 
 def curve_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
     drawing, axes = figure(6.4, 3.4)
-    for (name, report), colour in zip(reports.items(), repeated(RUNS, len(reports)), strict=True):
+    for (name, report), (colour, marker) in zip(reports.items(), appearances(len(reports)), strict=True):
         positive = [(eps, 100 * accuracy) for eps, accuracy in report.curve if eps > 0]
         if positive:
-            axes.plot(*zip(*positive, strict=True), marker="o", markersize=4, color=colour, label=name)
+            axes.plot(*zip(*positive, strict=True), marker=marker, markersize=4, color=colour, label=name)
         axes.axhline(100 * report.curve[0][1], color=colour, linestyle=":", linewidth=1)
         if report.radii is not None:
             axes.plot(*certified_curve(report), color=colour, linestyle="--", linewidth=1.3)
@@ -379,8 +379,10 @@ def certified_curve(report: EvaluationReport) -> tuple[list[float], list[float]]
     return radii.tolist(), [100 * report.certified_at(eps) for eps in radii]
 
 
-def repeated(colours: Sequence[str], count: int) -> list[str]:
-    return [colours[index % len(colours)] for index in range(count)]
+def appearances(count: int) -> list[tuple[str, str]]:
+    """The colour and the marker of each of ``count`` runs: all colours with one marker, then with the next."""
+    pairs = [(colour, marker) for marker in "osD^vP" for colour in RUNS]
+    return [pairs[index % len(pairs)] for index in range(count)]
 
 
 def examples_figure(report: EvaluationReport) -> tuple[Figure, float] | None:
@@ -418,11 +420,11 @@ def examples_figure(report: EvaluationReport) -> tuple[Figure, float] | None:
 def comparison_figure(reports: Mapping[str, EvaluationReport]) -> Figure:
     rows = compared_rows(reports)
     drawing, axes = figure(6.4, 0.9 + 0.32 * len(rows))
-    for (name, report), colour in zip(reports.items(), repeated(RUNS, len(reports)), strict=True):
+    for (name, report), (colour, marker) in zip(reports.items(), appearances(len(reports)), strict=True):
         values = accuracies(report)
         points = [(100 * values[row], index) for index, row in enumerate(rows) if row in values]
         label = f"{name}\n(fast, NOT standard)" if fast(report) else name
-        axes.plot(*zip(*points, strict=True), "o", color=colour, label=label, markersize=7, alpha=0.85)
+        axes.plot(*zip(*points, strict=True), marker, color=colour, label=label, markersize=7, alpha=0.85)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-3, 103)

@@ -354,6 +354,14 @@ def test_a_comparison_marks_fast_runs(report: EvaluationReport) -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b\n(fast, NOT standard)"]
 
 
+@pytest.mark.parametrize("drawn", [comparison_figure, curve_figure])
+def test_no_two_runs_of_a_figure_look_alike(drawn: Any, report: EvaluationReport) -> None:
+    """There are more runs than colours, in a recipe's page for one."""
+    axes = drawn({f"run {number}": report for number in range(25)}).axes[0]
+    lines = [line for line in axes.get_lines() if str(line.get_label()).startswith("run ")]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 25
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("drawn", [comparison_figure, curve_figure])
 @pytest.mark.parametrize("letters", [3, 20, 45, 200])
