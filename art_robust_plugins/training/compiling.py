@@ -33,10 +33,9 @@ class Compiled:
         if self._passes is None:
             outputs = self.module(x)
             return outputs
+        # The loop sets the mode of the network, not that of its wrapper.
         kind = (
-            tuple(
-                part.training for part in self.module.children()
-            ),  # the loop sets the network's mode, not its wrapper's
+            tuple(part.training for part in self.module.children()),
             torch.is_grad_enabled(),
             x.requires_grad,
             torch.is_autocast_enabled(x.device.type),
