@@ -16,10 +16,11 @@ default layers; what happens to batches of another size and to several passes in
 from __future__ import annotations
 
 import re
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ from .instruments import Instrument, LayerPattern, select_modules
 from .loop import RobustTrainer
 from .options import TrainingOptions, check_flag, check_number
 from .processes import Share
+from .signs import PackedSigns, layout_of
 
 MOMENTUM = 0.5
 """Weight of the newest value in the running mean of |h_l|; the first value starts it."""
@@ -104,7 +106,7 @@ class _Step:
 
     labels: Tensor  # of the whole batch
     number: int = 0
-    signs: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # int8, m * N samples for N labels
+    signs: dict[tuple[str, int], PackedSigns] = field(default_factory=dict)  # of m * N samples for N labels
     share: Share | None = None  # of the process whose signs these are
     passes: int = 0
     calls: Counter[str] = field(default_factory=Counter)  # of each layer in the present pass
@@ -120,7 +122,8 @@ class _Step:
     def gather(self) -> None:
         """Take up the signs of all processes that share this batch."""
         if self.share is not None:
-            self.signs = {call: self.share.gathered(signs) for call, signs in self.signs.items()}
+            for call, signs in self.signs.items():
+                self.signs[call] = replace(signs, packed=self.share.gathered(signs.packed))
             self.share = None
 
     def pairing(self, previous: _Step, stored: int, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,9 +167,9 @@ class Layerwise(Instrument):
     A small batch replaces the store as any other does: the next batch is perturbed where that reaches, and else
     not; slots are assigned as in `other_class_slots`. A step without a backward pass leaves the store as it is.
 
-    Of a gradient only the sign is kept, in one byte a number; `state_dict` holds it too. Processes that train together
-    by `RobustTrainer` exchange the signs before each batch, and each keeps those of the whole batch. One object serves
-    one network at a time, and forgets everything when its context ends.
+    Of a gradient only the sign is kept, in two bits a number; `state_dict` holds it too, in a byte. Processes that
+    train together by `RobustTrainer` exchange the signs before each batch, and each keeps those of the whole batch. One
+    object serves one network at a time, and forgets everything when its context ends.
     """
 
     name: ClassVar[str] = "layerwise"
@@ -215,8 +218,6 @@ class Layerwise(Instrument):
                 for name, module in candidates.items():
                     handles.append(module.register_forward_hook(partial(self._after_layer, name)))
                 handles.append(network.register_forward_pre_hook(lambda root, _: self._begin_pass(root.training)))
-                if self._chosen is None:
-                    handles.append(network.register_forward_hook(lambda *_: self._blocks.release()))
             yield self
         finally:
             for handle in handles:
@@ -246,7 +247,7 @@ class Layerwise(Instrument):
         if last is not None:
             last.gather()
             state |= {"labels": last.labels.clone(), "number": torch.tensor(last.number)}
-            state |= {f"sign:{call}:{name}": signs.clone() for (name, call), signs in last.signs.items()}
+            state |= {f"sign:{call}:{name}": signs.unpacked() for (name, call), signs in last.signs.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -255,7 +256,7 @@ class Layerwise(Instrument):
         signs, layers = {}, {}
         for key, tensor in state.items():
             if parts := re.fullmatch(r"sign:(\d+):(.*)", key):
-                signs[parts[2], int(parts[1])] = tensor.clone()
+                signs[parts[2], int(parts[1])] = tensor
             elif key.startswith("layer:"):
                 layers[key.removeprefix("layer:")] = tensor.clone()
             elif key not in ("labels", "number"):
@@ -269,7 +270,8 @@ class Layerwise(Instrument):
                 )
         self._means = {name: mean for name, mean in layers.items() if self.relative and not mean.isnan()}
         self._chosen = set(layers) if layers and self.layers is None else None
-        self._previous = _Step(labels.clone(), int(number), signs) if signs else None
+        packed = {call: PackedSigns.of(tensor, layout_of(tensor)) for call, tensor in signs.items()}
+        self._previous = _Step(labels.clone(), int(number), packed) if signs else None
 
     def _forget(self) -> None:
         self._step = self._previous = self._chosen = None
@@ -282,7 +284,6 @@ class Layerwise(Instrument):
             self._means = {name: mean for name, mean in self._means.items() if name in chosen}
             for key in [key for key in self._step.signs if key[0] not in chosen]:
                 del self._step.signs[key]
-            self._blocks.release()
 
     def _begin_pass(self, training: bool) -> None:
         if self._step is not None and training and torch.is_grad_enabled():
@@ -311,20 +312,17 @@ class Layerwise(Instrument):
         step.calls[name] += 1
         signs = None if previous is None else previous.signs.get(call)
         h: Tensor = output
-        with torch.no_grad():
-            mean = self._running_mean(name, h, step) if self.relative else None
-            if previous is not None and signs is not None:
-                _check_shape(name, signs, h)
-                slots, scale = step.pairing(previous, len(signs), h)
-                perturbation = _selected(signs, slots, _layout(h)).to(h.dtype)
-                _rows(perturbation).mul_(scale if mean is None else scale * mean)  # eps_l / eps, or 0 without a slot
-        if signs is not None:
-            if type(module) in _SAVE_NO_OUTPUT and not h._is_view():
-                h.add_(perturbation, alpha=self.eps)
-            else:
-                h = h.add(perturbation, alpha=self.eps)
-        # As h~ - h is a constant, the gradient of h~ is that of h.
-        h.register_hook(partial(_record, step, call, step.passes))  # type: ignore[no-untyped-call]
+        layout = layout_of(h)
+        mean = self._running_mean(name, h, step) if self.relative else None
+        if previous is not None and signs is not None:
+            _check_shape(name, signs, h)
+            slots, factors = step.pairing(previous, len(signs), h)
+            factors = factors if mean is None else factors * mean  # eps_l / eps, or 0 without a slot
+            if type(module) not in _SAVE_NO_OUTPUT or h._is_view() or not h.is_contiguous(memory_format=layout):
+                h = h.clone(memory_format=layout)
+            with torch.no_grad():  # as h~ - h is a constant, the gradient of h~ is that of h
+                signs.add_to(h, slots, factors, self.eps)
+        h.register_hook(partial(_record, step, call, step.passes, layout))  # type: ignore[no-untyped-call]
         return h
 
     def _fitting_step(self, name: str, output: Tensor) -> _Step:
@@ -348,7 +346,7 @@ class Layerwise(Instrument):
         known = self._means.get(name)
         if known is None or (step.number % MEASURED_EVERY == 0 and name not in step.measured):
             step.measured.add(name)
-            mean = output.abs().mean(dtype=torch.promote_types(output.dtype, torch.float32))
+            mean = output.detach().abs().mean(dtype=torch.promote_types(output.dtype, torch.float32))
             mean = mean if step.share is None else step.share.mean(mean)
             self._means[name] = mean if known is None else torch.lerp(known.to(mean), mean, MOMENTUM)
         return self._means[name].to(output.device)
@@ -435,22 +433,20 @@ class _Blocks:
 
     def __init__(self) -> None:
         self.ends: dict[str, str] = {}  # convolution -> the layer whose output ends its block
-        self._outputs: list[tuple[str, Tensor, int]] = []
+        self._outputs: list[tuple[str, weakref.ref[Tensor], int]] = []  # a pass holds them as long as it needs them
 
     def may_end(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> bool:
         """Whether a layer that was called may be the end of a block; `ends` says it when the pass is over."""
         if isinstance(module, _CONVOLUTIONS):
             self.ends.setdefault(name, name)
-            self._outputs.append((name, output, output._version))
+            self._outputs.append((name, weakref.ref(output), output._version))
             return True
+        if not inputs or not isinstance(inputs[0], Tensor):
+            return False
         # What was changed in place since (by a ReLU, say) is no longer the convolution's output.
-        taken = [conv for conv, h, version in self._outputs if inputs and inputs[0] is h and h._version == version]
+        taken = [conv for conv, h, version in self._outputs if h() is inputs[0] and inputs[0]._version == version]
         self.ends.update(dict.fromkeys(taken, name))
         return bool(taken)
-
-    def release(self) -> None:
-        """Let go of the outputs, which the pass no longer needs."""
-        self._outputs.clear()
 
 
 def _listed(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerPattern] | None:
@@ -473,33 +469,16 @@ def _copies(labels: Tensor, samples: int, device: torch.device) -> Tensor:
     return labels if len(labels) == samples else labels.repeat(samples // len(labels))
 
 
-def _layout(output: Tensor) -> torch.memory_format:
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(output.dim(), torch.contiguous_format)
-    return last if output.is_contiguous(memory_format=last) else torch.contiguous_format
-
-
-def _rows(samples: Tensor) -> Tensor:
-    """Samples as they lie in memory, one after the other: [N, numbers of each]."""
-    return samples.as_strided((len(samples), samples.numel() // len(samples)), (samples.numel() // len(samples), 1))
-
-
-def _selected(signs: Tensor, slots: Tensor, layout: torch.memory_format) -> Tensor:
-    """``signs[slots]``, laid out as the output is; taken as rows, since in channels_last this is far faster."""
-    signs = signs.to(slots.device).contiguous(memory_format=layout)
-    rows = _rows(signs).index_select(0, slots)
-    return rows.as_strided((len(slots), *signs.shape[1:]), (rows.shape[1], *signs.stride()[1:]))
-
-
-def _record(step: _Step, call: tuple[str, int], number: int, gradient: Tensor) -> None:
-    """The backward hook of a layer's output in pass ``number`` of a step."""
+def _record(step: _Step, call: tuple[str, int], number: int, layout: torch.memory_format, gradient: Tensor) -> None:
+    """The backward hook of a layer's output, of this layout, in pass ``number`` of a step."""
     if number <= step.recorded.get(call, number):
         step.recorded[call] = number
-        step.signs[call] = gradient.sign().to(torch.int8)
+        step.signs[call] = PackedSigns.of(gradient, layout)
 
 
-def _check_shape(name: str, signs: Tensor, output: Tensor) -> None:
-    if signs.shape[1:] != output.shape[1:]:
+def _check_shape(name: str, signs: PackedSigns, output: Tensor) -> None:
+    if signs.shape != output.shape[1:]:
         raise RuntimeError(
             f"layers: the output of {name!r} has the shape {tuple(output.shape)}, expected (N, "
-            f"{', '.join(map(str, signs.shape[1:]))}) as in the step before, or in the state that was loaded."
+            f"{', '.join(map(str, signs.shape))}) as in the step before, or in the state that was loaded."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from art_robust_plugins.training.layerwise import (
     layerwise_perturbations,
     other_class_slots,
 )
+from art_robust_plugins.training.signs import PackedSigns
 
 # ------------------------------------------------------------------------------------------------------ the pairing
 
@@ -75,7 +77,8 @@ def test_successive_steps_meet_all_other_classes() -> None:
                 slots, counts = step.pairing(previous, len(y), torch.zeros(len(y), 1))  # type: ignore[union-attr]
                 assert counts.all()
                 met |= set(zip(y.tolist(), y[slots].tolist(), strict=True))
-            layerwise._step.signs["0", 0] = torch.zeros(len(y), 1, dtype=torch.int8)  # type: ignore[union-attr]
+            signs = PackedSigns.of(torch.zeros(len(y), 1), torch.contiguous_format)
+            layerwise._step.signs["0", 0] = signs  # type: ignore[union-attr]
     assert met == {(a, b) for a in range(5) for b in range(5) if a != b}
 
 
@@ -425,6 +428,19 @@ def default_layers(network: nn.Module, x: Tensor, y: Tensor) -> set[str]:
     layers = {key.removeprefix("layer:") for key in state if key.startswith("layer:")}
     assert {key.split(":", 2)[2] for key in state if key.startswith("sign:")} == layers
     return layers
+
+
+def test_the_search_for_blocks_holds_no_outputs() -> None:
+    """In the first step it compares a normalisation's input with the convolutions' outputs, which may go meanwhile."""
+    network, (x, y) = tiny(), batches(1)[0]
+    outputs: list[weakref.ref[Tensor]] = []
+    alive = []
+    with layerwise_perturbations(network, eps=0.1) as layerwise:
+        network[0].register_forward_hook(lambda _, inputs, h: outputs.append(weakref.ref(h)))
+        network[-1].register_forward_pre_hook(lambda *_: alive.append(outputs[0]() is not None))
+        layerwise.begin_step(y)
+        network(x)
+    assert alive == [False]
 
 
 def test_default_layers_are_the_outputs_of_the_convolutional_blocks() -> None:

@@ -1,0 +1,88 @@
+"""Signs in two bits: nothing is lost, whatever the shape and the layout, and they are added where they belong."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from art_robust_plugins.training.signs import PackedSigns, as_rows, layout_of
+
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def numbers(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Some of each sign, of all sizes down to the least."""
+    generator = torch.Generator().manual_seed(seed)
+    sign = torch.randint(-1, 2, shape, generator=generator)
+    return (sign * 10.0 ** torch.randint(-40, 30, shape, generator=generator)).to(dtype)
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple),
+    st.booleans(),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8]),
+    st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=200)
+def test_what_is_packed_is_unpacked(shape: tuple[int, ...], last: bool, dtype: torch.dtype, seed: int) -> None:
+    values = numbers(shape, seed).sign().to(dtype)
+    layout = LAYOUTS.get(len(shape), torch.contiguous_format) if last else torch.contiguous_format
+    signs = PackedSigns.of(values, layout)
+    assert torch.equal(signs.unpacked(), values.to(torch.int8))
+    assert signs.unpacked().is_contiguous(memory_format=layout)
+    assert (len(signs), *signs.shape) == shape
+    assert signs.packed.numel() * signs.packed.element_size() == shape[0] * math.ceil(math.prod(shape[1:]) / 4)
+
+
+def test_signs_of_numbers_of_all_sizes() -> None:
+    values = torch.tensor([[0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, math.inf, -math.inf, math.nan, 1.0, -1.0]])
+    found = PackedSigns.of(values, torch.contiguous_format).unpacked()
+    assert found.tolist() == [[0, 0, 1, -1, 1, -1, 1, -1, 0, 1, -1]]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_that_are_not_dense_are_packed_in_the_asked_order(layout: torch.memory_format) -> None:
+    """The gradient of a mean is one number, expanded."""
+    values = numbers((3, 5, 1, 1), 0).expand(3, 5, 2, 3)
+    assert torch.equal(PackedSigns.of(values, layout).unpacked(), values.sign().to(torch.int8))
+    turned = numbers((3, 2, 5, 3), 1).permute(0, 2, 3, 1)
+    assert torch.equal(PackedSigns.of(turned, layout).unpacked(), turned.sign().to(torch.int8))
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=200)
+def test_signs_are_added_to_their_samples(
+    shape: tuple[int, ...], stored: int, samples: int, kept_last: bool, added_last: bool, seed: int
+) -> None:
+    """In whatever layouts both are, samples take the signs of their slots, in the place of each number."""
+    last = LAYOUTS.get(len(shape) + 1, torch.contiguous_format)
+    gradient = numbers((stored, *shape), seed)
+    signs = PackedSigns.of(gradient, last if kept_last else torch.contiguous_format)
+    generator = torch.Generator().manual_seed(seed)
+    slots = torch.randint(0, stored, (samples,), generator=generator)
+    factors = torch.randint(0, 2, (samples, 1), generator=generator).double()
+    h = torch.randn((samples, *shape), generator=generator, dtype=torch.float64)
+    moved = h.contiguous(memory_format=last if added_last else torch.contiguous_format).clone()
+    signs.add_to(moved, slots, factors, 0.25)
+    expected = h + 0.25 * factors.view(-1, *[1] * len(shape)) * gradient[slots].sign()
+    assert torch.equal(moved, expected)
+
+
+def test_rows_lie_in_memory_one_after_the_other() -> None:
+    images = torch.arange(24).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    assert layout_of(images) == torch.channels_last
+    assert as_rows(images)[1].tolist() == [12, 16, 20, 13, 17, 21, 14, 18, 22, 15, 19, 23]
+    assert layout_of(torch.zeros(2, 3, 4, 5)) == torch.contiguous_format
+    assert as_rows(torch.arange(3)).tolist() == [[0], [1], [2]]
