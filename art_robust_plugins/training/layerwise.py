@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -455,6 +455,8 @@ def _listed(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerP
     if not isinstance(layers, Iterable | type):
         raise ValueError(f"layers: got {layers!r}, expected names of layers or types of modules.")
     listed = [layers] if isinstance(layers, str | type) else list(layers)
+    if isinstance(layers, Set):
+        listed.sort(key=repr)  # the order of a set differs between processes
     for pattern in listed:
         if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
             raise ValueError(f"layers: got {pattern!r}, expected names of layers or types of modules.")

@@ -8,6 +8,7 @@ that bytes are made and read by whole rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -82,6 +83,11 @@ def as_rows(tensor: Tensor) -> Tensor:
 
 def _unpacked(packed: Tensor, numbers: int) -> Tensor:
     """Bytes [n, w] as signs, int8 [n, numbers]."""
-    places = torch.arange(0, 8, 2, dtype=torch.int8, device=packed.device)[:, None]
-    signs = packed[:, None].bitwise_right_shift(places).bitwise_and_(3).sub_(1)
+    signs = packed[:, None].bitwise_right_shift(_places(packed.device)).bitwise_and_(3).sub_(1)
     return signs.as_strided((len(packed), numbers), (4 * packed.shape[1], 1))
+
+
+@cache
+def _places(device: torch.device) -> Tensor:
+    """Where in a byte its four numbers begin."""
+    return torch.arange(0, 8, 2, dtype=torch.int8, device=device)[:, None]

@@ -485,6 +485,13 @@ def test_named_layers() -> None:
             assert names == expected
 
 
+def test_names_in_a_set_are_taken_in_one_order() -> None:
+    """Processes that train together compare their settings, and each has another order of a set."""
+    names = [f"layer{number}" for number in range(9)]
+    assert Layerwise(0.1, layers=set(names)).layers == names
+    assert Layerwise(0.1, layers=frozenset({nn.ReLU, nn.Conv2d, "a"})).layers == ["a", nn.ReLU, nn.Conv2d]
+
+
 def test_layers_below_the_first_trained_parameter_are_left_alone() -> None:
     network, data = small(), batches(2)
     network[0].requires_grad_(False)
