@@ -3,10 +3,11 @@
     python benchmarks/training_step.py [--quick] [--device cuda] [--threads 2]
 
 Time: all that a row compares is measured in turns in one process; a ratio is the median over the rounds of the ratio of
-two times that were taken next to each other. Beside other loops whole calls of ``fit`` are timed, divided by their
-steps; of options the second of two epochs, since a compiler works in the first. Memory: each kind of training runs
-once; on a CPU in a process of its own, whose peak of resident memory counts above what it held with all code loaded, on
-CUDA ``max_memory_allocated`` above what was there before. Images are random.
+two times that were taken next to each other, over at least five rounds, and more of short steps. Beside other loops
+whole calls of ``fit`` are timed, divided by their steps; of options the second of two epochs, since a compiler works in
+the first. Memory: each kind of training runs once; on a CPU in a process of its own, whose peak of resident memory
+counts above what it held with all code loaded, on CUDA ``max_memory_allocated`` above what was there before. Images are
+random.
 
 glibc is told to keep freed memory: otherwise it returns some of it in every step, and fetching it again costs up to a
 fifth of a small network's step, at random, in every row.
@@ -301,9 +302,9 @@ class Measured:
 
 
 def times(
-    runs: dict[str, Fit], setting: Setting, device: str, rounds: int, call: float, least: int
+    runs: dict[str, Fit], setting: Setting, device: str, rounds: int, lasting: float, call: float, least: int
 ) -> dict[str, list[float]]:
-    """Seconds of a step of each run in each round.
+    """Seconds of a step of each run in each round, of at least ``rounds``, and as many as begin within ``lasting`` s.
 
     All take as many steps as the last of them makes in ``call`` s, and at least ``least``. The order of the runs is
     turned round after round, so that none is always the one after a pause.
@@ -317,9 +318,11 @@ def times(
         steps = min(max(round(call * steps / taken_by_few), least), 200)
     x, y = setting.data(device, steps * setting.batch)
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for index in range(rounds):
+    index, started = 0, time.perf_counter()
+    while index < rounds or time.perf_counter() - started < lasting:
         for name in [*list(runs)[index % len(runs) :], *list(runs)[: index % len(runs)]]:
             taken[name].append(seconds(runs[name], x, y) / steps)
+        index += 1
     return taken
 
 
@@ -347,6 +350,7 @@ class Bench:
     device: str
     threads: int
     rounds: int
+    lasting: float
     call: float
 
     def compare(
@@ -356,7 +360,7 @@ class Bench:
 
         def timed() -> dict[str, list[float]]:
             runs = {name: make() for name, make in makers.items()}
-            return times(runs, setting, self.device, self.rounds, self.call, least)
+            return times(runs, setting, self.device, self.rounds, self.lasting, self.call, least)
 
         def needed(make: Callable[[], Fit]) -> float:
             return peak(make(), setting, self.device)
@@ -475,12 +479,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="the least number of times that each is measured")
+    parser.add_argument("--lasting", type=float, default=20, help="seconds in which further rounds begin")
     parser.add_argument("--quick", action="store_true", help="about a minute, a tiny network; not recorded")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # ART's
     call = 0.1 if args.quick else 0.7
-    timing = Bench(args.device, args.threads, 2 if args.quick else args.rounds, call)
+    rounds, lasting = (2, 0) if args.quick else (args.rounds, args.lasting)
+    timing = Bench(args.device, args.threads, rounds, lasting, call)
     results: dict[str, list[dict[str, Any]]] = {"methods": [], "options": []}
 
     def add(kind: str, row: dict[str, Any]) -> None:
@@ -501,7 +507,7 @@ def main() -> None:
     if not args.quick:
         torch.set_num_threads(args.threads)
         name = "training_step" if args.device == "cpu" else "training_step_cuda"
-        print(save(name, results, rounds=args.rounds))
+        print(save(name, results, rounds=args.rounds, lasting=args.lasting))
 
 
 if __name__ == "__main__":
