@@ -480,7 +480,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="the least number of times that each is measured")
-    parser.add_argument("--lasting", type=float, default=20, help="seconds in which further rounds begin")
+    parser.add_argument("--lasting", type=float, default=20, help="go on with further rounds for so many seconds")
     parser.add_argument("--quick", action="store_true", help="about a minute, a tiny network; not recorded")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # ART's

@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ..threat import ThreatModel
-from .instruments import Instrument, LayerPattern, select_modules
+from .instruments import Instrument, LayerPattern, in_order, select_modules
 from .loop import RobustTrainer
 from .options import TrainingOptions
 from .processes import Share
@@ -137,7 +137,7 @@ class BANG(Instrument):
         elif layers is not None:
             if not isinstance(layers, Iterable):
                 raise ValueError(f"layers: got {layers!r}, expected names or types of layers, or a mapping from them.")
-            self.layers = dict.fromkeys([layers] if isinstance(layers, str) else layers, self.setting)
+            self.layers = dict.fromkeys([layers] if isinstance(layers, str) else in_order(layers), self.setting)
         if cap is not None and (isinstance(cap, bool) or not isinstance(cap, Real) or not float(cap) >= 1):
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
         self.cap = cap
@@ -300,7 +300,7 @@ class BANGTrainer(RobustTrainer):
     ) -> None:
         bang = BANG(beta, epsilon, ratio, layers=layers, cap=cap)
         if layers is not None and not isinstance(layers, Mapping):
-            layers = [layers] if isinstance(layers, str) else list(layers)
+            layers = list(bang.layers or ())
         self.beta, self.epsilon, self.ratio, self.layers, self.cap = beta, epsilon, ratio, layers, cap
         super().__init__(classifier, threat=threat, instruments=(bang, *instruments), options=options)
         bang.adjusted_layers(classifier.model)

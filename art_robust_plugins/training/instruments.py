@@ -7,7 +7,7 @@ entered before the first batch and leaves no trace afterwards. Any trainer can c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -74,6 +74,11 @@ def select_modules(
         for name in fitting:
             selected.setdefault(name, pattern)
     return {name: selected[name] for name in candidates if name in selected}
+
+
+def in_order(patterns: Iterable[LayerPattern]) -> list[LayerPattern]:
+    """The patterns as they come; those of a set, whose order differs between processes, sorted."""
+    return sorted(patterns, key=repr) if isinstance(patterns, Set) else list(patterns)
 
 
 def _fits(name: str, module: nn.Module, pattern: LayerPattern) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..threat import ThreatModel
-from .instruments import Instrument, LayerPattern, select_modules
+from .instruments import Instrument, LayerPattern, in_order, select_modules
 from .loop import RobustTrainer
 from .options import TrainingOptions, check_flag, check_number
 from .processes import Share
@@ -135,7 +135,7 @@ class _Step:
             slots, found = other_class_slots(labels, earlier, turn=self.number * GOLDEN % 1)
             if self.share is not None:
                 slots, found = self.share.of_copies(slots), self.share.of_copies(found)
-            self.pairings[samples, stored] = slots, found[:, None].to(h.dtype)
+            self.pairings[samples, stored] = slots, found.to(h.dtype)
         slots, found = self.pairings[samples, stored]
         return slots, found.to(h.dtype)
 
@@ -247,7 +247,9 @@ class Layerwise(Instrument):
         if last is not None:
             last.gather()
             state |= {"labels": last.labels.clone(), "number": torch.tensor(last.number)}
-            state |= {f"sign:{call}:{name}": signs.unpacked() for (name, call), signs in last.signs.items()}
+            state |= {
+                f"sign:{call}:{name}": signs.unpacked().contiguous() for (name, call), signs in last.signs.items()
+            }
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -263,7 +265,7 @@ class Layerwise(Instrument):
                 raise ValueError(f"state: got the entry {key!r}, expected those of Layerwise.state_dict.")
         labels, number = state.get("labels", torch.empty(0)), state.get("number", torch.tensor(0))
         for (name, _), tensor in signs.items():
-            if tensor.dtype != torch.int8 or not len(labels) or len(tensor) % len(labels):
+            if tensor.dtype != torch.int8 or not len(labels) or not len(tensor) or len(tensor) % len(labels):
                 raise ValueError(
                     f"state: got {tensor.dtype} of shape {tuple(tensor.shape)} for the layer {name!r} and "
                     f"{len(labels)} labels, expected int8 signs of as many samples or a multiple."
@@ -284,6 +286,7 @@ class Layerwise(Instrument):
             self._means = {name: mean for name, mean in self._means.items() if name in chosen}
             for key in [key for key in self._step.signs if key[0] not in chosen]:
                 del self._step.signs[key]
+            self._blocks = _Blocks()
 
     def _begin_pass(self, training: bool) -> None:
         if self._step is not None and training and torch.is_grad_enabled():
@@ -312,16 +315,17 @@ class Layerwise(Instrument):
         step.calls[name] += 1
         signs = None if previous is None else previous.signs.get(call)
         h: Tensor = output
-        layout = layout_of(h)
         mean = self._running_mean(name, h, step) if self.relative else None
         if previous is not None and signs is not None:
             _check_shape(name, signs, h)
             slots, factors = step.pairing(previous, len(signs), h)
             factors = factors if mean is None else factors * mean  # eps_l / eps, or 0 without a slot
-            if type(module) not in _SAVE_NO_OUTPUT or h._is_view() or not h.is_contiguous(memory_format=layout):
-                h = h.clone(memory_format=layout)
+            if type(module) not in _SAVE_NO_OUTPUT or h._is_view():
+                h = h.clone()
             with torch.no_grad():  # as h~ - h is a constant, the gradient of h~ is that of h
                 signs.add_to(h, slots, factors, self.eps)
+        # Processes that exchange signs need the same layout, and an output's may depend on the size of a share.
+        layout = torch.contiguous_format if step.share is not None else layout_of(h)
         h.register_hook(partial(_record, step, call, step.passes, layout))  # type: ignore[no-untyped-call]
         return h
 
@@ -433,7 +437,7 @@ class _Blocks:
 
     def __init__(self) -> None:
         self.ends: dict[str, str] = {}  # convolution -> the layer whose output ends its block
-        self._outputs: list[tuple[str, weakref.ref[Tensor], int]] = []  # a pass holds them as long as it needs them
+        self._outputs: list[tuple[str, weakref.ref[Tensor], int]] = []  # which live as long as the pass needs them
 
     def may_end(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> bool:
         """Whether a layer that was called may be the end of a block; `ends` says it when the pass is over."""
@@ -454,9 +458,7 @@ def _listed(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerP
         return None
     if not isinstance(layers, Iterable | type):
         raise ValueError(f"layers: got {layers!r}, expected names of layers or types of modules.")
-    listed = [layers] if isinstance(layers, str | type) else list(layers)
-    if isinstance(layers, Set):
-        listed.sort(key=repr)  # the order of a set differs between processes
+    listed = [layers] if isinstance(layers, str | type) else in_order(layers)
     for pattern in listed:
         if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
             raise ValueError(f"layers: got {pattern!r}, expected names of layers or types of modules.")

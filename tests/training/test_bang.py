@@ -340,6 +340,12 @@ class Cosine(nn.Linear):
         return functional.linear(functional.normalize(input), functional.normalize(self.weight))
 
 
+def test_names_in_a_set_are_taken_in_one_order() -> None:
+    """Processes that train together compare their settings, and each has another order of a set."""
+    names = [f"layer{number}" for number in range(9)]
+    assert list(BANG(layers=set(names)).layers or ()) == names
+
+
 def test_layers_that_compute_in_their_own_way_are_refused_not_replaced() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(25, 6), Cosine(6, 4))
     with pytest.raises(ValueError, match="the Cosine '2' computes in a way of its own"), bang_gradients(network):

@@ -29,6 +29,7 @@ from art_robust_plugins.training.layerwise import (
     layerwise_perturbations,
     other_class_slots,
 )
+from art_robust_plugins.training.processes import Share
 from art_robust_plugins.training.signs import PackedSigns
 
 # ------------------------------------------------------------------------------------------------------ the pairing
@@ -301,6 +302,36 @@ def test_all_passes_of_a_step_carry_the_perturbation_of_the_first_that_counted(f
         assert moved.abs().min() > 0.09
 
 
+class Alone:
+    """One process that acts as if there were others."""
+
+    count, index = 1, 0
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor]
+
+    def sum(self, tensor: Tensor) -> None:
+        pass
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_processes_exchange_signs_in_one_order(layout: torch.memory_format) -> None:
+    """Whatever the layout of their own outputs, which may depend on how many samples each of them has."""
+    network, (x, y) = tiny().to(memory_format=layout), batches(1)[0]
+    states = []
+    for share in (None, Share(Alone(), len(y))):  # type: ignore[arg-type]
+        with layerwise_perturbations(network, eps=0.1) as layerwise:
+            layerwise.share = share
+            for _ in range(3):
+                layerwise.begin_step(y)
+                functional.cross_entropy(network(x.contiguous(memory_format=layout)), y).backward()
+                kept = {signs.layout for signs in layerwise._step.signs.values()}  # type: ignore[union-attr]
+                assert kept == {layout if share is None else torch.contiguous_format}
+            states.append(layerwise.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 class Twice(nn.Module):
     """One convolution, called twice in a forward pass."""
 
@@ -342,11 +373,23 @@ def test_memory_formats_and_in_place_activations_do_not_matter() -> None:
             assert torch.allclose(one, other, atol=1e-12)
 
 
-def test_outputs_that_the_backward_pass_needs_are_left_whole() -> None:
-    """tanh saves its output, so h~ must be another tensor."""
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(2, 3)
+
+
+class Expanded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1].expand_as(x)
+
+
+@pytest.mark.parametrize("module", [nn.Tanh(), Turned(), Expanded()])
+def test_outputs_that_others_need_are_left_whole(module: nn.Module) -> None:
+    """tanh saves its output, and the others return other tensors' memory: h~ must be another tensor."""
     x, y = batches(1)[0]
     network = tiny()
-    with layerwise_perturbations(network, eps=0.1, layers=[nn.Tanh], relative=False) as layerwise:
+    network[1] = module
+    with layerwise_perturbations(network, eps=0.1, layers=[type(module)], relative=False) as layerwise:
         for _ in range(2):
             network.zero_grad()
             layerwise.begin_step(y)
@@ -357,7 +400,7 @@ def test_outputs_that_the_backward_pass_needs_are_left_whole() -> None:
     previous = {"signs": state["sign:0:1"], "labels": state["labels"]}
     slots, counts = other_class_slots(y, previous["labels"], 1 * (5**0.5 - 1) / 2)
     shift = 0.1 * previous["signs"][slots] * counts[:, None, None, None]
-    functional.cross_entropy(hand[2:](torch.tanh(hand[0](x)) + shift), y).backward()
+    functional.cross_entropy(hand[2:](module(hand[0](x)) + shift), y).backward()
     for one, other in zip(network.parameters(), hand.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, atol=1e-12)  # type: ignore[arg-type]
 
@@ -763,6 +806,8 @@ def test_states_that_do_not_fit_are_refused() -> None:
         Layerwise(0.1).load_state_dict({"seen": torch.zeros(())})
     with pytest.raises(ValueError, match=r"state: got torch.int8 of shape \(6, 3, 3, 3\) for the layer '1' and 7"):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"][:6]})
+    with pytest.raises(ValueError, match="expected int8 signs of as many samples or a multiple"):
+        Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"][:0]})
     with pytest.raises(ValueError, match=r"state: got torch.float32 of shape"):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"].float()})
     elsewhere = Layerwise(0.1)
