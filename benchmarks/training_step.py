@@ -354,13 +354,19 @@ class Bench:
     call: float
 
     def compare(
-        self, makers: dict[str, Callable[[], Fit]], setting: Setting, *, least: int, memory: bool = True
+        self,
+        makers: dict[str, Callable[[], Fit]],
+        setting: Setting,
+        *,
+        least: int,
+        epochs: int = 1,
+        memory: bool = True,
     ) -> Measured:
-        """Measure the ways of training that ``makers`` make, in calls of at least ``least`` steps."""
+        """Measure the ways of training that ``makers`` make, in epochs of at least ``least`` steps."""
 
         def timed() -> dict[str, list[float]]:
             runs = {name: make() for name, make in makers.items()}
-            return times(runs, setting, self.device, self.rounds, self.lasting, self.call, least)
+            return times(runs, setting, self.device, self.rounds, self.lasting, self.call / epochs, least)
 
         def needed(make: Callable[[], Fit]) -> float:
             return peak(make(), setting, self.device)
@@ -412,6 +418,7 @@ class Bench:
             },
             setting,
             least=4,
+            epochs=2,
             memory=memory,
         )
         return {
@@ -484,7 +491,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="about a minute, a tiny network; not recorded")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # ART's
-    call = 0.1 if args.quick else 0.7
+    call = 0.1 if args.quick else 1.4
     rounds, lasting = (2, 0) if args.quick else (args.rounds, args.lasting)
     timing = Bench(args.device, args.threads, rounds, lasting, call)
     results: dict[str, list[dict[str, Any]]] = {"methods": [], "options": []}
