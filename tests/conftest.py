@@ -10,10 +10,14 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
+from hypothesis import settings
 
 from art_robust_plugins.data import Dataset, load_data
 
 torch.set_num_threads(1)
+
+settings.register_profile("untimed", deadline=None)  # no test depends on how busy the machine is
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_text_and_scaling():
     assert hash(ThreatModel("L1", 2)) == hash(ThreatModel(1, "2"))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(norms, seeds)
 def test_distance_is_the_norm_of_the_difference(norm, seed):
     a, b = draw(seed), draw(seed + 1)
@@ -92,7 +92,7 @@ def test_distance_is_the_norm_of_the_difference(norm, seed):
 # Projection
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(norms, radii, seeds, st.sampled_from([1e-3, 1.0, 30.0]))
 def test_a_projection_lies_in_the_ball_and_in_the_range(norm, eps, seed, scale):
     threat = ThreatModel(norm, eps)
@@ -106,7 +106,7 @@ def test_a_projection_lies_in_the_ball_and_in_the_range(norm, eps, seed, scale):
     torch.testing.assert_close(threat.project(projected, center, 0, 1), projected, rtol=1e-12, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(norms, radii, seeds)
 def test_a_projection_leaves_the_inside_alone(norm, eps, seed):
     threat = ThreatModel(norm, eps)
@@ -115,7 +115,7 @@ def test_a_projection_leaves_the_inside_alone(norm, eps, seed):
     torch.testing.assert_close(threat.project(center + inside, center), center + inside, rtol=1e-14, atol=1e-14)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(norms, radii, seeds)
 def test_a_projection_is_the_nearest_point_of_the_ball(norm, eps, seed):
     """For every z of the ball: (x - p) . (z - p) <= 0."""
@@ -130,7 +130,7 @@ def test_a_projection_is_the_nearest_point_of_the_ball(norm, eps, seed):
         assert (products <= 1e-9 * max(1, eps**2)).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(radii, seeds, st.integers(1, 40), st.sampled_from([0.01, 1.0, 100.0]))
 def test_the_l1_projection_against_bisection(eps, seed, dimension, scale):
     x = draw(seed, (6, dimension), scale)
@@ -201,7 +201,7 @@ def test_a_random_start_repeats_with_its_generator(norm):
 # Steepest ascent
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(norms, radii, seeds)
 def test_the_step_has_its_length_and_no_step_climbs_higher(norm, size, seed):
     threat = ThreatModel(norm, 1)
@@ -227,7 +227,7 @@ def test_no_gradient_no_step(norm):
     assert torch.equal(step[1], torch.tensor([0, 0, 0, -0.5, 0]))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(norms, st.floats(0.05, 1), seeds)
 def test_ascent_climbs_a_concave_objective_within_its_ball(norm, eps, seed):
     threat = ThreatModel(norm, eps)

@@ -32,9 +32,10 @@ from torch.nn import functional
 from ..threat import ThreatModel
 from .instruments import Instrument, LayerPattern, in_order, select_modules
 from .loop import RobustTrainer
+from .memory_format import layout_of
 from .options import TrainingOptions, check_flag, check_number
 from .processes import Share
-from .signs import PackedSigns, layout_of
+from .signs import PackedSigns
 
 MOMENTUM = 0.5
 """Weight of the newest value in the running mean of |h_l|; the first value starts it."""

@@ -42,6 +42,12 @@ def align_state(optimizer: Optimizer) -> None:
                     state[name] = _laid_out(value, weight.stride())
 
 
+def layout_of(tensor: Tensor) -> torch.memory_format:
+    """The order in which a tensor's numbers lie: channels_last in four or five dimensions, or else contiguous."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim(), torch.contiguous_format)
+    return last if tensor.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
     """Those of four axes, but for expanded ones, which lie nowhere as a whole."""
     tensors = (tensor for tensor in chain(network.parameters(), network.buffers()) if tensor.dim() == 4)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from ..bridge import processes_of
+from .memory_format import layout_of
 
 
 class ProcessLostError(ConnectionError):
@@ -237,8 +238,7 @@ class Share:
         if rest:
             raise ValueError(f"like: got {len(like)} samples, expected the {own} of this process or a multiple.")
         whole = like.new_empty((copies * self.whole, *like.shape[1:]))
-        if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
-            whole = whole.contiguous(memory_format=torch.channels_last)  # random numbers follow the order in memory
+        whole = whole.contiguous(memory_format=layout_of(like))  # random numbers follow the order in memory
         with self.processes.exchanged_noise():
             return self.of_copies(draw(whole))
 

@@ -63,9 +63,3 @@ class PackedSigns:
         """``tensor[n] += eps * factors[n] * signs[slots[n]]`` in place, with slots and factors [M]."""
         signs = self.unpacked(slots).to(tensor.dtype)
         tensor.addcmul_(signs, factors.view(-1, *[1] * len(self.shape)), value=eps)
-
-
-def layout_of(tensor: Tensor) -> torch.memory_format:
-    """The order in which a tensor's numbers lie: channels_last in four or five dimensions, or else contiguous."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim(), torch.contiguous_format)
-    return last if tensor.is_contiguous(memory_format=last) else torch.contiguous_format

@@ -223,7 +223,7 @@ numbers = st.integers(0, 2**31)
 
 
 @given(seed=numbers, size=st.integers(1, 40), reach=st.floats(0.05, 0.95), norm=st.sampled_from(["Linf", "L2", "L1"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_change_onto_a_hyperplane_is_the_smallest(seed: int, size: int, reach: float, norm: Any) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, w, other = (torch.rand(8, size, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -244,7 +244,7 @@ def test_the_change_onto_a_hyperplane_is_the_smallest(seed: int, size: int, reac
 
 
 @given(seed=numbers, size=st.integers(2, 40), radius=st.floats(0.01, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_projection_on_the_l1_ball_and_the_box(seed: int, size: int, radius: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(8, size, generator=generator, dtype=torch.float64)

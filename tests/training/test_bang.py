@@ -452,7 +452,7 @@ def test_weight_decay_is_not_multiplied_by_beta() -> None:
     assert torch.equal(moved[0], moved[1])
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 10**6))
 def test_any_loss_can_run_inside(seed: int) -> None:
     torch.manual_seed(seed)

@@ -896,7 +896,7 @@ def test_activation_checkpointing_is_refused_where_it_would_repeat_a_pass() -> N
             loss.backward()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=2, max_size=5), st.booleans())
 def test_any_sequence_of_batches_perturbs_as_many_samples_as_it_can(sizes: list[list[int]], relative: bool) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -111,7 +111,7 @@ def oracle(f: np.ndarray[Any, Any], y: int, l: np.ndarray[Any, Any]) -> np.ndarr
 numbers = st.floats(-5, 5, width=32)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(numbers, min_size=4, max_size=4), st.integers(0, 3), st.lists(st.floats(0, 4), min_size=4, max_size=4))
 def test_margin_logits_are_the_formula(f: list[float], y: int, l: list[float]) -> None:  # noqa: E741
     l[y] = 0.0

@@ -349,7 +349,7 @@ costs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(costs)
 def test_passes_are_those_that_a_step_takes(changes: dict[str, Any]) -> None:
     if changes["global_weight"] == 0 and changes["local_weight"] == 0:
@@ -396,7 +396,7 @@ PER_FEATURE = (np.linspace(-1, 0, 12, dtype=np.float32), np.linspace(0.5, 3, 12,
 ranges = st.sampled_from([(0, 1), (0, 255), (-1, 1), PER_FEATURE, None])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     norm=st.sampled_from(["Linf", "L2", "L1"]),
     limits=ranges,
