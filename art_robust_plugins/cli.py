@@ -21,13 +21,14 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from rich.table import Column, Table
 
-from .checkpoint import describe_classifier, load_classifier, write_json
+from .checkpoint import describe_classifier, load_classifier
 from .data import Dataset, load_data
 from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
 from .evaluation.page import worst_case_mark
 from .evaluation.report import REPORT_FILE
 from .export import SUFFIXES, Format, export_classifier
+from .files import write_json
 from .models import MODELS
 from .recipes import available_recipes, load_recipe, result_rows, run_recipe
 from .record import table as markdown

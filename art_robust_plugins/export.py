@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .bridge import EstimatorModule, image_tensor, preserved, standardisation_of
-from .checkpoint import write_atomically
+from .files import write_atomically
 from .lipschitz.preprocessing import Standardisation
 
 Format = Literal["torch-export", "onnx", "torchscript"]

@@ -16,19 +16,20 @@ from rich.console import Console
 from torch import nn
 
 from .bridge import processes_of
-from .checkpoint import describe_classifier, load_classifier, read_json, save_classifier, save_tensors, write_json
+from .checkpoint import describe_classifier, load_classifier, save_classifier
+from .checks import check_choice, check_count, check_number
 from .data import Dataset
 from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from .evaluation.diagnostics import TRANSFER
 from .evaluation.report import REPORT_FILE
 from .evaluation.suites import Backend
+from .files import read_json, save_tensors, write_json
 from .lipschitz import LipschitzReport, NoLipschitzRuleError, PyTorchLipschitzCertifier
 from .models import create_model
 from .registry import create, create_instrument, method, parameters_of
 from .threat import ThreatModel
 from .training import RobustTrainer, TrainingOptions
 from .training.loop import CHECKPOINT
-from .training.options import check_choice, check_count, check_number
 from .training.processes import Processes
 from .weight_map import PyTorchWeightMapClassifier
 

@@ -23,8 +23,9 @@ from record import save, table
 from torch import nn
 
 from art_robust_plugins import Evaluator, RobustTrainer, StandardTrainer, ThreatModel, TrainingOptions
-from art_robust_plugins.checkpoint import load_classifier, read_json, save_classifier, write_json
+from art_robust_plugins.checkpoint import load_classifier, save_classifier
 from art_robust_plugins.data import load_data
+from art_robust_plugins.files import read_json, write_json
 from art_robust_plugins.models import create_model
 from art_robust_plugins.training import LayerwiseAdversarialTrainer, LocalBallTrainer
 

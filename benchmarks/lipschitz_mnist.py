@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_robust_plugins.bridge import EstimatorModule
-from art_robust_plugins.checkpoint import load_classifier, read_json, save_classifier, write_json
+from art_robust_plugins.checkpoint import load_classifier, save_classifier
 from art_robust_plugins.data import load_data
+from art_robust_plugins.files import read_json, write_json
 from art_robust_plugins.lipschitz import PyTorchLipschitzCertifier
 from art_robust_plugins.models import create_model
 from art_robust_plugins.threat import ThreatModel

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from art_robust_plugins.checkpoint import write_json
+from art_robust_plugins.files import write_json
 from art_robust_plugins.record import conditions, table
 
 __all__ = ["RESULTS", "save", "table"]

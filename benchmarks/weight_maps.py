@@ -24,8 +24,9 @@ from record import save, table
 from torch import Tensor, nn
 
 from art_robust_plugins import Evaluator, StandardTrainer, ThreatModel, TrainingOptions
-from art_robust_plugins.checkpoint import load_classifier, read_json, save_classifier, write_json
+from art_robust_plugins.checkpoint import load_classifier, save_classifier
 from art_robust_plugins.data import Dataset, load_data
+from art_robust_plugins.files import read_json, write_json
 from art_robust_plugins.models import create_model
 from art_robust_plugins.weight_map import insert_weight_maps
 from art_robust_plugins.weight_map.insert import weight_maps

@@ -11,13 +11,11 @@ from art.estimators.certification.randomized_smoothing import PyTorchRandomizedS
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_robust_plugins.checkpoint import (
-    describe_classifier,
-    load_classifier,
+from art_robust_plugins.checkpoint import describe_classifier, load_classifier, save_classifier
+from art_robust_plugins.files import (
     load_state,
     load_tensors,
     read_json,
-    save_classifier,
     save_state,
     save_tensors,
     write_atomically,

@@ -30,8 +30,8 @@ from art_robust_plugins import (
     runs,
     weight_maps,
 )
-from art_robust_plugins.checkpoint import load_tensors
 from art_robust_plugins.data import Dataset
+from art_robust_plugins.files import load_tensors
 from art_robust_plugins.lipschitz.rules import RULES
 from art_robust_plugins.recipes import available_recipes
 from art_robust_plugins.runs import TrainingPlan, train_run

@@ -25,8 +25,8 @@ from art_robust_plugins import (
     export_classifier,
     save_classifier,
 )
-from art_robust_plugins.checkpoint import save_tensors
 from art_robust_plugins.export import SUFFIXES, Format
+from art_robust_plugins.files import save_tensors
 from art_robust_plugins.models import create_model
 
 FORMATS: list[Format] = ["torch-export", "onnx", "torchscript"]

@@ -14,8 +14,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_robust_plugins import EvaluationReport, PyTorchLipschitzCertifier, load_classifier
-from art_robust_plugins.checkpoint import load_tensors
 from art_robust_plugins.data import Dataset
+from art_robust_plugins.files import load_tensors
 from art_robust_plugins.recipes import available_recipes, benchmark, load_recipe, result_rows, run_recipe
 from art_robust_plugins.recipes.recipe import Recipe
 from art_robust_plugins.record import installed

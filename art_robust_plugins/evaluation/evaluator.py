@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -37,11 +34,14 @@ from ..bridge import (
     processes_of,
     uniform_range,
 )
-from ..checkpoint import load_state, save_state
+from ..checks import check_count, check_seed
+from ..files import load_state, save_state
+from ..fingerprints import describe_module, digest
 from ..lipschitz import PyTorchLipschitzCertifier
+from ..randomness import cuda_devices, restored_random_states, seed_everything
 from ..threat import ThreatModel, check_radius
 from . import diagnostics
-from .autoattack.batches import ChannelsLast, Passes, check_size, fitting_size, laid_out
+from .autoattack.batches import ChannelsLast, Passes, fitting_size, laid_out
 from .autoattack.standard import joint_size
 from .report import AttackResult, EvaluationReport, Examples
 from .suites import (
@@ -52,7 +52,6 @@ from .suites import (
     Setting,
     package_versions,
     resolve,
-    seed_everything,
     suite_of,
 )
 
@@ -145,13 +144,11 @@ class Evaluator:
         self.threat = threat
         self.attacks = resolve(attacks)
         self.backend = backend
-        self.batch_size = check_size("batch_size", batch_size)
+        self.batch_size = check_count("batch_size", batch_size)
         self.physical_batch_size = (
-            None if physical_batch_size is None else check_size("physical_batch_size", physical_batch_size)
+            None if physical_batch_size is None else check_count("physical_batch_size", physical_batch_size)
         )
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed: got {seed!r}, expected a whole number from 0 to 2**32 - 1.")
-        self.seed = int(seed)
+        self.seed = check_seed("seed", seed)
         self.state_dir = None if state_dir is None else Path(state_dir)
         self.verbose = verbose
 
@@ -178,7 +175,7 @@ class Evaluator:
             modules = nn.ModuleList([network, *preprocessing_modules(self.estimator)])
             # A caller's autocast would round the verdicts.
             exact = torch.autocast(device_of(network).type, enabled=False)
-            with preserved(modules), _random_state_preserved(), exact:
+            with preserved(modules), restored_random_states(cuda_devices()), exact:
                 network.eval()
                 for parameter in modules.parameters():
                     # Only gradients of the input are needed, and the user's own must not be filled. (Copies of
@@ -405,15 +402,15 @@ class _Run:
 
     def _fingerprint(self) -> dict[str, str]:
         evaluator, network = self.evaluator, self.evaluator.estimator.model
-        learned = [part for module in preprocessing_modules(evaluator.estimator) for part in _described(module)]
+        learned = [part for module in preprocessing_modules(evaluator.estimator) for part in describe_module(module)]
         plain = [str(evaluator.estimator.clip_values), *preprocessing(evaluator.estimator)]
         return {
-            "network": _digest(*_described(network)),
-            "preprocessing": _digest(*plain, *learned),
-            "x": _digest(self.x),
-            "y": _digest(self.y),
+            "network": digest(*describe_module(network)),
+            "preprocessing": digest(*plain, *learned),
+            "x": digest(self.x),
+            "y": digest(self.y),
             "threat": f"{evaluator.threat.norm} {evaluator.threat.eps!r}",
-            "choice of attacks": _digest(*(f"{name} {values}" for name, values in self.parameters.items())),
+            "choice of attacks": digest(*(f"{name} {values}" for name, values in self.parameters.items())),
             "attack library": str(self.packages),
             "backend": evaluator.backend,
             "batch_size": str(evaluator.batch_size),
@@ -724,19 +721,6 @@ def describe_threat(threat: ThreatModel, low: float, high: float) -> dict[str, A
     return {"norm": threat.norm, "eps": threat.eps, "text": text}
 
 
-@contextmanager
-def _random_state_preserved() -> Iterator[None]:
-    """Restore the generators of torch, NumPy and Python at the end."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(state)
-        random.setstate(python_state)
-
-
 def _new_progress(n: int) -> dict[str, Any]:
     whole = ("forward", "backward", "not_finite", "overturned", "out_of_ball", "out_of_range", "nan", "infinite")
     counts = {**dict.fromkeys(whole, 0), "seconds": 0.0}
@@ -759,11 +743,6 @@ def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
     state["adversarial"][change["broken"]] = change["adversarial"]
 
 
-def _described(module: nn.Module) -> list[str | Tensor]:
-    """The text of a module and its weights with their names, for `_digest`."""
-    return [str(module), *(part for pair in module.state_dict().items() for part in pair)]
-
-
 @cache
 def _patient_group() -> Any:
     """All processes; here one may wait for another for as long as an attack takes. Launchers notice one that dies."""
@@ -773,17 +752,6 @@ def _patient_group() -> Any:
 def _rows(outputs: Sequence[Tensor], test: Callable[[Tensor], Tensor]) -> Tensor:
     """For which samples any output of any pass passes the test, bool [N]."""
     return torch.stack([test(output).any(dim=1) for output in outputs]).any(dim=0)
-
-
-def _digest(*parts: str | Tensor) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            total.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            total.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            total.update(part.encode() + b"\0")
-    return total.hexdigest()
 
 
 def _device_name(device: torch.device) -> str:

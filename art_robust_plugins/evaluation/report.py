@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..checkpoint import load_tensors, read_json, save_archive, save_tensors, write_atomically, write_json
+from ..files import load_tensors, read_json, save_archive, save_tensors, sha256_of, write_atomically, write_json
 from ..threat import ThreatModel
 from . import page
 from .diagnostics import Flag
@@ -308,7 +307,7 @@ class EvaluationReport:
             **({} if self.radii is None else {"radii": self.radii}),
         }
         save_tensors(folder / ARRAYS_FILE, {name: _tensor(values) for name, values in arrays.items()})
-        write_json(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": _sha256(folder / ARRAYS_FILE)})
+        write_json(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": sha256_of(folder / ARRAYS_FILE)})
         texts = {VERDICTS_FILE: self.verdicts_csv(), "report.md": page.markdown(self), "report.html": page.html(self)}
         for name, text in texts.items():
             write_atomically(folder / name, _writer(text))
@@ -329,7 +328,7 @@ class EvaluationReport:
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ValueError(f"{folder / REPORT_FILE}: got a file of another kind, expected a report of this package.")
         arrays = {name: values.numpy() for name, values in load_tensors(folder / ARRAYS_FILE).items()}
-        if _sha256(folder / ARRAYS_FILE) != data.get("arrays_sha256"):
+        if sha256_of(folder / ARRAYS_FILE) != data.get("arrays_sha256"):
             raise ValueError(f"{folder / ARRAYS_FILE}: got arrays of another evaluation than {REPORT_FILE} beside it.")
         try:
             return cls(
@@ -397,10 +396,6 @@ def _some(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationRep
 
 def _tensor(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _writer(text: str) -> Any:

@@ -11,14 +11,12 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -505,10 +503,3 @@ _SINGLE = tuple(_stage(stage, "standard", cumulative=False) for stage in ("apgd-
 
 ATTACKS: dict[str, Attack] = {attack.name: attack for suite in (*SUITES.values(), _SINGLE) for attack in suite}
 """Every attack by its name."""
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators that the attacks draw from."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)

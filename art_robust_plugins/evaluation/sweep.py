@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
 from ..bridge import image_tensor, label_tensor
-from ..checkpoint import read_json, write_json
+from ..files import read_json, write_json
 from ..threat import ThreatModel
 from . import diagnostics
 from .evaluator import Evaluator, describe_threat

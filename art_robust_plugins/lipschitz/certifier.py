@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..bridge import check_classifier, device_of, image_tensor, label_tensor, preprocessing_modules
+from ..checks import check_count
 from ..threat import ThreatModel, radius_of
 from .graph import LipschitzGraph, NetworkBound, OperatorNorm
 from .preprocessing import bounded_network
@@ -216,13 +217,12 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
                 number, logits or weights that are NaN or infinite; a network or preprocessing as in the class.
         """
         norm = ThreatModel(norm, 1.0).norm
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size!r}, expected a positive whole number.")
+        batch_size = check_count("batch_size", batch_size)
         with _plain_mode(device_of(self.model)):
             images = image_tensor(x, self)
             analysis = self._analysed()
             constants = analysis.bound.pairwise
-            starts = range(0, len(images), int(batch_size))
+            starts = range(0, len(images), batch_size)
             logits = torch.cat([analysis.logits(images[start : start + batch_size]) for start in starts])
             if not bool(logits.isfinite().all()):
                 raise ValueError("x: the network's logits for it hold NaN or infinity, expected finite numbers.")

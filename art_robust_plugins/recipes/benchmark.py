@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint import CLASSIFIER_FILE, describe_classifier, load_classifier, read_json, write_json
+from ..checkpoint import CLASSIFIER_FILE, describe_classifier, load_classifier
 from ..data import Dataset, load_data
 from ..evaluation import EvaluationReport, Evaluator, save_comparison
 from ..evaluation.suites import package_versions, resolve
+from ..files import read_json, write_json
 from ..lipschitz import NoLipschitzRuleError
 from ..record import PACKAGES, conditions, installed
 from ..runs import CERTIFICATES, EVALUATIONS, certify_run, console, evaluate_run, processes_here, train_run

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from ..checks import is_number
 from ..threat import ThreatModel
 from .instruments import Instrument, LayerPattern, in_order, select_modules
 from .loop import RobustTrainer
@@ -138,7 +138,7 @@ class BANG(Instrument):
             if not isinstance(layers, Iterable):
                 raise ValueError(f"layers: got {layers!r}, expected names or types of layers, or a mapping from them.")
             self.layers = dict.fromkeys([layers] if isinstance(layers, str) else in_order(layers), self.setting)
-        if cap is not None and (isinstance(cap, bool) or not isinstance(cap, Real) or not float(cap) >= 1):
+        if cap is not None and not (is_number(cap) and float(cap) >= 1):
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
         self.cap = cap
         self._labels: Tensor | None = None

@@ -29,11 +29,12 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..checks import check_flag, check_number
 from ..threat import ThreatModel
 from .instruments import Instrument, LayerPattern, in_order, select_modules
 from .loop import RobustTrainer
 from .memory_format import layout_of
-from .options import TrainingOptions, check_flag, check_number
+from .options import TrainingOptions
 from .processes import Share
 from .signs import PackedSigns
 

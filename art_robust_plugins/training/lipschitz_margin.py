@@ -24,12 +24,13 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ..bridge import device_of, preprocessing_modules
+from ..checks import check_choice, check_number
 from ..lipschitz import LipschitzGraph, batch_variances
 from ..lipschitz.preprocessing import bounded_network
 from ..threat import ThreatModel
 from .instruments import Instrument
 from .loop import RobustTrainer
-from .options import TrainingOptions, check_choice, check_number
+from .options import TrainingOptions
 
 Margin = Literal["sample", "class"]
 

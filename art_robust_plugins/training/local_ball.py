@@ -29,10 +29,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..bridge import class_logits
+from ..checks import check_choice, check_count, check_flag, check_number
 from ..threat import ThreatModel, clip
 from .instruments import Instrument
 from .loop import RobustTrainer
-from .options import TrainingOptions, check_choice, check_count, check_flag, check_number
+from .options import TrainingOptions
 from .overfitting import Action, OverfittingWatch
 
 GlobalLoss = Literal["ce", "kl"]

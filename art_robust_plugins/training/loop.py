@@ -40,7 +40,9 @@ from ..bridge import (
     loss_of,
     preprocessing_modules,
 )
-from ..checkpoint import load_state, save_state
+from ..checks import check_count
+from ..files import load_state, save_state
+from ..randomness import restored_random_states, seed_torch
 from ..threat import Bound, ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
@@ -48,9 +50,9 @@ from .compiling import Compiled
 from .fused import check_fused, fused_steps
 from .instruments import Instrument
 from .memory_format import align_state, in_channels_last
-from .options import TrainingOptions, check_count
+from .options import TrainingOptions
 from .prefetch import Batch, prefetched
-from .processes import Processes, Share, seed_torch
+from .processes import Processes, Share
 from .schedules import schedule_factor, scheduled
 
 logger = logging.getLogger(__name__)
@@ -439,7 +441,7 @@ class RobustTrainer(Trainer):
         total = None if steps is None else nb_epochs * steps
         bar = tqdm(total=total, initial=first * (steps or 0), disable=not (verbose and processes.is_main))
         with ExitStack() as stack:
-            stack.enter_context(_random_states_restored(self._device))
+            stack.enter_context(restored_random_states([self._device] if self._device.type == "cuda" else []))
             stack.enter_context(bar)
             for instrument in self.instruments:
                 stack.enter_context(instrument.attached(network))
@@ -966,18 +968,6 @@ def _seeded(seed: int, epoch: int, device: torch.device, processes: Processes) -
 def _spread(*numbers: int) -> int:
     """A seed from several."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-@contextmanager
-def _random_states_restored(device: torch.device) -> Iterator[None]:
-    """A context that leaves the random states that `_seeded` sets as they were; other GPUs' are not touched."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 def _checksum(tensor: Tensor) -> int:

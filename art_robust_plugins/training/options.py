@@ -1,4 +1,4 @@
-"""The settings of the training loop, and the checks that settings share."""
+"""The settings of the training loop."""
 
 from __future__ import annotations
 
@@ -9,40 +9,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Literal, get_args
 
+from ..checks import check_choice, check_count, check_flag, check_number, check_seed, check_share
 from .augmentation import Augmentation
 from .compiling import Compile
 from .schedules import Schedule
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse what is not one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
-
-
-def check_count(name: str, value: object) -> None:
-    """Refuse what is not a positive whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
-
-
-def check_number(name: str, value: object, *, zero: bool = False) -> None:
-    """Refuse what is not a finite positive number, or with ``zero`` one that is not negative."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not (0 < number < math.inf or (zero and number == 0)):
-        wanted = "a number that is not negative" if zero else "a positive number"
-        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Refuse what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: got {value!r}, expected True or False.")
-
-
-def _check_share(name: str, value: object) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a number between 0 and 1, or None.")
 
 
 @dataclass(frozen=True)
@@ -139,12 +109,12 @@ class TrainingOptions:
                 f"accumulation_steps: got {self.accumulation_steps} with compile 'reduce-overhead', whose memory holds "
                 f"the gradients of one part, expected compile 'default'."
             )
-        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
-            raise ValueError(f"seed: got {self.seed!r}, expected a whole number that is not negative, or None.")
+        if self.seed is not None:
+            check_seed("seed", self.seed, 2**63)
         if self.max_gradient_norm is not None:
             check_number("max_gradient_norm", self.max_gradient_norm)
         if self.ema_decay is not None:
-            _check_share("ema_decay", self.ema_decay)
+            check_share("ema_decay", self.ema_decay)
         check_count("validation_steps", self.validation_steps)
         if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, str | Path):
             raise ValueError(f"checkpoint_dir: got {self.checkpoint_dir!r}, expected a folder's path, or None.")

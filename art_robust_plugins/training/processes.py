@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from ..bridge import processes_of
+from ..randomness import seed_torch
 from .memory_format import layout_of
 
 
@@ -161,17 +162,6 @@ class Processes:
             raise ProcessLostError(
                 f"another process ended {self.moment}, or did not answer in time ({reason}); {self.advice}"
             ) from error
-
-
-def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed torch's random numbers on the CPU and on ``device``; `torch.manual_seed` would also seed all other GPUs."""
-    if device.type not in ("cpu", "cuda"):
-        torch.manual_seed(seed)
-        return
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 def _check_equal(name: str, values: Sequence[str]) -> None:

@@ -12,15 +12,16 @@ ours. For an input x [N, C, H, W]:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
+
+from ..checks import check_number, is_integer
 
 Kernel = Literal["smoothing", "unsharp", "identity"]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -207,8 +208,7 @@ def check_settings(*, kernel: object, kernel_size: object, alpha: object, bias: 
     for name, value, kind, known in choices:
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or value not in known:
             raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, known))}.")
-    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 <= float(alpha) < math.inf:
-        raise ValueError(f"alpha: got {alpha!r}, expected a number of at least 0.")
+    check_number("alpha", alpha, zero=True)
 
 
 def checked_sizes(name: str, sizes: object) -> tuple[int, ...]:
@@ -219,8 +219,8 @@ def checked_sizes(name: str, sizes: object) -> tuple[int, ...]:
     return tuple(map(int, given))
 
 
-def _is_size(size: object) -> bool:
-    return isinstance(size, Integral) and not isinstance(size, bool) and int(size) >= 1
+def _is_size(size: Any) -> bool:
+    return is_integer(size) and int(size) >= 1
 
 
 def _samples_at_a_time(x: Tensor) -> int:

@@ -10,16 +10,15 @@ import copy
 import hashlib
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserved
+from ..checks import check_count, check_share
 from .classifier import join_optimizer
 from .layer import Kernel, PaddingMode, WeightMap2d, checked_sizes
 
@@ -202,16 +201,12 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
             raise ValueError("y: got None, expected labels.")
         self._check_classifier(classifier)
         assert classifier is not None
-        for name, value in (("nb_epochs", nb_epochs), ("batch_size", batch_size)):
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+        nb_epochs, batch_size = check_count("nb_epochs", nb_epochs), check_count("batch_size", batch_size)
         if joint and learning_rate is not None:
             raise ValueError(
                 f"learning_rate: got {learning_rate!r} with joint=True, expected the optimizer's own, None."
             )
-        rate = 0.01 if learning_rate is None else learning_rate
-        if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < float(rate) <= 1:
-            raise ValueError(f"learning_rate: got {learning_rate!r}, expected a number above 0, at most 1.")
+        rate = 0.01 if learning_rate is None else check_share("learning_rate", learning_rate, whole=True)
         network: nn.Module = classifier.model
         device = device_of(network)
         images = image_tensor(x, classifier).to(device)
@@ -221,13 +216,13 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         if joint:
             self.join(classifier)
             network.train()
-            self._descend(module, classifier, images, labels, classifier.optimizer, nb_epochs, int(batch_size), seed)
+            self._descend(module, classifier, images, labels, classifier.optimizer, nb_epochs, batch_size, seed)
             return
         adam = torch.optim.Adam(self.layer.parameters(), float(rate))
         with preserved(network), preserved(self.layer):
             network.eval().requires_grad_(False)
             self.layer.requires_grad_()
-            self._descend(module, classifier, images, labels, adam, nb_epochs, int(batch_size), seed)
+            self._descend(module, classifier, images, labels, adam, nb_epochs, batch_size, seed)
 
     def join(self, classifier: PyTorchClassifier) -> None:
         """Give the map to the classifier's optimizer, into its first group; it is trained with the network then.

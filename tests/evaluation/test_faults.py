@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from art_robust_plugins import EvaluationReport, Evaluator, ThreatModel
-from art_robust_plugins.checkpoint import load_state
 from art_robust_plugins.evaluation.autoattack import AutoAttack
 from art_robust_plugins.evaluation.autoattack.batches import Passes
+from art_robust_plugins.files import load_state
 
 from .conftest import Data, digits, trained, wrap
 from .test_autoattack_standard import Small, short

@@ -29,7 +29,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from art_robust_plugins import BANGTrainer, RobustTrainer, StandardTrainer, ThreatModel, TrainingOptions
-from art_robust_plugins.checkpoint import load_state, save_state
+from art_robust_plugins.files import load_state, save_state
 from art_robust_plugins.training import BANG, Instrument
 
 DIGITS, LABELS = load_digits(return_X_y=True)

@@ -207,7 +207,7 @@ def test_another_size_is_an_error_that_names_both() -> None:
         ({"kernel_size": True}, "kernel_size: got True"),
         ({"kernel_size": 3.0}, "kernel_size: got 3.0, expected one of 3, 5"),
         ({"kernel": np.array(["smoothing", "unsharp"])}, r"kernel: got array\(.*, expected one of"),
-        ({"alpha": -1}, "alpha: got -1, expected a number of at least 0"),
+        ({"alpha": -1}, "alpha: got -1, expected a number that is not negative"),
         ({"alpha": float("nan")}, "alpha: got nan"),
         ({"bias": 1}, "bias: got 1, expected one of False, True"),
         ({"padding_mode": "same"}, "padding_mode: got 'same', expected one of 'zeros', 'reflect'"),

@@ -334,7 +334,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="nb_epochs: got 0"):
         made.fit(X, Y, classifier=classifier(made), nb_epochs=0)
     for rate in (0, "a", 1e30, True, float("nan")):
-        with pytest.raises(ValueError, match=r"learning_rate: got .* expected a number above 0, at most 1"):
+        with pytest.raises(ValueError, match=r"learning_rate: got .* expected a number above 0 and at most 1"):
             made.fit(X, Y, classifier=classifier(made), learning_rate=rate)
     with pytest.raises(ValueError, match=r"learning_rate: got 0\.1 with joint=True"):
         made.fit(X, Y, classifier=classifier(made), learning_rate=0.1, joint=True)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,13 +24,6 @@ LARGEST_BATCH = 1024
 # Numbers in the images that keep a CPU busy.
 BUSY = 2**17
 _PROBE = 8
-
-
-def check_size(name: str, value: object) -> int:
-    """A size or count of a batch as an int; refuses what is not a positive whole number."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
-    return int(value)
 
 
 class Streams:

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from ...bridge import device_of
+from ...checks import check_count
 from ...threat import Norm, ThreatModel, check_radius
 from .apgd import APGD
-from .batches import Passes, check_size, fitting_size, laid_out, misclassified
+from .batches import Passes, fitting_size, laid_out, misclassified
 from .fab import FAB
 from .square import Square
 
@@ -159,9 +160,9 @@ class AutoAttack:
             raise ValueError(f"stages: got {list(stages)} for the version {version!r}, expected them for 'custom'.")
         self.model, self.threat, self.version = model, threat, version
         self.stages: tuple[Stage, ...] = tuple(stages) or STAGES[version]
-        self.seed, self.batch_size = seed, check_size("batch_size", batch_size)
+        self.seed, self.batch_size = seed, check_count("batch_size", batch_size)
         self.physical_batch_size = (
-            None if physical_batch_size is None else check_size("physical_batch_size", physical_batch_size)
+            None if physical_batch_size is None else check_count("physical_batch_size", physical_batch_size)
         )
 
     def run(self, x: Tensor, y: Tensor) -> Outcome:

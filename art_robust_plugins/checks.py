@@ -1,0 +1,87 @@
+"""Checks of single arguments: one of each kind for the whole package.
+
+Each refuses in the same form: ``name: got value, expected ...``. NumPy's numbers count as numbers, booleans do not.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+
+def is_integer(value: object) -> bool:
+    """Whether ``value`` is a whole number of Python's or NumPy's, and no boolean."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number of Python's or NumPy's (NaN and infinity too), and no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: Any) -> int:
+    """A positive whole number as an int.
+
+    Raises:
+        ValueError: ``value`` is anything else.
+    """
+    if not is_integer(value) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+    return int(value)
+
+
+def check_seed(name: str, value: Any, limit: int = 2**32) -> int:
+    """A whole number from 0 to ``limit`` - 1 as an int.
+
+    Raises:
+        ValueError: ``value`` is anything else.
+    """
+    if not is_integer(value) or not 0 <= value < limit:
+        raise ValueError(f"{name}: got {value!r}, expected a whole number from 0 to 2**{limit.bit_length() - 1} - 1.")
+    return int(value)
+
+
+def check_number(name: str, value: Any, *, zero: bool = False) -> float:
+    """A finite positive number as a float, or with ``zero`` one that is not negative.
+
+    Raises:
+        ValueError: ``value`` is anything else.
+    """
+    number = float(value) if is_number(value) else math.nan
+    if not (0 < number < math.inf or (zero and number == 0)):
+        wanted = "a number that is not negative" if zero else "a positive number"
+        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
+    return number
+
+
+def check_share(name: str, value: Any, *, whole: bool = False) -> float:
+    """A number above 0 and below 1 as a float, or with ``whole`` at most 1.
+
+    Raises:
+        ValueError: ``value`` is anything else.
+    """
+    number = float(value) if is_number(value) else math.nan
+    if not (0 < number < 1 or (whole and number == 1)):
+        raise ValueError(f"{name}: got {value!r}, expected a number above 0 and {'at most' if whole else 'below'} 1.")
+    return number
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ValueError: for such a value.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {value!r}, expected True or False.")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is not one of ``choices``.
+
+    Raises:
+        ValueError: for such a value.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
