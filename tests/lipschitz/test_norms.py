@@ -8,6 +8,9 @@ from torch import nn
 from torch.nn import functional
 
 from art_robust_plugins.lipschitz.norms import ROUND_UP, Convolution, Linear, lower_estimate, operator_of
+from art_robust_plugins.lipschitz.norms.box import box_bound
+from art_robust_plugins.lipschitz.norms.cholesky import dense_matrix
+from art_robust_plugins.lipschitz.norms.grid import grid_bounds
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -109,12 +112,12 @@ def test_random_convolutions(case):
     assert bound >= truth
     assert bound <= truth * (1 + 1e-6) + 1e-6 * float(module.weight.detach().abs().max())
 
-    coarse = operator._grid_bounds(module.weight.detach().double().unflatten(0, (module.groups, -1)))
+    coarse = grid_bounds(operator, module.weight.detach().double().unflatten(0, (module.groups, -1)))
     assert float(coarse.max()) * ROUND_UP >= truth
 
     exact = operator.with_weight(module.weight.detach().double())
     if module.groups == 1:
-        matrix = exact._matrix()
+        matrix = dense_matrix(exact)
         torch.testing.assert_close(matrix.t() if exact.transposed else matrix, dense(function, shape))
     for steps in (1, 30):
         estimate, vector = lower_estimate(exact, steps=steps)
@@ -166,7 +169,7 @@ def test_asymmetric_padding(case):
     truth = true_norm(function, (2, *size))
     operator = Convolution(weight, size, padding=pairs, stride=stride, dilation=dilation)
     assert truth <= operator.upper_bound().value <= truth * (1 + 1e-6)
-    assert float(operator._grid_bounds(weight[None])) * ROUND_UP >= truth
+    assert float(grid_bounds(operator, weight[None])) * ROUND_UP >= truth
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ def test_the_norm_of_a_box_is_exact(mode, kernel, size, middle):
         true = true_norm(single.apply, (1, *size))
         bound = operator.upper_bound()
         assert true <= bound.value <= true * (1 + 1e-6)
-        box, tight = single._box_bound()
+        box, tight = box_bound(single)
         assert true <= box
         assert not tight or box <= true * (1 + 1e-8) + 1e-8
 
@@ -339,5 +342,5 @@ def test_what_is_no_box_is_left_to_the_other_bounds():
         Convolution(torch.arange(9.0).view(1, 1, 3, 3), (6, 6), padding=1),
         Convolution(torch.ones(1, 1, 3), (6,), padding=1),
     ):
-        assert operator._box_bound() == (math.inf, False)
+        assert box_bound(operator) == (math.inf, False)
         assert true_norm(operator.apply, operator.input_shape) <= operator.upper_bound().value

@@ -1,0 +1,194 @@
+"""Convolutions as linear maps of one sample: their geometry, their application and their adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from typing_extensions import Self
+
+from .bounds import check_weight
+
+_MODES = ("zeros", "circular", "reflect", "replicate")
+
+
+class ConvolutionMap:
+    """The map of `Convolution`, without its bound: see there for the arguments."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        input_size: Sequence[int],
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: str | int | Sequence[int] | Sequence[tuple[int, int]] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        transposed: bool = False,
+        output_padding: int | Sequence[int] = 0,
+        padding_mode: str = "zeros",
+        cholesky_limit: int | None = None,
+    ) -> None:
+        check_weight(weight)
+        size = tuple(int(length) for length in input_size)
+        dimensions = len(size)
+        if not 1 <= dimensions <= 3 or weight.dim() != dimensions + 2:
+            raise ValueError(
+                f"weight: got shape {tuple(weight.shape)} for inputs of size {size}, expected one to three spatial "
+                f"dimensions, the same number in both."
+            )
+        if groups < 1 or weight.shape[0] % groups:
+            raise ValueError(f"groups: got {groups}, expected a divisor of the weight's {weight.shape[0]} channels.")
+        if padding_mode not in _MODES:
+            raise ValueError(f"padding_mode: got {padding_mode!r}, expected one of {', '.join(map(repr, _MODES))}.")
+        if transposed and padding_mode != "zeros":
+            raise ValueError(f"padding_mode: got {padding_mode!r} for a transposed convolution, expected 'zeros'.")
+        self.weight = weight
+        self.kernel_size = tuple(weight.shape[2:])
+        self.stride = _for_each(stride, dimensions, "stride", smallest=1)
+        self.dilation = _for_each(dilation, dimensions, "dilation", smallest=1)
+        self.output_padding = _for_each(output_padding, dimensions, "output_padding", smallest=0)
+        self.groups, self.transposed, self.padding_mode = groups, transposed, padding_mode
+        self.padding = self._pairs(padding, dimensions)
+        self.cholesky_limit = cholesky_limit
+        if any(self.output_padding) and not transposed:
+            raise ValueError(f"output_padding: got {output_padding!r} for a plain convolution, expected 0.")
+        if transposed and any(before != after for before, after in self.padding):
+            raise ValueError(f"padding: got {padding!r} for a transposed convolution, expected the same on both sides.")
+        if padding_mode != "zeros":
+            _check_padding(size, self.padding, padding_mode)
+        output_size = tuple(self._outputs(axis, length) for axis, length in enumerate(size))
+        if min(size) < 1 or min(output_size) < 1:
+            raise ValueError(f"input_size: got {size}, which gives outputs of size {output_size}, expected at least 1.")
+        first, second = weight.shape[0], weight.shape[1] * groups
+        self.input_shape: tuple[int, ...] = (first if transposed else second, *size)
+        self.output_shape: tuple[int, ...] = (second if transposed else first, *output_size)
+
+    def with_weight(self, weight: Tensor, groups: int | None = None) -> Self:
+        """The same convolution with another weight of the same kernel size, and with other groups."""
+        return type(self)(
+            weight,
+            self.input_shape[1:],
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups if groups is None else groups,
+            transposed=self.transposed,
+            output_padding=self.output_padding,
+            padding_mode=self.padding_mode,
+            cholesky_limit=self.cholesky_limit,
+        )
+
+    def apply(self, x: Tensor) -> Tensor:
+        x = self._pad(x)
+        output: Tensor = torch.ops.aten.convolution(x, self.weight.to(x.dtype), None, *self._geometry())
+        return output
+
+    @torch.no_grad()
+    def adjoint(self, y: Tensor) -> Tensor:
+        shape = (len(y), self.input_shape[0], *self.padded_size())
+        like = y.new_empty(1).expand(shape)  # only its shape is read
+        weight = self.weight.detach().to(y.dtype)
+        mask = [True, False, False]
+        x = torch.ops.aten.convolution_backward(y, like, weight, None, *self._geometry(), mask)[0]
+        return self._unpad(cast(Tensor, x))
+
+    def _pairs(self, padding: Any, dimensions: int) -> tuple[tuple[int, int], ...]:
+        if isinstance(padding, str):
+            if padding not in ("same", "valid") or self.transposed:
+                raise ValueError(f"padding: got {padding!r}, expected numbers, 'same' or 'valid' (plain ones only).")
+            if padding == "valid":
+                return ((0, 0),) * dimensions
+            if any(step != 1 for step in self.stride):
+                raise ValueError(f"padding: got 'same' with stride {self.stride}, expected stride 1.")
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return tuple((total // 2, total - total // 2) for total in totals)  # torch's odd pixel is at the end
+        sides = [padding] * dimensions if isinstance(padding, int) else list(padding)
+        pairs = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
+        if len(pairs) != dimensions or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+            raise ValueError(f"padding: got {padding!r}, expected a number or pair for each dimension, none negative.")
+        return cast(tuple[tuple[int, int], ...], pairs)
+
+    def _outputs(self, axis: int, length: int) -> int:
+        reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
+        before, after = self.padding[axis]
+        if self.transposed:
+            return (length - 1) * self.stride[axis] - before - after + reach + self.output_padding[axis] + 1
+        return (length + before + after - reach - 1) // self.stride[axis] + 1
+
+    def _outer_padding(self) -> list[int] | None:
+        """What must be padded before the convolution, in `functional.pad`'s order; None where torch's own will do."""
+        if self.padding_mode == "zeros" and all(before == after for before, after in self.padding):
+            return None
+        return [side for pair in reversed(self.padding) for side in pair]
+
+    def padded_size(self) -> tuple[int, ...]:
+        size = self.input_shape[1:]
+        if self._outer_padding() is None:
+            return size
+        return tuple(length + sum(pair) for length, pair in zip(size, self.padding, strict=True))
+
+    def _pad(self, x: Tensor) -> Tensor:
+        sides = self._outer_padding()
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return x if sides is None else functional.pad(x, sides, mode=mode)
+
+    def _unpad(self, x: Tensor) -> Tensor:
+        """The adjoint of `_pad`."""
+        if self._outer_padding() is None:
+            return x
+        with torch.enable_grad():
+            inner = x.new_zeros(len(x), *self.input_shape, requires_grad=True)
+            (gradient,) = torch.autograd.grad(self._pad(inner), inner, x)
+        return gradient
+
+    def _geometry(self) -> tuple[Any, ...]:
+        inner = [0] * len(self.padding) if self._outer_padding() else [before for before, _ in self.padding]
+        return self.stride, inner, self.dilation, self.transposed, self.output_padding, self.groups
+
+    def without_idle_taps(self) -> Tensor:
+        """The weight with zeros for kernel taps that meet nothing but zero padding, at every output."""
+        weight = self.weight.detach()
+        if self.padding_mode != "zeros":
+            return weight
+        inputs, outputs = self.plain_sizes()
+        for axis, (length, count) in enumerate(zip(inputs, outputs, strict=True)):
+            first = torch.arange(self.kernel_size[axis]) * self.dilation[axis] - self.padding[axis][0]
+            read = first[:, None] + torch.arange(count) * self.stride[axis]
+            used = ((read >= 0) & (read < length)).any(dim=1).to(weight.device)
+            weight = weight * used.view(-1, *[1] * (len(inputs) - 1 - axis))
+        return weight
+
+    def plain_sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Input and output size of the plain convolution of which a transposed one is the adjoint."""
+        sizes = self.input_shape[1:], self.output_shape[1:]
+        return sizes[::-1] if self.transposed else sizes
+
+    def copies(self) -> int:
+        """How often the padding repeats one input, at most."""
+        copies = 1
+        for length, pair in zip(self.input_shape[1:], self.padding, strict=True):
+            if self.padding_mode != "zeros":
+                positions = torch.arange(length, dtype=torch.float64).view(1, 1, -1)
+                padded = functional.pad(positions, pair, mode=self.padding_mode)
+                copies *= int(torch.bincount(padded.flatten().long()).max())
+        return copies
+
+
+def _for_each(value: int | Sequence[int], dimensions: int, name: str, *, smallest: int) -> tuple[int, ...]:
+    values = (value,) * dimensions if isinstance(value, int) else tuple(value)
+    if len(values) != dimensions or min(values) < smallest:
+        raise ValueError(
+            f"{name}: got {value!r}, expected {dimensions} numbers of at least {smallest}, or one for all."
+        )
+    return values
+
+
+def _check_padding(size: tuple[int, ...], padding: tuple[tuple[int, int], ...], mode: str) -> None:
+    """Reflection needs an input larger than the padding, wrapping one as large."""
+    room = {"reflect": 1, "circular": 0}.get(mode)
+    if room is not None and any(max(pair) + room > length for length, pair in zip(size, padding, strict=True)):
+        raise ValueError(f"padding: got {padding} with mode {mode!r}, expected less than the input's size {size}.")
