@@ -101,7 +101,7 @@ def test_instruments(monkeypatch: pytest.MonkeyPatch) -> None:
         create_instrument("layer")
     with pytest.raises(TypeError, match=r"bta: 'bang' has no such parameter; did you mean 'beta'\?"):
         create_instrument("bang", bta=1)
-    points(monkeypatch, ("odd", "art_robust_plugins.training.bang:BANGTrainer"))
+    points(monkeypatch, ("odd", "art_robust_plugins.training.methods.bang:BANGTrainer"))
     with pytest.raises(TypeError, match=r"expected a subclass of art_robust_plugins\.training\.Instrument"):
         available_instruments()
 

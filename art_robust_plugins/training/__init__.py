@@ -1,14 +1,16 @@
 """Training methods: each an ART ``Trainer`` on one loop."""
 
-from .bang import BANG, BANGTrainer, bang_gradients
 from .instruments import Instrument
-from .layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturbations
-from .lipschitz_margin import LipschitzMarginTrainer
-from .local_ball import LocalBallTrainer, PGDTrainer, TRADESTrainer
 from .loop import RobustTrainer
+from .methods.bang import BANG, BANGTrainer, bang_gradients
+from .methods.layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturbations
+from .methods.lipschitz_margin import LipschitzMarginTrainer
+from .methods.local_ball import LocalBallTrainer
+from .methods.pgd import PGDTrainer
+from .methods.standard import StandardTrainer
+from .methods.trades import TRADESTrainer
 from .options import TrainingOptions
 from .processes import ProcessLostError, Share
-from .standard import StandardTrainer
 
 __all__ = [
     "BANG",

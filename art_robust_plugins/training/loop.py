@@ -130,7 +130,7 @@ class RobustTrainer(Trainer):
         self.epochs_done = 0.0
         self.share: Share | None = None
         self._processes: Processes | None = None
-        self._prepare()
+        self.prepare()
 
     @abstractmethod
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class RobustTrainer(Trainer):
             FloatingPointError: when the loss is no longer finite; says at which epoch and step.
         """
         check_count("batch_size", batch_size)
-        self._prepare()
+        self.prepare()
         device, options = self._device, self.options
         images = image_tensor(x, self.classifier).to(device)
         labels = label_tensor(y, self.classifier.nb_classes, samples=len(images)).to(device)
@@ -321,10 +321,10 @@ class RobustTrainer(Trainer):
         """Of an epoch of `fit`."""
         return samples // batch_size if self.options.drop_last else -(-samples // batch_size)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Read the classifier as it is now: its network, device and preprocessing."""
         classifier = self.classifier
-        self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not self._needs_logits)
+        self._module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=not self.needs_logits)
         self._forward: Callable[[Tensor], Tensor] = self._module
         self._predicting: EstimatorModule | None = None
         self._device = device_of(classifier.model)
@@ -333,7 +333,7 @@ class RobustTrainer(Trainer):
         self._padding = self._padding_value() if self.options.augmentation == "crop-flip" else 0.0
 
     @property
-    def _needs_logits(self) -> bool:
+    def needs_logits(self) -> bool:
         """Whether softmax outputs would be wrong."""
         return isinstance(self.classifier.loss, nn.CrossEntropyLoss)
 
@@ -347,7 +347,7 @@ class RobustTrainer(Trainer):
         verbose: bool,
         order: Sequence[torch.Generator] = (),
     ) -> None:
-        self._prepare()
+        self.prepare()
 
         def checked() -> Iterator[Batch]:
             empty = True

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from ..bridge import class_logits, device_of, preprocessing_modules, processes_of
-
-if TYPE_CHECKING:
-    from .local_ball import LocalBallTrainer
-    from .processes import Share
+from ..threat import Bound, ThreatModel
+from .instruments import Instrument
+from .processes import Share
 
 Action = Literal["warn", "rollback", "ignore"]
 
@@ -25,6 +25,26 @@ STRONG = 10
 """Ascent steps of the strong adversary; training with as many is not watched."""
 SAMPLES = 64
 GAP = 0.3
+
+
+class Watched(Protocol):
+    """A trainer whose adversary ascends the classifier's loss, or something like it, in a few steps."""
+
+    classifier: PyTorchClassifier
+    threat: ThreatModel
+    instruments: tuple[Instrument, ...]
+    share: Share | None
+    steps: int
+    step_size: float
+
+    @property
+    def current_threat(self) -> ThreatModel: ...
+    @property
+    def input_range(self) -> tuple[Bound | None, Bound | None]: ...
+    def start_point(self, x: Tensor) -> Tensor: ...
+    def logits(self, x: Tensor) -> Tensor: ...
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor: ...
+    def copy_from_main_process(self, tensors: list[Tensor]) -> None: ...
 
 
 class OverfittingWatch:
@@ -41,7 +61,7 @@ class OverfittingWatch:
     copy of these states in memory. ``"ignore"`` does not look.
     """
 
-    def __init__(self, trainer: LocalBallTrainer, action: Action) -> None:
+    def __init__(self, trainer: Watched, action: Action) -> None:
         self.trainer, self.action = trainer, action
         self.reset()
 
@@ -107,7 +127,7 @@ class OverfittingWatch:
         """Images that resist the trainer's adversary, that resist the strong one, and all."""
         trainer = self.trainer
         x, y = self._images()
-        labels, threat = y.argmax(dim=1) if y.dim() == 2 else y, trainer.present_threat
+        labels, threat = y.argmax(dim=1) if y.dim() == 2 else y, trainer.current_threat
         share = threat.eps / trainer.threat.eps
         trainer.classifier.model.eval()
         low, high = trainer.input_range
@@ -139,7 +159,7 @@ class OverfittingWatch:
         def loss(z: Tensor) -> Tensor:
             return trainer.loss(trainer.logits(z), y)
 
-        return trainer.present_threat.ascend(loss, x, start, steps=steps, step_size=step_size, low=low, high=high)
+        return trainer.current_threat.ascend(loss, x, start, steps=steps, step_size=step_size, low=low, high=high)
 
     def _state(self) -> dict[str, Any]:
         trainer = self.trainer

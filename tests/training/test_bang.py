@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_robust_plugins.training import BANG, BANGTrainer, StandardTrainer, TrainingOptions, bang_gradients
-from art_robust_plugins.training.bang import bang_factors
+from art_robust_plugins.training.methods.bang import bang_factors
 
 # ------------------------------------------------------------------------------------------------- the factors
 
@@ -306,7 +306,7 @@ def test_bf16_autocast_keeps_norms_in_float32(monkeypatch: pytest.MonkeyPatch) -
         seen.append(norms.dtype)
         return bang_factors(norms, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("art_robust_plugins.training.bang.bang_factors", watched)
+    monkeypatch.setattr("art_robust_plugins.training.methods.bang.bang_factors", watched)
     clone = copy.deepcopy(network)
     with bang_gradients(clone, beta=0.4, ratio=0.5, epsilon=0.855) as bang:
         bang.begin_step(Y)

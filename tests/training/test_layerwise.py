@@ -21,16 +21,16 @@ from torch.utils.checkpoint import checkpoint
 from art_robust_plugins import LocalBallTrainer, StandardTrainer, ThreatModel, TrainingOptions
 from art_robust_plugins.models import create_model
 from art_robust_plugins.training import BANG
-from art_robust_plugins.training.layerwise import (
+from art_robust_plugins.training.instruments.pairing import other_class_slots
+from art_robust_plugins.training.instruments.signs import PackedSigns
+from art_robust_plugins.training.methods.layerwise import (
     MEASURED_EVERY,
     MOMENTUM,
     Layerwise,
     LayerwiseAdversarialTrainer,
     layerwise_perturbations,
-    other_class_slots,
 )
 from art_robust_plugins.training.processes import Share
-from art_robust_plugins.training.signs import PackedSigns
 
 # ------------------------------------------------------------------------------------------------------ the pairing
 

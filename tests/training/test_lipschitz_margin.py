@@ -29,7 +29,7 @@ from art_robust_plugins import (
 )
 from art_robust_plugins.lipschitz import NoLipschitzRuleError, graph
 from art_robust_plugins.models import MinMax
-from art_robust_plugins.training.lipschitz_margin import margin_logits
+from art_robust_plugins.training.methods.lipschitz_margin import margin_logits
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 X = torch.from_numpy((DIGITS / 16).astype(np.float32).reshape(-1, 1, 8, 8))
@@ -246,14 +246,14 @@ def test_the_ramp_of_c() -> None:
 
     class Watched(LipschitzMarginTrainer):
         def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
-            seen.append(self.present_c)
+            seen.append(self.current_c)
             return super().training_loss(x, y)
 
     trainer = Watched(classifier(), c=0.9, c_warmup_epochs=1.5, c_start=0.3)
     trainer.fit(X[:80], Y[:80], batch_size=20, nb_epochs=3, verbose=False)
     ramp = [0.3 + 0.6 * (step / 4) / 1.5 for step in range(6)]
     np.testing.assert_allclose(seen, ramp + [0.9] * 6)
-    assert trainer.present_c == 0.9
+    assert trainer.current_c == 0.9
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:

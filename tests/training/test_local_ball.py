@@ -174,30 +174,23 @@ class Oracle:
         is_kl = s["global_loss"] == "kl"
         ascended = (lambda z: kl(natural, self.model(z))) if is_kl else (lambda z: ce(self.model(z), y))
         iterates = self.ascend(ascended, x, s["start"], s["steps"], s["step_size"])
-        centers = iterates if s["every_iterate"] else iterates[-1:]
-        r, points = s["radius"] * self.eps, []
-        within = s["within_threat"]
-        for center in centers:
-            at_center = self.model(center).detach()
-            beside = self.clip(center + noise(self.norm, center, 0.5 * r))
-            gradient = slope(lambda z, at_center=at_center: kl(at_center, self.model(z)), beside)
-            point = center + r * direction(self.norm, gradient)
-            points.append(self.clip(projected(self.norm, point, x, self.eps) if within else point))
+        center, r = iterates[-1], s["radius"] * self.eps
+        at_center = self.model(center).detach()
+        beside = self.clip(center + noise(self.norm, center, 0.5 * r))
+        gradient = slope(lambda z: kl(at_center, self.model(z)), beside)
+        point = center + r * direction(self.norm, gradient)
+        point = self.clip(projected(self.norm, point, x, self.eps) if s["within_threat"] else point)
         self.model.train()
         clean = self.model(x) if is_kl or s["clean_weight"] else None
-        adversary = self.model(iterates[-1])
-        at_centers = [*[self.model(center) for center in centers[:-1]], adversary]
+        adversary = self.model(center)
         total = s["global_weight"] * (kl(clean, adversary) if is_kl else ce(adversary, y))
         if clean is not None:
             total = total + s["clean_weight"] * ce(clean, y)
-        for at_center, point in zip(at_centers, points, strict=True):
-            target = at_center.detach() if s["constant_target"] else at_center
-            total = total + s["local_weight"] * kl(target, self.model(point)) / len(points)
-        return total
+        return total + s["local_weight"] * kl(adversary, self.model(point))
 
 
 def compare_steps(
-    trainer: LocalBallTrainer, oracle: Oracle, expected: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int = 4
+    trainer: RobustTrainer, oracle: Oracle, expected: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int = 4
 ) -> None:
     """Losses, all gradients and the weights and statistics that follow from them, over several optimizer steps."""
     trainer.classifier.model.double()
@@ -264,11 +257,10 @@ OBJECTIVES: list[dict[str, Any]] = [
     {},
     {"within_threat": False},
     {"global_loss": "kl"},
-    {"steps": 3, "every_iterate": True},
-    {"steps": 3, "every_iterate": True, "constant_target": True, "global_loss": "kl", "clean_weight": 0.0},
-    {"steps": 2, "constant_target": True, "clean_weight": 0.7, "start": "none"},
+    {"steps": 3, "global_loss": "kl", "clean_weight": 0.0},
+    {"steps": 2, "clean_weight": 0.7, "start": "none"},
     {"global_weight": 0.0, "local_weight": 2.5, "radius": 1.5, "clean_weight": 1.0, "start": "gaussian"},
-    {"global_loss": "kl", "global_weight": 0.0, "clean_weight": 0.3, "every_iterate": True, "steps": 2},
+    {"global_loss": "kl", "global_weight": 0.0, "clean_weight": 0.3, "steps": 2},
 ]
 
 
@@ -285,8 +277,6 @@ def test_the_objective_is_the_formula(changes: dict[str, Any], threat: ThreatMod
         "radius": 0.5,
         "clean_weight": 1.0 if is_kl else 0.0,
         "within_threat": True,
-        "every_iterate": False,
-        "constant_target": False,
         "start": "uniform",
     }
     trainer = LocalBallTrainer(classifier(), threat=threat, **changes)
@@ -342,8 +332,6 @@ costs = st.fixed_dictionaries(
         "global_weight": st.sampled_from([None, 0.0, 2.0]),
         "local_weight": st.sampled_from([0.0, 1.0]),
         "clean_weight": st.sampled_from([None, 0.0, 0.5]),
-        "every_iterate": st.booleans(),
-        "constant_target": st.booleans(),
         "overfitting": st.sampled_from(["warn", "rollback", "ignore"]),
     }
 )
@@ -442,7 +430,6 @@ def test_points_stay_in_their_balls_and_in_the_range(
         start=start,
         global_loss=global_loss,
         within_threat=within,
-        every_iterate=True,
         eps_warmup_epochs=0 if warm is None else 2,
     )
     trainer.epochs_done = 0.0 if warm is None else 2 * warm
@@ -458,35 +445,32 @@ def test_points_stay_in_their_balls_and_in_the_range(
     def in_range(points: Tensor) -> bool:
         return limits is None or bool(((points >= low) & (points <= high)).all())
 
-    passed = seen_in(model, lambda: trainer.ascent(x, y))
-    iterates, outputs = trainer.ascent(x, y)
-    assert len(iterates) == len(outputs) == steps
-    assert all(not z.requires_grad for z in iterates)
-    for z in [*(z for _, z, _ in passed), *iterates]:
+    passed = seen_in(model, lambda: trainer.adversary(x, y))
+    assert len(passed) == steps + (global_loss == "kl")
+    adversary = trainer.adversary(x, y)
+    assert not adversary.requires_grad
+    for z in [*(z for _, z, _ in passed), adversary]:
         assert distance(z, x) <= eps * (1 + 1e-9)
         assert in_range(z)
-    for center, output in zip(iterates, outputs, strict=True):
-        if output is not None:
-            torch.testing.assert_close(output, model(center), rtol=1e-12, atol=1e-12)
-        point = trainer.local_point(x, center, output)
-        passed = seen_in(model, lambda c=center, o=output: trainer.local_point(x, c, o))
-        longer = 2 if norm == "L1" and within else 1  # the projection on an L1 ball moves along other coordinates
-        for z in [*(z for _, z, _ in passed), point]:
-            assert distance(z, center) <= longer * radius * eps * (1 + 1e-9)
-            assert in_range(z)
-        assert distance(point, x) <= (1 if within else 1 + radius) * eps * (1 + 1e-9)
-        assert distance(passed[-1][1], center) <= 0.5 * radius * eps * (1 + 1e-9)
+    point = trainer.local_point(x, adversary)
+    passed = seen_in(model, lambda: trainer.local_point(x, adversary))
+    longer = 2 if norm == "L1" and within else 1  # the projection on an L1 ball moves along other coordinates
+    for z in [*(z for _, z, _ in passed), point]:
+        assert distance(z, adversary) <= longer * radius * eps * (1 + 1e-9)
+        assert in_range(z)
+    assert distance(point, x) <= (1 if within else 1 + radius) * eps * (1 + 1e-9)
+    assert distance(passed[-1][1], adversary) <= 0.5 * radius * eps * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("changes", OBJECTIVES, ids=str)
 def test_batch_statistics_are_those_of_the_training_passes(changes: dict[str, Any]) -> None:
-    """x where it counts, xa, the other centers, then the local points; the ascent changes no statistic."""
+    """x where it counts, xa, then the local point; the ascent changes no statistic."""
     made: list[Any] = []
 
     class Watching(LocalBallTrainer):
-        def objective(self, x: Tensor, y: Tensor, iterates: list[Tensor], local_points: list[Tensor]) -> Tensor:
-            made.extend((iterates, local_points))
-            return super().objective(x, y, iterates, local_points)
+        def objective(self, x: Tensor, y: Tensor, xa: Tensor, xl: Tensor | None = None) -> Tensor:
+            made.extend((xa, xl))
+            return super().objective(x, y, xa, xl)
 
     estimator = classifier()
     trainer = Watching(estimator, threat=LINF, **changes)
@@ -496,12 +480,11 @@ def test_batch_statistics_are_those_of_the_training_passes(changes: dict[str, An
     first = next(index for index, (training, _, _) in enumerate(seen) if training)
     assert all(training for training, _, _ in seen[first:])
     assert same(list(before.buffers()), seen[first][2])
-    iterates, points = made
+    adversary, point = made
     has_x = changes.get("global_loss") == "kl" or changes.get("clean_weight", 0) > 0
     if changes.get("global_loss") == "kl" and changes.get("global_weight") == 0:
         has_x = changes["clean_weight"] > 0
-    others = iterates[:-1] if changes.get("every_iterate") else []
-    intended = [*[x] * has_x, iterates[-1], *others, *points]
+    intended = [*[x] * has_x, adversary, point]
     assert same(intended, [z for _, z, _ in seen[first:]])
     mean, variance = torch.zeros(4), torch.ones(4)
     for z in intended:
@@ -534,7 +517,7 @@ def test_the_adversary_of_a_linear_network_is_the_worst_one(start: Any, limits: 
     estimator, margin = linear(clip_values=limits)
     trainer = PGDTrainer(estimator, threat=LINF, steps=1, step_size=0.2, start=start)
     y = Y[:50] % 2
-    (found,), _ = trainer.ascent(X[:50], y)
+    found = trainer.adversary(X[:50], y)
     worst = X[:50] + 0.1 * torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * margin.sign()
     torch.testing.assert_close(found, worst if limits is None else worst.clamp(0, 1), rtol=0, atol=1e-6)
 
@@ -543,9 +526,9 @@ def test_one_step_in_l2_and_l1_is_the_worst_one_too() -> None:
     estimator, margin = linear(clip_values=None)
     y = Y[:50] % 2
     away = torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1)
-    (found,), _ = PGDTrainer(estimator, threat=L2, steps=1, start="none").ascent(X[:50], y)
+    found = PGDTrainer(estimator, threat=L2, steps=1, start="none").adversary(X[:50], y)
     torch.testing.assert_close(found, X[:50] + 0.8 * away * margin / margin.norm(), rtol=0, atol=1e-6)
-    (found,), _ = PGDTrainer(estimator, threat=L1, steps=1, start="none").ascent(X[:50], y)
+    found = PGDTrainer(estimator, threat=L1, steps=1, start="none").adversary(X[:50], y)
     largest = margin * (margin.abs() == margin.abs().max())
     torch.testing.assert_close(found, X[:50] + 2.0 * away * largest.sign(), rtol=0, atol=1e-6)
 
@@ -554,7 +537,7 @@ def test_the_divergence_of_a_linear_network_is_ascended_along_its_margin() -> No
     """Away from p(x), on the side of the start: both ends of that line are adversaries of the divergence."""
     estimator, margin = linear(clip_values=None)
     trainer = TRADESTrainer(estimator, threat=LINF, steps=1, step_size=0.2)
-    (found,), _ = trainer.ascent(X[:200], Y[:200] % 2)
+    found = trainer.adversary(X[:200], Y[:200] % 2)
     sides = ((found - X[:200]) / (0.1 * margin.sign())).flatten(1)
     torch.testing.assert_close(sides.abs(), torch.ones_like(sides), rtol=1e-4, atol=0)
     torch.testing.assert_close(sides.mean(dim=1).abs(), torch.ones(200), rtol=1e-4, atol=0)
@@ -579,7 +562,8 @@ def test_more_steps_find_more(trained: PyTorchClassifier, threat: ThreatModel, g
             trained, threat=threat, steps=steps, step_size=threat.eps / 3, global_loss=global_loss
         )
         torch.manual_seed(0)
-        adversary = trainer.ascent(x, y)[0][-1]
+        adversary = trainer.adversary(x, y)
+        trained.model.eval()
         with torch.no_grad():
             at_x, at_adversary = trainer.logits(x), trainer.logits(adversary)
         heights.append(float(ce(at_adversary, y) if global_loss == "ce" else kl(at_x, at_adversary)))
@@ -622,7 +606,7 @@ def test_no_local_point_stays_at_its_center_in_l1(trained: PyTorchClassifier) ->
         (lambda c, **o: LocalBallTrainer.preset("weak", c, local_weight=0, **o), (PGDTrainer, 1)),
     ],
 )
-def test_limits_are_exact(one: Any, other: tuple[type[LocalBallTrainer], int]) -> None:
+def test_limits_are_exact(one: Any, other: tuple[type[RobustTrainer], int]) -> None:
     kind, steps = other
     results = []
     for make in (one, lambda c, **o: kind(c, steps=steps, **o)):
@@ -676,7 +660,7 @@ def test_eps_grows_linearly_step_by_step_with_step_size_and_radius(monkeypatch: 
 
     class Watched(LocalBallTrainer):
         def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
-            seen.append(self.present_threat.eps)
+            seen.append(self.current_threat.eps)
             return super().training_loss(x, y)
 
     monkeypatch.setattr(ThreatModel, "ascend", watched_ascend)
@@ -688,12 +672,12 @@ def test_eps_grows_linearly_step_by_step_with_step_size_and_radius(monkeypatch: 
     assert seen == pytest.approx(ramp)
     assert steps == [(pytest.approx(eps), pytest.approx(0.75 * eps)) for eps in ramp]
     assert local_radii == pytest.approx([0.5 * eps for eps in ramp])
-    assert trainer.present_threat == threat
+    assert trainer.current_threat == threat
 
 
 def test_without_a_ramp_eps_is_full_from_the_first_step() -> None:
     trainer = LocalBallTrainer(classifier(), threat=LINF)
-    assert trainer.present_threat == LINF
+    assert trainer.current_threat == LINF
 
 
 SCRIPT = [(0.9, 0.8), (0.9, 0.1), (0.8, 0.7), (0.9, 0.2), (0.9, 0.0), (0.9, 0.9)]
@@ -870,7 +854,7 @@ def test_ranges_of_each_feature() -> None:
     assert bool((points == torch.from_numpy(high)).any())
 
 
-@pytest.mark.parametrize("changes", [{}, {"global_loss": "kl"}, {"every_iterate": True, "constant_target": True}])
+@pytest.mark.parametrize("changes", [{}, {"global_loss": "kl"}])
 def test_bf16_reaches_all_weights(changes: dict[str, Any]) -> None:
     """Passes without gradients come first in a step; their casts of the weights must not serve the others."""
     results = []
@@ -958,8 +942,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"local_weight": None}, "local_weight: got None, expected a number that is not negative."),
     ({"clean_weight": -0.5}, "clean_weight: got -0.5, expected a number that is not negative."),
     ({"radius": 0.0}, "radius: got 0.0, expected a positive number."),
-    ({"every_iterate": 1}, "every_iterate: got 1, expected True or False."),
-    ({"constant_target": None}, "constant_target: got None, expected True or False."),
+    ({"within_threat": 1}, "within_threat: got 1, expected True or False."),
     ({"start": "zero"}, "start: got 'zero', expected one of 'uniform', 'gaussian', 'none'."),
     ({"start": ["uniform"]}, "start: got ['uniform'], expected one of 'uniform', 'gaussian', 'none'."),
     (
@@ -1075,8 +1058,7 @@ def test_a_run_goes_on_only_with_its_instruments_and_settings(tmp_path: Path) ->
         "local_weight": 3.0,
         "radius": 0.25,
         "clean_weight": 0.5,
-        "every_iterate": True,
-        "constant_target": True,
+        "within_threat": False,
         "start": "gaussian",
         "eps_warmup_epochs": 1,
         "overfitting": "ignore",

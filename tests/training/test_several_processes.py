@@ -156,7 +156,6 @@ def local_ball_with_two_instruments(_: Path) -> Result:
         classifier(Precise),
         threat=THREAT,
         steps=2,
-        every_iterate=True,
         eps_warmup_epochs=1,
         instruments=[BANG(layers=["layers.5"]), Layerwise(0.1)],
         options=TrainingOptions(seed=1, keep_best=True),

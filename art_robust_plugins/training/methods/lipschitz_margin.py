@@ -23,14 +23,14 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import device_of, preprocessing_modules
-from ..checks import check_choice, check_number
-from ..lipschitz import LipschitzGraph, batch_variances
-from ..lipschitz.preprocessing import bounded_network
-from ..threat import ThreatModel
-from .instruments import Instrument
-from .loop import RobustTrainer
-from .options import TrainingOptions
+from ...bridge import device_of, preprocessing_modules
+from ...checks import check_choice, check_number
+from ...lipschitz import LipschitzGraph, batch_variances
+from ...lipschitz.preprocessing import bounded_network
+from ...threat import ThreatModel
+from ..instruments import Instrument
+from ..loop import RobustTrainer
+from ..options import TrainingOptions
 
 Margin = Literal["sample", "class"]
 
@@ -124,7 +124,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
 
     @property
-    def present_c(self) -> float:
+    def current_c(self) -> float:
         """c at this point of the training."""
         if self.epochs_done >= self.c_warmup_epochs:
             return self.c
@@ -137,7 +137,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         with batch_variances(self.classifier.model) as variances:
             logits = self.logits(x)
         bound = self.graph.estimate(variances)
-        l = self.present_c * bound.pairwise[y]  # noqa: E741
+        l = self.current_c * bound.pairwise[y]  # noqa: E741
         return self.loss(margin_logits(logits, y, l, margin=self.margin), y)
 
     def end_epoch(self, record: dict[str, float]) -> None:
@@ -151,8 +151,8 @@ class LipschitzMarginTrainer(RobustTrainer):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.graph.vectors.update(state)
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    def prepare(self) -> None:
+        super().prepare()
         network, mean_std = bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
         parts: list[nn.Module] = [self.classifier.model, *preprocessing_modules(self.classifier)]

@@ -21,27 +21,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from ..checks import is_number
-from ..threat import ThreatModel
-from .instruments import Instrument, LayerPattern, in_order, select_modules
-from .loop import RobustTrainer
-from .options import TrainingOptions
-from .processes import Share
+from ...checks import is_number
+from ...threat import ThreatModel
+from ..instruments import Instrument, LayerPattern, in_order, select_modules
+from ..instruments.misclassified import ForwardPass
+from ..instruments.scaled_gradients import SCALABLE, scaled_convolution, scaled_linear
+from ..loop import RobustTrainer
+from ..options import TrainingOptions
+from ..processes import Share
 
 Layers = Iterable[LayerPattern] | Mapping[LayerPattern, Mapping[str, float]]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_ADJUSTABLE = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
-_PLAIN_FORWARDS = {kind.forward for kind in _ADJUSTABLE}
+_PLAIN_FORWARDS = {kind.forward for kind in SCALABLE}
 
 
 def bang_factors(
@@ -142,7 +139,7 @@ class BANG(Instrument):
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
         self.cap = cap
         self._labels: Tensor | None = None
-        self._forward_pass: _ForwardPass | None = None
+        self._forward_pass: ForwardPass | None = None
 
     def __repr__(self) -> str:
         return f"BANG({self.setting}, layers={self.layers}, cap={self.cap})"
@@ -179,11 +176,11 @@ class BANG(Instrument):
     def adjusted_layers(self, network: nn.Module) -> dict[str, BANGSetting]:
         """The layers of ``network`` that are adjusted, by qualified name, with their settings."""
         if self.layers is None:
-            layers = {name: self.setting for name, module in network.named_modules() if isinstance(module, _ADJUSTABLE)}
+            layers = {name: self.setting for name, module in network.named_modules() if isinstance(module, SCALABLE)}
             if not layers:
                 raise ValueError("classifier: the network has no convolution or linear layer, expected at least one.")
         else:
-            selected = select_modules(network, self.layers, _ADJUSTABLE)
+            selected = select_modules(network, self.layers, SCALABLE)
             layers = {name: self.layers[pattern] for name, pattern in selected.items()}
         layers = {name: setting for name, setting in layers.items() if setting.beta != 0}
         for name, module in network.named_modules():
@@ -197,7 +194,7 @@ class BANG(Instrument):
         return layers
 
     def _enter_forward(self, training: bool) -> None:
-        self._forward_pass = _ForwardPass(self._labels) if training and torch.is_grad_enabled() else None
+        self._forward_pass = ForwardPass(self._labels) if training and torch.is_grad_enabled() else None
 
     def _leave_forward(self, logits: Tensor) -> None:
         if not isinstance(logits, Tensor):
@@ -226,8 +223,8 @@ class BANG(Instrument):
             )
         adjustment = _Adjustment(setting, self.cap, self._forward_pass, self.share)
         if isinstance(module, nn.Linear):
-            return _linear(module, adjustment, input)
-        return _convolution(module, adjustment, input, output_size)
+            return scaled_linear(module, adjustment, input)
+        return scaled_convolution(module, adjustment, input, output_size)
 
 
 @contextmanager
@@ -310,45 +307,18 @@ class BANGTrainer(RobustTrainer):
         return self.loss(self.logits(x), y)
 
 
-class _ForwardPass:
-    """Which samples one forward pass misclassifies: known when it ends, needed in its backward pass."""
-
-    def __init__(self, labels: Tensor | None) -> None:
-        if labels is None:
-            raise RuntimeError("ratio: no labels are known for this forward pass, expected begin_step(y) before it.")
-        self.labels = labels
-        self._wrong: Tensor | None = None
-
-    def finish(self, logits: Tensor) -> None:
-        copies, rest = divmod(len(logits), len(self.labels))
-        if rest:
-            raise RuntimeError(
-                f"ratio: a forward pass over {len(logits)} samples does not fit the {len(self.labels)} labels that "
-                f"were announced, expected as many or a multiple."
-            )
-        if logits.dim() != 2 or logits.shape[1] < 2:
-            raise RuntimeError(
-                f"ratio: the network's output is {tuple(logits.shape)}, expected (N, classes) to see which samples are "
-                f"misclassified, or ratio 1."
-            )
-        self._wrong = logits.detach().argmax(dim=1) != (self.labels if copies == 1 else self.labels.repeat(copies))
-
-    @property
-    def wrong(self) -> Tensor:
-        """Which samples are misclassified: bool [N]."""
-        if self._wrong is None:
-            raise RuntimeError("ratio: a backward pass began before the network's forward pass had ended.")
-        return self._wrong
-
-
 @dataclass(frozen=True)
 class _Adjustment:
     """What BANG does to one layer's parameter gradients in one backward pass: beta * sum_i s_i * (...)_i."""
 
     setting: BANGSetting
     cap: float | None
-    forward_pass: _ForwardPass | None
+    forward_pass: ForwardPass | None
     share: Share | None
+
+    @property
+    def beta(self) -> float:
+        return self.setting.beta
 
     def factors(self, gradient: Tensor) -> Tensor:
         """s [N], in float32 at least, from the gradient of the layer's output [N, ...]."""
@@ -360,117 +330,3 @@ class _Adjustment:
             return bang_factors(norms, epsilon, self.cap, largest)
         exponents = torch.full_like(norms, epsilon).masked_fill(self.forward_pass.wrong, epsilon * ratio)
         return bang_factors(norms, exponents, self.cap, largest)
-
-    def total(self, gradient: Tensor) -> Tensor:
-        return gradient if self.setting.beta == 1 else gradient.mul_(self.setting.beta)
-
-
-def _scaled(factors: Tensor, samples: Tensor) -> Tensor:
-    """Factors [N] times samples [N, ...], rounded once to the samples' type."""
-    return (factors.view(-1, *[1] * (samples.dim() - 1)) * samples).to(samples.dtype)
-
-
-def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """What autocast would do to the operands of a linear or convolution layer; it does not see custom functions."""
-    kind = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    return [t.to(dtype) if t is not None and t.dtype == torch.float32 else t for t in tensors]
-
-
-def _linear(module: nn.Linear, adjustment: _Adjustment, x: Tensor) -> Tensor:
-    # The function sees rows [N * ..., features]: an output that is a view could not be changed in place afterwards.
-    rows: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-        adjustment, len(x), *_cast(x.flatten(0, -2), module.weight, module.bias)
-    )
-    return rows.view(*x.shape[:-1], -1)
-
-
-def _convolution(module: Any, adjustment: _Adjustment, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-    dimensions = len(module.kernel_size)
-    transposed = isinstance(module, _TRANSPOSED)
-    padding, output_padding = module.padding, (0,) * dimensions
-    if transposed:
-        output_padding = module._output_padding(
-            x, output_size, module.stride, padding, module.kernel_size, dimensions, module.dilation
-        )
-    elif module.padding_mode != "zeros":
-        x = functional.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
-        padding = (0,) * dimensions
-    elif padding == "valid":
-        padding = (0,) * dimensions
-    elif padding == "same":
-        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        padding = [size // 2 for size in total]
-        if any(size % 2 for size in total):
-            x = functional.pad(x, [side for size in reversed(total) for side in (0, size % 2)])
-    geometry = (module.stride, padding, module.dilation, transposed, output_padding, module.groups)
-    output: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        adjustment, geometry, *_cast(x, module.weight, module.bias)
-    )
-    return output
-
-
-class _Linear(torch.autograd.Function):
-    """y = x W^T + b for rows x, with the parameters' gradients formed from s * g; a sample may have several rows."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, adjustment: _Adjustment, samples: int, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.adjustment, ctx.samples = adjustment, samples
-        return functional.linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        _, _, for_input, for_weight, for_bias = ctx.needs_input_grad
-        d_x = gradient @ weight if for_input else None
-        d_weight = d_bias = None
-        if for_weight or for_bias:
-            of_samples = gradient.reshape(ctx.samples, -1)
-            scaled = _scaled(ctx.adjustment.factors(of_samples), of_samples).view_as(gradient)
-            d_weight = ctx.adjustment.total(scaled.t() @ x) if for_weight else None
-            d_bias = ctx.adjustment.total(scaled.sum(dim=0)) if for_bias else None
-        return None, None, d_x, d_weight, d_bias
-
-
-class _Convolution(torch.autograd.Function):
-    """A convolution of any kind, with the parameters' gradients formed from s * g."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, adjustment: _Adjustment, geometry: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.adjustment, ctx.geometry = adjustment, geometry
-        output: Tensor = torch.ops.aten.convolution(x, weight, bias, *geometry)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        _, _, for_input, for_weight, for_bias = ctx.needs_input_grad
-        if for_weight or for_bias:
-            factors = ctx.adjustment.factors(gradient)
-        # The weight's gradient is bilinear in (g, x), so x can carry the factors and one call serves both gradients;
-        # not in float16, where s * x may overflow. s * g stays in the range of g.
-        apart = x.dtype == torch.float16 and for_weight
-        if for_weight and not apart:
-            x = _scaled(factors, x)
-        backward = torch.ops.aten.convolution_backward
-        wanted = [for_input, for_weight and not apart, False]
-        d_x, d_weight, _ = backward(gradient, x, weight, None, *ctx.geometry, wanted)
-        if apart:
-            scaled = _scaled(factors, gradient)
-            d_weight = backward(scaled, x, weight, None, *ctx.geometry, [False, True, False])[1]
-        d_weight = ctx.adjustment.total(d_weight) if for_weight else None
-        d_bias = None
-        if for_bias:
-            sums = gradient.sum(dim=tuple(range(2, gradient.dim())), dtype=factors.dtype)
-            d_bias = ctx.adjustment.total((factors @ sums).to(gradient.dtype))
-        return None, None, d_x, d_weight, d_bias

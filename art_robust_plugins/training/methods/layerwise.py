@@ -16,27 +16,24 @@ default layers; what happens to batches of another size and to several passes in
 from __future__ import annotations
 
 import re
-import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ..checks import check_flag, check_number
-from ..threat import ThreatModel
-from .instruments import Instrument, LayerPattern, in_order, select_modules
-from .loop import RobustTrainer
-from .memory_format import layout_of
-from .options import TrainingOptions
-from .processes import Share
-from .signs import PackedSigns
+from ...checks import check_flag, check_number
+from ...threat import ThreatModel
+from ..instruments import Instrument, LayerPattern, in_order, select_modules
+from ..instruments.blocks import CONVOLUTIONS, NORMALISATIONS, ConvolutionBlocks
+from ..instruments.gradient_store import GradientStore
+from ..instruments.signs import PackedSigns
+from ..loop import RobustTrainer
+from ..memory_format import layout_of
+from ..options import TrainingOptions
 
 MOMENTUM = 0.5
 """Weight of the newest value in the running mean of |h_l|; the first value starts it."""
@@ -44,102 +41,8 @@ MOMENTUM = 0.5
 MEASURED_EVERY = 10
 """Steps from one value of the running mean to the next: measuring costs as much as perturbing does."""
 
-GOLDEN = (5**0.5 - 1) / 2
-"""Its multiples, modulo 1, visit the interval evenly: so the pairings of successive steps vary, without chance."""
-
-_CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-_NORMALISATIONS = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm),
-)
-_SAVE_NO_OUTPUT = {*_CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm}
+_SAVE_NO_OUTPUT = {*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm}
 """Kinds whose backward pass does not look at their output, so that it may be changed in place."""
-
-_NOBODY = 2**31
-"""The label of what fills up the smaller of two batches: a class of its own, after all others."""
-
-
-def other_class_slots(labels: Tensor, stored: Tensor, turn: float) -> tuple[Tensor, Tensor]:
-    """Give samples stored slots of another class, no slot twice, and a slot to as many samples as is possible.
-
-    Both sides are sorted by class, and the slots are turned against the samples. Let class c begin at A_c among the
-    sorted samples and at B_c among the slots, each side being filled up to a length of K. A turn by r keeps class c
-    from itself if A_c+1 - B_c <= r <= K - (B_c+1 - A_c). For c != d the lower bound of c is at most the upper bound of
-    d, as both orders are the same; for c = d it is where c has at most K members on both sides together. So either
-    some r serves all classes, and the smaller side is served whole; or one class has more than K members, and then
-    every r between its bounds keeps all from their own class but the surplus, which no assignment could serve.
-
-    Args:
-        labels: classes of the samples, int64 [N], not negative.
-        stored: classes of the slots, int64 [M].
-        turn: a number in [0, 1], which chooses among the turns that serve all.
-
-    Returns:
-        the slot of each sample, int64 [N], from 0 to M - 1, and whether it counts: bool [N].
-
-    Example:
-        >>> other_class_slots(torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0, 2, 2]), 0.0)
-        (tensor([2, 3, 1, 0]), tensor([True, True, True, True]))
-    """
-    here, there, size = len(labels), len(stored), max(len(labels), len(stored))
-    if here != there:
-        labels = functional.pad(labels, (0, size - here), value=_NOBODY)
-        stored = functional.pad(stored, (0, size - there), value=_NOBODY)
-    ys, samples = labels.sort(stable=True)
-    zs, slots = stored.sort(stable=True)
-    position = torch.arange(size, device=labels.device, dtype=torch.float32)
-    # The last sample of class c stands at A_c+1 - 1, the first one at A_c: among positions they give the extremes.
-    lowest = (position - torch.searchsorted(zs, ys)).max()  # less 1
-    highest = (position - torch.searchsorted(zs, ys, right=True)).min()  # less K
-    turns = torch.lerp(lowest, highest, turn).add_(1 + turn * (size - 1)).round_()
-    slots = samples.scatter(0, samples, slots[(position - turns).remainder_(size).long()])
-    met = stored[slots]
-    if here == there:
-        return slots, met != labels
-    return slots[:here].clamp_max(there - 1), ((met != labels) & (met != _NOBODY))[:here]
-
-
-@dataclass
-class _Step:
-    """One mini-batch: its labels, the calls of each layer so far, and the signs of the gradients at each call."""
-
-    labels: Tensor  # of the whole batch
-    number: int = 0
-    signs: dict[tuple[str, int], PackedSigns] = field(default_factory=dict)  # of m * N samples for N labels
-    share: Share | None = None  # of the process whose signs these are
-    passes: int = 0
-    calls: Counter[str] = field(default_factory=Counter)  # of each layer in the present pass
-    recorded: dict[tuple[str, int], int] = field(default_factory=dict)  # the pass that the signs are from
-    measured: set[str] = field(default_factory=set)  # layers whose |h_l| was taken up
-    pairings: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    @property
-    def samples(self) -> int:
-        """How many samples of the batch pass through the network in this process."""
-        return len(self.labels) if self.share is None else self.share.rows.stop - self.share.rows.start
-
-    def gather(self) -> None:
-        """Take up the signs of all processes that share this batch."""
-        if self.share is not None:
-            for call, signs in self.signs.items():
-                self.signs[call] = replace(signs, packed=self.share.gathered(signs.packed))
-            self.share = None
-
-    def pairing(self, previous: _Step, stored: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        """For an output of m * N samples and slots of m' * N': each sample's slot, and 1 where it counts, else 0."""
-        samples = len(h)
-        if (samples, stored) not in self.pairings:
-            whole = samples // self.samples * len(self.labels)
-            labels, earlier = _copies(self.labels, whole, h.device), _copies(previous.labels, stored, h.device)
-            slots, found = other_class_slots(labels, earlier, turn=self.number * GOLDEN % 1)
-            if self.share is not None:
-                slots, found = self.share.of_copies(slots), self.share.of_copies(found)
-            self.pairings[samples, stored] = slots, found.to(h.dtype)
-        slots, found = self.pairings[samples, stored]
-        return slots, found.to(h.dtype)
 
 
 class Layerwise(Instrument):
@@ -183,11 +86,11 @@ class Layerwise(Instrument):
         check_flag("relative", relative)
         self.eps, self.relative = float(eps), relative
         self.layers = _listed(layers)
-        self._step: _Step | None = None
-        self._previous: _Step | None = None
+        self._step: GradientStore | None = None
+        self._previous: GradientStore | None = None
         self._means: dict[str, Tensor] = {}
         self._chosen: set[str] | None = None  # the default layers, once they are known
-        self._blocks = _Blocks()
+        self._blocks = ConvolutionBlocks()
 
     def __repr__(self) -> str:
         return f"Layerwise(eps={self.eps}, layers={self.layers}, relative={self.relative})"
@@ -204,7 +107,7 @@ class Layerwise(Instrument):
         if self.share is not None:
             labels = self.share.gathered(labels)
         number = 0 if self._previous is None else self._previous.number + 1
-        self._step = _Step(labels, number, share=self.share)
+        self._step = GradientStore(labels, number, share=self.share)
 
     @contextmanager
     def attached(self, network: nn.Module) -> Iterator[Layerwise]:
@@ -231,9 +134,9 @@ class Layerwise(Instrument):
         modules = dict(network.named_modules())
         if self.layers is not None:
             return {name: modules[name] for name in select_modules(network, self.layers, (nn.Module,))}
-        if not any(isinstance(module, _CONVOLUTIONS) for module in modules.values()):
+        if not any(isinstance(module, CONVOLUTIONS) for module in modules.values()):
             raise ValueError("layers: got None for a network without convolutions, expected names or types of layers.")
-        kinds = (*_CONVOLUTIONS, *_NORMALISATIONS)
+        kinds = (*CONVOLUTIONS, *NORMALISATIONS)
         return {name: module for name, module in modules.items() if isinstance(module, kinds)}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -275,11 +178,11 @@ class Layerwise(Instrument):
         self._means = {name: mean for name, mean in layers.items() if self.relative and not mean.isnan()}
         self._chosen = set(layers) if layers and self.layers is None else None
         packed = {call: PackedSigns.of(tensor, layout_of(tensor)) for call, tensor in signs.items()}
-        self._previous = _Step(labels.clone(), int(number), packed) if signs else None
+        self._previous = GradientStore(labels.clone(), int(number), packed) if signs else None
 
     def _forget(self) -> None:
         self._step = self._previous = self._chosen = None
-        self._means, self._blocks = {}, _Blocks()
+        self._means, self._blocks = {}, ConvolutionBlocks()
 
     def _settle_layers(self) -> None:
         """After the first step the default layers are known; what was recorded of others is dropped."""
@@ -288,7 +191,7 @@ class Layerwise(Instrument):
             self._means = {name: mean for name, mean in self._means.items() if name in chosen}
             for key in [key for key in self._step.signs if key[0] not in chosen]:
                 del self._step.signs[key]
-            self._blocks = _Blocks()
+            self._blocks = ConvolutionBlocks()
 
     def _begin_pass(self, training: bool) -> None:
         if self._step is not None and training and torch.is_grad_enabled():
@@ -328,10 +231,10 @@ class Layerwise(Instrument):
                 signs.add_to(h, slots, factors, self.eps)
         # Processes that exchange signs need the same layout, and an output's may depend on the size of a share.
         layout = torch.contiguous_format if step.share is not None else layout_of(h)
-        h.register_hook(partial(_record, step, call, step.passes, layout))  # type: ignore[no-untyped-call]
+        h.register_hook(partial(step.record, call, step.passes, layout))  # type: ignore[no-untyped-call]
         return h
 
-    def _fitting_step(self, name: str, output: Tensor) -> _Step:
+    def _fitting_step(self, name: str, output: Tensor) -> GradientStore:
         step = self._step
         if step is None:
             raise RuntimeError("y: no labels are known for this forward pass, expected begin_step(y) before it.")
@@ -347,7 +250,7 @@ class Layerwise(Instrument):
             )
         return step
 
-    def _running_mean(self, name: str, output: Tensor, step: _Step) -> Tensor:
+    def _running_mean(self, name: str, output: Tensor, step: GradientStore) -> Tensor:
         """Of |h_l| at its first call in a step; kept on the device, in float32 at least."""
         known = self._means.get(name)
         if known is None or (step.number % MEASURED_EVERY == 0 and name not in step.measured):
@@ -434,27 +337,6 @@ class LayerwiseAdversarialTrainer(RobustTrainer):
         return self.loss(self.logits(x), y)
 
 
-class _Blocks:
-    """Sees in forward passes which normalisation takes which convolution's output, object by object."""
-
-    def __init__(self) -> None:
-        self.ends: dict[str, str] = {}  # convolution -> the layer whose output ends its block
-        self._outputs: list[tuple[str, weakref.ref[Tensor], int]] = []  # which live as long as the pass needs them
-
-    def may_end(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> bool:
-        """Whether a layer that was called may be the end of a block; `ends` says it when the pass is over."""
-        if isinstance(module, _CONVOLUTIONS):
-            self.ends.setdefault(name, name)
-            self._outputs.append((name, weakref.ref(output), output._version))
-            return True
-        if not inputs or not isinstance(inputs[0], Tensor):
-            return False
-        # What was changed in place since (by a ReLU, say) is no longer the convolution's output.
-        taken = [conv for conv, h, version in self._outputs if h() is inputs[0] and inputs[0]._version == version]
-        self.ends.update(dict.fromkeys(taken, name))
-        return bool(taken)
-
-
 def _listed(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerPattern] | None:
     if layers is None:
         return None
@@ -467,19 +349,6 @@ def _listed(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerP
     if not listed:
         raise ValueError("layers: got none, expected at least one name or type, or None for the convolutional blocks.")
     return listed
-
-
-def _copies(labels: Tensor, samples: int, device: torch.device) -> Tensor:
-    """The labels of m * N samples, from those of N."""
-    labels = labels.to(device)
-    return labels if len(labels) == samples else labels.repeat(samples // len(labels))
-
-
-def _record(step: _Step, call: tuple[str, int], number: int, layout: torch.memory_format, gradient: Tensor) -> None:
-    """The backward hook of a layer's output, of this layout, in pass ``number`` of a step."""
-    if number <= step.recorded.get(call, number):
-        step.recorded[call] = number
-        step.signs[call] = PackedSigns.of(gradient, layout)
 
 
 def _check_shape(name: str, signs: PackedSigns, output: Tensor) -> None:

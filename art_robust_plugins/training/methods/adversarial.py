@@ -1,0 +1,166 @@
+"""What training against an adversary needs, whatever its objective: the ascent, its start, a ball that grows, a watch.
+
+    xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
+
+A method gives D (`AdversarialTrainer.adversary_objective`) and a loss (`training_loss`) that uses `adversary`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+from torch.nn import functional
+
+from ...bridge import class_logits
+from ...checks import check_choice, check_count, check_number
+from ...threat import ThreatModel, clip
+from ..instruments import Instrument
+from ..loop import RobustTrainer
+from ..options import TrainingOptions
+from ..overfitting import Action, OverfittingWatch
+
+Start = Literal["uniform", "gaussian", "none"]
+
+GAUSSIAN_START = 0.03
+"""Standard deviation of the gaussian start, as a share of eps (TRADES: 0.001 at 8/255)."""
+
+
+class Passes(NamedTuple):
+    """Passes of a whole batch through the network in one step of training."""
+
+    forward: int
+    backward: int
+    to_weights: int
+    """How many of the backward passes reach the weights; the others give gradients of the input alone."""
+
+
+class AdversarialTrainer(RobustTrainer):
+    """The base of methods that train against an adversary made by projected steepest ascent.
+
+    Args:
+        classifier: an ART ``PyTorchClassifier`` with an optimizer.
+        threat: the ball B(x, eps), in the units of the classifier's input. L1 takes the same formulas; its steps move
+            one coordinate each, and ascend slowly.
+        steps: k, the ascent steps of the adversary: 1 to 3 are weak, 10 is strong.
+        step_size: length of a step in the threat's norm and units; None for 1.25 eps in one step, 2.5 eps / k in 2 or
+            3, eps / 4 in more.
+        start: of the ascent: ``"uniform"`` in the ball, ``"gaussian"`` with 3 % of eps as standard deviation (as
+            TRADES' own start at 8/255), or ``"none"`` for x itself.
+        eps_warmup_epochs: let eps, and the step size with it, grow linearly during the first epochs (a fraction of one
+            is possible), step by step.
+        overfitting: what to do when a weak adversary is resisted and a strong one is not (see `OverfittingWatch`; with
+            10 steps and more it does not look): ``"warn"``; ``"rollback"`` to the last good epoch; ``"ignore"``.
+        instruments: attached to the network while it trains, such as `Layerwise` and `BANG`.
+        options: see `TrainingOptions`.
+
+    Raises:
+        TypeError: a threat that is no `ThreatModel`.
+        ValueError: a number or name outside its range.
+
+    The adversary is made with the network in evaluation mode, from gradients of the input alone.
+    """
+
+    threat: ThreatModel
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        threat: ThreatModel,
+        steps: int,
+        step_size: float | None,
+        start: Start,
+        eps_warmup_epochs: float,
+        overfitting: Action,
+        instruments: Iterable[Instrument],
+        options: TrainingOptions,
+    ) -> None:
+        if not isinstance(threat, ThreatModel):
+            raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
+        check_choice("start", start, get_args(Start))
+        check_choice("overfitting", overfitting, get_args(Action))
+        check_number("eps_warmup_epochs", eps_warmup_epochs, zero=True)
+        self.steps = check_count("steps", steps)
+        self.step_size = default_step(steps) * threat.eps if step_size is None else step_size
+        check_number("step_size", self.step_size)
+        self.start, self.eps_warmup_epochs, self.overfitting = start, eps_warmup_epochs, overfitting
+        self._watch = OverfittingWatch(self, overfitting)
+        super().__init__(classifier, threat=threat, instruments=instruments, options=options)
+
+    @property
+    @abstractmethod
+    def passes(self) -> Passes:
+        """What a step of training costs."""
+
+    @abstractmethod
+    def adversary_objective(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """D for a batch: a function of points z [N, ...] that gives a scalar, which the adversary ascends."""
+
+    @property
+    def current_threat(self) -> ThreatModel:
+        """The ball at this point of the training: while eps grows a smaller one, of 1 % of it at first."""
+        if self.epochs_done >= self.eps_warmup_epochs:
+            return self.threat
+        return self.threat.scaled(max(self.epochs_done / self.eps_warmup_epochs, 0.01))
+
+    def adversary(self, x: Tensor, y: Tensor) -> Tensor:
+        """xa [N, ...], detached."""
+        self._watch.begin_step(x, y)
+        threat, (low, high) = self.current_threat, self.input_range
+        step_size = self.step_size * threat.eps / self.threat.eps
+        with self.evaluation_mode():
+            objective, start = self.adversary_objective(x, y), self.start_point(x)
+            return threat.ascend(objective, x, start, steps=self.steps, step_size=step_size, low=low, high=high)
+
+    def start_point(self, x: Tensor) -> Tensor:
+        """Where the ascent begins."""
+        threat, (low, high) = self.current_threat, self.input_range
+        if self.start == "uniform":
+            return clip(x + self.drawn(threat.random_change, x), low, high)
+        if self.start == "none":
+            return x
+        return threat.project(x + GAUSSIAN_START * threat.eps * self.drawn(torch.randn_like, x), x, low, high)
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """A context for making points: the network is in evaluation mode within it, and in training mode after it."""
+        network = self.classifier.model
+        network.eval()
+        yield
+        network.train()
+        # Some versions of torch keep weights that autocast cast without gradients, and use them where they are needed.
+        torch.clear_autocast_cache()
+
+    def divergence(self, p: Tensor, q: Tensor) -> Tensor:
+        """KL(softmax(p) || softmax(q)) of the network's outputs, the mean over samples."""
+        p, q = class_logits(self.classifier, p), class_logits(self.classifier, q)
+        return functional.kl_div(q.log_softmax(dim=1), p.log_softmax(dim=1), reduction="batchmean", log_target=True)
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._watch.reset()
+
+    def end_epoch(self, record: dict[str, float]) -> None:
+        """Look for catastrophic overfitting."""
+        self._watch.end_epoch(record)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the watch for catastrophic overfitting remembers."""
+        return self._watch.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the state of an earlier run, as `state_dict` gave it."""
+        self._watch.load_state_dict(state)
+
+
+def default_step(steps: int) -> float:
+    """The length of an ascent step as a share of eps."""
+    if steps == 1:
+        return 1.25
+    return 2.5 / steps if steps <= 3 else 0.25
