@@ -1,0 +1,77 @@
+"""The papers' networks and the usual ones: LeNet, the CIFAR-10 quick net, small CNNs, PreActResNet-18, WideResNet.
+
+Each takes images [N, *input_shape] and returns logits [N, nb_classes]. Each carries its ``recipe``, the arguments with
+which `create_model` makes it again, so that a saved classifier can be loaded without the code that made it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from .activations import MinMax
+from .bang import LeNet, QuickNet
+from .convolutional import CNN2C2F, CNN6C2F, SmallCNN
+from .residual import PreActResNet18, WideResNet
+
+__all__ = [
+    "CNN2C2F",
+    "CNN6C2F",
+    "MODELS",
+    "LeNet",
+    "MinMax",
+    "PreActResNet18",
+    "QuickNet",
+    "SmallCNN",
+    "WideResNet",
+    "create_model",
+]
+
+MODELS: dict[str, type[nn.Module]] = {
+    "lenet": LeNet,
+    "quick": QuickNet,
+    "small-cnn": SmallCNN,
+    "2c2f": CNN2C2F,
+    "6c2f": CNN6C2F,
+    "preact-resnet18": PreActResNet18,
+    "wide-resnet": WideResNet,
+}
+"""The names that `create_model` knows."""
+
+
+def create_model(name: str, input_shape: Sequence[int], nb_classes: int, **arguments: Any) -> nn.Module:
+    """Make a network by its name, with fresh weights from torch's random stream.
+
+    Args:
+        name: ``"lenet"``, ``"quick"``, ``"small-cnn"``, ``"2c2f"``, ``"6c2f"``, ``"preact-resnet18"`` or
+            ``"wide-resnet"``.
+        input_shape: shape of one image, (C, H, W).
+        nb_classes: number of logits.
+        **arguments: those of the network's class, such as ``depth`` of a wide ResNet.
+
+    Raises:
+        ValueError: for an unknown name, an input that does not fit the network, or fewer than 2 classes.
+        TypeError: for arguments that the network does not have.
+
+    Example:
+        >>> network = create_model("wide-resnet", (3, 32, 32), 10, depth=10, widen_factor=2)
+        >>> network.recipe["widen_factor"]
+        2
+    """
+    if name not in MODELS:
+        near = get_close_matches(str(name).lower(), MODELS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"name: got the model {name!r}{hint}, expected one of {', '.join(MODELS)}.")
+    if nb_classes < 2:
+        raise ValueError(f"nb_classes: got {nb_classes}, expected at least 2.")
+    known = list(inspect.signature(MODELS[name]).parameters)[2:]
+    for given in arguments:
+        if given not in known:
+            near = get_close_matches(given, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f", expected {' or '.join(known) or 'none'}."
+            raise TypeError(f"{given}: the network {name!r} has no such argument{hint}")
+    return MODELS[name](input_shape, nb_classes, **arguments)

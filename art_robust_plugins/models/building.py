@@ -1,0 +1,38 @@
+"""What the networks share: the check of an image's shape, the recipe, the layers to initialise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+
+def describe_recipe(name: str, input_shape: Sequence[int], nb_classes: int, **arguments: Any) -> dict[str, Any]:
+    """The arguments with which `create_model` makes a network again, as JSON data."""
+    return {
+        "name": name,
+        "input_shape": [int(size) for size in input_shape],
+        "nb_classes": int(nb_classes),
+        **arguments,
+    }
+
+
+def check_image_shape(input_shape: Sequence[int], name: str, *, smallest: int) -> tuple[int, int, int]:
+    """(C, H, W) of images that are large enough for the network ``name``."""
+    if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[1:]) < smallest:
+        raise ValueError(
+            f"input_shape: got {tuple(input_shape)}, expected (C, H, W) of at least {smallest} x {smallest} pixels "
+            f"for {name!r}."
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def weighted_layers(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """The convolutions and linear layers in order, their biases set to 0."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return layers
