@@ -15,8 +15,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from ..bridge import check_classifier, device_of
-from .insert import Place, copied, insert_weight_maps, listed, weight_maps
+from .insert import copied, insert_weight_maps, listed, weight_maps
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
+from .trace import Place
 
 _SETTINGS = ("kernel", "kernel_size", "alpha", "bias", "padding_mode")
 
