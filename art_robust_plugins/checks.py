@@ -20,6 +20,14 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def to_float(value: Any) -> float:
+    """``value`` as a float where it is a number that a float can hold, else NaN."""
+    try:
+        return float(value) if is_number(value) else math.nan
+    except OverflowError:  # a whole number above 1e308
+        return math.nan
+
+
 def check_count(name: str, value: Any) -> int:
     """A positive whole number as an int.
 
@@ -48,7 +56,7 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> float:
     Raises:
         ValueError: ``value`` is anything else.
     """
-    number = float(value) if is_number(value) else math.nan
+    number = to_float(value)
     if not (0 < number < math.inf or (zero and number == 0)):
         wanted = "a number that is not negative" if zero else "a positive number"
         raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
@@ -61,7 +69,7 @@ def check_share(name: str, value: Any, *, whole: bool = False) -> float:
     Raises:
         ValueError: ``value`` is anything else.
     """
-    number = float(value) if is_number(value) else math.nan
+    number = to_float(value)
     if not (0 < number < 1 or (whole and number == 1)):
         raise ValueError(f"{name}: got {value!r}, expected a number above 0 and {'at most' if whole else 'below'} 1.")
     return number
@@ -83,5 +91,5 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     Raises:
         ValueError: for such a value.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from .checks import is_number, to_float
 
 Norm = Literal["Linf", "L2", "L1"]
 Bound = float | Tensor
@@ -52,10 +53,7 @@ class ThreatModel:
     eps: float
 
     def __init__(self, norm: str | float, eps: float | str) -> None:
-        name = norm if norm in get_args(Norm) else next((n for key, n in _ART_NORMS if key == norm), None)
-        if name is None:
-            raise ValueError(f"norm: got {norm!r}, expected one of 'Linf', 'L2', 'L1'.")
-        object.__setattr__(self, "norm", name)
+        object.__setattr__(self, "norm", norm_of(norm))
         object.__setattr__(self, "eps", radius_of(eps))
 
     def __str__(self) -> str:
@@ -194,20 +192,39 @@ def check_radius(threat: ThreatModel, low: float, high: float, size: int) -> Non
         )
 
 
+def norm_of(norm: Any) -> Norm:
+    """A norm by its name, or as ART spells it.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    plain = isinstance(norm, str) or is_number(norm)
+    names: dict[Any, Norm] = {**{name: name for name in get_args(Norm)}, **dict(_ART_NORMS)}
+    if not plain or norm not in names:
+        raise ValueError(f"norm: got {norm!r}, expected one of 'Linf', 'L2', 'L1'.")
+    return names[norm]
+
+
 def radius_of(eps: float | str, *, zero: bool = False) -> float:
     """A radius from a number or a fraction as text; with ``zero``, 0 is one.
 
     Raises:
         ValueError: for anything else.
     """
-    try:
-        value = float(Fraction(eps.replace(" ", ""))) if isinstance(eps, str) else float(eps)
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
-        value = math.nan
+    value = _parse_fraction(eps) if isinstance(eps, str) else to_float(eps)
     if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
         wanted = "a number that is not negative" if zero else "a positive number"
         raise ValueError(f"eps: got {eps!r}, expected {wanted} or a fraction such as '8/255'.")
     return value
+
+
+def _parse_fraction(text: str) -> float:
+    """A number or a fraction of two, such as "8/255" or "0.5/255"; NaN for any other text."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        return math.nan
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from .bounds import ROUND_UP, NormBound, scale_weight
+from .bounds import NormBound, round_up, scale_weight
 from .box import box_bound
 from .cholesky import cholesky_bound
 from .geometry import ConvolutionMap
@@ -68,4 +68,4 @@ class Convolution(ConvolutionMap):
             bound, how = min((box, "exact" if tight else "grid"), (coarse, "grid"), (fine, "cholesky"))
             if bound > best:
                 best, method = bound, how
-        return NormBound(best * scale * ROUND_UP, method)
+        return NormBound(round_up(best * scale), method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .bounds import ROUND_UP, NormBound, check_weight, scale_weight
+from .bounds import NormBound, check_weight, round_up, scale_weight
 
 
 class Linear:
@@ -44,4 +44,4 @@ class Linear:
             ValueError: for a weight with NaN or infinity.
         """
         weight, scale = scale_weight(self.weight)
-        return NormBound(float(torch.linalg.matrix_norm(weight, 2)) * scale * ROUND_UP, "svd")
+        return NormBound(round_up(float(torch.linalg.matrix_norm(weight, 2)) * scale), "svd")

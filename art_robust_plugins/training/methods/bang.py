@@ -16,7 +16,6 @@ BANG uses no adversarial images, and it can mask gradients: judge it with AutoAt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -27,7 +26,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ...checks import is_number
+from ...checks import check_number, to_float
 from ...threat import ThreatModel
 from ..instruments import Instrument, LayerPattern, in_order, select_modules
 from ..instruments.misclassified import ForwardPass
@@ -75,9 +74,7 @@ class BANGSetting:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"{field.name}: got {value!r}, expected a number that is not negative.")
+            object.__setattr__(self, field.name, check_number(field.name, getattr(self, field.name), zero=True))
 
     def replaced(self, **values: float) -> BANGSetting:
         """A copy with some numbers replaced."""
@@ -135,7 +132,7 @@ class BANG(Instrument):
             if not isinstance(layers, Iterable):
                 raise ValueError(f"layers: got {layers!r}, expected names or types of layers, or a mapping from them.")
             self.layers = dict.fromkeys([layers] if isinstance(layers, str) else in_order(layers), self.setting)
-        if cap is not None and not (is_number(cap) and float(cap) >= 1):
+        if cap is not None and not to_float(cap) >= 1:
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
         self.cap = cap
         self._labels: Tensor | None = None
