@@ -134,7 +134,7 @@ def test_dropout_of_a_wide_resnet_stands_between_the_convolutions():
             "input_shape: got (1, 8, 8), expected (C, H, W) of at least 16 x 16 pixels for 'lenet'.",
         ),
         (("quick", (64,), 10), "input_shape: got (64,), expected (C, H, W) of at least 8 x 8 pixels for 'quick'."),
-        (("small-cnn", (1, 8, 8), 1), "nb_classes: got 1, expected at least 2."),
+        (("small-cnn", (1, 8, 8), 1), "nb_classes: got 1, expected a whole number of at least 2."),
     ],
 )
 def test_bad_arguments_get_a_sentence(arguments, sentence):

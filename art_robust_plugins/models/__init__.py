@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import is_integer
 from .activations import MinMax
 from .bang import LeNet, QuickNet
 from .convolutional import CNN2C2F, CNN6C2F, SmallCNN
@@ -62,12 +63,12 @@ def create_model(name: str, input_shape: Sequence[int], nb_classes: int, **argum
         >>> network.recipe["widen_factor"]
         2
     """
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         near = get_close_matches(str(name).lower(), MODELS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"name: got the model {name!r}{hint}, expected one of {', '.join(MODELS)}.")
-    if nb_classes < 2:
-        raise ValueError(f"nb_classes: got {nb_classes}, expected at least 2.")
+    if not is_integer(nb_classes) or nb_classes < 2:
+        raise ValueError(f"nb_classes: got {nb_classes!r}, expected a whole number of at least 2.")
     known = list(inspect.signature(MODELS[name]).parameters)[2:]
     for given in arguments:
         if given not in known:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .building import check_image_shape, describe_recipe, weighted_layers
+from .building import check_dropout, check_image_shape, describe_recipe, weighted_layers
 
 
 class LeNet(nn.Module):
@@ -30,6 +30,7 @@ class LeNet(nn.Module):
 
     def __init__(self, input_shape: Sequence[int] = (1, 28, 28), nb_classes: int = 10, *, dropout: float = 0.5) -> None:
         super().__init__()
+        dropout = check_dropout(dropout)
         channels, height, width = check_image_shape(input_shape, "lenet", smallest=16)
         self.recipe = describe_recipe("lenet", input_shape, nb_classes, dropout=dropout)
         features = 50 * _lenet_size(height) * _lenet_size(width)
@@ -74,6 +75,7 @@ class QuickNet(nn.Module):
 
     def __init__(self, input_shape: Sequence[int] = (3, 32, 32), nb_classes: int = 10, *, dropout: float = 0.5) -> None:
         super().__init__()
+        dropout = check_dropout(dropout)
         channels, height, width = check_image_shape(input_shape, "quick", smallest=8)
         self.recipe = describe_recipe("quick", input_shape, nb_classes, dropout=dropout)
         features = 64 * _quick_size(height) * _quick_size(width)

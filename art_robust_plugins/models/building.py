@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import is_integer, to_float
+
 
 def describe_recipe(name: str, input_shape: Sequence[int], nb_classes: int, **arguments: Any) -> dict[str, Any]:
     """The arguments with which `create_model` makes a network again, as JSON data."""
@@ -20,12 +22,13 @@ def describe_recipe(name: str, input_shape: Sequence[int], nb_classes: int, **ar
 
 def check_image_shape(input_shape: Sequence[int], name: str, *, smallest: int) -> tuple[int, int, int]:
     """(C, H, W) of images that are large enough for the network ``name``."""
-    if len(input_shape) != 3 or min(input_shape) < 1 or min(input_shape[1:]) < smallest:
+    sizes = list(input_shape) if isinstance(input_shape, Sequence) else []
+    if len(sizes) != 3 or not all(map(is_integer, sizes)) or min(sizes) < 1 or min(sizes[1:]) < smallest:
         raise ValueError(
-            f"input_shape: got {tuple(input_shape)}, expected (C, H, W) of at least {smallest} x {smallest} pixels "
+            f"input_shape: got {input_shape}, expected (C, H, W) of at least {smallest} x {smallest} pixels "
             f"for {name!r}."
         )
-    channels, height, width = input_shape
+    channels, height, width = map(int, sizes)
     return channels, height, width
 
 
@@ -36,3 +39,10 @@ def weighted_layers(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return layers
+
+
+def check_dropout(dropout: float) -> float:
+    """A probability of dropping a value: at least 0 and below 1."""
+    if not 0 <= to_float(dropout) < 1:
+        raise ValueError(f"dropout: got {dropout!r}, expected a number of at least 0 and below 1.")
+    return float(dropout)

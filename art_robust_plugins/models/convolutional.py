@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_count
 from .activations import MinMax
-from .building import check_image_shape, describe_recipe, weighted_layers
+from .building import check_dropout, check_image_shape, describe_recipe, weighted_layers
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "minmax": MinMax}
 
@@ -44,6 +45,8 @@ class SmallCNN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        channels, hidden = check_count("channels", channels), check_count("hidden", hidden)
+        dropout = check_dropout(dropout)
         inputs, height, width = check_image_shape(input_shape, "small-cnn", smallest=4)
         self.recipe = describe_recipe(
             "small-cnn", input_shape, nb_classes, channels=channels, hidden=hidden, dropout=dropout
@@ -86,9 +89,8 @@ class _ConvolutionsThenLinear(nn.Module):
     ) -> None:
         super().__init__()
         channels, *size = check_image_shape(input_shape, self.name, smallest=8)
-        for option, value, known in (("activation", activation, _ACTIVATIONS), ("init", init, ("he", "orthogonal"))):
-            if value not in known:
-                raise ValueError(f"{option}: got {value!r}, expected one of {', '.join(map(repr, known))}.")
+        check_choice("activation", activation, tuple(_ACTIVATIONS))
+        check_choice("init", init, ("he", "orthogonal"))
         self.recipe = describe_recipe(self.name, input_shape, nb_classes, activation=activation, init=init)
         layers: list[nn.Module] = []
         for outputs, kernel, stride in self.convolutions:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .building import check_image_shape, describe_recipe, weighted_layers
+from ..checks import check_count, check_flag, is_integer
+from .building import check_dropout, check_image_shape, describe_recipe, weighted_layers
 
 
 class _PreActBlock(nn.Module):
@@ -54,6 +55,7 @@ class PreActResNet18(nn.Module):
         self, input_shape: Sequence[int] = (3, 32, 32), nb_classes: int = 10, *, final_norm: bool = True
     ) -> None:
         super().__init__()
+        check_flag("final_norm", final_norm)
         channels, _, _ = check_image_shape(input_shape, "preact-resnet18", smallest=1)
         self.recipe = describe_recipe("preact-resnet18", input_shape, nb_classes, final_norm=final_norm)
         self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
@@ -100,7 +102,8 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, _, _ = check_image_shape(input_shape, "wide-resnet", smallest=1)
-        if depth < 10 or depth % 6 != 4:
+        widen_factor, dropout = check_count("widen_factor", widen_factor), check_dropout(dropout)
+        if not is_integer(depth) or depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth: got {depth}, expected 6 n + 4 with n blocks a stage: 10, 16, 22, 28, ...")
         self.recipe = describe_recipe(
             "wide-resnet", input_shape, nb_classes, depth=depth, widen_factor=widen_factor, dropout=dropout
