@@ -5,6 +5,7 @@ Everything that this package must know about ART's `PyTorchClassifier` stands he
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .threat import Bound
+from .threat import Bound, ThreatModel, check_radius
 
 RANGE_TOLERANCE = 1e-6
 """How far a value may lie outside clip_values, as a share of their width, before it is refused."""
@@ -314,6 +315,21 @@ def clip_range(classifier: PyTorchClassifier) -> tuple[Bound | None, Bound | Non
         return float(low.min()), float(high.max())
     device = device_of(classifier.model)
     return torch.as_tensor(low, device=device), torch.as_tensor(high, device=device)
+
+
+def check_threat(
+    threat: ThreatModel, classifier: PyTorchClassifier, *, name: str = "eps", value: float | None = None
+) -> None:
+    """Refuse a threat whose ball holds every input within the classifier's ``clip_values``, where it has some.
+
+    ``name`` and ``value`` are those of `check_radius`.
+
+    Raises:
+        ValueError: for such a radius, which is likely in other units.
+    """
+    low, high = clip_range(classifier)
+    if low is not None and high is not None:
+        check_radius(threat, low, high, math.prod(classifier.input_shape), name=name, value=value)
 
 
 def uniform_range(classifier: PyTorchClassifier) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
 from torch import nn
 
-from .bridge import processes_of
+from .bridge import check_threat, processes_of
 from .checkpoint import describe_classifier, load_classifier, save_classifier
 from .checks import check_choice, check_count, check_number
 from .data import Dataset
@@ -252,7 +252,10 @@ def certify_run(
     """Certify test images within the threats, which have one norm; what is written in ``out``, and the bound."""
     norm = threats[0].norm
     images, labels = data.x_test[:points], data.y_test[:points]
-    certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(run))
+    classifier = load_classifier(run)
+    for threat in threats:
+        check_threat(threat, classifier)
+    certifier = PyTorchLipschitzCertifier.from_classifier(classifier)
     prediction, radius = certifier.certify(images, batch_size, norm=norm)
     correct, bound = prediction == labels, certifier.lipschitz_report()
     save_tensors(

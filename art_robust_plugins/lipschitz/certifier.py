@@ -26,7 +26,7 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..bridge import check_classifier, device_of, image_tensor, label_tensor, preprocessing_modules
+from ..bridge import check_classifier, check_threat, device_of, image_tensor, label_tensor, preprocessing_modules
 from ..checks import check_count
 from ..threat import ThreatModel, radius_of
 from .graph import LipschitzGraph, NetworkBound, OperatorNorm
@@ -251,9 +251,11 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
             a number from 0 to 1.
 
         Raises:
-            ValueError: as `certify`; labels that do not fit; an ``eps`` that is negative or not a number.
+            ValueError: as `certify`; labels that do not fit; an ``eps`` that is negative or not a number, or whose
+                ball holds every input within ``clip_values``.
         """
         radius = radius_of(eps, zero=True)
+        check_threat(ThreatModel(norm, 1.0), self, value=radius)
         images = image_tensor(x, self)
         labels = label_tensor(y, self.nb_classes, samples=len(images)).cpu().numpy()
         prediction, certified = self.certify(images, batch_size, norm=norm)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..bridge import check_threat
 from ..checkpoint import CLASSIFIER_FILE, describe_classifier, load_classifier
 from ..data import Dataset, load_data
 from ..evaluation import EvaluationReport, Evaluator, save_comparison
@@ -292,6 +293,8 @@ def _check(recipe: Recipe, data: Dataset) -> None:
             row.plan.check(trainer, data)
             for threat in recipe.threats.values():
                 Evaluator(trainer.classifier, threat, attacks=recipe.attacks)
+            for threat in recipe.certify.values():
+                check_threat(threat, trainer.classifier)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{recipe.name}: {row.name}: {error}") from error
 

@@ -23,7 +23,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import device_of, preprocessing_modules
+from ..bridge import check_threat, device_of, preprocessing_modules
 from ..checks import check_choice, check_number
 from ..lipschitz import LipschitzGraph, batch_variances
 from ..lipschitz.preprocessing import bounded_network
@@ -81,7 +81,8 @@ class LipschitzMarginTrainer(RobustTrainer):
         graph: the network's graph, with the state of the power iterations.
 
     Raises:
-        ValueError: for numbers outside their range; other preprocessing, or a map that acts in ``predict`` alone; a
+        ValueError: for numbers outside their range, a c that no two inputs within ``clip_values`` are apart among
+            them; other preprocessing, or a map that acts in ``predict`` alone; a
             network that cannot be traced; labels that are not class indices, as mixup makes them.
         NoLipschitzRuleError: (a ValueError) for a network with an operation that has no Lipschitz bound, by name.
 
@@ -153,6 +154,8 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     def _prepare(self) -> None:
         super()._prepare()
+        for name, radius in {"c": self.c, "c_start": self.c_start}.items():
+            check_threat(ThreatModel("L2", 1.0), self.classifier, name=name, value=radius)
         network, mean_std = bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
         parts: list[nn.Module] = [self.classifier.model, *preprocessing_modules(self.classifier)]

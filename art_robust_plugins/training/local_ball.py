@@ -28,7 +28,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import functional
 
-from ..bridge import class_logits
+from ..bridge import check_threat, class_logits
 from ..checks import check_choice, check_count, check_flag, check_number
 from ..threat import ThreatModel, clip
 from .instruments import Instrument
@@ -175,6 +175,8 @@ class LocalBallTrainer(RobustTrainer):
             raise ValueError("global_weight: got 0, as is local_weight, expected a term of the adversary that counts.")
         self._watch = OverfittingWatch(self, overfitting)
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
+        if step_size is not None:
+            check_threat(threat, classifier, name="step_size", value=self.step_size)
 
     @staticmethod
     def preset(name: str, classifier: PyTorchClassifier, *, threat: ThreatModel, **changes: Any) -> LocalBallTrainer:

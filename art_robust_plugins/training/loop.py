@@ -32,6 +32,7 @@ from ..bridge import (
     EstimatorModule,
     augmentations,
     check_classifier,
+    check_threat,
     class_logits,
     clip_range,
     device_of,
@@ -85,7 +86,8 @@ class RobustTrainer(Trainer):
     Raises:
         TypeError: for another kind of classifier, threat, instruments or options.
         ValueError: one instrument given twice; for a classifier without optimizer, with postprocessing, or with
-            preprocessing that is not torch.
+            preprocessing that is not torch; a threat whose ball holds every input within ``clip_values``, as a radius
+            in other units does.
 
     Preprocessing defences of the classifier act as ART means them, but in each batch: those of ``fit`` and ``predict``
     belong to the network, those of ``fit`` alone change the batch (and its labels) before the method sees it.
@@ -329,6 +331,8 @@ class RobustTrainer(Trainer):
         self._predicting: EstimatorModule | None = None
         self._device = device_of(classifier.model)
         self.input_range = clip_range(classifier)
+        if self.threat is not None:
+            check_threat(self.threat, classifier)
         self._augmentations = augmentations(classifier)
         self._padding = self._padding_value() if self.options.augmentation == "crop-flip" else 0.0
 
