@@ -425,13 +425,14 @@ def _numeric_array(values: Any, name: str) -> np.ndarray[Any, Any]:
 def loss_of(classifier: PyTorchClassifier, logits: Tensor, y: Tensor) -> Tensor:
     """The classifier's own loss of ``logits`` [N, C] for labels ``y``, in the form that this loss takes them.
 
-    ``y`` is int64 [N], or class probabilities [N, C] where an augmentation made them. Cross-entropy, NLL and
-    multi-margin losses take indices, binary ones 0 or 1 as a column, any other loss one-hot rows: as ART does.
+    ``y`` is int64 [N], or class probabilities [N, C]. Cross-entropy, NLL and multi-margin losses take indices, binary
+    ones 0 or 1 as a column where the network has one output, and any other loss one-hot rows: as ART does. Binary
+    losses of several outputs take one-hot rows too, one class against the rest.
     """
     loss: Tensor
     if y.dim() == 2 or (classifier._reduce_labels and classifier._int_labels):
         loss = classifier.loss(logits, y)
-    elif classifier._reduce_labels:
+    elif classifier._reduce_labels and logits.shape[1] == 1:
         loss = classifier.loss(logits, y.to(logits.dtype).view(-1, *[1] * (logits.dim() - 1)))
     else:
         loss = classifier.loss(logits, functional.one_hot(y, classifier.nb_classes).to(logits.dtype))

@@ -9,6 +9,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 
 def is_integer(value: object) -> bool:
     """Whether ``value`` is a whole number of Python's or NumPy's, and no boolean."""
@@ -20,14 +22,20 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: Any) -> int:
-    """A positive whole number as an int.
+def plain_number(value: Any) -> Any:
+    """A number of NumPy's as Python's own, as JSON and texts want it; anything else as it is."""
+    return value.item() if isinstance(value, np.number) else value
+
+
+def check_count(name: str, value: Any, *, zero: bool = False) -> int:
+    """A positive whole number as an int, or with ``zero`` one that is not negative.
 
     Raises:
         ValueError: ``value`` is anything else.
     """
-    if not is_integer(value) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+    if not is_integer(value) or value < (0 if zero else 1):
+        wanted = "a whole number that is not negative" if zero else "a positive whole number"
+        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
     return int(value)
 
 

@@ -307,6 +307,9 @@ def train(
     augment: Annotated[
         AugmentationName, typer.Option(help="Random flips, or crops and flips, of the training images.")
     ] = AugmentationName.none,
+    freeze_batch_norm: Annotated[
+        bool, typer.Option("--freeze-batch-norm", help="Keep batch normalisation's running statistics as they are.")
+    ] = False,
     seed: SeedOption = 0,
     resume: Annotated[bool, typer.Option(help="Continue a run that was stopped.")] = False,
 ) -> None:
@@ -351,6 +354,7 @@ def train(
         "accumulation_steps": accumulate,
         "max_gradient_norm": clip,
         "augmentation": augment.value,
+        "freeze_batch_norm": freeze_batch_norm,
     }
     TrainingOptions(**engine)  # refuses what is wrong before the data are loaded
     dataset = _load(data)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .bridge import EstimatorModule, image_tensor, preserved, standardisation_of
+from .checks import is_integer, plain_number
 from .files import write_atomically
 from .lipschitz.preprocessing import Standardisation
 
@@ -80,8 +81,9 @@ def export_classifier(
     path = Path(path)
     if path.suffix != SUFFIXES[format]:
         raise ValueError(f"path: got {path.name!r}, expected a name that ends in {SUFFIXES[format]} for {format}.")
-    if batch is not None and (type(batch) is not int or batch < 1):
+    if batch is not None and (not is_integer(batch) or batch < 1):
         raise ValueError(f"batch: got {batch!r}, expected a positive whole number, or None for any.")
+    batch = plain_number(batch)
     if batch is not None and format == "torchscript":
         raise ValueError(f"batch: got {batch} for torchscript, whose files take any batch, expected None.")
     if format == "onnx":

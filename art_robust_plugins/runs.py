@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from .bridge import check_threat, processes_of
 from .checkpoint import describe_classifier, load_classifier, save_classifier
-from .checks import check_choice, check_count, check_number
+from .checks import check_choice, check_count, check_number, plain_number
 from .data import Dataset
 from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from .evaluation.diagnostics import TRANSFER
@@ -86,12 +86,15 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             check_count(name, getattr(self, name))
+        check_count("validation", self.validation, zero=True)
         if self.train is not None:
             check_count("train", self.train)
         check_choice("optimizer", self.optimizer, ("sgd", "adam"))
         check_number("lr", self.lr)
-        for name in ("momentum", "weight_decay", "validation"):
+        for name in ("momentum", "weight_decay"):
             check_number(name, getattr(self, name), zero=True)
+        for each in fields(self):
+            object.__setattr__(self, each.name, plain_number(getattr(self, each.name)))
 
     def images(self, data: Dataset) -> int:
         """How many images of the data are for training and validation."""
@@ -319,6 +322,7 @@ def _label(
 
 def _recorded(value: Any) -> Any:
     """A parameter as JSON data."""
+    value = plain_number(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, dict):

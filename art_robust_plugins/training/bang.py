@@ -16,7 +16,6 @@ BANG uses no adversarial images, and it can mask gradients: judge it with AutoAt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ..checks import is_number
+from ..checks import check_number, is_number, plain_number
 from ..threat import ThreatModel
 from .instruments import Instrument, LayerPattern, in_order, select_modules
 from .loop import RobustTrainer
@@ -79,8 +78,8 @@ class BANGSetting:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"{field.name}: got {value!r}, expected a number that is not negative.")
+            check_number(field.name, value, zero=True)
+            object.__setattr__(self, field.name, plain_number(value))
 
     def replaced(self, **values: float) -> BANGSetting:
         """A copy with some numbers replaced."""
@@ -140,7 +139,7 @@ class BANG(Instrument):
             self.layers = dict.fromkeys([layers] if isinstance(layers, str) else in_order(layers), self.setting)
         if cap is not None and not (is_number(cap) and float(cap) >= 1):
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
-        self.cap = cap
+        self.cap = plain_number(cap)
         self._labels: Tensor | None = None
         self._forward_pass: _ForwardPass | None = None
 
@@ -301,7 +300,8 @@ class BANGTrainer(RobustTrainer):
         bang = BANG(beta, epsilon, ratio, layers=layers, cap=cap)
         if layers is not None and not isinstance(layers, Mapping):
             layers = list(bang.layers or ())
-        self.beta, self.epsilon, self.ratio, self.layers, self.cap = beta, epsilon, ratio, layers, cap
+        self.beta, self.epsilon, self.ratio = bang.setting.beta, bang.setting.epsilon, bang.setting.ratio
+        self.layers, self.cap = layers, bang.cap
         super().__init__(classifier, threat=threat, instruments=(bang, *instruments), options=options)
         bang.adjusted_layers(classifier.model)
 

@@ -24,7 +24,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ..bridge import check_threat, device_of, preprocessing_modules
-from ..checks import check_choice, check_number
+from ..checks import check_choice, check_number, plain_number
 from ..lipschitz import LipschitzGraph, batch_variances
 from ..lipschitz.preprocessing import bounded_network
 from ..threat import ThreatModel
@@ -120,7 +120,8 @@ class LipschitzMarginTrainer(RobustTrainer):
         for name, value in {"c": c, "c_warmup_epochs": c_warmup_epochs, "c_start": c_start}.items():
             check_number(name, value, zero=True)
         check_choice("margin", margin, get_args(Margin))
-        self.c, self.c_warmup_epochs, self.c_start, self.margin = c, c_warmup_epochs, c_start, margin
+        self.c, self.c_warmup_epochs, self.c_start = map(plain_number, (c, c_warmup_epochs, c_start))
+        self.margin = margin
         self._traced: tuple[object, ...] = ()
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
 
@@ -134,7 +135,10 @@ class LipschitzMarginTrainer(RobustTrainer):
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The classifier's own loss of the logits with the margin."""
         if y.dim() == 2:
-            raise ValueError("y: got class probabilities, expected class indices; leave out mixup and the like.")
+            raise ValueError(
+                "y: got class probabilities, of which none is the class whose margin counts, expected class indices; "
+                "leave out mixup and the like."
+            )
         with batch_variances(self.classifier.model) as variances:
             logits = self.logits(x)
         bound = self.graph.estimate(variances)
@@ -151,6 +155,17 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.graph.vectors.update(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The graph cannot be pickled: a copy traces its own network, and goes on from the same vectors."""
+        state = {name: value for name, value in super().__getstate__().items() if name != "graph"}
+        return {**state, "_traced": (), "_vectors": dict(self.graph.vectors)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = dict(state)
+        vectors = {name: vector.detach().clone() for name, vector in own.pop("_vectors").items()}
+        super().__setstate__(own)
+        self.load_state_dict(vectors)
 
     def _prepare(self) -> None:
         super()._prepare()

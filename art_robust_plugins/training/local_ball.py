@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..bridge import check_threat, class_logits
-from ..checks import check_choice, check_count, check_flag, check_number
+from ..checks import check_choice, check_count, check_flag, check_number, plain_number
 from ..threat import ThreatModel, clip
 from .instruments import Instrument
 from .loop import RobustTrainer
@@ -45,6 +45,8 @@ in rounding (of bfloat16 above all)."""
 
 GAUSSIAN_START = 0.03
 """Standard deviation of the gaussian start, as a share of eps (TRADES: 0.001 at 8/255)."""
+
+_NUMBERS = ("global_weight", "local_weight", "clean_weight", "eps_warmup_epochs")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "weak": {"steps": 1},
@@ -165,10 +167,12 @@ class LocalBallTrainer(RobustTrainer):
         self.eps_warmup_epochs, self.overfitting = eps_warmup_epochs, overfitting
         for name in ("step_size", "radius"):
             check_number(name, getattr(self, name))
-        for name in ("global_weight", "local_weight", "clean_weight", "eps_warmup_epochs"):
+        for name in _NUMBERS:
             check_number(name, getattr(self, name), zero=True)
         for name in ("within_threat", "every_iterate", "constant_target"):
             check_flag(name, getattr(self, name))
+        for name in ("steps", "step_size", "radius", *_NUMBERS):
+            setattr(self, name, plain_number(getattr(self, name)))
         if kl and start == "none":
             raise ValueError("start: got 'none' with global_loss 'kl', whose gradient is 0 there, expected another.")
         if self.global_weight == 0 and self.local_weight == 0:
@@ -215,7 +219,7 @@ class LocalBallTrainer(RobustTrainer):
         iterates, outputs = self.ascent(x, y)
         centers = list(zip(iterates, outputs, strict=True))[len(iterates) - self._centers :]
         local_points = [self.local_point(x, center, output) for center, output in centers]
-        network.train()
+        self.enter_training_mode()
         # Some versions of torch keep weights that autocast cast without gradients, and use them where they are needed.
         torch.clear_autocast_cache()
         return self.objective(x, y, iterates, local_points)
@@ -318,6 +322,13 @@ class LocalBallTrainer(RobustTrainer):
         """Take up the state of an earlier run, as `state_dict` gave it."""
         self._watch.load_state_dict(state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_watch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._watch = OverfittingWatch(self, state["overfitting"])
+        super().__setstate__(state)
+
     def _prepare(self) -> None:
         super()._prepare()
         self._watch.reset()
@@ -407,7 +418,7 @@ class TRADESTrainer(LocalBallTrainer):
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
         check_number("beta", beta)
-        self.beta = beta
+        self.beta = plain_number(beta)
         super().__init__(
             classifier,
             threat=threat,

@@ -9,11 +9,13 @@ import math
 import random
 import re
 import time
+import warnings
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -24,7 +26,6 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -40,6 +41,7 @@ from ..bridge import (
     label_tensor,
     loss_of,
     preprocessing_modules,
+    preserved,
 )
 from ..checks import check_count
 from ..files import load_state, save_state
@@ -47,18 +49,37 @@ from ..randomness import restored_random_states, seed_torch
 from ..threat import Bound, ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
+from .chance import ChanceWatch
 from .compiling import Compiled
+from .first_step import (
+    check_optimizer,
+    check_outputs,
+    check_single_samples,
+    first_step_of,
+    frozen_layers,
+    raise_single_sample,
+    restored_buffers,
+)
 from .fused import check_fused, fused_steps
 from .instruments import Instrument
+from .loss_checks import check_averages, check_counted, check_reduction, check_scalar, uncounted_classes
 from .memory_format import align_state, in_channels_last
 from .options import TrainingOptions
 from .prefetch import Batch, prefetched
 from .processes import Processes, Share
 from .schedules import schedule_factor, scheduled
+from .scheduling import check_scheduler, step_scheduler
+from .targets import ClassCensus, training_labels
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "training.pt"
+
+_READ_FROM_CLASSIFIER = {
+    *("_module", "_forward", "_predicting", "_device", "_augmentations", "_frozen_layers", "_uncounted"),
+    *("_chance", "_census", "_processes", "share"),
+}
+"""Attributes of a trainer that belong to a call of ``fit``, or are made anew from the classifier."""
 
 
 class RobustTrainer(Trainer):
@@ -147,7 +168,7 @@ class RobustTrainer(Trainer):
 
         In float32 at least: under mixed precision, losses of what is in bfloat16 would be rounded to it on a CPU.
         """
-        outputs = self._forward(x)
+        outputs = check_outputs(self._forward(x))
         return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -166,6 +187,15 @@ class RobustTrainer(Trainer):
             what ``draw`` gave for the samples of ``like``.
         """
         return draw(like) if self.share is None else self.share.drawn(draw, like)
+
+    def enter_training_mode(self) -> None:
+        """Put the network into training mode, but for batch normalisations that the options freeze.
+
+        For methods that look at the network in evaluation mode within a step.
+        """
+        self.classifier.model.train()
+        for layer in self._frozen_layers:
+            layer.eval()
 
     def copy_from_main_process(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors, where several processes train together, with those of the main process.
@@ -212,6 +242,15 @@ class RobustTrainer(Trainer):
             check_fused(self.classifier.optimizer)
         self._check_options(validated)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is read from the classifier, which a copy reads from its own."""
+        return {name: value for name, value in vars(self).items() if name not in _READ_FROM_CLASSIFIER}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.share, self._processes = None, None
+        self._prepare()
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The method's settings: the constructor's arguments, other than the classifier and the options."""
@@ -232,22 +271,32 @@ class RobustTrainer(Trainer):
 
         Args:
             x: [N, *input_shape] in the classifier's ``clip_values``, array or tensor.
-            y: class indices [N] or one-hot rows [N, nb_classes].
-            validation_data: a pair (x, y) to measure accuracy on after each epoch.
+            y: class indices [N], one-hot rows [N, nb_classes], or rows of class probabilities, which sum to 1, where
+                the loss takes them (not ``NLLLoss``, ``MultiMarginLoss`` and binary networks; nor
+                `LipschitzMarginTrainer`). What needs one class of a sample takes its most probable one.
+            validation_data: a pair (x, y) to measure accuracy on after each epoch; y as indices or one-hot rows.
             batch_size: samples in a batch, over all processes.
             nb_epochs: passes over the data; a resumed run counts those before.
-            scheduler: anything with ``step()``, over the classifier's optimizer.
+            scheduler: anything with ``step()``, over the classifier's optimizer. ``ReduceLROnPlateau`` monitors the
+                training loss with mode ``"min"``, and with mode ``"max"`` the validation accuracy: the robust one
+                where the trainer has a threat, else the clean one.
             verbose: show a progress bar.
 
+        The network ends in evaluation mode, and all of it trains in training mode, whatever mode its layers are in
+        now: batch normalisations stay in evaluation mode where ``freeze_batch_norm`` of the options says so. A
+        ``UserWarning`` tells of a class without samples, and of a training that ended at chance.
+
         Raises:
-            ValueError: for bad data (see `image_tensor` and `label_tensor` in bridge.py) or settings.
+            ValueError: for bad data (see `image_tensor` and `label_tensor` in bridge.py) or settings; for a network,
+                loss, optimizer or scheduler that the loop cannot drive, before the first step, with weights and buffers
+                as they were.
             FloatingPointError: when the loss is no longer finite; says at which epoch and step.
         """
-        check_count("batch_size", batch_size)
+        batch_size, nb_epochs = check_count("batch_size", batch_size), check_count("nb_epochs", nb_epochs)
         self._prepare()
         device, options = self._device, self.options
         images = image_tensor(x, self.classifier).to(device)
-        labels = label_tensor(y, self.classifier.nb_classes, samples=len(images)).to(device)
+        labels = training_labels(y, self.classifier, samples=len(images)).to(device)
         self.check_fit(len(images), batch_size, nb_epochs, validated=validation_data is not None)
         steps = self._steps(len(images), batch_size)
 
@@ -258,6 +307,9 @@ class RobustTrainer(Trainer):
                 rows = index[step * batch_size : (step + 1) * batch_size]
                 yield images[rows], labels[rows]
 
+        last = len(images) % batch_size
+        self._batch_sizes = {batch_size} if len(images) >= batch_size else set()
+        self._batch_sizes |= {last} if last and not options.drop_last else set()
         data = {"samples": len(images), "batch_size": batch_size}
         self._run(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, whole=(images, labels))
 
@@ -334,6 +386,9 @@ class RobustTrainer(Trainer):
         if self.threat is not None:
             check_threat(self.threat, classifier)
         self._augmentations = augmentations(classifier)
+        self._frozen_layers = frozen_layers(classifier.model, self.options.freeze_batch_norm)
+        self._uncounted = uncounted_classes(classifier.loss, classifier.nb_classes)
+        self._census: ClassCensus | None = None
         self._padding = self._padding_value() if self.options.augmentation == "crop-flip" else 0.0
 
     @property
@@ -352,6 +407,7 @@ class RobustTrainer(Trainer):
         order: Sequence[torch.Generator] = (),
     ) -> None:
         self._prepare()
+        self._batch_sizes = set()  # a loader's show when they come
 
         def checked() -> Iterator[Batch]:
             empty = True
@@ -360,7 +416,9 @@ class RobustTrainer(Trainer):
                 if not isinstance(batch, Sequence) or len(batch) != 2:
                     raise ValueError(f"loader: got a batch of type {type(batch).__name__}, expected a pair (x, y).")
                 x = image_tensor(batch[0], self.classifier)
-                y = label_tensor(batch[1], self.classifier.nb_classes, samples=len(x))
+                y = training_labels(batch[1], self.classifier, samples=len(x))
+                if self._census is not None:
+                    self._census.count(y)
                 yield x, y
             if empty:
                 raise ValueError("loader: got no batch in an epoch, expected at least one.")
@@ -384,7 +442,7 @@ class RobustTrainer(Trainer):
         whole: Batch | None = None,
     ) -> None:
         """Train with network and optimizer set up as the options say, and as they were afterwards."""
-        check_count("nb_epochs", nb_epochs)
+        nb_epochs = check_count("nb_epochs", nb_epochs)
         if self.options.schedule != "constant":
             data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
         with ExitStack() as stack:
@@ -425,7 +483,9 @@ class RobustTrainer(Trainer):
         options, network = self.options, self.classifier.model
         processes = self._processes = Processes(self._device)
         self._check_options(validated=validation_data is not None)
-        self._check_setup(scheduler, processes)
+        self._check_scheduler(scheduler, steps, nb_epochs, validated=validation_data is not None)
+        self._check_setup(processes)
+        self._begin_watching(steps, whole, processes)
         validation = self._validation_tensors(validation_data)
         if validation is not None:
             self._predictor()  # refuses what cannot predict
@@ -458,7 +518,9 @@ class RobustTrainer(Trainer):
                 processes.moment = f"in epoch {epoch + 1}"
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
                 drawn = batches(_seeded(run.seed, epoch, self._device, processes))
+                self._chance.keeping = epoch + 1 == nb_epochs
                 record = self._epoch(epoch, steps, drawn, scheduler, bar, processes, run.average)
+                self._tell_of_missing_classes(processes)
                 processes.copy_from_main(network.buffers())
                 if validation is not None:
                     # Without gradients of weights, a pass needs no more memory than one of training.
@@ -469,17 +531,41 @@ class RobustTrainer(Trainer):
                     run.average.restart()
                 self.history.append(record)
                 if scheduler is not None and not options.scheduler_per_step:
-                    _step_scheduler(scheduler, record["loss"])
+                    step_scheduler(scheduler, record)
                 run.finish_epoch(epoch + 1, record, processes)
                 bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
-        if run.average is not None:
-            run.average.exchange()
-        run.restore_best()
+        run.finish()
+        self._tell_of_chance(processes, nb_epochs)
+
+    def _begin_watching(self, steps: int | None, whole: Batch | None, processes: Processes) -> None:
+        """For what a run can tell of its data and of its end."""
+        self._chance = ChanceWatch(steps)
+        self._census = ClassCensus(self.classifier.nb_classes)
+        if whole is not None:
+            self._census.count(whole[1])
+            self._tell_of_missing_classes(processes)
+
+    def _tell_of_chance(self, processes: Processes, nb_epochs: int) -> None:
+        if not processes.is_main or not self._chance.steps:
+            return
+        # A randomised network must not move the caller's random stream.
+        with restored_random_states([self._device] if self._device.type == "cuda" else []):
+            told = self._chance.warning(self.classifier, self._module, min(self._largest, 500), nb_epochs)
+        if told is not None:
+            warnings.warn(told, stacklevel=2)
+
+    def _tell_of_missing_classes(self, processes: Processes) -> None:
+        """Once in a run: when all labels have been seen."""
+        told = None if self._census is None else self._census.warning
+        self._census = None
+        if told is not None and processes.is_main:
+            warnings.warn(told, stacklevel=2)
 
     def _check_options(self, validated: bool) -> None:
         """Refuse options that do not fit the classifier."""
-        if isinstance(self.classifier.optimizer, torch.optim.LBFGS):
-            raise ValueError("classifier: its optimizer LBFGS needs a closure, expected one that steps from gradients.")
+        classifier = self.classifier
+        check_optimizer(classifier.optimizer, [classifier.model, *preprocessing_modules(classifier)])
+        check_reduction(classifier.loss)
         if self.options.compile == "reduce-overhead" and self._device.type != "cuda":
             raise ValueError(
                 f"compile: got 'reduce-overhead' (CUDA graphs) for a network on {self._device}, expected 'default'."
@@ -488,26 +574,55 @@ class RobustTrainer(Trainer):
             raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
         self._check_augmentation()
 
-    def _check_setup(self, scheduler: Any, processes: Processes) -> None:
-        """Refuse a scheduler or loss that would fail, or differ from what is asked for, after the first steps."""
-        classifier, interval = self.classifier, self.options.scheduler_interval
-        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
-            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected an object with a method step().")
-        if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
-            raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
+    def _check_setup(self, processes: Processes) -> None:
+        """Refuse a device or loss that would fail, or differ from what is asked for, after the first steps."""
+        classifier = self.classifier
         several, parts = processes.count > 1, self.options.accumulation_steps > 1
         if several and self._device.type == "cuda" and self._device != processes.device:
             raise ValueError(
                 f"classifier: its network is on {self._device} where this process works on {processes.device}, "
                 f"expected accelerate.PartialState() to be made before the classifier."
             )
-        loss = classifier.loss
-        averages = getattr(loss, "reduction", "mean") == "mean" and getattr(loss, "weight", None) is None
-        if (several or parts) and not averages:
-            raise ValueError(
-                f"classifier: {'several processes' if several else 'accumulation_steps'} average over samples, "
-                f"expected a loss with reduction 'mean' and without weights."
-            )
+        if several or parts:
+            with preserved(classifier.model), torch.no_grad():
+                classifier.model.eval()
+                outputs = self._module(self._probe_images(2))
+            check_averages(classifier, outputs, "several processes" if several else "accumulation_steps")
+        self._check_single_samples(processes)
+
+    def _check_scheduler(self, scheduler: Any, steps: int | None, nb_epochs: int, *, validated: bool) -> None:
+        per_step = self.options.scheduler_per_step
+        calls = nb_epochs if not per_step else None if steps is None else nb_epochs * steps
+        check_scheduler(
+            scheduler,
+            self.classifier.optimizer,
+            per_step=per_step,
+            calls=calls,
+            validated=validated,
+            resumed=self.options.resume,
+        )
+
+    def _check_single_samples(self, processes: Processes) -> None:
+        """Refuse passes of one sample that a batch normalisation would refuse, maybe after many steps."""
+        parts = self.options.accumulation_steps
+        sizes = {max(size // min(parts, size) // processes.count, 1) for size in self._batch_sizes}
+        if 1 not in sizes:
+            return
+        whole = processes.count == 1 and parts == 1
+        at = "a batch of one sample" if whole else "a batch of which one sample passes through the network by itself"
+        network = self.classifier.model
+        with preserved(network):
+            self.enter_training_mode()
+            check_single_samples(self._module, network, self._probe_images(1), sizes, at=at)
+
+    def _probe_images(self, count: int) -> Tensor:
+        """Random ones within the classifier's range, on its device."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        x = torch.rand(count, *self.classifier.input_shape, generator=generator, device="cpu").to(self._device)
+        low, high = (None if limit is None else torch.as_tensor(limit) for limit in self.input_range)
+        if low is None or high is None or not bool(low.isfinite().all() & high.isfinite().all()):
+            return x
+        return low + x * (high - low)
 
     def _check_augmentation(self) -> None:
         kind, padding, shape = self.options.augmentation, self.options.crop_padding, tuple(self.classifier.input_shape)
@@ -540,7 +655,7 @@ class RobustTrainer(Trainer):
         total, samples, step = torch.zeros((), dtype=torch.float64, device="cpu"), 0, -1
         rate: Any = 0.0
         self._largest = 1
-        network.train()
+        self.enter_training_mode()
         for step, (images, y) in enumerate(batches):
             if step == steps and options.schedule != "constant":
                 raise ValueError(f"loader: got more batches than the {steps} of its length, which the schedule needs.")
@@ -549,23 +664,20 @@ class RobustTrainer(Trainer):
             for parameter in others:
                 parameter.grad = None
             x = images if options.augmentation == "none" else self._augmented(images)
-            parts = []
-            for part_x, part_y in _parts(x, y, options.accumulation_steps):
-                loss = self._batch_loss(part_x, part_y, processes)
-                loss = loss if len(part_x) == len(x) else loss * (len(part_x) / len(x))
-                torch.autograd.backward(loss)
-                parts.append(loss.detach())
-                self._largest = max(self._largest, len(part_x))
-            losses.append(_average_gradients(trained, sum(parts[1:], parts[0]), processes))
-            sizes.append(len(x))
-            if len(losses) == check_every:
-                total += _checked_sum(losses, sizes, epoch, step)
-                samples += sum(sizes)
-                losses.clear()
-                sizes.clear()
-            if options.max_gradient_norm is not None:
-                nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
-            optimizer.step()
+            # What the first step refuses leaves no trace in the buffers, as of batch normalisation.
+            modules = [network, *preprocessing_modules(self.classifier)] if self._chance.steps == 0 else []
+            with restored_buffers(modules, only_on_error=True):
+                losses.append(_average_gradients(trained, self._gradients(x, y, processes), processes))
+                sizes.append(len(x))
+                if len(losses) == check_every:
+                    total += _checked_sum(losses, sizes, epoch, step)
+                    samples += sum(sizes)
+                    losses.clear()
+                    sizes.clear()
+                if options.max_gradient_norm is not None:
+                    nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
+                (optimizer.step if self._chance.steps else partial(first_step_of, optimizer))()
+            self._chance.count_step(images, y)
             if average is not None:
                 average.update()
             if scheduler is not None and options.scheduler_per_step:
@@ -591,6 +703,17 @@ class RobustTrainer(Trainer):
             "learning_rate": float(rate if per_step else optimizer.param_groups[0]["lr"]),
         }
 
+    def _gradients(self, x: Tensor, y: Tensor, processes: Processes) -> Tensor:
+        """Let a batch's parts fill the gradients, one after the other; the loss of this process."""
+        parts = []
+        for part_x, part_y in _parts(x, y, self.options.accumulation_steps):
+            loss = self._batch_loss(part_x, part_y, processes)
+            loss = loss if len(part_x) == len(x) else loss * (len(part_x) / len(x))
+            torch.autograd.backward(loss)
+            parts.append(loss.detach())
+            self._largest = max(self._largest, len(part_x))
+        return sum(parts[1:], parts[0])
+
     def _set_share(self, share: Share | None) -> None:
         self.share = share
         for instrument in self.instruments:
@@ -603,10 +726,11 @@ class RobustTrainer(Trainer):
         return cropped_and_flipped(x.movedim(-1, 1), padding, self._padding).movedim(1, -1)
 
     def _padding_value(self) -> Bound:
-        """What pixels beside an image hold: the lower clip value, along the axes [C, H, W]."""
+        """What pixels beside an image hold: the lower clip value, along the axes [C, H, W]; 0 where there is none."""
         low, shape = self.input_range[0], tuple(self.classifier.input_shape)
         if not isinstance(low, Tensor) or len(shape) != 3:
-            return 0.0 if low is None else low
+            return low if isinstance(low, float) and math.isfinite(low) else 0.0
+        low = low.where(low.isfinite(), 0.0)
         low = low[0] if low.dim() == 4 else low  # with the axis of a batch
         return low.expand(shape) if self.classifier.channels_first else low.expand(shape).movedim(-1, 0)
 
@@ -621,6 +745,7 @@ class RobustTrainer(Trainer):
             x, y = x[share.rows], y[share.rows]
         if self.options.channels_last and self.classifier.channels_first and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
+        check_counted(y, self._uncounted)
         self._set_share(share)
         for instrument in self.instruments:
             instrument.begin_step(y)
@@ -628,9 +753,16 @@ class RobustTrainer(Trainer):
             torch.autocast(self._device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16"),
             processes.exchanged_noise(),
         ):
-            loss = self.training_loss(x, y)
+            loss = self._training_loss(x, y)
         self.share = None
         return loss if share is None else loss * share.weight
+
+    def _training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        try:
+            return check_scalar(self.training_loss(x, y), len(x))
+        except ValueError as error:
+            raise_single_sample(error, "a batch of one sample")
+            raise
 
     def _validation_tensors(self, validation_data: tuple[Any, Any] | None) -> Batch | None:
         if validation_data is None:
@@ -788,7 +920,10 @@ class _Run:
         }
         save_state(self.path, state)
 
-    def restore_best(self) -> None:
+    def finish(self) -> None:
+        """Put the weights into the network that are the result."""
+        if self.average is not None:
+            self.average.exchange()
         if self.best is not None:
             self.network.load_state_dict(self.best["network"])
             self._load_preprocessing(self.best)
@@ -907,13 +1042,6 @@ def _checked_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument,
     if len(set(map(id, given))) < len(given):
         raise ValueError(f"instruments: got one object twice in {list(given)}, expected each once.")
     return given
-
-
-def _step_scheduler(scheduler: Any, loss: float) -> None:
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(loss)
-    else:
-        scheduler.step()
 
 
 def _typed_like(saved: Any, template: Any) -> Any:
