@@ -26,9 +26,9 @@ MARGIN = 0.01
 class ChanceWatch:
     """Keeps some images of the last epoch, and says at the end whether the network does better than chance on them.
 
-    It does not where both hold: it answers no more of them correctly than the commonest class alone would, and the
-    classifier's loss is not 1 % below that of a constant answer, the mean of the network's outputs. A network that has
-    learned anything of either is not named.
+    It does not where both hold: it answers hardly more of them correctly than the commonest class alone would (by less
+    than two standard deviations of as many answers by chance), and the classifier's loss is not 1 % below that of a
+    constant answer, the mean of the network's outputs. A network that has learned anything of either is not named.
     """
 
     def __init__(self, steps: int | None) -> None:
@@ -67,7 +67,9 @@ class ChanceWatch:
         right = int((class_logits(classifier, outputs).argmax(dim=1) == labels).sum())
         loss = float(loss_of(classifier, outputs, labels))
         constant = float(loss_of(classifier, outputs.mean(dim=0, keepdim=True).expand_as(outputs), labels))
-        learned = right > commonest or constant - loss > MARGIN * abs(constant)
+        # Answers by chance may exceed the commonest class by some.
+        spread = 2 * math.sqrt(commonest * (1 - commonest / len(labels)))
+        learned = right > commonest + spread or constant - loss > MARGIN * abs(constant)
         if learned or not math.isfinite(loss) or not math.isfinite(constant):
             return None
         return (

@@ -44,6 +44,8 @@ def first_step_of(optimizer: Optimizer) -> None:
     """
     try:
         optimizer.step()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:  # libraries have no one class for it
         if type(optimizer).__module__.startswith("torch.optim"):
             raise
@@ -79,7 +81,10 @@ def frozen_layers(network: nn.Module, which: bool | Sequence[str]) -> list[nn.Mo
     layers = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
     if not layers:
         raise ValueError(f"freeze_batch_norm: got {which} for a network without batch normalisation, expected False.")
-    chosen = layers if which is True else select_modules(network, which, (_BatchNorm,))
+    try:
+        chosen = layers if which is True else select_modules(network, which, (_BatchNorm,))
+    except ValueError as error:
+        raise ValueError(f"freeze_batch_norm{str(error).removeprefix('layers')}") from error
     return [layers[name] for name in chosen]
 
 

@@ -120,7 +120,9 @@ class LipschitzMarginTrainer(RobustTrainer):
         for name, value in {"c": c, "c_warmup_epochs": c_warmup_epochs, "c_start": c_start}.items():
             check_number(name, value, zero=True)
         check_choice("margin", margin, get_args(Margin))
-        self.c, self.c_warmup_epochs, self.c_start = map(plain_number, (c, c_warmup_epochs, c_start))
+        self.c: float = plain_number(c)
+        self.c_warmup_epochs: float = plain_number(c_warmup_epochs)
+        self.c_start: float = plain_number(c_start)
         self.margin = margin
         self._traced: tuple[object, ...] = ()
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)

@@ -51,17 +51,24 @@ def check_averages(classifier: PyTorchClassifier, outputs: Tensor, reason: str) 
     Raises:
         ValueError: for such a loss, or one that takes no such outputs.
     """
+    name = type(classifier.loss).__name__
+    refusal = (
+        f"classifier: {reason} average over samples, expected a loss whose value for a batch is the mean over its "
+        f"samples, but {name} is not (reduction 'mean', without weights and ignore_index)."
+    )
+    if _normalises(classifier.loss, classifier.nb_classes):
+        raise ValueError(refusal)
     count, classes = 3 * max(classifier.nb_classes, 4), classifier.nb_classes
     generator = torch.Generator(device="cpu").manual_seed(0)
-    drawn = torch.randn(count, outputs.shape[1], generator=generator, device="cpu").to(outputs.device)
+    drawn = 3 * torch.randn(count, outputs.shape[1], generator=generator, device="cpu").to(outputs.device)
     if outputs_are_probabilities(outputs):
         drawn = drawn.softmax(dim=1)
     elif bool(((outputs >= 0) & (outputs <= 1)).all()):
         drawn = drawn.sigmoid()
-    y = (torch.arange(count, device="cpu") % classes).to(outputs.device)
+    # In order of their classes, so that the parts have different ones.
+    y = (torch.arange(count, device="cpu") * classes // count).to(outputs.device)
     cut = count // 3 - 1
     devices = [outputs.device] if outputs.device.type == "cuda" else []
-    name = type(classifier.loss).__name__
     try:
         with torch.no_grad(), restored_random_states(devices):
             whole, again = loss_of(classifier, drawn, y), loss_of(classifier, drawn, y)
@@ -75,11 +82,15 @@ def check_averages(classifier: PyTorchClassifier, outputs: Tensor, reason: str) 
     whole = check_scalar(whole, count)
     mean = (cut * parts[0] + (count - cut) * parts[1]) / count
     # A loss that draws random numbers has no one value to compare.
-    if bool(whole == again) and not torch.allclose(whole.float(), mean.float(), rtol=1e-4, atol=1e-6):
-        raise ValueError(
-            f"classifier: {reason} average over samples, expected a loss whose value for a batch is the mean over its "
-            f"samples, but {name} is not (reduction 'mean', without weights and ignore_index)."
-        )
+    if bool(whole == again) and not torch.allclose(whole.float(), mean.float(), rtol=3e-5, atol=1e-6):
+        raise ValueError(refusal)
+
+
+def _normalises(loss: object, nb_classes: int) -> bool:
+    """Whether a loss divides by the weights of a batch's samples, which are not all 1."""
+    if not isinstance(loss, _NORMALISED):
+        return False
+    return loss.weight is not None or 0 <= loss.ignore_index < nb_classes
 
 
 def uncounted_classes(loss: object, nb_classes: int) -> Tensor | None:
