@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from .labels import warn_of_missing_classes
+
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
@@ -64,7 +66,7 @@ def load_data(name: str | Path) -> Dataset:
       they are not there. ART unpickles the CIFAR-10 batches that it finds there: put only the original ones there.
     - the path of an ``.npz`` file with the arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``: images
       [N, C, H, W] or [N, H, W, C] with 1, 3 or 4 channels, or [N, H, W], as uint8 (divided by 255) or floats in
-      [0, 1]; labels as whole numbers from 0.
+      [0, 1]; labels as whole numbers from 0. A class that ``y_train`` leaves out is warned of.
 
     Args:
         name: one of these names, or a path.
@@ -189,6 +191,8 @@ def _npz(path: Path) -> Dataset:
         if len(x) != len(y):
             raise ValueError(f"{path}: y_{part}: got {len(y)} labels for {len(x)} images, expected one for each.")
     nb_classes = int(max(y_train.max(), y_test.max())) + 1
+    missing = np.setdiff1d(np.arange(nb_classes), y_train).tolist()
+    warn_of_missing_classes(f"{path}: y_train", missing, nb_classes)
     return Dataset(str(path), x_train, y_train, x_test, y_test, nb_classes)
 
 

@@ -556,10 +556,9 @@ class RobustTrainer(Trainer):
 
     def _tell_of_missing_classes(self, processes: Processes) -> None:
         """Once in a run: when all labels have been seen."""
-        told = None if self._census is None else self._census.warning
+        if self._census is not None and processes.is_main:
+            self._census.warn()
         self._census = None
-        if told is not None and processes.is_main:
-            warnings.warn(told, stacklevel=2)
 
     def _check_options(self, validated: bool) -> None:
         """Refuse options that do not fit the classifier."""

@@ -10,6 +10,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ..bridge import label_tensor
+from ..labels import warn_of_missing_classes
 
 SUM_TOLERANCE = 1e-3
 """How far the sum of a row of probabilities may be from 1."""
@@ -84,18 +85,8 @@ class ClassCensus:
             self._counts += torch.bincount(y, minlength=len(self._counts)).cpu()
         self._samples += len(y)
 
-    @property
-    def warning(self) -> str | None:
-        """A sentence that names the classes without samples, where so many samples should have some."""
-        if self._samples < EXPECTED * len(self._counts):
-            return None
-        return missing_classes("y", torch.nonzero(self._counts == 0)[:, 0].tolist(), len(self._counts))
-
-
-def missing_classes(name: str, missing: list[int], nb_classes: int) -> str | None:
-    """A sentence about classes without images; None where every class has some."""
-    if not missing:
-        return None
-    listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-    hint = f"; are they labels from 1, to be {nb_classes - 1} classes from 0?" if missing == [0] else "."
-    return f"{name}: got no image of class {listed} of {nb_classes} classes, expected some of each class{hint}"
+    def warn(self) -> None:
+        """Warn of classes without samples, where so many samples should have some."""
+        if self._samples >= EXPECTED * len(self._counts):
+            missing = torch.nonzero(self._counts == 0)[:, 0].tolist()
+            warn_of_missing_classes("y", missing, len(self._counts))
