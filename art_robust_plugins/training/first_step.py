@@ -140,5 +140,6 @@ def restored_buffers(modules: Sequence[nn.Module], *, only_on_error: bool = Fals
         if failed or not only_on_error:
             with torch.no_grad():
                 for owner, name, buffer, value in before:
-                    setattr(owner, name, buffer)
+                    if getattr(owner, name) is not buffer:  # the network put another one there
+                        setattr(owner, name, buffer)
                     buffer.copy_(value)

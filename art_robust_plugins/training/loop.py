@@ -151,6 +151,7 @@ class RobustTrainer(Trainer):
         self.options = options
         self.history: list[dict[str, float]] = []
         self.epochs_done = 0.0
+        self._batch_sizes: set[int] = set()  # of a call of fit, as far as they are known
         self.share: Share | None = None
         self._processes: Processes | None = None
         self._prepare()
@@ -307,9 +308,7 @@ class RobustTrainer(Trainer):
                 rows = index[step * batch_size : (step + 1) * batch_size]
                 yield images[rows], labels[rows]
 
-        last = len(images) % batch_size
-        self._batch_sizes = {batch_size} if len(images) >= batch_size else set()
-        self._batch_sizes |= {last} if last and not options.drop_last else set()
+        self._batch_sizes = _batch_sizes(len(images), batch_size, options.drop_last)
         data = {"samples": len(images), "batch_size": batch_size}
         self._run(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, whole=(images, labels))
 
@@ -328,6 +327,7 @@ class RobustTrainer(Trainer):
         """
         if not isinstance(generator, DataGenerator):
             raise TypeError(f"generator: got {type(generator).__name__}, expected an ART DataGenerator.")
+        self._batch_sizes = set()
         if isinstance(generator, PyTorchDataGenerator):
             return self.fit_loader(generator.iterator, nb_epochs, validation_data, scheduler, verbose)
         if isinstance(generator, Iterable):
@@ -367,6 +367,7 @@ class RobustTrainer(Trainer):
         except TypeError:  # a stream: its length shows when it ends
             steps = None
         order = _generators_of(loader)
+        self._batch_sizes = _batch_sizes_of(loader)
         self._fit_batches(lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order)
 
     # ------------------------------------------------------------------------------------------------ the loop
@@ -407,7 +408,6 @@ class RobustTrainer(Trainer):
         order: Sequence[torch.Generator] = (),
     ) -> None:
         self._prepare()
-        self._batch_sizes = set()  # a loader's show when they come
 
         def checked() -> Iterator[Batch]:
             empty = True
@@ -485,7 +485,6 @@ class RobustTrainer(Trainer):
         self._check_options(validated=validation_data is not None)
         self._check_scheduler(scheduler, steps, nb_epochs, validated=validation_data is not None)
         self._check_setup(processes)
-        self._begin_watching(steps, whole, processes)
         validation = self._validation_tensors(validation_data)
         if validation is not None:
             self._predictor()  # refuses what cannot predict
@@ -500,6 +499,7 @@ class RobustTrainer(Trainer):
         for module in (network, *run.preprocessing):
             processes.copy_from_main(_tensors(module.state_dict()).values())
         run.begin_average()
+        self._begin_watching(steps, whole, processes)
 
         epochs = range(first, nb_epochs)
         total = None if steps is None else nb_epochs * steps
@@ -1032,6 +1032,23 @@ def _generators_of(loader: object) -> list[torch.Generator]:
     owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
+def _batch_sizes(samples: int, batch_size: int, drop_last: bool) -> set[int]:
+    """Which numbers of samples the batches of an epoch have."""
+    whole, last = divmod(samples, batch_size)
+    return ({batch_size} if whole else set()) | ({last} if last and not drop_last else set())
+
+
+def _batch_sizes_of(loader: object) -> set[int]:
+    """Those of a ``DataLoader`` with torch's own batches; of others none is known before they come."""
+    if not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return set()
+    try:
+        samples = len(loader.sampler)  # type: ignore[arg-type]
+    except TypeError:  # a stream
+        return set()
+    return _batch_sizes(samples, loader.batch_size, loader.drop_last)
 
 
 def _checked_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:

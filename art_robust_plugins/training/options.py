@@ -60,7 +60,9 @@ class TrainingOptions:
             results differ by rounding.
         accumulation_steps: cut each batch into so many parts, whose gradients are added up before the optimizer's step:
             the gradient of the whole batch for the memory of a part. What looks at a whole batch sees the parts (batch
-            normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers.
+            normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers. A loss
+            of the classifier that is not the mean over samples (with a sum, weights, an ``ignore_index``, or terms
+            that couple samples) is refused, here as with several processes; the terms of a method are not looked at.
         max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
         ema_decay: keep an exponential moving average of the weights, a <- decay a + (1 - decay) w after each step, from
             the first weights on; it spans about 1 / (1 - decay) steps, and fewer in all leave it near the start. It is

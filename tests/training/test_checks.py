@@ -347,8 +347,14 @@ def test_a_last_batch_of_one_before_batch_normalisation() -> None:
     fit(trainer(freeze_batch_norm=True), x=X[:129], y=Y[:129])
     fit(StandardTrainer(classifier()), x=X[:129], y=Y[:129])  # images have several pixels to normalise
     data = TensorDataset(torch.from_numpy(X[:65]), torch.from_numpy(Y[:65]))
-    with pytest.raises(ValueError, match="drop_last"):
-        trainer().fit_loader(DataLoader(data, batch_size=32), nb_epochs=1, verbose=False)
+    batches = [(torch.from_numpy(X[rows]), torch.from_numpy(Y[rows])) for rows in (slice(32), slice(1))]
+    for loader, trained in ((DataLoader(data, batch_size=32), False), (batches, True)):
+        unlucky = trainer()
+        before = state(unlucky.classifier)
+        with pytest.raises(ValueError, match="batch_size: got a batch of one sample"):
+            unlucky.fit_loader(loader, nb_epochs=1, verbose=False)
+        assert same(before, state(unlucky.classifier)) is not trained  # a list tells its sizes too late
+    trainer().fit_loader(DataLoader(data, batch_size=32, drop_last=True), nb_epochs=1, verbose=False)
 
 
 class AsksForClosure(SGD):
