@@ -89,7 +89,8 @@ class RobustTrainer(Trainer):
     ART's preprocessing before it, and `loss` the classifier's own loss.
 
     Args:
-        classifier: an ART ``PyTorchClassifier`` with an optimizer; it is trained in place. Any loss class works.
+        classifier: an ART ``PyTorchClassifier`` with an optimizer; it is trained in place. Any loss works
+            that gives one number for a batch.
         threat: for robust validation accuracy, and for methods that train against an adversary.
         instruments: what is attached to the network while it trains, such as `BANG`.
         options: the training loop's settings.
