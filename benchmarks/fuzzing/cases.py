@@ -127,6 +127,7 @@ class Tally:
     broken: list[dict[str, Any]] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    _taken: int = 0
 
     def add(self, seed: int, outcome: Outcome, seconds: float) -> None:
         """Count a case."""
@@ -137,6 +138,12 @@ class Tally:
             self.broken.append({"seed": seed, "kind": outcome.kind, "message": outcome.message})
         if outcome.gap is not None:
             self._keep(outcome.gap)
+
+    def take_new(self) -> list[dict[str, Any]]:
+        """The broken cases since the last call."""
+        new = self.broken[self._taken :]
+        self._taken = len(self.broken)
+        return new
 
     def _keep(self, gap: float) -> None:
         """Keep a fair sample of all gaps, of bounded size."""

@@ -266,7 +266,8 @@ def _read_checkpoint(folder: Path) -> Results:
     try:
         trainer.fit(*_digits(), batch_size=3, nb_epochs=2, verbose=False)
     except Exception as error:
-        if _text(list(classifier.model.state_dict().values())) != before:
+        refused = not isinstance(error, FloatingPointError)  # training began, and failed
+        if refused and _text(list(classifier.model.state_dict().values())) != before:
             raise RuntimeError(f"refused, but the network has other weights now ({describe(error)})") from error
         raise
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in trainer.history]

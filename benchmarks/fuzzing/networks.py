@@ -2,9 +2,10 @@
 
 From each certified point an attack looks for the nearest input of another class (steps to linearised boundaries,
 random directions, then bisection); one within the radius breaks the certificate. No gradient of a difference of two
-logits, and no difference quotient, may exceed the network's constant. A network with an operation that has no rule must be refused
-in a sentence; one that is certified instead is held to the same checks. In some cases the network changes after the
-first certificate, in ways that training, editing or pruning would change it, and is certified and attacked again.
+logits, and no difference quotient, may exceed the network's constant. A network with an operation that has no rule must
+be refused in a sentence; one that is certified instead is held to the same checks. In some cases the network changes
+after the first certificate, in ways that training, editing or pruning would change it, and is certified and attacked
+again.
 """
 
 from __future__ import annotations
