@@ -6,7 +6,7 @@
 Each of the four has the same share of the time and a stream of seeds of its own. A case is held (what the package
 promises is so), refused (in a documented sentence) or broken; see `fuzzing`. Counts are printed every minute and at the
 end, also after Ctrl-C, and every broken case with the seed that makes it again: ``--case`` does that for one. The exit
-code is 1 when anything broke. A case may take 60 seconds and 4 GiB more than the fuzzers themselves.
+code is 1 when anything broke. A case may take 30 seconds and 4 GiB more than the fuzzers themselves.
 """
 
 from __future__ import annotations

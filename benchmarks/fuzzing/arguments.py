@@ -9,11 +9,13 @@ should refuse, one that refuses what it should take, or one that takes too long.
 from __future__ import annotations
 
 import inspect
+import os
 import random
 import re
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,7 @@ class Arguments:
             expected = "works"
         kind, case = f"{name}: {argument}", f"{name}({argument}={text})"
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _inside(self.folder):
                 warnings.simplefilter("ignore")
                 call.function(**{**arguments, argument: value})
         except (Exception, TooLongError) as error:
@@ -96,12 +98,24 @@ class Arguments:
             if expected == "works":
                 return Outcome("broken", kind, f"refused, expected to work: {error}: {case}")
             # Of a path that leads to no file, or to the wrong one, the sentence names the path.
-            if call.kinds[argument] != "path" and not _names(error, argument):
+            named = call.kinds[argument] == "path" or isinstance(error, FloatingPointError)
+            if not named and not _names(error, argument):
                 return Outcome("broken", kind, f"the sentence does not name the argument: {error}: {case}")
             return outcome
         if expected == "refused":
             return Outcome("broken", kind, f"taken without a word: {case}")
         return Outcome("held", kind)
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in a folder: a path that is empty or relative writes there."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _names(error: BaseException, argument: str) -> bool:
@@ -243,15 +257,16 @@ def _by_name(table: dict[str, tuple[Any, str]]) -> tuple[dict[str, Any], dict[st
 def _trainer_calls() -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for name, table in _METHODS.items():
-        own, kinds, optional = _by_name(table)
+        own, kinds, _ = _by_name(table)
 
         def valid(own: dict[str, Any] = own) -> dict[str, Any]:
             made = {"classifier": _classifier(), "options": _options(), "instruments": (), "threat": _threat()}
             return {**own, **made}
 
         kind: Any = getattr(package, name)
-        free = inspect.signature(kind).parameters["threat"].default is None
-        calls[name] = Call(_fitting(kind), valid, {**kinds, **_TRAINER}, optional | ({"threat"} if free else set()))
+        parameters = inspect.signature(kind).parameters.values()
+        may_be_none = frozenset(parameter.name for parameter in parameters if parameter.default is None)
+        calls[name] = Call(_fitting(kind), valid, {**kinds, **_TRAINER}, may_be_none)
     own, kinds, optional = _by_name(_OPTIONS)
 
     def with_options(**settings: Any) -> None:

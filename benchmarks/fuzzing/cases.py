@@ -66,6 +66,8 @@ def is_sentence(error: BaseException) -> bool:
         return True
     frames = traceback.extract_tb(error.__traceback__)
     own = isinstance(error, PrintedError) or not frames or "art_robust_plugins" in frames[-1].filename
+    if own and isinstance(error, FloatingPointError):  # the loss became nan: it says where
+        return True
     return own and isinstance(error, REFUSALS) and _SENTENCE.fullmatch(str(error)) is not None
 
 
@@ -109,7 +111,7 @@ def limits(seconds: float, gibibytes: float) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, memory)
 
 
-def outcome_of(fuzzer: Fuzzer, seed: int, *, seconds: float = 60, gibibytes: float = 4) -> Outcome:
+def outcome_of(fuzzer: Fuzzer, seed: int, *, seconds: float = 30, gibibytes: float = 4) -> Outcome:
     """What came of the case, within limits of time and memory."""
     try:
         with limits(seconds, gibibytes):

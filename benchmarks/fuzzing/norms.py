@@ -130,7 +130,7 @@ def _check_pairs(rng: random.Random) -> Outcome:
 
 
 def _exponent(weight: Tensor) -> int:
-    return math.frexp(float(weight.double().abs().max()))[1]
+    return math.frexp(float(weight.detach().double().abs().max()))[1]
 
 
 def _scaled_twin(module: nn.Module) -> tuple[nn.Module, int]:
