@@ -76,9 +76,8 @@ class Arguments:
     def check(self, seed: int) -> Outcome:
         rng = random.Random(seed)
         torch.manual_seed(seed)
-        name = rng.choice(list(self.calls))
+        name, argument = rng.choice([(name, each) for name, call in self.calls.items() for each in call.kinds])
         call = self.calls[name]
-        argument = rng.choice(list(call.kinds))
         values = KINDS[call.kinds[argument]]
         text = rng.choice(list(values))
         expected, make = values[text]

@@ -30,6 +30,7 @@ REFUSALS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 """The exceptions that the package documents; the command line makes a sentence and an exit code of them."""
 
 _SENTENCE = re.compile(r"[^\n:]{1,300}: [^\n]+[.?]")
+_STATM = Path("/proc/self/statm")  # the memory of this process, in pages
 _KEPT = 200  # broken cases whose messages are kept
 _GAPS = 20_000  # gaps of which the quantiles are taken
 
@@ -83,12 +84,12 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "art_robust_plugins" in frame.filename] or frames[-1:]
     place = f" [{Path(own[-1].filename).name}:{own[-1].lineno}]" if own else ""
-    return f"{type(error).__name__}: {error}"[:500] + place
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500] + place
 
 
 @contextmanager
 def limits(seconds: float, gibibytes: float) -> Iterator[None]:
-    """End what runs inside with an exception when it takes too long or asks for too much memory.
+    """End what runs inside with an exception when it takes too long or (on Linux) asks for too much memory.
 
     Raises:
         TooLongError: after ``seconds``. Only the main thread can be interrupted, and only between two steps of Python.
@@ -99,9 +100,9 @@ def limits(seconds: float, gibibytes: float) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, interrupt)
     memory = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    allowed = pages * resource.getpagesize() + int(gibibytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (allowed if memory[1] < 0 else min(allowed, memory[1]), memory[1]))
+    if _STATM.exists():
+        allowed = int(_STATM.read_text().split()[0]) * resource.getpagesize() + int(gibibytes * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (allowed if memory[1] < 0 else min(allowed, memory[1]), memory[1]))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
