@@ -21,7 +21,7 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from rich.table import Column, Table
 
-from .checkpoint import describe_classifier, load_classifier
+from .checkpoint import load_classifier
 from .data import Dataset, load_data
 from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
@@ -50,6 +50,7 @@ from .threat import ThreatModel
 from .training.loop import CHECKPOINT
 from .training.options import TrainingOptions
 from .training.processes import Processes
+from .training_record import read_training_record
 
 
 class _Commands(typer.core.TyperGroup):
@@ -632,7 +633,7 @@ def _check_validation(validation: int, data: Dataset, keep_best: bool) -> None:
 
 def _check_demo(folder: Path, epochs: int, seed: int) -> None:
     """A second demo in one folder goes on with the first one's networks: they must be those that are asked for."""
-    record = describe_classifier(folder)["extra"]
+    record = read_training_record(folder)
     if (record.get("epochs"), record.get("seed")) != (epochs, seed):
         raise ValueError(
             f"--out: {folder} holds a network of {record.get('epochs')} epochs and seed {record.get('seed')}, expected "
@@ -642,10 +643,11 @@ def _check_demo(folder: Path, epochs: int, seed: int) -> None:
 
 def _test_data(run: Path, name: str | None) -> Dataset:
     """The test data that are asked for, or those of the run's training."""
-    trained_on = describe_classifier(run)["extra"].get("data")
-    if name is None and trained_on is None:
+    trained_on: str | None = read_training_record(run).get("data")
+    chosen = name or trained_on
+    if chosen is None:
         raise ValueError(f"--data: {run} does not say what it was trained on, expected the name of the test data.")
-    return _load(name or trained_on)
+    return _load(chosen)
 
 
 def _load(name: str) -> Dataset:

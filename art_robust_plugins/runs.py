@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from .bridge import processes_of
-from .checkpoint import describe_classifier, load_classifier, save_classifier
+from .checkpoint import load_classifier, save_classifier
 from .checks import check_choice, check_count, check_number
 from .data import Dataset
 from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
@@ -31,6 +31,7 @@ from .threat import ThreatModel
 from .training import RobustTrainer, TrainingOptions
 from .training.loop import CHECKPOINT
 from .training.processes import Processes
+from .training_record import read_training_record
 from .weight_map import PyTorchWeightMapClassifier
 
 EVALUATIONS = "evaluations"
@@ -305,7 +306,7 @@ def _label(
     """A folder's name for an evaluation: another one of the same run gets another name."""
     radii = [str(threat).split(" ")[1] for threat in threats[1:]]
     parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
-    trained_on = describe_classifier(run)["extra"].get("data")
+    trained_on = read_training_record(run).get("data")
     if trained_on is not None and Path(data.name).name != Path(trained_on).name:
         parts.append(Path(data.name).stem)
     parts += [f"seed{seed}"] if seed else []
