@@ -25,7 +25,7 @@ from .checkpoint import load_classifier
 from .data import Dataset, load_data
 from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
-from .evaluation.page import worst_case_mark
+from .evaluation.rendering.labels import worst_case_mark
 from .evaluation.report import REPORT_FILE
 from .export import SUFFIXES, Format, export_classifier
 from .files import write_json

@@ -43,7 +43,8 @@ from ..threat import ThreatModel, check_radius
 from . import diagnostics
 from .autoattack.batches import ChannelsLast, Passes, fitting_size, laid_out
 from .autoattack.standard import joint_size
-from .report import AttackResult, EvaluationReport, Examples
+from .report import EvaluationReport
+from .results import AttackResult, Examples
 from .suites import (
     SUITES,
     Attack,

@@ -18,7 +18,8 @@ from ..sealed import read_sealed, write_sealed
 from ..threat import ThreatModel
 from . import diagnostics
 from .evaluator import Evaluator, describe_threat
-from .report import AttackResult, EvaluationReport
+from .report import EvaluationReport
+from .results import AttackResult
 from .suites import resolve
 
 SWEEP_FILE = "sweep.json"
