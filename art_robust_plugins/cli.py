@@ -23,6 +23,7 @@ from rich.table import Column, Table
 
 from .checkpoint import load_classifier
 from .data import Dataset, load_data
+from .escapes import printable
 from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
 from .evaluation.rendering.labels import worst_case_mark
@@ -40,12 +41,12 @@ from .runs import (
     STATE,
     TrainingPlan,
     certify_run,
-    console,
     evaluate_run,
     is_trainable,
     processes_here,
     train_run,
 )
+from .terminal import console
 from .threat import ThreatModel
 from .training.loop import CHECKPOINT
 from .training.options import TrainingOptions
@@ -71,7 +72,8 @@ class _Commands(typer.core.TyperGroup):
             if ctx.params["debug"]:
                 raise
             rank = os.environ.get("RANK", "0")
-            print(f"error{'' if rank == '0' else f' in process {rank}'}: {error}", file=sys.stderr)
+            told = "\n".join(map(printable, str(error).split("\n")))
+            print(f"error{'' if rank == '0' else f' in process {rank}'}: {told}", file=sys.stderr)
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
 
@@ -232,7 +234,7 @@ def demo(
                 _check_demo(folder, epochs, seed)
             else:
                 if speaks:
-                    console.print(f"[bold]{label}[/bold]: training")
+                    console.print(f"{label}: training", style="bold")
                 joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
                 plan = TrainingPlan(name, parameters=parameters, instruments=joined, epochs=epochs)
                 train_run(plan, data, folder, seed=seed, resume=True)

@@ -25,12 +25,12 @@ def escape_markdown(text: str) -> str:
 
     Example:
         >>> print(escape_markdown("a | [b](http://c) <d> <5"))
-        a \| \[b\](http:\//c) \<d> <5
+        a \| \[b\](http:\//c) &lt;d> <5
     """
     escaped = re.sub(r"([\\`*|\[\]~$])", r"\\\1", printable(text.replace("\n", " ")))
-    # Only before these does "<" begin a tag, and "&" a character by its name.
-    escaped = re.sub(r"<(?=[A-Za-z/!?])", r"\\<", escaped)
-    escaped = re.sub(r"&(?=[A-Za-z#])", r"\\&", escaped)
+    # Only before these does "&" begin a character by its name, and "<" a tag.
+    escaped = re.sub(r"&(?=[A-Za-z#])", "&amp;", escaped)
+    escaped = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", escaped)
     # Addresses become links by themselves.
     escaped = re.sub(r"(?i)\b(www)\.", r"\1\\.", escaped.replace("://", r":\//"))
     return re.sub(r"^(\s*)([#>+-]|\d+[.)])(?=\s|$)", r"\1\\\2", escaped)

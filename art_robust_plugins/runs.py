@@ -12,7 +12,6 @@ import torch
 from accelerate import PartialState
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
-from rich.console import Console
 from torch import nn
 
 from .bridge import processes_of
@@ -25,8 +24,10 @@ from .evaluation.report import REPORT_FILE
 from .evaluation.suites import Backend
 from .files import read_json, save_tensors, write_json
 from .lipschitz import LipschitzReport, NoLipschitzRuleError, PyTorchLipschitzCertifier
+from .memory import in_gigabytes, physical_memory
 from .models import create_model
 from .registry import create, create_instrument, method, parameters_of
+from .terminal import console
 from .threat import ThreatModel
 from .training import RobustTrainer, TrainingOptions
 from .training.loop import CHECKPOINT
@@ -39,7 +40,6 @@ CERTIFICATES = "certificates"
 CERTIFICATE_FILE = "certificate.json"
 STATE = "state"
 BATCH_SIZE = 250
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class TrainingPlan:
             raise ValueError(
                 f"validation: got {self.validation} of {self.images(data)} training images, expected fewer."
             )
+        self._check_memory(data)
         torch.manual_seed(seed)
         network = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
         descent: torch.optim.Optimizer
@@ -129,6 +130,21 @@ class TrainingPlan:
         classifier = create(self.method, classifier, **self.parameters)
         trainer = create("standard", classifier, **training)
         return trainer, {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
+
+    def _check_memory(self, data: Dataset) -> None:
+        """Refuse a network that is larger than the memory, before it is made."""
+        try:
+            with torch.device("meta"):
+                twin = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
+        except RuntimeError as error:  # sizes below 0, or beyond any memory
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"network: got arguments that make no network ({reason}), expected others.") from error
+        size = sum(tensor.numel() * tensor.element_size() for tensor in twin.state_dict().values())
+        if size > physical_memory():
+            raise ValueError(
+                f"network: got arguments that make {in_gigabytes(size)} of weights, expected at most the memory, "
+                f"{in_gigabytes(physical_memory())}."
+            )
 
     def check(self, trainer: RobustTrainer, data: Dataset) -> None:
         """Refuse what training with these data would refuse, before it begins.

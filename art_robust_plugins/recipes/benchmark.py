@@ -29,8 +29,9 @@ from ..evaluation.suites import package_versions, resolve
 from ..files import write_json
 from ..lipschitz import NoLipschitzRuleError
 from ..record import PACKAGES, conditions, installed
-from ..runs import CERTIFICATES, EVALUATIONS, certify_run, console, evaluate_run, processes_here, train_run
+from ..runs import CERTIFICATES, EVALUATIONS, certify_run, evaluate_run, processes_here, train_run
 from ..sealed import read_sealed, write_sealed
+from ..terminal import console
 from ..threat import ThreatModel
 from ..training_record import training_seconds
 from .recipe import Recipe, Row
@@ -142,7 +143,7 @@ _Job = tuple[Recipe, Row, int, Path]
 def _in_turn(jobs: Sequence[_Job]) -> list[dict[str, Any]]:
     results = []
     for number, job in enumerate(jobs, 1):
-        console.print(f"[bold]{job[1].name}, seed {job[2]}[/bold] ({number} of {len(jobs)})")
+        console.print(f"{job[1].name}, seed {job[2]} ({number} of {len(jobs)})", style="bold")
         results.append(_result(*job))
     return results
 
