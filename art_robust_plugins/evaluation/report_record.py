@@ -163,10 +163,10 @@ def _check_arrays(arrays: Arrays, settings: Entry, attacks: int, place: str) -> 
     if not np.isfinite(arrays["adversarial"]).all():
         raise ValueError(f"{place}: adversarial: got NaN or infinity, expected images.")
     if "radii" in arrays:
-        if not (arrays["radii"] >= -1).all():
-            raise ValueError(f"{place}: radii: got NaN or numbers below -1, expected radii, -1 where there is none.")
         if settings.find("certificate") is None:
             settings["certificate"].refuse("a certificate, of which there are radii")
+        if not (arrays["radii"] >= -1).all():
+            raise ValueError(f"{place}: radii: got NaN or numbers below -1, expected radii, -1 where there is none.")
 
 
 def _check_verdicts(arrays: Arrays, attacks: list[Entry], place: str) -> None:
