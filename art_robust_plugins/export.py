@@ -107,7 +107,7 @@ def export_classifier(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # What a trace takes for a constant, it computes with whatever the data: a branch, a number, a length.
-        warnings.simplefilter("error", torch.jit.TracerWarning)
+        warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         try:
             content = _exported(network, batches[0], format, batch)
         except Exception as error:  # whatever of the network's code cannot be traced

@@ -266,18 +266,25 @@ def _refuse(path: Path, expected: str, found: str = "") -> NoReturn:
     elif start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         found = "a pickle, which is never opened"
     elif start.startswith(b"PK") and "JSON" in expected:
-        found = "a zip archive" if zipfile.is_zipfile(path) else "a zip archive cut short or damaged"
+        found = "a zip archive" if _is_archive(path) else "a zip archive cut short or damaged"
     elif start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
         found = "a safetensors file cut short or damaged" if "safetensors" in expected else "a safetensors file"
     elif found:
         pass
     elif start.startswith(b"PK"):
-        found = "a zip archive" if zipfile.is_zipfile(path) else "a zip archive cut short or damaged"
+        found = "a zip archive" if _is_archive(path) else "a zip archive cut short or damaged"
     elif start[:1] in (b"{", b"["):
         found = "text"
     else:
         found = "a file of another kind"
     raise ValueError(f"{path}: got {found}, expected {expected}.") from None
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of one that says that it spans several disks
+        return False
 
 
 def sha256_of(path: Path) -> str:
