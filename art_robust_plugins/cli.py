@@ -21,11 +21,12 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from rich.table import Column, Table
 
-from .checkpoint import describe_classifier, load_classifier
+from .checkpoint import load_classifier
 from .data import Dataset, load_data
+from .escapes import printable
 from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
-from .evaluation.page import worst_case_mark
+from .evaluation.rendering.labels import worst_case_mark
 from .evaluation.report import REPORT_FILE
 from .export import SUFFIXES, Format, export_classifier
 from .files import write_json
@@ -40,16 +41,17 @@ from .runs import (
     STATE,
     TrainingPlan,
     certify_run,
-    console,
     evaluate_run,
     is_trainable,
     processes_here,
     train_run,
 )
+from .terminal import console
 from .threat import ThreatModel
 from .training.loop import CHECKPOINT
 from .training.options import TrainingOptions
 from .training.processes import Processes
+from .training_record import read_training_record
 
 
 class _Commands(typer.core.TyperGroup):
@@ -70,7 +72,8 @@ class _Commands(typer.core.TyperGroup):
             if ctx.params["debug"]:
                 raise
             rank = os.environ.get("RANK", "0")
-            print(f"error{'' if rank == '0' else f' in process {rank}'}: {error}", file=sys.stderr)
+            told = "\n".join(map(printable, str(error).split("\n")))
+            print(f"error{'' if rank == '0' else f' in process {rank}'}: {told}", file=sys.stderr)
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
 
@@ -231,7 +234,7 @@ def demo(
                 _check_demo(folder, epochs, seed)
             else:
                 if speaks:
-                    console.print(f"[bold]{label}[/bold]: training")
+                    console.print(f"{label}: training", style="bold")
                 joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
                 plan = TrainingPlan(name, parameters=parameters, instruments=joined, epochs=epochs)
                 train_run(plan, data, folder, seed=seed, resume=True)
@@ -636,7 +639,7 @@ def _check_validation(validation: int, data: Dataset, keep_best: bool) -> None:
 
 def _check_demo(folder: Path, epochs: int, seed: int) -> None:
     """A second demo in one folder goes on with the first one's networks: they must be those that are asked for."""
-    record = describe_classifier(folder)["extra"]
+    record = read_training_record(folder)
     if (record.get("epochs"), record.get("seed")) != (epochs, seed):
         raise ValueError(
             f"--out: {folder} holds a network of {record.get('epochs')} epochs and seed {record.get('seed')}, expected "
@@ -646,10 +649,11 @@ def _check_demo(folder: Path, epochs: int, seed: int) -> None:
 
 def _test_data(run: Path, name: str | None) -> Dataset:
     """The test data that are asked for, or those of the run's training."""
-    trained_on = describe_classifier(run)["extra"].get("data")
-    if name is None and trained_on is None:
+    trained_on: str | None = read_training_record(run).get("data")
+    chosen = name or trained_on
+    if chosen is None:
         raise ValueError(f"--data: {run} does not say what it was trained on, expected the name of the test data.")
-    return _load(name or trained_on)
+    return _load(chosen)
 
 
 def _load(name: str) -> Dataset:

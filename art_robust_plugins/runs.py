@@ -13,11 +13,10 @@ import torch
 from accelerate import PartialState
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
-from rich.console import Console
 from torch import nn
 
 from .bridge import check_threat, processes_of
-from .checkpoint import describe_classifier, load_classifier, save_classifier
+from .checkpoint import load_classifier, save_classifier
 from .checks import check_choice, check_count, check_number, plain_number
 from .data import Dataset
 from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
@@ -27,12 +26,15 @@ from .evaluation.suites import Backend
 from .files import read_json, save_tensors, write_json
 from .labels import MissingClassWarning
 from .lipschitz import LipschitzReport, NoLipschitzRuleError, PyTorchLipschitzCertifier
+from .memory import in_gigabytes, physical_memory
 from .models import create_model
 from .registry import create, create_instrument, method, parameters_of
+from .terminal import console
 from .threat import ThreatModel
 from .training import RobustTrainer, TrainingOptions
 from .training.loop import CHECKPOINT
 from .training.processes import Processes
+from .training_record import read_training_record
 from .weight_map import PyTorchWeightMapClassifier
 
 EVALUATIONS = "evaluations"
@@ -40,7 +42,6 @@ CERTIFICATES = "certificates"
 CERTIFICATE_FILE = "certificate.json"
 STATE = "state"
 BATCH_SIZE = 250
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class TrainingPlan:
             raise ValueError(
                 f"validation: got {self.validation} of {self.images(data)} training images, expected fewer."
             )
+        self._check_memory(data)
         torch.manual_seed(seed)
         network = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
         descent: torch.optim.Optimizer
@@ -133,6 +135,21 @@ class TrainingPlan:
         classifier = create(self.method, classifier, **self.parameters)
         trainer = create("standard", classifier, **training)
         return trainer, {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
+
+    def _check_memory(self, data: Dataset) -> None:
+        """Refuse a network that is larger than the memory, before it is made."""
+        try:
+            with torch.device("meta"):
+                twin = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
+        except RuntimeError as error:  # sizes below 0, or beyond any memory
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"network: got arguments that make no network ({reason}), expected others.") from error
+        size = sum(tensor.numel() * tensor.element_size() for tensor in twin.state_dict().values())
+        if size > physical_memory():
+            raise ValueError(
+                f"network: got arguments that make {in_gigabytes(size)} of weights, expected at most the memory, "
+                f"{in_gigabytes(physical_memory())}."
+            )
 
     def check(self, trainer: RobustTrainer, data: Dataset) -> None:
         """Refuse what training with these data would refuse, before it begins.
@@ -316,7 +333,7 @@ def _label(
     """A folder's name for an evaluation: another one of the same run gets another name."""
     radii = [str(threat).split(" ")[1] for threat in threats[1:]]
     parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
-    trained_on = describe_classifier(run)["extra"].get("data")
+    trained_on = read_training_record(run).get("data")
     if trained_on is not None and Path(data.name).name != Path(trained_on).name:
         parts.append(Path(data.name).stem)
     parts += [f"seed{seed}"] if seed else []

@@ -24,7 +24,7 @@ from .suites import SUITES
 
 if TYPE_CHECKING:
     from .evaluator import CallCounter
-    from .report import AttackResult
+    from .results import AttackResult
 
 Severity = Literal["severe", "warning", "note"]
 Judge = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

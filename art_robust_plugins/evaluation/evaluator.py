@@ -43,7 +43,9 @@ from ..threat import ThreatModel, check_radius
 from . import diagnostics
 from .autoattack.batches import ChannelsLast, Passes, fitting_size, laid_out
 from .autoattack.standard import joint_size
-from .report import AttackResult, EvaluationReport, Examples
+from .report import EvaluationReport
+from .results import AttackResult, Examples
+from .state_record import check_change, check_opened, read_fingerprint
 from .suites import (
     SUITES,
     Attack,
@@ -350,7 +352,7 @@ class _Run:
                 f"state_dir: the state in {folder} is of an evaluation by an earlier version of art-robust-plugins, "
                 f"expected this one; choose another folder for this evaluation."
             )
-        was = stored["fingerprint"]
+        was = read_fingerprint(stored, folder / STATE_FILE)
         different = [
             f"{key} ({was.get(key)}, now {value})" if key in _VERSIONS else key
             for key, value in fingerprint.items()
@@ -361,16 +363,21 @@ class _Run:
                 f"state_dir: the state in {folder} is of an evaluation with another {_listed(different)}, expected "
                 f"the same; choose another folder for this evaluation."
             )
+        check_opened(stored, folder / STATE_FILE, points=len(self.x), classes=self.evaluator.estimator.nb_classes)
         if stored["passes"] == 1 and self._outputs_changed(stored["outputs"]):
             raise ValueError(
                 f"state_dir: the state in {folder} is of a network with other outputs for the same images, expected "
                 f"the same code and constants; choose another folder for this evaluation."
             )
         # In the order in which the attacks ran: who broke a point first gives its adversarial image.
-        changes = map(load_state, sorted((folder / BATCHES_FOLDER).glob("[0-9]*.pt")))
-        return stored, [
-            change for change in changes if isinstance(change, dict) and change.get("mark") == stored["mark"]
-        ]
+        progress = _new_progress(len(self.x))
+        changes = []
+        for path in sorted((folder / BATCHES_FOLDER).glob("[0-9]*.pt")):
+            change = load_state(path)
+            if isinstance(change, dict) and change.get("mark") == stored["mark"]:
+                known = {attack.name for attack in self.attacks}
+                changes.append(check_change(change, path, attacks=known, counts=progress["counts"], x=self.x))
+        return stored, changes
 
     def _outputs_changed(self, outputs: Tensor) -> bool:
         """Whether the network computes something else, which its weights and its text need not show."""

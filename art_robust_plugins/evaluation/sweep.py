@@ -12,14 +12,18 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
 from ..bridge import image_tensor, label_tensor
-from ..files import read_json, write_json
+from ..entries import Entry
+from ..files import read_json
+from ..sealed import read_sealed, write_sealed
 from ..threat import ThreatModel
 from . import diagnostics
 from .evaluator import Evaluator, describe_threat
-from .report import AttackResult, EvaluationReport
+from .report import EvaluationReport
+from .results import AttackResult
 from .suites import resolve
 
 SWEEP_FILE = "sweep.json"
+_FORMAT = "art-robust-plugins sweep 2"
 
 
 def sweep(
@@ -106,7 +110,7 @@ def sweep(
 def _check_radii(path: Path, threats: Sequence[ThreatModel]) -> None:
     """Each radius attacks what the smaller ones left, so that in one folder only larger ones may join."""
     now = [f"{threat.norm} {threat.eps:g}" for threat in threats]
-    was = read_json(path) if path.exists() else []
+    was = _read_radii(path) if path.exists() else []
     common = min(len(was), len(now))
     if was[:common] != now[:common]:
         raise ValueError(
@@ -114,7 +118,22 @@ def _check_radii(path: Path, threats: Sequence[ThreatModel]) -> None:
             f"expected the same ones and larger ones; choose another folder for this sweep."
         )
     if len(now) > len(was):
-        write_json(path, now)
+        write_sealed(path, {"format": _FORMAT, "radii": now})
+
+
+def _read_radii(path: Path) -> list[str]:
+    """The radii of a sweep, as text; earlier versions wrote a bare list of them."""
+    record = read_json(path)
+    radii = record if isinstance(record, list) else read_sealed(path, _FORMAT).get("radii")
+    entry = Entry(radii, f"{path}: radii")
+    for each in entry.list_of(1000):
+        try:
+            threat = ThreatModel(*each.text().split(" "))
+        except (TypeError, ValueError):
+            each.refuse("a norm and a radius, such as 'Linf 0.1'")
+        if f"{threat.norm} {threat.eps:g}" != each.value:
+            each.refuse(f"{threat.norm} {threat.eps:g}")
+    return entry.texts()
 
 
 def _merged(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any]) -> EvaluationReport:
