@@ -47,7 +47,7 @@ from .runs import (
     train_run,
 )
 from .threat import ThreatModel
-from .training.loop import CHECKPOINT
+from .training.checkpoints import CHECKPOINT
 from .training.options import TrainingOptions
 from .training.processes import Processes
 

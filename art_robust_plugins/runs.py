@@ -29,7 +29,7 @@ from .models import create_model
 from .registry import create, create_instrument, method, parameters_of
 from .threat import ThreatModel
 from .training import RobustTrainer, TrainingOptions
-from .training.loop import CHECKPOINT
+from .training.checkpoints import CHECKPOINT
 from .training.processes import Processes
 from .weight_map import PyTorchWeightMapClassifier
 
