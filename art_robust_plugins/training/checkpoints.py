@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 import zlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +16,34 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from ..bridge import preprocessing_modules
-from ..files import load_state, save_state
+from ..files import remove_temporaries, save_state
+from ..locks import locked_folder
 from .averaging import WeightAverage
+from .identity import (
+    describe_arrays,
+    describe_estimator,
+    describe_groups,
+    describe_loader,
+    describe_method,
+    describe_scheduler,
+    describe_scheduler_code,
+    plain_text,
+)
 from .instruments import Instrument
 from .memory_format import align_state
 from .options import TrainingOptions
 from .prefetch import Batch
+from .probe import OutputProbe
 from .processes import Processes
+from .resuming import (
+    Snapshot,
+    check_averages,
+    check_identity,
+    check_optimizer,
+    check_same,
+    check_tensors,
+    read_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +69,21 @@ class Resumable(Protocol):
         """Take up the state of an earlier run."""
 
 
+@contextmanager
+def held_folder(folder: str | Path, processes: Processes) -> Iterator[None]:
+    """A context within which no other training writes to ``folder``; the main process holds it for all."""
+    with ExitStack() as stack:
+        refusal: Exception | None = None
+        if processes.is_main:
+            try:
+                stack.enter_context(locked_folder("checkpoint_dir", folder, "training"))
+                remove_temporaries(folder, [CHECKPOINT])
+            except (OSError, ValueError) as error:
+                refusal = error
+        processes.raise_together(refusal)
+        yield
+
+
 class TrainingRun:
     """What outlives an epoch: the seed, the best weights, and the checkpoint that holds all of it."""
 
@@ -69,6 +104,28 @@ class TrainingRun:
         self.average: WeightAverage | None = None
         self._earlier_averages: list[Tensor] | None = None
         self.seed = 0
+        self._identity: dict[str, str] = {}
+        self._probe: OutputProbe | None = None
+        self._unverified: tuple[Snapshot, dict[str, Any]] | None = None
+
+    def identify(self, whole: Batch | None, loader: object, validation: Batch | None) -> None:
+        """Describe what the run is made of, where checkpoints are written: all the data of ``fit``, or its loader."""
+        if self.path is None:
+            return
+        self._probe = OutputProbe(self.trainer.classifier)
+        self._identity = {
+            "data from": "arrays" if whole is not None else "a loader",
+            **(describe_arrays(*whole) if whole is not None else describe_loader(loader)),
+            **({} if validation is None else describe_arrays(*validation, prefix="validation_data ")),
+            "validation data": "none" if validation is None else "given",
+            **describe_estimator(self.trainer.classifier),
+            **describe_method(self.trainer, self.trainer.instruments),
+            **describe_scheduler_code(self.scheduler),
+            **self._progress(),
+        }
+
+    def _progress(self) -> dict[str, str]:
+        return {**describe_groups(self.trainer.classifier), **describe_scheduler(self.scheduler)}
 
     @property
     def advice(self) -> str:
@@ -78,13 +135,16 @@ class TrainingRun:
         return f"start all of them again with resume (--resume), to go on from the last epoch in {self.path}."
 
     def start(self, processes: Processes, nb_epochs: int) -> int:
-        """Begin anew or take up the checkpoint; the number of epochs that are already done."""
-        self.trainer.history = []
+        """Begin anew or take up the checkpoint; the number of epochs that are already done.
+
+        What is taken up is only sure when `verify` has been called.
+        """
         drawn = torch.randint(2**31, ()) if self.options.seed is None else torch.tensor(self.options.seed)
         drawn = drawn.to(processes.device)
         processes.copy_from_main([drawn])
         self.seed = int(drawn)
         if self.path is None or not self.path.exists():
+            self.trainer.history = []
             return 0
         if not self.options.resume:
             raise ValueError(
@@ -92,6 +152,22 @@ class TrainingRun:
                 f"folder."
             )
         return self._load(self.path, nb_epochs)
+
+    def verify(self) -> None:
+        """Refuse, when the instruments are attached, a network that computes something else than the checkpoint's.
+
+        Raises:
+            ValueError: it does; all is then as it was before `start`.
+        """
+        if self._unverified is None or self._probe is None:
+            return
+        (snapshot, outputs), self._unverified = self._unverified, None
+        if not self._probe.matches(outputs):
+            self._undo(snapshot)
+            raise ValueError(
+                f"resume: {self.path} was written with a network of other outputs for the same inputs and weights, "
+                f"expected the same code and constants."
+            )
 
     def begin_average(self) -> None:
         """Start the average of the weights, or go on with the checkpoint's, now that the weights are there."""
@@ -119,7 +195,6 @@ class TrainingRun:
         instruments = [instrument.state_dict() for instrument in self.trainer.instruments]  # by all processes together
         if not processes.is_main:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": self.settings,
             "seed": self.seed,
@@ -134,6 +209,9 @@ class TrainingRun:
             "order": [generator.get_state() for generator in self.order],
             "best": self.best,
             "average": None if self.average is None else self.average.averages,
+            "identity": self._identity,
+            "progress": self._progress(),
+            "probe": None if self._probe is None else self._probe.state_dict(),
         }
         save_state(self.path, state)
 
@@ -144,16 +222,13 @@ class TrainingRun:
             logger.info("kept the weights of epoch %d", self.best["epoch"])
 
     def _load(self, path: Path, nb_epochs: int) -> int:
-        state = load_state(path)
-        if not isinstance(state, dict) or not {"settings", "network", "epochs", "method"} <= state.keys():
-            raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
+        state = read_checkpoint(path)
         # What earlier checkpoints do not name was not there.
         defaults = {name: str(value) for name, value in asdict(TrainingOptions()).items()}
         written = {"preprocessing": "[]", **defaults, **state["settings"]}
         for name, now in self.settings.items():
-            then = plain_text(written.get(name))
-            if then != now:
-                raise ValueError(f"resume: {path} was written with {name} {then}, but this run has {now}.")
+            check_same(path, name, plain_text(written.get(name)), now)
+        check_identity(path, state.get("identity", {}), state.get("progress", {}), self._identity, moving="scheduler ")
         epochs, order = int(state["epochs"]), state.get("order")
         if epochs > nb_epochs:
             raise ValueError(f"nb_epochs: got {nb_epochs}, but {path} holds {epochs}, expected at least as many.")
@@ -163,6 +238,40 @@ class TrainingRun:
                 f"resume: {path} was written with {len(order)} random generators of the loader, but this run has "
                 f"{len(self.order)}."
             )
+        self._check_shapes(path, state)
+        owners = (self.trainer, *self.trainer.instruments)
+        modules = (self.network, *self.preprocessing)
+        snapshot = Snapshot(modules, self.optimizer, self.scheduler, self.order, owners)
+        try:
+            self._take_up(state, order)
+        except BaseException as error:
+            self._undo(snapshot)
+            if isinstance(error, RuntimeError | ValueError | TypeError | LookupError):
+                reason = str(error).strip().split("\n")[0]
+                raise ValueError(
+                    f"resume: {path} does not fit this run ({reason}), expected another folder."
+                ) from error
+            raise
+        self.trainer.history = state["history"]
+        self.best, self.seed = state["best"], state["seed"]
+        self._earlier_averages = state.get("average")
+        self._identity |= state.get("identity", {})
+        if "probe" in state:
+            self._unverified = snapshot, state["probe"]
+        return epochs
+
+    def _check_shapes(self, path: Path, state: dict[str, Any]) -> None:
+        states = [state["network"], *state.get("preprocessing", ())]
+        modules = (self.network, *self.preprocessing)
+        check_same(path, "modules with weights", str(len(states)), str(len(modules)))
+        for number, (saved, module) in enumerate(zip(states, modules, strict=True)):
+            check_tensors(path, "the network" if number == 0 else f"preprocessing {number}", saved, module.state_dict())
+        check_optimizer(path, state["optimizer"], self.optimizer)
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        check_averages(path, state.get("average"), weights, wanted=self.options.ema_decay is not None)
+        check_same(path, "instruments", str(len(state["instruments"])), str(len(self.trainer.instruments)))
+
+    def _take_up(self, state: dict[str, Any], order: Sequence[Tensor]) -> None:
         self.network.load_state_dict(state["network"])
         self._load_preprocessing(state)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -171,13 +280,13 @@ class TrainingRun:
             self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
         for generator, saved in zip(self.order, order, strict=True):
             generator.set_state(saved)
-        for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
-            instrument.load_state_dict(saved)
+        for instrument, kept in zip(self.trainer.instruments, state["instruments"], strict=True):
+            instrument.load_state_dict(kept)
         self.trainer.load_state_dict(state["method"])
-        self.trainer.history = state["history"]
-        self.best, self.seed = state["best"], state["seed"]
-        self._earlier_averages = state.get("average")
-        return epochs
+
+    def _undo(self, snapshot: Snapshot) -> None:
+        snapshot.restore()
+        align_state(self.optimizer)
 
     def _load_preprocessing(self, state: dict[str, Any]) -> None:
         for module, weights in zip(self.preprocessing, state.get("preprocessing", ()), strict=True):
@@ -209,14 +318,6 @@ class TrainingRun:
         for name, tensor in zip(names, (*(whole or (None, None)), *(validation or (None, None))), strict=True):
             settings[f"{name}, checksum"] = "none" if tensor is None else str(checksum(tensor))
         return settings
-
-
-_OF_ONE_PROCESS = re.compile(r" at 0x[0-9a-fA-F]+|, device='\w+(:\d+)?'")
-
-
-def plain_text(value: Any) -> str:
-    """A setting as text, without memory addresses and devices: two processes differ in them, and a resumed run too."""
-    return _OF_ONE_PROCESS.sub("", str(value))
 
 
 def _copied(weights: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from ..randomness import restored_random_states, seed_torch
 from ..threat import Bound, ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
-from .checkpoints import TrainingRun, checksum, tensors_of
+from .checkpoints import TrainingRun, checksum, held_folder, tensors_of
 from .compiling import Compiled
 from .fused import check_fused, fused_steps
 from .instruments import Instrument
@@ -270,7 +270,9 @@ class RobustTrainer(Trainer):
         if isinstance(generator, PyTorchDataGenerator):
             return self.fit_loader(generator.iterator, nb_epochs, validation_data, scheduler, verbose)
         if isinstance(generator, Iterable):
-            return self._fit_batches(lambda: iter(generator), None, nb_epochs, validation_data, scheduler, verbose)
+            return self._fit_batches(
+                lambda: iter(generator), None, nb_epochs, validation_data, scheduler, verbose, source=generator
+            )
         if generator.size is None:
             raise ValueError("generator: its size is None, expected the number of samples of an epoch.")
         steps = -(-generator.size // generator.batch_size)
@@ -278,7 +280,7 @@ class RobustTrainer(Trainer):
         def one_epoch() -> Iterator[Any]:
             return (generator.get_batch() for _ in range(steps))
 
-        return self._fit_batches(one_epoch, steps, nb_epochs, validation_data, scheduler, verbose)
+        return self._fit_batches(one_epoch, steps, nb_epochs, validation_data, scheduler, verbose, source=generator)
 
     def fit_loader(
         self,
@@ -306,7 +308,9 @@ class RobustTrainer(Trainer):
         except TypeError:  # a stream: its length shows when it ends
             steps = None
         order = _generators_of(loader)
-        self._fit_batches(lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order)
+        self._fit_batches(
+            lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order, source=loader
+        )
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -339,6 +343,7 @@ class RobustTrainer(Trainer):
         scheduler: Any,
         verbose: bool,
         order: Sequence[torch.Generator] = (),
+        source: object = None,
     ) -> None:
         self._prepare()
 
@@ -358,7 +363,7 @@ class RobustTrainer(Trainer):
             # Compared on the host: labels need not be read back from the device.
             return prefetched(_alike(checked(), cast(Processes, self._processes)), self._device)
 
-        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order)
+        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order, source=source)
 
     def _run(
         self,
@@ -371,12 +376,15 @@ class RobustTrainer(Trainer):
         verbose: bool,
         order: Sequence[torch.Generator] = (),
         whole: Batch | None = None,
+        source: object = None,
     ) -> None:
         """Train with network and optimizer set up as the options say, and as they were afterwards."""
         check_count("nb_epochs", nb_epochs)
         if self.options.schedule != "constant":
             data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
         with ExitStack() as stack:
+            if self.options.checkpoint_dir is not None:
+                stack.enter_context(held_folder(self.options.checkpoint_dir, Processes(self._device)))
             if self.options.channels_last:
                 stack.enter_context(in_channels_last(self.classifier.model, self.classifier.optimizer))
             if self.options.fused_optimizer:
@@ -384,7 +392,7 @@ class RobustTrainer(Trainer):
             if self.options.schedule != "constant":
                 factor = schedule_factor(self.options, cast(int, steps), nb_epochs)
                 scheduler = stack.enter_context(scheduled(self.classifier.optimizer, factor))
-            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, whole)
+            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, whole, source)
 
     def _schedule_settings(self, scheduler: Any, steps: int | None, nb_epochs: int) -> dict[str, int]:
         """What a schedule of the options depends on, and a resumed run must keep."""
@@ -406,10 +414,12 @@ class RobustTrainer(Trainer):
         verbose: bool,
         order: Sequence[torch.Generator],
         whole: Batch | None,
+        source: object,
     ) -> None:
         """From the first epoch, or from where a checkpoint stands.
 
-        ``order`` holds a loader's own generators, ``whole`` all the data of ``fit``.
+        ``order`` holds a loader's own generators, ``whole`` all the data of ``fit``, ``source`` what gives the batches
+        otherwise.
         """
         options, network = self.options, self.classifier.model
         processes = self._processes = Processes(self._device)
@@ -424,6 +434,7 @@ class RobustTrainer(Trainer):
         if processes.count > 1:
             # Before a checkpoint is read, which one process could refuse alone.
             processes.check_same_settings(run.same_in_all(nb_epochs, whole, validation))
+        run.identify(whole, source, validation)
         first = run.start(processes, nb_epochs)
         processes.check_same({"checkpoint_dir, epochs that its checkpoint holds": first})
         for module in (network, *run.preprocessing):
@@ -438,6 +449,7 @@ class RobustTrainer(Trainer):
             stack.enter_context(bar)
             for instrument in self.instruments:
                 stack.enter_context(instrument.attached(network))
+            run.verify()
             stack.callback(network.eval)
             stack.callback(self._set_share, None)
             if options.compile != "no":
