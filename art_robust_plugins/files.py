@@ -87,10 +87,10 @@ def remove_temporaries(folder: str | Path, targets: Collection[str] | None = Non
     Nobody else may be writing them: hold the folder's lock.
 
     Args:
-        folder: one that exists.
+        folder: one that need not exist.
         targets: names of the files that were to be written; None for all.
     """
-    for path in Path(folder).iterdir():
+    for path in Path(folder).glob(".*"):
         target = target_of_temporary(path.name)
         if target is not None and (targets is None or target in targets) and path.is_file():
             path.unlink()

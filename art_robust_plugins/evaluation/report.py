@@ -23,6 +23,10 @@ from .suites import Constraint
 REPORT_FILE = "report.json"
 ARRAYS_FILE = "arrays.safetensors"
 VERDICTS_FILE = "verdicts.csv"
+MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
+COMPARISON_FILES = ("index.md", "index.html")
+REPORT_FILES = (REPORT_FILE, ARRAYS_FILE, VERDICTS_FILE, MARKDOWN_FILE, PAGE_FILE)
+"""What `EvaluationReport.save` writes."""
 _FORMAT = "art-robust-plugins report 3"
 _EARLIER = ("art-robust-plugins report 1", "art-robust-plugins report 2")
 
@@ -308,10 +312,10 @@ class EvaluationReport:
         }
         save_tensors(folder / ARRAYS_FILE, {name: _tensor(values) for name, values in arrays.items()})
         write_json(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": sha256_of(folder / ARRAYS_FILE)})
-        texts = {VERDICTS_FILE: self.verdicts_csv(), "report.md": page.markdown(self), "report.html": page.html(self)}
+        texts = {VERDICTS_FILE: self.verdicts_csv(), MARKDOWN_FILE: page.markdown(self), PAGE_FILE: page.html(self)}
         for name, text in texts.items():
             write_atomically(folder / name, _writer(text))
-        return folder / "report.html"
+        return folder / PAGE_FILE
 
     @classmethod
     def load(cls, folder: str | Path) -> EvaluationReport:
@@ -382,10 +386,10 @@ def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path)
         ValueError: no reports.
     """
     folder = Path(folder)
-    pages = {"index.md": page.comparison_markdown(_some(reports)), "index.html": page.comparison_html(reports)}
-    for name, text in pages.items():
+    texts = (page.comparison_markdown(_some(reports)), page.comparison_html(reports))
+    for name, text in zip(COMPARISON_FILES, texts, strict=True):
         write_atomically(folder / name, _writer(text))
-    return folder / "index.html"
+    return folder / COMPARISON_FILES[-1]
 
 
 def _some(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationReport]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from ..bridge import preprocessing_modules
-from ..files import remove_temporaries, save_state
-from ..locks import locked_folder
+from ..files import save_state
 from .averaging import WeightAverage
 from .identity import (
     describe_arrays,
@@ -67,21 +66,6 @@ class Resumable(Protocol):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the state of an earlier run."""
-
-
-@contextmanager
-def held_folder(folder: str | Path, processes: Processes) -> Iterator[None]:
-    """A context within which no other training writes to ``folder``; the main process holds it for all."""
-    with ExitStack() as stack:
-        refusal: Exception | None = None
-        if processes.is_main:
-            try:
-                stack.enter_context(locked_folder("checkpoint_dir", folder, "training"))
-                remove_temporaries(folder, [CHECKPOINT])
-            except (OSError, ValueError) as error:
-                refusal = error
-        processes.raise_together(refusal)
-        yield
 
 
 class TrainingRun:

@@ -51,7 +51,7 @@ def describe_estimator(classifier: PyTorchClassifier) -> dict[str, str]:
     parameters = [f"{name} {p.dtype}{'' if p.requires_grad else ' frozen'}" for name, p in network.named_parameters()]
     described = {
         "network": plain_text(network),
-        "types of modules": ", ".join(f"{n}: {type(m).__qualname__}".lstrip(": ") for n, m in network.named_modules()),
+        "types of modules": ", ".join(f"{n}: {type(m).__name__}".lstrip(": ") for n, m in network.named_modules()),
         "attributes of modules": ", ".join(plain),
         "parameters": ", ".join(parameters),
         "loss": describe_object(loss),
@@ -139,7 +139,7 @@ def describe_object(value: Any, left_out: Iterable[str] = ()) -> str:
     texts = [f"{name}={describe_value(held)}" for name, held in own.items() if held is not inspect.Parameter.empty]
     if isinstance(value, nn.Module):
         texts += [f"{name}={describe_value(tensor)}" for name, tensor in value.named_buffers() if name not in own]
-    return f"{type(value).__qualname__}({', '.join(texts)})"
+    return f"{type(value).__name__}({', '.join(texts)})"
 
 
 def describe_value(value: Any) -> str:
@@ -213,7 +213,7 @@ def _described_source(source: object, place: str, depth: int) -> Iterator[tuple[
     elif isinstance(source, list | tuple):
         yield from _described_list(source, place, depth)
     else:
-        yield place, type(source).__qualname__
+        yield place, type(source).__name__
         yield from _described_attributes(source, place, depth)
 
 
@@ -298,7 +298,7 @@ def _is_own(module: str | None) -> bool:
 
 
 def _code_of(function: FunctionType) -> Iterator[str]:
-    yield function.__qualname__
+    yield function.__name__
     yield describe_value(function.__defaults__) + describe_value(function.__kwdefaults__)
     yield from _instructions(function.__code__)
     for name in function.__code__.co_names:

@@ -40,7 +40,7 @@ from ..randomness import restored_random_states, seed_torch
 from ..threat import Bound, ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
-from .checkpoints import TrainingRun, checksum, held_folder, tensors_of
+from .checkpoints import CHECKPOINT, TrainingRun, checksum, tensors_of
 from .compiling import Compiled
 from .fused import check_fused, fused_steps
 from .instruments import Instrument
@@ -384,7 +384,8 @@ class RobustTrainer(Trainer):
             data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
         with ExitStack() as stack:
             if self.options.checkpoint_dir is not None:
-                stack.enter_context(held_folder(self.options.checkpoint_dir, Processes(self._device)))
+                folder, processes = self.options.checkpoint_dir, Processes(self._device)
+                stack.enter_context(processes.held_folder("checkpoint_dir", folder, "training", [CHECKPOINT]))
             if self.options.channels_last:
                 stack.enter_context(in_channels_last(self.classifier.model, self.classifier.optimizer))
             if self.options.fused_optimizer:

@@ -6,15 +6,18 @@ What is done with a whole batch before it reaches the method (its choice, augmen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
 
 from ..bridge import processes_of
+from ..files import remove_temporaries
 from ..fingerprints import excerpts_at_difference
+from ..locks import check_output_folder, locked_folder
 from ..randomness import seed_torch
 from .memory_format import layout_of
 
@@ -133,6 +136,35 @@ class Processes:
                 raise ValueError(said)
         if error is not None:
             raise error
+
+    def do_in_main(self, work: Callable[[], object]) -> None:
+        """Do something in the main process; what it raises is raised in all.
+
+        Only errors of files and of values are expected of it.
+        """
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                work()
+            except (OSError, ValueError) as raised:
+                error = raised
+        self.raise_together(error)
+
+    @contextmanager
+    def held_folder(self, name: str, folder: str | Path, purpose: str, files: Collection[str]) -> Iterator[None]:
+        """A context in which these processes alone write ``files`` in a folder; see `locked_folder`.
+
+        What killed processes left of these files is removed.
+        """
+        with ExitStack() as stack:
+
+            def hold() -> None:
+                check_output_folder(name, folder, files)
+                stack.enter_context(locked_folder(name, folder, purpose))
+                remove_temporaries(folder, files)
+
+            self.do_in_main(hold)
+            yield
 
     def seed_own_noise(self, seed: int) -> None:
         """Begin the random numbers of `exchanged_noise`."""

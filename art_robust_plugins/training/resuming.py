@@ -68,7 +68,7 @@ def check_same(path: Path, name: str, written: str, now: str, *others: str) -> N
         if versions[0] != versions[1]:  # another Python compiles the same code to other instructions
             return
     if now not in (written, *others):
-        then, here = excerpts_at_difference(written, now, width=160)
+        then, here = excerpts_at_difference(" ".join(written.split()), " ".join(now.split()), width=160)
         raise ValueError(f"resume: {path} was written with {name} {then or 'none'}, but this run has {here or 'none'}.")
 
 
