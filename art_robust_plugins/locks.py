@@ -80,11 +80,9 @@ def check_output_folder(name: str, folder: str | Path, files: Collection[str] = 
     """
     folder = Path(folder)
     with _made_folder(name, folder):
-        probe = folder / f".{secrets.token_hex(4)}.probe"
-        _attempt(name, folder, lambda: probe.write_bytes(b""))
-        probe.unlink()
+        _attempt(name, folder, lambda: _write_and_remove(folder / "probe"))
         for file in files:
-            if (folder / file).is_dir():
+            if os.path.isdir(folder / file):
                 raise ValueError(f"{name}: got {folder}, where {file} is a folder, expected a file or nothing there.")
 
 
@@ -95,9 +93,10 @@ def check_output_file(name: str, path: str | Path) -> None:
         ValueError: its folder cannot be made or written to, or a folder stands there.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{name}: got {path}, which is a folder, expected a file.")
-    check_output_folder(name, path.parent)
+    with _made_folder(name, path.parent):
+        _attempt(name, path, lambda: _write_and_remove(path))
 
 
 def is_unused(folder: Path) -> bool:
@@ -111,24 +110,31 @@ def is_unused(folder: Path) -> bool:
 def _made_folder(name: str, folder: Path) -> Iterator[None]:
     """A context with the folder; those of its parents that were made for it, and hold nothing, are removed again."""
     made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
-    _attempt(name, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
     try:
+        _attempt(name, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         yield
     finally:
-        for each in made:
+        for each in filter(os.path.isdir, made):
             try:
                 each.rmdir()
             except OSError:  # it holds something
                 break
 
 
-def _attempt(name: str, folder: Path, work: Callable[[], object]) -> None:
+def _write_and_remove(path: Path) -> None:
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")  # as `write_atomically` names it
+    temporary.write_bytes(b"")
+    temporary.unlink()
+
+
+def _attempt(name: str, path: Path, work: Callable[[], object]) -> None:
     try:
         work()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        blocking = next((each for each in (folder, *folder.parents) if _is_file(each)), None)
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        blocking = next((each for each in (path, *path.parents) if in_the_way and _is_file(each)), None)
         reason = f"{blocking} is a file" if blocking is not None else getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{name}: got {folder}, which cannot be written to ({reason}), expected a folder.") from error
+        raise ValueError(f"{name}: got {path}, which cannot be written to ({reason}), expected another.") from error
 
 
 def _is_file(path: Path) -> bool:

@@ -101,7 +101,7 @@ class Evaluator:
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
             it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
             settings are refused; an `Attack` of one's own is known by its name and parameters alone. Several
-            processes must all see it.
+            processes must all see it; another evaluation at the same time is refused.
         verbose: show progress bars.
 
     Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same

@@ -40,6 +40,7 @@ from .resuming import (
     check_identity,
     check_optimizer,
     check_same,
+    check_scheduler,
     check_tensors,
     read_checkpoint,
 )
@@ -245,12 +246,16 @@ class TrainingRun:
         return epochs
 
     def _check_shapes(self, path: Path, state: dict[str, Any]) -> None:
-        states = [state["network"], *state.get("preprocessing", ())]
         modules = (self.network, *self.preprocessing)
-        check_same(path, "modules with weights", str(len(states)), str(len(modules)))
-        for number, (saved, module) in enumerate(zip(states, modules, strict=True)):
-            check_tensors(path, "the network" if number == 0 else f"preprocessing {number}", saved, module.state_dict())
+        for holder in (state, *([] if state["best"] is None else [state["best"]])):
+            states = [holder["network"], *holder.get("preprocessing", ())]
+            check_same(path, "modules with weights", str(len(states)), str(len(modules)))
+            for number, (saved, module) in enumerate(zip(states, modules, strict=True)):
+                name = "the network" if number == 0 else f"preprocessing {number}"
+                check_tensors(path, name, saved, module.state_dict())
         check_optimizer(path, state["optimizer"], self.optimizer)
+        if self.scheduler is not None:
+            check_scheduler(path, state["scheduler"], self.scheduler.state_dict())
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         check_averages(path, state.get("average"), weights, wanted=self.options.ema_decay is not None)
         check_same(path, "instruments", str(len(state["instruments"])), str(len(self.trainer.instruments)))

@@ -298,6 +298,10 @@ class RobustTrainer(Trainer):
         Each of several processes iterates its own loader, which must give the same whole batches in all of them (no
         ``DistributedSampler``), and takes its share; labels that differ are an error. A ``DataLoader`` that shuffles
         does so by random numbers that are the same in all.
+
+        A resumed run must have a loader of the same types, length, batch size and sampler, and the same arrays in the
+        memory of its data set (tensors, arrays, lists of numbers; lists of batches whole). Nothing is drawn from it to
+        compare: of data that are read from files as they are needed, only the number of samples is known.
         """
         if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
             raise TypeError(

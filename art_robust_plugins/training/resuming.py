@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..checks import is_number
 from ..files import load_state
 from ..fingerprints import excerpts_at_difference
 from .identity import CODE
@@ -53,8 +54,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
     for name, kind in _LATER_ENTRIES.items():
         if name in state and not isinstance(state[name], kind):
-            raise ValueError(f"checkpoint_dir: {path} has a damaged entry {name!r}, expected another folder.")
+            raise _damaged(path, name)
+    for name in ("preprocessing", "instruments", "history"):
+        if not all(isinstance(entry, dict) for entry in state.get(name, ())):
+            raise _damaged(path, name)
+    best = state["best"]
+    if best is not None and not (
+        {"epoch", "measure"} <= best.keys()
+        and isinstance(best.get("network"), dict)
+        and isinstance(best.get("preprocessing", []), list)
+    ):
+        raise _damaged(path, "best")
+    probe = state.get("probe")
+    if probe is not None and not (isinstance(probe.get("outputs"), Tensor) and isinstance(probe.get("device"), str)):
+        raise _damaged(path, "probe")
     return state
+
+
+def _damaged(path: Path, name: str) -> ValueError:
+    return ValueError(f"checkpoint_dir: {path} has a damaged entry {name!r}, expected another folder.")
 
 
 def check_same(path: Path, name: str, written: str, now: str, *others: str) -> None:
@@ -89,7 +107,7 @@ def check_identity(
             continue
         moved = progress.get(name, written[name])
         if not (name.startswith(moving) and moved != written[name]):
-            check_same(path, name, written[name], text, moved)
+            check_same(path, name, str(written[name]), text, str(moved))
 
 
 def check_tensors(path: Path, name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -103,7 +121,9 @@ def check_optimizer(path: Path, saved: Mapping[str, Any], optimizer: Optimizer) 
     """Refuse the saved state of an optimizer with other groups, or for parameters of other shapes."""
     groups = saved.get("param_groups")
     if not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
-        raise ValueError(f"checkpoint_dir: {path} has a damaged entry 'optimizer', expected another folder.")
+        raise _damaged(path, "optimizer")
+    if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
+        raise _damaged(path, "optimizer")
     sizes = [str([len(group["params"]) for group in each]) for each in (groups, optimizer.param_groups)]
     check_same(path, "sizes of the optimizer's groups", *sizes)
     numbers = [number for group in groups for number in group["params"]]
@@ -113,6 +133,19 @@ def check_optimizer(path: Path, saved: Mapping[str, Any], optimizer: Optimizer) 
         for name in _OF_A_PARAMETER:
             if isinstance(kept.get(name), Tensor):
                 check_same(path, f"shape of {name} of parameter {number}", _shape(kept[name]), _shape(weight))
+
+
+def check_scheduler(path: Path, saved: Mapping[str, Any] | None, own: Mapping[str, Any]) -> None:
+    """Refuse the saved state of a scheduler that has entries of another kind, at which it would fail later."""
+    for name, value in (saved or {}).items():
+        if value is not None and own.get(name) is not None:
+            check_same(path, f"kind of the scheduler's {name}", _kind(value), _kind(own[name]))
+
+
+def _kind(value: Any) -> str:
+    if is_number(value):
+        return "number"
+    return next((kind.__name__ for kind in (dict, list, tuple) if isinstance(value, kind)), type(value).__name__)
 
 
 def check_averages(path: Path, saved: Sequence[Any] | None, weights: Sequence[Tensor], wanted: bool) -> None:
