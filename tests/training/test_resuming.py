@@ -159,10 +159,10 @@ def half(epoch: int) -> float:
 
 
 OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("with x ", {}, {"data": (X_CHANGED, Y)}),
-    ("with y ", {}, {"data": (X, Y_CHANGED)}),
-    ("with validation_data x", {}, {"validation": (X_CHANGED, Y)}),
-    ("with validation_data y", {}, {"validation": (X, Y_CHANGED)}),
+    ("x float32 ", {}, {"data": (X_CHANGED, Y)}),
+    ("y int64 ", {}, {"data": (X, Y_CHANGED)}),
+    ("validation_data x float32", {}, {"validation": (X_CHANGED, Y)}),
+    ("validation_data y int64", {}, {"validation": (X, Y_CHANGED)}),
     ("validation data given", {}, {"validation": None}),
     ("ReLU.*Tanh", {}, {"model": lambda: network(nn.Tanh)}),
     (r"Dropout\(p=0.1.*Dropout\(p=0.3", {}, {"model": lambda: network(drop=0.3)}),
