@@ -274,11 +274,7 @@ def _check_outputs(
     With ``column``, a network of two classes may have one output.
     """
     network = classifier.model
-    low, high = clip_range(classifier)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, *classifier.input_shape, generator=generator, device="cpu").to(device_of(network))
-    if low is not None and high is not None:
-        x = x * (high - low) + low
+    x = random_inputs(classifier, 2)
     with preserved(network):
         network.eval()
         # Randomised networks must not move the caller's random stream.
@@ -296,6 +292,14 @@ def _check_outputs(
             "classifier: the network's outputs are softmax probabilities, expected logits; "
             "remove the softmax, the loss applies it."
         )
+
+
+def random_inputs(classifier: PyTorchClassifier, count: int) -> Tensor:
+    """Random inputs [count, *input_shape] in the classifier's range, on its device; the same ones every time."""
+    low, high = clip_range(classifier)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(count, *classifier.input_shape, generator=generator, device="cpu").to(device_of(classifier.model))
+    return x if low is None or high is None else x * (high - low) + low
 
 
 def outputs_are_probabilities(outputs: Tensor) -> bool:

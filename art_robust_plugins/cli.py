@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -27,17 +27,21 @@ from .escapes import printable
 from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
 from .evaluation.rendering.labels import worst_case_mark
-from .evaluation.report import REPORT_FILE
+from .evaluation.report import COMPARISON_FILES, REPORT_FILE, REPORT_FILES
 from .export import SUFFIXES, Format, export_classifier
 from .files import write_json
+from .locks import check_output_file, check_output_folder, is_unused
 from .models import MODELS
 from .recipes import available_recipes, load_recipe, result_rows, run_recipe
 from .record import table as markdown
 from .registry import available_instruments, available_methods, method, parameters_of
 from .runs import (
     BATCH_SIZE,
+    CERTIFICATE_FILE,
     CERTIFICATES,
     EVALUATIONS,
+    RADII_FILE,
+    RUN_FILES,
     STATE,
     TrainingPlan,
     certify_run,
@@ -48,7 +52,7 @@ from .runs import (
 )
 from .terminal import console
 from .threat import ThreatModel
-from .training.loop import CHECKPOINT
+from .training.checkpoints import CHECKPOINT
 from .training.options import TrainingOptions
 from .training.processes import Processes
 from .training_record import read_training_record
@@ -211,6 +215,7 @@ def demo(
     Linf 0.1, and is certified. About six minutes.
     """
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
+    _check_output("--out", out, COMPARISON_FILES)
     data = load_data("digits")
     threat = ThreatModel("Linf", 0.1)
     trained = {name: kind for name, kind in available_methods().items() if is_trainable(kind)}
@@ -360,10 +365,11 @@ def train(
         "freeze_batch_norm": freeze_batch_norm,
     }
     TrainingOptions(**engine)  # refuses what is wrong before the data are loaded
+    _check_output("--out", out, RUN_FILES)
+    if resume and not (out / CHECKPOINT).exists() and not is_unused(out):
+        raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
     dataset = _load(data)
     _check_validation(validation, dataset, keep_best)
-    if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
-        raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
     plan = TrainingPlan(
         name,
         network=model,
@@ -427,6 +433,7 @@ def evaluate(
     Example: art-robust evaluate runs/bang --norm Linf --eps 0.1 --attacks standard --attacks noise
     """
     threats = [ThreatModel(norm.value, radius) for radius in eps]
+    _check_output("--out", out or run / EVALUATIONS, () if out is None else REPORT_FILES)
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
         reports = evaluate_run(
             run,
@@ -471,6 +478,7 @@ def certify(
     if points is not None and points < 1:
         raise ValueError(f"--points: got {points}, expected at least 1.")
     threats = [ThreatModel(norm.value, radius) for radius in eps]
+    _check_output("--out", out or run / CERTIFICATES, () if out is None else (CERTIFICATE_FILE, RADII_FILE))
     test = _test_data(run, data)
     images = len(test.x_test[:points])
     name = "-".join([norm.value, *eps, Path(test.name).stem, str(images)]).replace("/", "_")
@@ -509,6 +517,7 @@ def export(
         raise ValueError(f"--batch: got {batch!r}, expected a positive whole number or dynamic.")
     kind: Format = format.value
     path = out or run / f"network{SUFFIXES[kind]}"
+    check_output_file("--out", path)
     images = _test_data(run, data).x_test[:points]
     size = None if batch == "dynamic" else int(batch)
     difference = export_classifier(load_classifier(run, device="cpu"), path, images, format=kind, batch=size)
@@ -525,6 +534,7 @@ def report(
     Example: art-robust report runs/*
     """
     _check_alone("report")
+    check_output_folder("--out", out, COMPARISON_FILES)
     reports = {}
     for run in runs:
         # A sweep has a folder for each radius.
@@ -583,6 +593,8 @@ def benchmark(
         raise ValueError("--record: got it with --quick, whose results are no measurements, expected it without.")
     if record is not None and (record.is_dir() or not record.absolute().parent.is_dir()):
         raise ValueError(f"--record: got {record}, expected a file in a folder that is there.")
+    if record is not None:
+        check_output_file("--record", record)
     recipe = load_recipe(name, quick=quick)
     folder = out or Path("runs") / f"{recipe.name}{'-quick' if quick else ''}"
     shown = ["art-robust", "benchmark", name if Path(name).suffix != ".toml" else Path(name).name]
@@ -621,6 +633,11 @@ def _check_launcher() -> None:
         value = os.environ.get(name)
         if value is not None and value.lower() not in wanted:
             raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, wanted))}; {instead}.")
+
+
+def _check_output(name: str, folder: Path, files: Collection[str]) -> None:
+    """Refuse, in all processes, a folder that the main one cannot write to."""
+    Processes(processes_here().device).do_in_main(lambda: check_output_folder(name, folder, files))
 
 
 def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> None:

@@ -10,10 +10,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -36,6 +37,8 @@ def _new_file_mode() -> int:
 
 
 _NEW_FILE_MODE = _new_file_mode()
+_RANDOM = 8  # hexadecimal digits in the name of a temporary file
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{{_RANDOM}}}\.(.+)")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -57,7 +60,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(_RANDOM // 2)}.{path.name}")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -69,6 +72,32 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk does not say for what
         raise
+
+
+def target_of_temporary(name: str) -> str | None:
+    """The name of the file that a temporary one of `write_atomically` was to become; None for any other name.
+
+    Example:
+        >>> target_of_temporary(".0f3a9c21.training.pt"), target_of_temporary(".gitignore")
+        ('training.pt', None)
+    """
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else None
+
+
+def remove_temporaries(folder: str | Path, targets: Collection[str] | None = None) -> None:
+    """Remove from a folder what processes that were killed while they wrote these files left there.
+
+    Nobody else may be writing them: hold the folder's lock.
+
+    Args:
+        folder: one that need not exist.
+        targets: names of the files that were to be written; None for all.
+    """
+    for path in Path(folder).glob(".*"):
+        target = target_of_temporary(path.name)
+        if target is not None and (targets is None or target in targets) and path.is_file():
+            path.unlink()
 
 
 def write_json(path: str | Path, data: Any) -> None:

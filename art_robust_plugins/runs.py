@@ -16,12 +16,12 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from .bridge import check_threat, processes_of
-from .checkpoint import load_classifier, save_classifier
+from .checkpoint import CLASSIFIER_FILE, WEIGHTS_FILE, load_classifier, save_classifier
 from .checks import check_choice, check_count, check_number, plain_number
-from .data import Dataset
+from .data import Dataset, Images, Labels
 from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from .evaluation.diagnostics import TRANSFER
-from .evaluation.report import REPORT_FILE
+from .evaluation.report import REPORT_FILE, REPORT_FILES
 from .evaluation.suites import Backend
 from .files import read_json, save_tensors, write_json
 from .labels import MissingClassWarning
@@ -32,7 +32,7 @@ from .registry import create, create_instrument, method, parameters_of
 from .terminal import console
 from .threat import ThreatModel
 from .training import RobustTrainer, TrainingOptions
-from .training.loop import CHECKPOINT
+from .training.checkpoints import CHECKPOINT
 from .training.processes import Processes
 from .training_record import read_training_record
 from .weight_map import PyTorchWeightMapClassifier
@@ -40,6 +40,9 @@ from .weight_map import PyTorchWeightMapClassifier
 EVALUATIONS = "evaluations"
 CERTIFICATES = "certificates"
 CERTIFICATE_FILE = "certificate.json"
+RADII_FILE = "radii.safetensors"
+RUN_FILES = (CHECKPOINT, WEIGHTS_FILE, CLASSIFIER_FILE)
+"""What `train_run` writes."""
 STATE = "state"
 BATCH_SIZE = 250
 
@@ -167,8 +170,15 @@ def train_run(
     """Train a network and save it in the folder ``out``, with a record of how it was made.
 
     Raises:
-        ValueError: as many validation images as there are, and what networks, methods and options refuse.
+        ValueError: as many validation images as there are, a folder that cannot be written to, and what networks,
+            methods and options refuse.
+        FolderInUseError: another process trains into this folder.
     """
+    with Processes(processes_here().device).held_folder("--out", out, "run", RUN_FILES):
+        _train_run(plan, data, out, seed=seed, resume=resume, verbose=verbose)
+
+
+def _train_run(plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resume: bool, verbose: bool) -> None:
     # On its own device each process makes its network; the first one writes.
     processes = processes_here()
     trainer, parameters = plan.trainer(data, seed=seed, checkpoint_dir=out, resume=resume)
@@ -252,13 +262,27 @@ def evaluate_run(
         "verbose": verbose,
     }
     x, y = data.x_test[:points], data.y_test[:points]
+    with Processes(processes.device).held_folder("--out", folder, "report", REPORT_FILES):
+        return _reports(classifier, x, y, threats, folder, settings)
+
+
+def _reports(
+    classifier: PyTorchClassifier,
+    x: Images,
+    y: Labels,
+    threats: Sequence[ThreatModel],
+    folder: Path,
+    settings: Mapping[str, Any],
+) -> list[EvaluationReport]:
+    """Evaluate and save, in a folder that nobody else writes to."""
+    writes = processes_here().is_main_process
     if len(threats) == 1:
         report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
-        if processes.is_main_process:
+        if writes:
             report.save(folder)
         return [report]
     reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
-    if processes.is_main_process:
+    if writes:
         for eps, report in reports.items():
             report.save(folder / f"{eps:g}")
         save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
@@ -283,9 +307,7 @@ def certify_run(
     certifier = PyTorchLipschitzCertifier.from_classifier(classifier)
     prediction, radius = certifier.certify(images, batch_size, norm=norm)
     correct, bound = prediction == labels, certifier.lipschitz_report()
-    save_tensors(
-        out / "radii.safetensors", {"radius": torch.from_numpy(radius), "prediction": torch.from_numpy(prediction)}
-    )
+    save_tensors(out / RADII_FILE, {"radius": torch.from_numpy(radius), "prediction": torch.from_numpy(prediction)})
     accuracies = {threat.eps: float((correct & (radius >= threat.eps)).mean()) for threat in threats}
     summary = {
         "norm": norm,

@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -35,9 +36,10 @@ from ..bridge import (
     uniform_range,
 )
 from ..checks import check_count, check_seed
-from ..files import load_state, save_state
+from ..files import load_state, remove_temporaries, save_state
 from ..fingerprints import describe_module, digest
 from ..lipschitz import PyTorchLipschitzCertifier
+from ..locks import check_output_folder, locked_folder
 from ..randomness import cuda_devices, restored_random_states, seed_everything
 from ..threat import ThreatModel, check_radius
 from . import diagnostics
@@ -101,7 +103,7 @@ class Evaluator:
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
             it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
             settings are refused; an `Attack` of one's own is known by its name and parameters alone. Several
-            processes must all see it.
+            processes must all see it; another evaluation at the same time is refused.
         verbose: show progress bars.
 
     Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same
@@ -177,14 +179,14 @@ class Evaluator:
             modules = nn.ModuleList([network, *preprocessing_modules(self.estimator)])
             # A caller's autocast would round the verdicts.
             exact = torch.autocast(device_of(network).type, enabled=False)
-            with preserved(modules), restored_random_states(cuda_devices()), exact:
+            with preserved(modules), restored_random_states(cuda_devices()), exact, ExitStack() as locks:
                 network.eval()
                 for parameter in modules.parameters():
                     # Only gradients of the input are needed, and the user's own must not be filled. (Copies of
                     # TorchScript have parameters that are no leaves.)
                     if parameter.is_leaf:
                         parameter.requires_grad_(False)
-                return _Run(self, samples, labels).report()
+                return _Run(self, samples, labels, locks).report()
 
 
 class _Verdicts(NamedTuple):
@@ -207,8 +209,8 @@ class _Verdicts(NamedTuple):
 class _Run:
     """One evaluation in progress."""
 
-    def __init__(self, evaluator: Evaluator, x: Tensor, y: Tensor) -> None:
-        self.evaluator, self.x, self.y = evaluator, x, y
+    def __init__(self, evaluator: Evaluator, x: Tensor, y: Tensor, locks: ExitStack) -> None:
+        self.evaluator, self.x, self.y, self.locks = evaluator, x, y, locks
         estimator = evaluator.estimator
         self.low, self.high = uniform_range(estimator)
         self.module = EstimatorModule(estimator, probabilities=True)
@@ -340,6 +342,11 @@ class _Run:
         """
         folder = self.evaluator.state_dir
         fingerprint = self._fingerprint()
+        if folder is not None:
+            check_output_folder("state_dir", folder, [STATE_FILE])
+            self.locks.enter_context(locked_folder("state_dir", folder, "evaluation"))
+            remove_temporaries(folder, [STATE_FILE])
+            remove_temporaries(folder / BATCHES_FOLDER)
         if folder is None or not (folder / STATE_FILE).exists():
             # The mark tells the batches of this state from those of an earlier one in the same folder.
             mark = secrets.token_hex(8)

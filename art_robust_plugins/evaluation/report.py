@@ -27,6 +27,10 @@ from .results import AttackResult, EvaluationResults, Examples
 REPORT_FILE = "report.json"
 ARRAYS_FILE = "arrays.safetensors"
 VERDICTS_FILE = "verdicts.csv"
+MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
+COMPARISON_FILES = ("index.md", "index.html")
+REPORT_FILES = (REPORT_FILE, ARRAYS_FILE, VERDICTS_FILE, MARKDOWN_FILE, PAGE_FILE)
+"""What `EvaluationReport.save` writes."""
 _FORMAT = "art-robust-plugins report 4"
 _UNSEALED = ("art-robust-plugins report 3",)
 _EARLIER = ("art-robust-plugins report 1", "art-robust-plugins report 2")
@@ -186,12 +190,12 @@ class EvaluationReport(EvaluationResults):
         write_sealed(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": sha256_of(folder / ARRAYS_FILE)})
         texts = {
             VERDICTS_FILE: self.verdicts_csv(),
-            "report.md": report_markdown(self),
-            "report.html": render_report(self),
+            MARKDOWN_FILE: report_markdown(self),
+            PAGE_FILE: render_report(self),
         }
         for name, text in texts.items():
             write_atomically(folder / name, _writer(text))
-        return folder / "report.html"
+        return folder / PAGE_FILE
 
     @classmethod
     def load(cls, folder: str | Path) -> EvaluationReport:
@@ -269,10 +273,10 @@ def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path)
         ValueError: no reports.
     """
     folder = Path(folder)
-    pages = {"index.md": comparison_markdown(_some(reports)), "index.html": render_comparison(reports)}
+    pages = dict(zip(COMPARISON_FILES, (comparison_markdown(_some(reports)), render_comparison(reports)), strict=True))
     for name, text in pages.items():
         write_atomically(folder / name, _writer(text))
-    return folder / "index.html"
+    return folder / COMPARISON_FILES[-1]
 
 
 def _some(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationReport]:

@@ -11,9 +11,10 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
-from ..bridge import image_tensor, label_tensor
+from ..bridge import device_of, image_tensor, label_tensor, processes_of
 from ..entries import Entry
 from ..files import read_json
+from ..locks import check_output_folder
 from ..sealed import read_sealed, write_sealed
 from ..threat import ThreatModel
 from . import diagnostics
@@ -90,6 +91,8 @@ def sweep(
         for threat in threats
     ]
     if state_dir is not None:
+        if processes_of(device_of(estimator.model)).is_main_process:
+            check_output_folder("state_dir", state_dir, [SWEEP_FILE])
         _check_radii(Path(state_dir) / SWEEP_FILE, threats)
     images = image_tensor(x, estimator).cpu()
     labels = label_tensor(y, estimator.nb_classes, samples=len(images)).cpu()

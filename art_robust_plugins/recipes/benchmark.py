@@ -27,8 +27,9 @@ from ..checkpoint import CLASSIFIER_FILE, load_classifier
 from ..data import Dataset, load_data
 from ..evaluation import EvaluationReport, Evaluator, save_comparison
 from ..evaluation.suites import package_versions, resolve
-from ..files import write_json
+from ..files import remove_temporaries, write_json
 from ..lipschitz import NoLipschitzRuleError
+from ..locks import is_unused, locked_folder
 from ..record import PACKAGES, conditions, installed
 from ..runs import CERTIFICATES, EVALUATIONS, certify_run, evaluate_run, processes_here, train_run
 from ..sealed import read_sealed, write_sealed
@@ -61,10 +62,16 @@ def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> 
         ValueError: for a row that cannot be trained, or a threat that it cannot be attacked within, before any row is
             trained; a folder that holds what another recipe, other data or other versions gave.
         ImportError: the library of an attack is not installed.
-        OSError: a worker died.
+        OSError: a worker died, or another process runs a recipe in this folder.
     """
     if processes_here().num_processes > 1:
         raise ValueError("benchmark: got several processes, expected one; --workers shares out the networks.")
+    with locked_folder("--out", out, "benchmark"):
+        remove_temporaries(out, (RECIPE_FILE, RESULTS_FILE))
+        return _run_recipe(recipe, out, command=command, workers=workers)
+
+
+def _run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int) -> dict[str, Any]:
     data = load_data(recipe.data)
     identity = _identity(recipe, data)
     _check_folder(identity, out)
@@ -305,7 +312,7 @@ def _check(recipe: Recipe, data: Dataset) -> None:
 def _check_folder(identity: Mapping[str, Any], out: Path) -> None:
     """Refuse a folder with what another recipe, or an earlier form of this one, gave."""
     if not (out / RECIPE_FILE).exists():
-        if out.exists() and any(out.iterdir()):
+        if not is_unused(out):
             raise ValueError(f"--out: {out} holds other files, expected a new folder or one of this recipe.")
         return
     then = read_sealed(out / RECIPE_FILE, _FORMAT, (None,))

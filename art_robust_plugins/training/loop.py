@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import math
 import random
-import re
 import time
 import warnings
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, fields
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -44,12 +39,12 @@ from ..bridge import (
     preserved,
 )
 from ..checks import check_count
-from ..files import load_state, save_state
 from ..randomness import restored_random_states, seed_torch
 from ..threat import Bound, ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
 from .chance import ChanceWatch
+from .checkpoints import CHECKPOINT, TrainingRun, checksum, tensors_of
 from .compiling import Compiled
 from .first_step import (
     check_optimizer,
@@ -63,7 +58,7 @@ from .first_step import (
 from .fused import check_fused, fused_steps
 from .instruments import Instrument
 from .loss_checks import check_averages, check_counted, check_reduction, check_scalar, uncounted_classes
-from .memory_format import align_state, in_channels_last
+from .memory_format import in_channels_last
 from .options import TrainingOptions
 from .prefetch import Batch, prefetched
 from .processes import Processes, Share
@@ -72,8 +67,6 @@ from .scheduling import check_scheduler, step_scheduler
 from .targets import ClassCensus, training_labels
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = "training.pt"
 
 _READ_FROM_CLASSIFIER = {
     *("_module", "_forward", "_predicting", "_device", "_augmentations", "_frozen_layers", "_uncounted"),
@@ -332,7 +325,9 @@ class RobustTrainer(Trainer):
         if isinstance(generator, PyTorchDataGenerator):
             return self.fit_loader(generator.iterator, nb_epochs, validation_data, scheduler, verbose)
         if isinstance(generator, Iterable):
-            return self._fit_batches(lambda: iter(generator), None, nb_epochs, validation_data, scheduler, verbose)
+            return self._fit_batches(
+                lambda: iter(generator), None, nb_epochs, validation_data, scheduler, verbose, source=generator
+            )
         if generator.size is None:
             raise ValueError("generator: its size is None, expected the number of samples of an epoch.")
         steps = -(-generator.size // generator.batch_size)
@@ -340,7 +335,7 @@ class RobustTrainer(Trainer):
         def one_epoch() -> Iterator[Any]:
             return (generator.get_batch() for _ in range(steps))
 
-        return self._fit_batches(one_epoch, steps, nb_epochs, validation_data, scheduler, verbose)
+        return self._fit_batches(one_epoch, steps, nb_epochs, validation_data, scheduler, verbose, source=generator)
 
     def fit_loader(
         self,
@@ -358,6 +353,10 @@ class RobustTrainer(Trainer):
         Each of several processes iterates its own loader, which must give the same whole batches in all of them (no
         ``DistributedSampler``), and takes its share; labels that differ are an error. A ``DataLoader`` that shuffles
         does so by random numbers that are the same in all.
+
+        A resumed run must have a loader of the same types, length, batch size and sampler, and the same arrays in the
+        memory of its data set (tensors, arrays, lists of numbers; lists of batches whole). Nothing is drawn from it to
+        compare: of data that are read from files as they are needed, only the number of samples is known.
         """
         if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
             raise TypeError(
@@ -369,7 +368,9 @@ class RobustTrainer(Trainer):
             steps = None
         order = _generators_of(loader)
         self._batch_sizes = _batch_sizes_of(loader)
-        self._fit_batches(lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order)
+        self._fit_batches(
+            lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order, source=loader
+        )
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -407,6 +408,7 @@ class RobustTrainer(Trainer):
         scheduler: Any,
         verbose: bool,
         order: Sequence[torch.Generator] = (),
+        source: object = None,
     ) -> None:
         self._prepare()
 
@@ -428,7 +430,7 @@ class RobustTrainer(Trainer):
             # Compared on the host: labels need not be read back from the device.
             return prefetched(_alike(checked(), cast(Processes, self._processes)), self._device)
 
-        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order)
+        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order, source=source)
 
     def _run(
         self,
@@ -441,12 +443,16 @@ class RobustTrainer(Trainer):
         verbose: bool,
         order: Sequence[torch.Generator] = (),
         whole: Batch | None = None,
+        source: object = None,
     ) -> None:
         """Train with network and optimizer set up as the options say, and as they were afterwards."""
         nb_epochs = check_count("nb_epochs", nb_epochs)
         if self.options.schedule != "constant":
             data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
         with ExitStack() as stack:
+            if self.options.checkpoint_dir is not None:
+                folder, processes = self.options.checkpoint_dir, Processes(self._device)
+                stack.enter_context(processes.held_folder("checkpoint_dir", folder, "training", [CHECKPOINT]))
             if self.options.channels_last:
                 stack.enter_context(in_channels_last(self.classifier.model, self.classifier.optimizer))
             if self.options.fused_optimizer:
@@ -454,7 +460,7 @@ class RobustTrainer(Trainer):
             if self.options.schedule != "constant":
                 factor = schedule_factor(self.options, cast(int, steps), nb_epochs)
                 scheduler = stack.enter_context(scheduled(self.classifier.optimizer, factor))
-            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, whole)
+            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, whole, source)
 
     def _schedule_settings(self, scheduler: Any, steps: int | None, nb_epochs: int) -> dict[str, int]:
         """What a schedule of the options depends on, and a resumed run must keep."""
@@ -476,10 +482,12 @@ class RobustTrainer(Trainer):
         verbose: bool,
         order: Sequence[torch.Generator],
         whole: Batch | None,
+        source: object,
     ) -> None:
         """From the first epoch, or from where a checkpoint stands.
 
-        ``order`` holds a loader's own generators, ``whole`` all the data of ``fit``.
+        ``order`` holds a loader's own generators, ``whole`` all the data of ``fit``, ``source`` what gives the batches
+        otherwise.
         """
         options, network = self.options, self.classifier.model
         processes = self._processes = Processes(self._device)
@@ -487,18 +495,16 @@ class RobustTrainer(Trainer):
         self._check_scheduler(scheduler, steps, nb_epochs, validated=validation_data is not None)
         self._check_setup(processes)
         validation = self._validation_tensors(validation_data)
-        if validation is not None:
-            self._predictor()  # refuses what cannot predict
-
-        run = _Run(self, data, scheduler, order)
+        run = TrainingRun(self, data, scheduler, order)
         processes.advice = run.advice
         if processes.count > 1:
             # Before a checkpoint is read, which one process could refuse alone.
             processes.check_same_settings(run.same_in_all(nb_epochs, whole, validation))
+        run.identify(whole, source, validation)
         first = run.start(processes, nb_epochs)
         processes.check_same({"checkpoint_dir, epochs that its checkpoint holds": first})
         for module in (network, *run.preprocessing):
-            processes.copy_from_main(_tensors(module.state_dict()).values())
+            processes.copy_from_main(tensors_of(module.state_dict()).values())
         run.begin_average()
         self._begin_watching(steps, whole, processes)
 
@@ -510,6 +516,7 @@ class RobustTrainer(Trainer):
             stack.enter_context(bar)
             for instrument in self.instruments:
                 stack.enter_context(instrument.attached(network))
+            run.verify()
             stack.callback(network.eval)
             stack.callback(self._set_share, None)
             if options.compile != "no":
@@ -771,6 +778,7 @@ class RobustTrainer(Trainer):
             raise ValueError(f"validation_data: got {type(validation_data).__name__}, expected a pair (x, y).")
         x = image_tensor(validation_data[0], self.classifier, name="validation_data[0]").to(self._device)
         y = label_tensor(validation_data[1], self.classifier.nb_classes, samples=len(x), name="validation_data[1]")
+        self._predictor()  # refuses what cannot predict
         return x, y.to(self._device)
 
     def _predictor(self) -> EstimatorModule:
@@ -832,179 +840,6 @@ class RobustTrainer(Trainer):
 _SHOWN = ("loss", "validation_accuracy", "validation_robust_accuracy")
 
 
-class _Run:
-    """What outlives an epoch: the seed, the best weights, and the checkpoint that holds all of it."""
-
-    def __init__(
-        self, trainer: RobustTrainer, data: dict[str, int], scheduler: Any, order: Sequence[torch.Generator]
-    ) -> None:
-        self.trainer, self.scheduler, self.order = trainer, scheduler, order
-        self.options = trainer.options
-        self.network, self.optimizer = trainer.classifier.model, trainer.classifier.optimizer
-        self.preprocessing = preprocessing_modules(trainer.classifier)
-        self.path = None if self.options.checkpoint_dir is None else Path(self.options.checkpoint_dir) / CHECKPOINT
-        if self.path is not None and scheduler is not None and not hasattr(scheduler, "state_dict"):
-            raise ValueError(
-                f"scheduler: {type(scheduler).__name__} has no state_dict, which checkpoint_dir needs to resume it."
-            )
-        self.settings = self._settings(data)
-        self.best: dict[str, Any] | None = None
-        self.average: WeightAverage | None = None
-        self._earlier_averages: list[Tensor] | None = None
-        self.seed = 0
-
-    @property
-    def advice(self) -> str:
-        """What to do when another process is lost."""
-        if self.path is None:
-            return "no checkpoint_dir was given, so that training must begin anew."
-        return f"start all of them again with resume (--resume), to go on from the last epoch in {self.path}."
-
-    def start(self, processes: Processes, nb_epochs: int) -> int:
-        """Begin anew or take up the checkpoint; the number of epochs that are already done."""
-        self.trainer.history = []
-        drawn = torch.randint(2**31, ()) if self.options.seed is None else torch.tensor(self.options.seed)
-        drawn = drawn.to(processes.device)
-        processes.copy_from_main([drawn])
-        self.seed = int(drawn)
-        if self.path is None or not self.path.exists():
-            return 0
-        if not self.options.resume:
-            raise ValueError(
-                f"checkpoint_dir: {self.path} holds an earlier run, expected resume=True to continue it or another "
-                f"folder."
-            )
-        return self._load(self.path, nb_epochs)
-
-    def begin_average(self) -> None:
-        """Start the average of the weights, or go on with the checkpoint's, now that the weights are there."""
-        if self.options.ema_decay is None:
-            return
-        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        self.average = WeightAverage(weights, self.options.ema_decay)
-        if self._earlier_averages is not None:
-            self.average.load(self._earlier_averages)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """A context with the weights that will be the result."""
-        return nullcontext() if self.average is None else self.average.in_place()
-
-    def finish_epoch(self, epochs: int, record: dict[str, float], processes: Processes) -> None:
-        # What was measured before a method went back to earlier weights is not true of them.
-        if self.options.keep_best and not record.get("rolled_back"):
-            measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
-            if self.best is None or measure > self.best["measure"]:
-                with self.averaged():
-                    weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
-                self.best = {"epoch": epochs, "measure": measure, "network": weights, "preprocessing": others}
-        if self.path is None:
-            return
-        instruments = [instrument.state_dict() for instrument in self.trainer.instruments]  # by all processes together
-        if not processes.is_main:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "settings": self.settings,
-            "seed": self.seed,
-            "epochs": epochs,
-            "history": self.trainer.history,
-            "network": self.network.state_dict(),
-            "preprocessing": [module.state_dict() for module in self.preprocessing],
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "method": self.trainer.state_dict(),
-            "instruments": instruments,
-            "order": [generator.get_state() for generator in self.order],
-            "best": self.best,
-            "average": None if self.average is None else self.average.averages,
-        }
-        save_state(self.path, state)
-
-    def finish(self) -> None:
-        """Put the weights into the network that are the result."""
-        if self.average is not None:
-            self.average.exchange()
-        if self.best is not None:
-            self.network.load_state_dict(self.best["network"])
-            self._load_preprocessing(self.best)
-            logger.info("kept the weights of epoch %d", self.best["epoch"])
-
-    def _load(self, path: Path, nb_epochs: int) -> int:
-        state = load_state(path)
-        if not isinstance(state, dict) or not {"settings", "network", "epochs", "method"} <= state.keys():
-            raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
-        # What earlier checkpoints do not name was not there.
-        defaults = {name: str(value) for name, value in asdict(TrainingOptions()).items()}
-        written = {"preprocessing": "[]", **defaults, **state["settings"]}
-        for name, now in self.settings.items():
-            then = _text(written.get(name))
-            if then != now:
-                raise ValueError(f"resume: {path} was written with {name} {then}, but this run has {now}.")
-        epochs, order = int(state["epochs"]), state.get("order")
-        if epochs > nb_epochs:
-            raise ValueError(f"nb_epochs: got {nb_epochs}, but {path} holds {epochs}, expected at least as many.")
-        order = [] if order is None else [order] if isinstance(order, Tensor) else order  # as earlier ones have it
-        if len(order) != len(self.order):
-            raise ValueError(
-                f"resume: {path} was written with {len(order)} random generators of the loader, but this run has "
-                f"{len(self.order)}."
-            )
-        self.network.load_state_dict(state["network"])
-        self._load_preprocessing(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        align_state(self.optimizer)
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
-        for generator, saved in zip(self.order, order, strict=True):
-            generator.set_state(saved)
-        for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
-            instrument.load_state_dict(saved)
-        self.trainer.load_state_dict(state["method"])
-        self.trainer.history = state["history"]
-        self.best, self.seed = state["best"], state["seed"]
-        self._earlier_averages = state.get("average")
-        return epochs
-
-    def _load_preprocessing(self, state: dict[str, Any]) -> None:
-        for module, weights in zip(self.preprocessing, state.get("preprocessing", ()), strict=True):
-            module.load_state_dict(weights)
-
-    def _settings(self, data: dict[str, int]) -> dict[str, str]:
-        """What must be the same for a checkpoint to be continued; nb_epochs may grow."""
-        trainer, ignored = self.trainer, {"checkpoint_dir", "resume", "seed"}
-        described: dict[str, Any] = {"method": type(trainer).__name__, **trainer.parameters}
-        described |= {f.name: asdict(self.options)[f.name] for f in fields(self.options) if f.name not in ignored}
-        if self.options.seed is not None:
-            described["seed"] = self.options.seed
-        described["instruments"] = list(trainer.instruments)
-        described["optimizer"] = f"{type(self.optimizer).__name__} {self.optimizer.defaults}"
-        described["scheduler"] = type(self.scheduler).__name__
-        described["weights"] = {name: tuple(t.shape) for name, t in _tensors(self.network.state_dict()).items()}
-        described["preprocessing"] = self.preprocessing
-        return {name: _text(value) for name, value in (described | data).items()}
-
-    def same_in_all(self, nb_epochs: int, whole: Batch | None, validation: Batch | None) -> dict[str, str]:
-        """What must be the same in all processes; the weights need not, as the first process's count."""
-        settings = {**self.settings, "nb_epochs": str(nb_epochs), "resume": str(self.options.resume)}
-        for number, group in enumerate(self.optimizer.param_groups):
-            shapes = [tuple(weight.shape) for weight in group["params"]]
-            settings[f"optimizer, group {number}"] = _text({**group, "params": shapes})
-        if hasattr(self.scheduler, "state_dict"):
-            settings["scheduler, state"] = _text(self.scheduler.state_dict())
-        names = ("x", "y", "validation_data[0]", "validation_data[1]")
-        for name, tensor in zip(names, (*(whole or (None, None)), *(validation or (None, None))), strict=True):
-            settings[f"{name}, checksum"] = "none" if tensor is None else str(_checksum(tensor))
-        return settings
-
-
-_OF_ONE_PROCESS = re.compile(r" at 0x[0-9a-fA-F]+|, device='\w+(:\d+)?'")
-
-
-def _text(value: Any) -> str:
-    """A setting as text, without memory addresses and devices: two processes differ in them, and a resumed run too."""
-    return _OF_ONE_PROCESS.sub("", str(value))
-
-
 @contextmanager
 def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
     """A context within which no weights of these modules get gradients."""
@@ -1016,15 +851,6 @@ def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _copied(weights: dict[str, Any]) -> dict[str, Any]:
-    return copy.deepcopy({**weights, **{name: tensor.detach() for name, tensor in _tensors(weights).items()}})
-
-
-def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Those of a state dict, which holds other things where modules have an extra state."""
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _generators_of(loader: object) -> list[torch.Generator]:
@@ -1059,16 +885,6 @@ def _checked_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument,
     if len(set(map(id, given))) < len(given):
         raise ValueError(f"instruments: got one object twice in {list(given)}, expected each once.")
     return given
-
-
-def _typed_like(saved: Any, template: Any) -> Any:
-    """``saved`` with the types of ``template``: a file keeps no subclasses of dict, such as a scheduler's Counter."""
-    if isinstance(template, dict) and isinstance(saved, dict):
-        entries = {key: _typed_like(value, template.get(key)) for key, value in saved.items()}
-        return type(template)(entries)
-    if isinstance(template, list) and isinstance(saved, list) and len(saved) == len(template):
-        return [_typed_like(*pair) for pair in zip(saved, template, strict=True)]
-    return saved
 
 
 def _without(parameters: Iterable[nn.Parameter], left_out: list[nn.Parameter]) -> list[nn.Parameter]:
@@ -1119,10 +935,6 @@ def _spread(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.cpu().contiguous().numpy().data)
-
-
 def _alike(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
     """A loader's batches, once it is known that they are the same in all processes; also that they end together."""
     if processes.count == 1:
@@ -1130,7 +942,7 @@ def _alike(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
         return
     samples, labels = "loader, samples in a batch (0 after the last)", "loader, checksum of a batch's labels"
     for x, y in batches:
-        processes.check_same({samples: len(x), labels: _checksum(y)})
+        processes.check_same({samples: len(x), labels: checksum(y)})
         yield x, y
     processes.check_same({samples: 0, labels: 0})
 

@@ -77,10 +77,16 @@ class TrainingOptions:
         validation_steps: PGD steps of the robust validation accuracy, which is measured in passes of at most as many
             images as those of training (small ones cost time), on which its random starts depend.
         keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
-        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
+        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on. One training at a
+            time holds the folder; another one is refused.
         resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
             was never interrupted (on a CPU bit for bit, on a GPU as nearly as two runs with one seed do). Without it,
-            a checkpoint that is already there is an error.
+            a checkpoint that is already there is an error. A run that is made of something else is refused, and leaves
+            network and optimizer as they were. Compared are the data's content (of a loader what `fit_loader` says),
+            the network's modules, attributes and outputs, loss, preprocessing, clip_values, parameter groups (order
+            and initial hyper-parameters), scheduler, method, instruments, and the code of one's own methods, losses,
+            schedules, and of modules that ask whether they train (within one version of Python). Not compared: other
+            code that acts in training alone, whole numbers among a module's attributes, versions of libraries.
 
     Raises:
         ValueError: for a value outside its range.
