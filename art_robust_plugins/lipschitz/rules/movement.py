@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from .registry import lipschitz_rule
+from .registry import RULES, lipschitz_rule
 from .values import Call, Copy, Value, most_copies
 
 aten = torch.ops.aten
@@ -116,6 +116,10 @@ def _pad(call: Call, x: Value, pad: list[int], mode: str = "constant", value: fl
         sides = [(0, 0)] * (spatial - len(pairs)) + pairs
         padding = ("zeros" if mode == "constant" else mode, tuple(sides))
     return entries_of(call, x, 0, call.cached(indices), padding)
+
+
+MOVES = frozenset(operation for operation, rule in RULES.items() if rule in (_moved, _constant_pad, _pad))
+"""Operations that move, repeat or leave out entries, and compute nothing."""
 
 
 def entries_of(call: Call, x: Value, number: int, indices: Tensor, padding: Any = None) -> Value:

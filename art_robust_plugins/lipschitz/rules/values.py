@@ -15,7 +15,8 @@ from ..norms import Convolution, Linear, Operator
 from .registry import NoLipschitzRuleError
 
 Number = float | Tensor
-"""A bound: a float when it is proven, a scalar tensor when it is an estimate with gradient."""
+"""A bound: a float when it is proven, a scalar tensor when it is an estimate with gradient; or several at once, as a
+vector."""
 
 _T = TypeVar("_T")
 
@@ -217,7 +218,8 @@ class Call:
             bounds.append(root.bound * math.sqrt(copies))
         if any(isinstance(bound, Tensor) for bound in bounds):
             like = next(bound for bound in bounds if isinstance(bound, Tensor))
-            norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.as_tensor(b).to(like) for b in bounds]))
+            every = torch.broadcast_tensors(*[torch.as_tensor(b).to(like) for b in bounds])  # type: ignore[no-untyped-call]
+            norm: Tensor = torch.linalg.vector_norm(torch.stack(every), dim=0)
             return norm
         return math.hypot(*[float(bound) for bound in bounds])
 
