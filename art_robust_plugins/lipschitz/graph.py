@@ -27,6 +27,7 @@ from .agreement import check_agreement
 from .norms import ROUND_UP, UNIT_ROUNDOFF, Linear, Operator, lower_estimate
 from .rounding import Operation, Rounding, analyse_rounding
 from .rules import RULES, UNBOUNDED, Call, Number, Scale, Value
+from .structure import tensors_of
 
 Variances = Mapping[nn.Module, Sequence[Tensor]]
 """For each batch-norm module, the variance [C] of its input in each of its calls, in order."""
@@ -254,11 +255,12 @@ class LipschitzGraph:
             inner = [node for node in self._of_input() if isinstance(node.meta.get("val"), Tensor)]
             edges = torch.stack([torch.zeros_like(samples[0]), torch.ones_like(samples[0])])
             both = torch.cat([samples, samples.round(), edges])
+            inside = [float(part.abs().max()) for part in tensors_of(self.network) if part.numel()]
             # They may be mixed, or differ, in some range only.
             for scale, shift in ((1, 0), (10, 0), (255, 0), (2, -1), (20, -10)):
                 x = scale * both + shift
                 logits, norms = self.run(x, inner)
-                largest = max(norms.flatten().tolist(), default=0.0)
+                largest = max([*norms.flatten().tolist(), *inside], default=0.0)
                 rounding = 1e3 * largest * torch.finfo(logits.dtype).eps
                 check_agreement(self.network, x, logits, 1e-3 * float(logits.abs().max()) + rounding)
 
