@@ -91,9 +91,10 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
     differ where two logits are closer than its rounding. ART's mean and standard deviation are part of it, and so are
     a `WeightMapPreprocessor` and what the network does to its input itself.
 
-    Copy, graph and bound are kept: a second certificate costs a forward pass in float64. They are made anew when
-    weights, buffers, layers, hooks or attributes of the network change (new weights alone need a new bound only).
-    What its ``forward`` reads from elsewhere, as globals, and what callable attributes hold is not watched.
+    Graph and bound are kept: a second certificate costs a forward pass in float64. They are made anew when layers,
+    hooks, attributes or functions of the network change, and whenever these hold what cannot be compared (new weights
+    alone need a new bound only). Before each answer the network as it is now must agree with the kept graph; where it
+    does not, it is analysed anew, and refused if it then disagrees still.
 
     Args:
         model, loss, input_shape, nb_classes, ...: those of ``PyTorchClassifier``, in its order. See `from_classifier`
@@ -209,8 +210,12 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         """The predicted classes, and radii within which no change of the input changes them.
 
         Radii are in the units of ``x``, before ART's preprocessing; a tie of two logits has radius 0. They are rounded
-        down, and from each margin 1e-10 of the sample's largest logit is taken first: an allowance for the rounding
-        of the float64 forward pass, whose error is not proven as that of the constants is.
+        down, and each margin is lessened first by the proven bound of rounding in the whole graph (`rounding`), twice:
+        for the logits here, and for those that float64 computes elsewhere within the radius. Where rounding exceeds
+        the margin nothing is proven, and the radius is 0. An infinite radius is one of exact arithmetic.
+
+        The logits are those of the graph that the bound analyses. The network itself must agree with them, on a few
+        samples that are always the same, on the first batch, and on 32 samples spread over all of ``x``.
 
         Args:
             x: inputs [N, *input_shape] in the estimator's range, an array or a tensor; taken as float32.
@@ -223,7 +228,8 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
 
         Raises:
             ValueError: inputs of another shape or range, an unknown norm, a batch size that is not a positive whole
-                number, logits or weights that are NaN or infinite; a network or preprocessing as in the class.
+                number, logits or weights that are NaN or infinite; a network or preprocessing as in the class,
+                or a network that computes something else than its graph.
         """
         norm = ThreatModel(norm, 1.0).norm
         batch_size = check_count("batch_size", batch_size)
