@@ -382,7 +382,7 @@ class Counter(nn.Module):
     ("network", "message"),
     [
         (Network(lambda x, last: last(x if x.sum() > 0 else -x), head(192)), "network: torch.export cannot trace it"),
-        (Network(lambda x, last: last(x - x.mean(0)), head(192)), "network: its outputs for two samples together"),
+        (Network(lambda x, last: last(x - x.mean(0)), head(192)), "network: its outputs for several samples"),
         (Network(lambda x, last: (last(x), x), head(192)), "network: it returns 2 values"),
         (nn.Conv2d(3, 4, 3), r"network: its output for one sample has shape \(1, 4, 6, 6\)"),
         (Counter(), "network: its forward changes the buffers calls"),
@@ -495,7 +495,7 @@ def test_samples_that_are_mixed_in_some_range_only():
     def forward(x, last):
         return last(x + torch.relu(x - 3).roll(1, 0))
 
-    with pytest.raises(ValueError, match="its outputs for two samples together are not those for each alone"):
+    with pytest.raises(ValueError, match="its outputs for several samples"):
         LipschitzGraph(Network(forward, head(192)).eval(), IMAGE)
 
 
