@@ -280,9 +280,12 @@ class LipschitzGraph:
         if evaluation.proven and not bool(torch.isfinite(lipschitz)):
             raise ValueError("network: its bound is infinite in float64, expected smaller weights.")
         operators = tuple(evaluation.operators)
-        if isinstance(output.operator, Linear) and output.parent is not None and output.shape == (1, classes):
-            before = torch.as_tensor(output.parent.bound, **options) * up
-            weight = output.operator.weight
+        logits = output
+        while logits.same_differences is not None:
+            logits = logits.same_differences
+        if isinstance(logits.operator, Linear) and logits.parent is not None and logits.shape == (1, classes):
+            before = torch.as_tensor(logits.parent.bound, **options) * up
+            weight = logits.operator.weight
             # Squares of small weights would vanish: a power of two first.
             scale = 2.0 ** math.frexp(float(weight.abs().max()))[1] if evaluation.proven else 1.0
             distances = scale * torch.cdist(weight / scale, weight / scale, compute_mode="donot_use_mm_for_euclid_dist")
@@ -292,7 +295,8 @@ class LipschitzGraph:
                 distances = (distances + 8 * UNIT_ROUNDOFF * (lengths[:, None] + lengths)).fill_diagonal_(0)
             return NetworkBound(lipschitz, before * distances * up, before, weight, operators)
         different = 1 - torch.eye(classes, **options)
-        return NetworkBound(lipschitz, lipschitz * (math.sqrt(2) * up) * different, None, None, operators)
+        single = torch.as_tensor(logits.bound, **options) * up
+        return NetworkBound(lipschitz, single * (math.sqrt(2) * up) * different, None, None, operators)
 
 
 class _Evaluation:
@@ -422,7 +426,7 @@ def batch_variances(network: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]
 def _export(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     """The graph in evaluation mode at batch one. Operations with a rule stay whole, others are decomposed."""
     table = torch.export.default_decompositions()
-    for operation in RULES:
+    for operation in (*RULES, *UNBOUNDED):
         if not any(returned.alias_info for returned in operation._schema.returns):
             table.pop(operation, None)  # type: ignore[no-untyped-call]
     sample = _samples(network, input_shape)[:1]
