@@ -49,15 +49,17 @@ def _mul(call: Call, a: Any, b: Any) -> Value:
 
 
 @lipschitz_rule(aten.div.Tensor, aten.div.Scalar)
-def _div(call: Call, a: Any, b: Any) -> Value:  # noqa: RET503 - refuse does not return
-    if not isinstance(b, Value):
-        return call.scaled(a, 1 / call.factor(b))
-    if b.magnitude is not None and isinstance(a, Value) and same(a, b.magnitude[0]):
-        # Softsign: x / (|x| + c) is 1 / c times a function of slope c^2 / (|x| + c)^2, which is 1 at x = 0.
-        shift = call.factor(b.magnitude[1])
-        if bool((shift > 0).all()):
-            return call.scaled(call.function(a, 1.0), 1 / shift)
-    call.refuse("a division by what depends on the network's input has no global bound")
+def _div(call: Call, a: Any, b: Any) -> Value:
+    return _softsign(call, a, b) if isinstance(b, Value) else call.scaled(a, 1 / call.factor(b))
+
+
+def _softsign(call: Call, a: Any, b: Value) -> Value:
+    """x / (|x| + c) = 1 / c times a function of slope c^2 / (|x| + c)^2, which is 1 at x = 0; no other quotient."""
+    inner, constants = b.magnitude or (None, 0.0)
+    shift = call.factor(constants)
+    if not isinstance(a, Value) or inner is None or not same(a, inner) or bool((shift <= 0).any()):
+        call.refuse("a division by what depends on the network's input has no global bound")
+    return call.scaled(call.function(a, 1.0), 1 / shift)
 
 
 def _shifted_magnitude(call: Call, x: Value, shift: Any, alpha: float = 1) -> Value | None:

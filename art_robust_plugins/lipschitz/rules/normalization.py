@@ -1,10 +1,9 @@
 """Rules of normalisation: batch normalisation, which is affine, and those by the input's own size.
 
-Let z = x, or z = x less its mean (a projection P), with n entries. The others compute
-y = w z / sqrt(|z|^2 / n + eps) + b. Without w and b, the Jacobian (I - z z^T / (|z|^2 + n eps)) / sqrt(|z|^2 / n + eps),
-behind P, is symmetric with eigenvalues from 0 to at most 1 / sqrt(eps), which is attained at z = 0. So y is
-w / sqrt(eps), a multiplication entry by entry, of a function of slope 1; with equal weights max|w| / sqrt(eps) is the
-Lipschitz constant itself.
+Let z = x, or z = x less its mean (a projection P), with n entries. The others compute y = w z / s + b, where
+s^2 = |z|^2 / n + eps. The Jacobian of z / s, (I - z z^T / (n s^2)) / s behind P, is symmetric with eigenvalues of 0 to
+at most 1 / sqrt(eps), which is attained at z = 0. So y is w / sqrt(eps), a multiplication entry by entry, of a function
+of slope 1; with equal weights max|w| / sqrt(eps) is the Lipschitz constant itself.
 """
 
 from __future__ import annotations
