@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ..bridge import check_classifier, device_of, image_tensor, label_tensor, preprocessing_modules
 from ..checks import check_count
 from ..threat import ThreatModel, radius_of
-from .graph import LipschitzGraph, NetworkBound, OperatorNorm
+from .graph import LipschitzGraph, NetworkBound, OperatorNorm, check_initialised
 from .preprocessing import bounded_network
 
 ROUND_DOWN = 1 - 1e-9
@@ -308,10 +308,12 @@ class _Analysis:
         self._parts = [classifier.model, *preprocessing_modules(classifier)]
         self._structure = _structure(network)
         self._shape, self._classes, self._constants = tuple(classifier.input_shape), classifier.nb_classes, constants
+        check_initialised(network)
         self._network = _in_float64(network)
         self._bound: NetworkBound | None = None
         self._check_outputs()
-        self._graph = LipschitzGraph(self._network, self._shape, std=None if constants is None else constants[1].abs())
+        std = None if constants is None else constants[1].abs()
+        self._graph = LipschitzGraph(self._network, self._shape, std=std, dtype=torch.float64)
         others = self._graph.dtypes - {torch.float64}
         if others:
             raise ValueError(

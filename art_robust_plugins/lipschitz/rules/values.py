@@ -133,9 +133,9 @@ class Call:
         """Shape of the first output."""
         return self.shapes[0]
 
-    def refuse(self, reason: str) -> NoReturn:
+    def refuse(self, reason: str, cause: Exception | None = None) -> NoReturn:
         """Raise `NoLipschitzRuleError` with this operation's place."""
-        raise NoLipschitzRuleError(f"{self.target} (node {self.name!r}, {self.place}): {reason}.")
+        raise NoLipschitzRuleError(f"{self.target} (node {self.name!r}, {self.place}): {reason}.") from cause
 
     def keep_samples_apart(self, x: Value, axes: Iterable[int]) -> None:
         """Refuse what acts along axis 0, where that holds the one sample with which networks are traced.
