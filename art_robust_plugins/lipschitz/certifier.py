@@ -305,10 +305,10 @@ class _Analysis:
     """A network's copy in float64, with the preprocessing that belongs to it, its graph, and its proven bound."""
 
     def __init__(self, classifier: PyTorchClassifier, network: nn.Module, constants: _Constants) -> None:
+        check_initialised(network)
         self._parts = [classifier.model, *preprocessing_modules(classifier)]
         self._structure = _structure(network)
         self._shape, self._classes, self._constants = tuple(classifier.input_shape), classifier.nb_classes, constants
-        check_initialised(network)
         self._network = _in_float64(network)
         self._bound: NetworkBound | None = None
         self._check_outputs()

@@ -7,6 +7,7 @@ that do not depend on the input is noted (`watch`), and the trace is given the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,30 +22,37 @@ from torch.utils._pytree import tree_leaves
 _NUMBERS: frozenset[Any] = frozenset(
     (
         Tensor.item,
-        Tensor.tolist,
-        Tensor.numpy,
-        Tensor.__array__,
         Tensor.__bool__,
         Tensor.__int__,
         Tensor.__float__,
         Tensor.__index__,
     )
 )
+_LISTS: frozenset[Any] = frozenset((Tensor.tolist,))  # tensors without values make one of their numbers, one by one
+_ARRAYS: frozenset[Any] = frozenset((Tensor.numpy, Tensor.__array__))
 _PLACES: frozenset[Any] = frozenset((torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere))
 _INDEXED: frozenset[Any] = frozenset((Tensor.__getitem__, Tensor.__setitem__))
 _SELECTED: frozenset[Any] = frozenset((torch.masked_select, Tensor.masked_select))
+_KINDS = {
+    "number": _NUMBERS | _LISTS,
+    "array": _ARRAYS,
+    "places": _PLACES | {torch.where},
+    "index": _INDEXED,
+    "selection": _SELECTED,
+}
 
 
 class Decisions:
     """What one forward pass read from its constants, in order, and from which parameters and buffers that came.
 
     Attributes:
-        answers: for each reading, what it gave; None where it depended on the network's input or on random numbers.
+        answers: for each reading, its kind and what it gave; None where that depended on the network's input or on
+            random numbers.
         sources: copies of the parameters and buffers that were read, by name.
     """
 
     def __init__(self) -> None:
-        self.answers: list[Any] = []
+        self.answers: list[tuple[str, Any]] = []
         self.sources: dict[str, Tensor] = {}
 
     def hold(self, network: nn.Module) -> bool:
@@ -128,7 +136,8 @@ class _Watching(TorchFunctionMode):
             known = None not in origins
             if known:
                 self._origins.read.update(name for name in origins if name is not None)
-            self._decisions.answers.append(_answer(func, args, kwargs, result) if known else None)
+            answers = np.array(result).ravel().tolist() if func in _LISTS else [_answer(func, args, kwargs, result)]
+            self._decisions.answers.extend((_kind(func), answer if known else None) for answer in answers)
         return result
 
 
@@ -141,21 +150,28 @@ class _Replaying(TorchFunctionMode):
         kwargs = kwargs or {}
         if _what_is_read(func, args, kwargs) is None:
             return func(*args, **kwargs)
-        answer = next(self._answers, None)
-        if answer is None:  # it depends on the input: torch.export says so
+        shape = tuple(args[0].shape) if func in _LISTS else (1,)
+        found: list[tuple[str, Any]] = [next(self._answers, ("", None)) for _ in range(math.prod(shape))]
+        if any(kind != _kind(func) for kind, _ in found):
+            raise RuntimeError("the forward reads other constants when it is traced than when it runs")
+        answers = [answer for _, answer in found]
+        if any(answer is None for answer in answers):  # it depends on the input: torch.export says so
             return func(*args, **kwargs)
+        if func in _LISTS:
+            return np.array(answers, dtype=object).reshape(shape).tolist()
+        answer: Any = answers[0]
         if func in _INDEXED:
             x, index, *values = args
             return func(x, _with_places(index, answer), *values)
         if func in _SELECTED:
-            places, shape = answer
-            return args[0].expand(shape)[places]
+            places, whole = answer
+            return args[0].expand(whole)[places]
         return answer
 
 
 def _what_is_read(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The tensors whose values (not shapes) the function tells Python or turns into a shape; None for none."""
-    if func in _NUMBERS or func in _PLACES:
+    if func in _NUMBERS | _LISTS | _ARRAYS | _PLACES:
         return args[0]
     if func is torch.where and len(args) + len(kwargs) == 1:
         return [*args, *kwargs.values()]
@@ -165,6 +181,10 @@ def _what_is_read(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
     if func in _SELECTED:
         return args[1] if len(args) > 1 else kwargs["mask"]
     return None
+
+
+def _kind(func: Any) -> str:
+    return next(kind for kind, functions in _KINDS.items() if func in functions)
 
 
 def _answer(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Any:
