@@ -12,6 +12,8 @@ from torch.nn import functional
 from art_robust_plugins.lipschitz import LipschitzGraph, NoLipschitzRuleError
 
 SHAPE = (2, 3, 4)
+ROUNDING = 1e-8
+"""Of a difference quotient in float64, of numbers up to 100 and steps of 1e-5."""
 
 
 class Network(nn.Module):
@@ -19,7 +21,7 @@ class Network(nn.Module):
 
     def __init__(self, function, shape, *modules):
         super().__init__()
-        self.function, self.parts = function, nn.ModuleList(modules).double()
+        self.function, self.parts = function, nn.ModuleList(modules).double().eval()
         self.last = nn.Linear(function(torch.zeros(1, *shape).double(), *self.parts).numel(), 2).double()
 
     def inner(self, x):
@@ -58,8 +60,8 @@ def largest_slope(function, shape, *modules, centres=(0.0,), seed=0):
     starts += [s * torch.randn(math.prod(shape), generator=generator, dtype=torch.float64) for s in (1e-3, 0.3, 1, 5)]
     for x in starts:
         jacobian = torch.autograd.functional.jacobian(flat, x)
-        direction = torch.linalg.svd(jacobian, full_matrices=False)[2][0]
-        for step in (1e-6, 1e-2, 1.0):
+        direction = torch.linalg.svd(jacobian.nan_to_num(), full_matrices=False)[2][0]
+        for step in (1e-5, 1e-2, 1.0):
             for other in (direction, torch.randn(len(x), generator=generator, dtype=torch.float64)):
                 y = x + step * other / other.norm()
                 largest = max(largest, ((flat(y) - flat(x)).norm() / (y - x).norm()).item())
@@ -72,6 +74,10 @@ def layer(module, value=None):
     return module
 
 
+def written(x, indices, values, accumulate=False):
+    return torch.ops.aten.index_put(x, list(indices), values, accumulate)
+
+
 ATTAINED = {
     "layer norm": (lambda x: functional.layer_norm(x, (4,), eps=1e-2), (), 10),
     "layer norm over several axes": (lambda x: functional.layer_norm(x, (2, 3, 4), eps=1e-2), (), 10),
@@ -80,8 +86,8 @@ ATTAINED = {
     "layer norm of one number": (lambda x: functional.layer_norm(x[..., :1], (1,), eps=1e-2) + x[..., :1], (), 1),
     "group norm": (lambda x, n: n(x), (layer(nn.GroupNorm(2, 2, eps=1e-2), 0.5),), 5),
     "group norm of one group": (lambda x, n: n(x), (nn.GroupNorm(1, 2, eps=1e-2, affine=False),), 10),
-    "instance norm": (lambda x, n: n(x), (layer(nn.InstanceNorm1d(2, eps=1e-2, affine=True), 2.0),), 20),
-    "instance norm with statistics": (lambda x, n: n(x), (nn.InstanceNorm1d(2, eps=3, track_running_stats=True),), 0.5),
+    "instance norm": (lambda x, n: n(x), (layer(nn.InstanceNorm2d(2, eps=1e-2, affine=True), 2.0),), 20),
+    "instance norm with statistics": (lambda x, n: n(x), (nn.InstanceNorm2d(2, eps=3, track_running_stats=True),), 0.5),
     "rms norm": (lambda x, n: n(x), (layer(nn.RMSNorm(4, eps=1e-2), 3.0),), 30),
     "rms norm over axes": (lambda x: functional.rms_norm(x, (3, 4), eps=1e-4), (), 100),
     "softmax of two": (lambda x: x.softmax(1), (), 0.5),
@@ -91,12 +97,12 @@ ATTAINED = {
     "log-softmax": (lambda x: (x + torch.tensor([0.0, -90.0, -90.0, -90.0])).log_softmax(-1), (), 2),
     "log-softmax of three": (lambda x: (x - torch.tensor([0.0, 90.0, 90.0])[:, None]).log_softmax(2), (), 3**0.5),
     "logsumexp": (lambda x: (x - torch.tensor([0.0, 90.0, 90.0, 90.0])).logsumexp(3), (), 1),
-    "logaddexp": (lambda x: torch.logaddexp(x[:, 0], x[:, 1] - 90), (), 1),
-    "hypot": (lambda x: torch.hypot(x[:, 0] + 1, x[:, 1]), (), 1),
+    "logaddexp": (lambda x: torch.logaddexp(x, torch.full((4,), -90.0)), (), 1),
+    "hypot": (lambda x: torch.hypot(x[:, 0], x[:, 1]), (), 1),
     "vector norm": (lambda x: torch.linalg.vector_norm(x + 1, dim=3), (), 1),
     "norm of a negative axis": (lambda x: (x + 1).norm(dim=-2, keepdim=True), (), 1),
     "norm of axes": (lambda x: torch.linalg.matrix_norm(x + 1), (), 1),
-    "norm of order 1": (lambda x: (x + 9).norm(p=1, dim=(1, 2, 3)), (), 24**0.5),
+    "norm of order 1": (lambda x: (x + 9).norm(p=1, dim=(1, 2, 3), keepdim=True), (), 24**0.5),
     "norm of order 3/2": (lambda x: torch.linalg.vector_norm(x + 9, 1.5, dim=3), (), 4 ** (1 / 6)),
     "norm of order infinity": (lambda x: torch.linalg.vector_norm(x + torch.arange(4), math.inf, dim=3), (), 1),
     "standard deviation": (lambda x: (x + torch.arange(4)).std(3), (), 3**-0.5),
@@ -115,24 +121,24 @@ ATTAINED = {
     "asinh": (torch.asinh, (), 1),
     "log-sigmoid": (lambda x: functional.logsigmoid(x - 90), (), 1),
     "relu6": (lambda x: functional.relu6(x + 1), (), 1),
-    "entries overwritten": (lambda x: x.index_put((None, None, torch.tensor([0, 2])), torch.zeros(()).double()), (), 1),
+    "entries overwritten": (lambda x: written(x, (None, None, torch.tensor([0, 2])), torch.zeros(()).double()), (), 1),
     "entries written": (
-        lambda x: torch.zeros_like(x).index_put((None, None, torch.tensor([2, 0])), x[:, :, :2]),
+        lambda x: written(torch.zeros_like(x), (None, None, torch.tensor([2, 0])), x[:, :, :2]),
         (),
         1,
     ),
     "entries written and kept": (
-        lambda x: x.index_put((None, None, torch.tensor([2])), x[:, :, :1]),
+        lambda x: written(x, (None, None, torch.tensor([2])), x[:, :, :1]),
         (),
         2**0.5,
     ),
     "one entry written to several places": (
-        lambda x: torch.zeros_like(x).index_put((None, None, None, torch.tensor([0, 1, 3])), x[..., :1]),
+        lambda x: written(torch.zeros_like(x), (None, None, None, torch.tensor([0, 1, 3])), x[..., :1]),
         (),
         3**0.5,
     ),
     "entries added": (
-        lambda x: torch.zeros_like(x).index_put((None, None, None, torch.tensor([1, 1, 1, 1])), x, accumulate=True),
+        lambda x: written(torch.zeros_like(x), (None, None, None, torch.tensor([1, 1, 1, 1])), x, accumulate=True),
         (),
         2,
     ),
@@ -140,7 +146,9 @@ ATTAINED = {
     "entries filled": (lambda x: x.index_fill(3, torch.tensor([0]), 5.0), (), 1),
     "entries copied": (lambda x: x.index_copy(3, torch.tensor([3]), x[..., :1]), (), 2**0.5),
     "entries scattered": (
-        lambda x: torch.zeros_like(x).scatter(2, torch.tensor([2, 1]).view(1, 1, 2, 1).expand(len(x), 2, 2, 4), x),
+        lambda x: torch.zeros_like(x).scatter(
+            2, torch.tensor([2, 1]).view(1, 1, 2, 1).expand(len(x), 2, 2, 4), x[:, :, :2]
+        ),
         (),
         1,
     ),
@@ -162,7 +170,7 @@ def test_bounds_are_attained(name):
     bound = bound_of(function, *modules)
     slope = largest_slope(function, SHAPE, *modules)
     assert bound == pytest.approx(expected, rel=1e-6)
-    assert slope <= bound
+    assert slope <= bound * (1 + ROUNDING)
     assert slope >= expected * (1 - 1e-5)
 
 
@@ -183,6 +191,7 @@ def interpolate(**settings):
         (interpolate(scale_factor=2, mode="bicubic", align_corners=True), (1, 4, 3)),
         (interpolate(size=(2, 3), mode="bilinear", antialias=True), (1, 6, 5)),
         (interpolate(scale_factor=0.5, mode="bicubic", antialias=True), (1, 6, 4)),
+        (interpolate(size=(2, 1), mode="bilinear", antialias=True), (1, 6, 1)),
         (interpolate(size=(3, 4, 2), mode="trilinear"), (1, 2, 3, 4)),
         (interpolate(scale_factor=2, mode="trilinear", align_corners=True), (1, 2, 1, 3)),
         (interpolate(size=5, mode="nearest-exact"), (2, 3)),
@@ -211,7 +220,7 @@ def test_normalisations_of_any_weights(seed, groups, affine, eps):
         if affine:
             nn.init.normal_(module.weight)
         bound = bound_of(lambda x, n: n(x), module, shape=(4, 3))
-        assert largest_slope(lambda x, n: n(x), (4, 3), module, seed=seed) <= bound * (1 + 1e-9)
+        assert largest_slope(lambda x, n: n(x), (4, 3), module, seed=seed) <= bound * (1 + ROUNDING)
         weight = module.weight.abs().max().item() if affine else 1
         assert bound == pytest.approx(weight / eps**0.5, rel=1e-6)
 
@@ -226,7 +235,9 @@ def test_reductions_along_any_axis(seed, axis, order):
         lambda x: torch.linalg.vector_norm(x, order, dim=axis),
         lambda x: x.std(axis, keepdim=True),
     ):
-        assert largest_slope(function, (3, 4), seed=seed, centres=()) <= bound_of(function, shape=(3, 4)) * (1 + 1e-9)
+        assert largest_slope(function, (3, 4), seed=seed, centres=()) <= bound_of(function, shape=(3, 4)) * (
+            1 + ROUNDING
+        )
 
 
 # Networks
@@ -278,7 +289,7 @@ REFUSED = {
     "norm along the batch": (lambda x: x - x.norm(dim=0), "axis 0"),
     "deviation of all": (lambda x: x - x.std(), "axis 0"),
     "cumsum over the batch": (lambda x: x.cumsum(0), "axis 0"),
-    "write to the first sample": (lambda x: x.index_put((torch.tensor([0]),), torch.zeros(()).double()), "axis 0"),
+    "write to the first sample": (lambda x: written(x, (torch.tensor([0]),), torch.zeros(()).double()), "axis 0"),
     "scatter to the first sample": (lambda x: x.scatter(0, torch.zeros(1, 2, 3, 4).long(), x), "axis 0"),
     "add to the first sample": (lambda x: x.index_add(0, torch.tensor([0]), x[:1]), "axis 0"),
     "layer norm without eps": (lambda x: functional.layer_norm(x + torch.arange(4), (4,), eps=0.0), "eps 0.0"),
@@ -296,7 +307,7 @@ REFUSED = {
     "quotient by another magnitude": (lambda x: x / (1 + x.flip(3).abs()), "a division"),
     "quotient by a magnitude of zero": (lambda x: x / (x.abs() + torch.tensor([0.0, 1, 1, 1])), "a division|NaN"),
     "several values to one place": (
-        lambda x: torch.zeros_like(x).index_put((None, None, None, torch.tensor([0, 0, 1, 2])), x),
+        lambda x: written(torch.zeros_like(x), (None, None, None, torch.tensor([0, 0, 1, 2])), x),
         "several values to one place",
     ),
     "places of the input": (
