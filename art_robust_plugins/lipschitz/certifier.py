@@ -36,7 +36,7 @@ from ..bridge import (
 from ..checks import check_count
 from ..threat import ThreatModel, radius_of
 from .agreement import DisagreementError, check_agreement, probes
-from .graph import LipschitzGraph, NetworkBound, OperatorNorm
+from .graph import LipschitzGraph, NetworkBound, OperatorNorm, check_initialised
 from .preprocessing import bounded_network
 from .structure import describe_structure, tensors_of
 
@@ -336,6 +336,7 @@ class _Analysis:
     """A network's copy in float64, with the preprocessing that belongs to it, its graph, and its proven bound."""
 
     def __init__(self, classifier: PyTorchClassifier, network: nn.Module, constants: _Constants) -> None:
+        check_initialised(network)
         self._parts = [classifier.model, *preprocessing_modules(classifier)]
         self._structure = describe_structure(network)
         self._shape, self._classes, self._constants = tuple(classifier.input_shape), classifier.nb_classes, constants
@@ -346,7 +347,8 @@ class _Analysis:
         self._bound: NetworkBound | None = None
         self._precise = False
         self._check_outputs()
-        self._graph = LipschitzGraph(self._network, self._shape, std=None if constants is None else constants[1].abs())
+        std = None if constants is None else constants[1].abs()
+        self._graph = LipschitzGraph(self._network, self._shape, std=std, dtype=torch.float64)
         others = self._graph.dtypes - {torch.float64}
         if others:
             raise ValueError(

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..bridge import device_of, preserved
 from .agreement import check_agreement
+from .constants import Decisions, replay, watch
 from .norms import ROUND_UP, UNIT_ROUNDOFF, Linear, Operator, lower_estimate
 from .rounding import Operation, Rounding, analyse_rounding
 from .rules import RULES, UNBOUNDED, Call, Number, Scale, Value
@@ -96,6 +99,7 @@ class LipschitzGraph:
         input_shape: shape of one sample, such as (C, H, W).
         std: what the input is divided by before the network (ART's ``preprocessing``): a number, or values that
             broadcast against ``input_shape``. Bounds are then in the units before the division.
+        dtype: of the network's input. None: that of its first floating-point parameter or buffer, or float32.
 
     Attributes:
         vectors: state of the estimates, by graph node: the vectors with which the next power iteration starts.
@@ -116,14 +120,26 @@ class LipschitzGraph:
     """
 
     def __init__(
-        self, network: nn.Module, input_shape: Sequence[int], *, std: float | Sequence[float] | Tensor | None = None
+        self,
+        network: nn.Module,
+        input_shape: Sequence[int],
+        *,
+        std: float | Sequence[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        check_initialised(network)
         self.network = network
+        self.dtype = _dtype_of(network) if dtype is None else dtype
         self.input_shape = tuple(int(size) for size in input_shape)
         self.vectors: dict[str, Tensor] = {}
         self._static: dict[Hashable, Any] = {}
         self._std = None if std is None else _checked_std(std, self.input_shape)
-        program = _export(network, self.input_shape)
+        self._trace()
+
+    def _trace(self) -> None:
+        """Make the graph, and refuse what has no bound."""
+        sample = _samples(self.network, self.input_shape, self.dtype)[:1]
+        program, self._decisions = _export(self.network, sample)
         self._constants, self._module = program.constants, program.graph_module
         signature = program.graph_signature
         if signature.buffers_to_mutate:
@@ -156,6 +172,13 @@ class LipschitzGraph:
             self._evaluate(_Evaluation(self, proven=False))  # refuses now what has no rule; bounds wait until asked for
         self._check_agreement()
 
+    def _refresh(self) -> None:
+        """Trace anew where a buffer or parameter changed that decides the graph's shape, as a mask does."""
+        if not self._decisions.hold(self.network):
+            self.vectors.clear()
+            self._static.clear()
+            self._trace()
+
     @torch.no_grad()
     def upper_bound(self) -> NetworkBound:
         """The proven bound, in float64, rounding included, with the running statistics of batch normalisation.
@@ -167,6 +190,7 @@ class LipschitzGraph:
         if training is not None:
             place = f"its module {training!r}" if training else "it"
             raise ValueError(f"network: {place} is in training mode, expected network.eval() for a proven bound.")
+        self._refresh()
         evaluation = _Evaluation(self, proven=True)
         output = self._evaluate(evaluation)
         bound = self._bound(output, evaluation)
@@ -186,6 +210,7 @@ class LipschitzGraph:
         Raises:
             ValueError: for a module that was called less often than it stands in the graph.
         """
+        self._refresh()
         evaluation = _Evaluation(self, proven=False, variances=variances)
         with torch.autocast(evaluation.device.type, enabled=False):
             return self._bound(self._evaluate(evaluation), evaluation)
@@ -249,7 +274,7 @@ class LipschitzGraph:
     def _check_agreement(self) -> None:
         with preserved(self.network), torch.no_grad():
             self.network.eval()
-            samples = _samples(self.network, self.input_shape)
+            samples = _samples(self.network, self.input_shape, self.dtype)
             if not bool(self.network(samples.clone()).isfinite().all()):
                 raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
             inner = [node for node in self._of_input() if isinstance(node.meta.get("val"), Tensor)]
@@ -337,7 +362,8 @@ class LipschitzGraph:
                 evaluation.operations.append(Operation(node, call, _take, (node.args[0], index), {}))
             return outputs[index]
         if not any(isinstance(leaf, Value) for leaf in tree_leaves((arguments, options))):
-            return evaluation.computed(call, arguments, options)
+            with _refusing(call):
+                return evaluation.computed(call, arguments, options)
         rule = RULES.get(call.target)
         if rule is None:
             call.refuse(
@@ -345,7 +371,8 @@ class LipschitzGraph:
                 f"one with @lipschitz_rule(torch.ops.{call.target}) before tracing"
             )
         arguments, options = tree_map(evaluation.met, (arguments, options))
-        result = rule(call, *arguments, **options)
+        with _refusing(call):
+            result = rule(call, *arguments, **options)
         if evaluation.proven and _depends(result):
             sources = {n: n if _depends(values[n]) else evaluation.met(values[n]) for n in node.all_input_nodes}
             taken: Any = torch.fx.map_arg((node.args, node.kwargs), lambda n: sources[n])
@@ -367,9 +394,12 @@ class LipschitzGraph:
         if evaluation.proven and not bool(torch.isfinite(lipschitz)):
             raise ValueError("network: its bound is infinite in float64, expected smaller weights.")
         operators = tuple(evaluation.operators)
-        if isinstance(output.operator, Linear) and output.parent is not None and output.shape == (1, classes):
-            before = torch.as_tensor(output.parent.bound, **options) * up
-            weight = output.operator.weight
+        logits = output
+        while logits.same_differences is not None:
+            logits = logits.same_differences
+        if isinstance(logits.operator, Linear) and logits.parent is not None and logits.shape == (1, classes):
+            before = torch.as_tensor(logits.parent.bound, **options) * up
+            weight = logits.operator.weight
             # Squares of small weights would vanish: a power of two first.
             scale = 2.0 ** math.frexp(float(weight.abs().max()))[1] if evaluation.proven else 1.0
             distances = scale * torch.cdist(weight / scale, weight / scale, compute_mode="donot_use_mm_for_euclid_dist")
@@ -379,7 +409,8 @@ class LipschitzGraph:
                 distances = (distances + 8 * UNIT_ROUNDOFF * (lengths[:, None] + lengths)).fill_diagonal_(0)
             return NetworkBound(lipschitz, before * distances * up, before, weight, operators)
         different = 1 - torch.eye(classes, **options)
-        return NetworkBound(lipschitz, lipschitz * (math.sqrt(2) * up) * different, None, None, operators)
+        single = torch.as_tensor(logits.bound, **options) * up
+        return NetworkBound(lipschitz, single * (math.sqrt(2) * up) * different, None, None, operators)
 
 
 class _Evaluation:
@@ -400,7 +431,7 @@ class _Evaluation:
         # Index buffers may have changed since the last proven bound; an estimate takes them as they were.
         self.static: dict[Hashable, Any] = static if static is not None else {} if proven else graph._static
         self.device = device_of(graph.network)
-        self.network_dtype = _dtype_of(graph.network)
+        self.network_dtype = graph.dtype
         self.dtype = torch.float64 if proven else self.network_dtype
         self.proven = proven
         self.operators: list[OperatorNorm] = []
@@ -453,9 +484,11 @@ class _Evaluation:
 
     def constant(self, tensor: Tensor) -> Tensor:
         """In float64; for a network in float64 as it is, since that computes with its constants in their own type."""
-        if not self.proven or not tensor.is_floating_point():
+        if not self.proven or not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
-        return tensor.detach() if self.network_dtype == torch.float64 else tensor.detach().double()
+        if self.network_dtype == torch.float64:
+            return tensor.detach()
+        return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
 
     def met(self, argument: Any) -> Any:
         """A constant where it meets what depends on the input; anything else as it is."""
@@ -508,29 +541,76 @@ def batch_variances(network: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]
             handle.remove()
 
 
-def _export(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
-    """The graph in evaluation mode at batch one. Operations with a rule stay whole, others are decomposed."""
+def check_initialised(network: nn.Module) -> None:
+    """Refuse a network with lazy layers that have not seen an input yet.
+
+    Raises:
+        ValueError: by name.
+    """
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"network: its {name!r} has no shape yet, as a lazy layer's before its first input, expected one "
+                f"forward pass of the network before."
+            )
+
+
+def _export(network: nn.Module, sample: Tensor) -> tuple[Any, Decisions]:
+    """The graph in evaluation mode at batch one, and what the forward decided by constants.
+
+    Operations with a rule, and with a reason to have none, stay whole, and so do those on constants alone, which are
+    computed as they are; others are decomposed.
+    """
     table = torch.export.default_decompositions()
-    for operation in RULES:
-        if not any(returned.alias_info for returned in operation._schema.returns):
-            table.pop(operation, None)  # type: ignore[no-untyped-call]
-    sample = _samples(network, input_shape)[:1]
     with preserved(network), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch copies trees of its own
         network.eval()
         try:
-            return torch.export.export(network, (sample,), strict=False).run_decompositions(table)
+            decisions = watch(network, sample.clone())
+            with replay(network, decisions):
+                program = torch.export.export(network, (sample,), strict=False)
+            for operation in (*RULES, *UNBOUNDED, *_on_constants(program)):
+                if not any(returned.alias_info for returned in operation._schema.returns):
+                    table.pop(operation, None)  # type: ignore[no-untyped-call]
+            with torch.inference_mode():  # where autograd looks, softshrink is decomposed in any case
+                return program.run_decompositions(table), decisions
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"network: torch.export cannot trace it for one sample of shape {input_shape} "
+                f"network: torch.export cannot trace it for one sample of shape {tuple(sample.shape[1:])} "
                 f"({type(error).__name__}: {reason}), expected a forward whose steps do not depend on the data."
             ) from error
 
 
-def _samples(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+def _on_constants(program: Any) -> set[OpOverload]:
+    """The operations that are used on constants alone: what they decompose to may fail where they do not."""
+    inputs = set(program.graph_signature.user_inputs)
+    of_input: set[Node] = set()
+    whole: set[OpOverload] = set()
+    met: set[OpOverload] = set()
+    for node in program.graph.nodes:
+        if node.name in inputs or any(source in of_input for source in node.all_input_nodes):
+            of_input.add(node)
+        if isinstance(node.target, OpOverload):
+            (met if node in of_input else whole).add(node.target)
+    return whole - met
+
+
+@contextmanager
+def _refusing(call: Call) -> Iterator[None]:
+    """Errors of torch and of rules, of other types than our own, as a refusal with the operation's place."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        call.refuse(f"it cannot be bounded with these arguments ({type(error).__name__}: {reason})", error)
+
+
+def _samples(network: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, *input_shape, generator=generator).to(device_of(network), _dtype_of(network))
+    return torch.rand(2, *input_shape, generator=generator).to(device_of(network), dtype)
 
 
 def _place(node: Node, evaluation: _Evaluation) -> Call:
@@ -572,7 +652,9 @@ _BATCHED: dict[Any, Any] = {
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    return next(
+        (t.dtype for t in chain(network.parameters(), network.buffers()) if t.is_floating_point()), torch.float32
+    )
 
 
 def _checked_std(std: Any, input_shape: tuple[int, ...]) -> Tensor:

@@ -7,7 +7,18 @@ outputs. What has no rule has no bound: there is no default.
 """
 
 # Each module registers its rules when it is imported.
-from . import arithmetic, elementwise, linear, movement, pooling, unbounded
+from . import (
+    arithmetic,
+    elementwise,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    softmax,
+    unbounded,
+    upsampling,
+    writing,
+)
 from .registry import RULES, UNBOUNDED, NoLipschitzRuleError, Rule, lipschitz_rule
 from .values import SMALLEST, Call, Copy, Evaluation, Number, Scale, Value, scaled_inputs, scaled_outputs
 
@@ -28,8 +39,12 @@ __all__ = [
     "linear",
     "lipschitz_rule",
     "movement",
+    "normalization",
     "pooling",
     "scaled_inputs",
     "scaled_outputs",
+    "softmax",
     "unbounded",
+    "upsampling",
+    "writing",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..norms import UNIT_ROUNDOFF, Convolution
 from .registry import lipschitz_rule
-from .values import PRODUCT, Call, Number, Scale, Value, along
+from .values import PRODUCT, Call, Number, Scale, Value, along, same
 
 aten = torch.ops.aten
 
@@ -17,9 +17,11 @@ aten = torch.ops.aten
 @lipschitz_rule(aten.add.Tensor, aten.add.Scalar)
 def _add(call: Call, a: Any, b: Any, alpha: float = 1) -> Value:
     if not isinstance(a, Value):
-        return call.shifted(call.broadcast(b if alpha == 1 else call.scaled(b, alpha)))
+        if alpha != 1:
+            b = call.scaled(b, alpha)
+        return _shifted_magnitude(call, b, a) or call.shifted(call.broadcast(b))
     if not isinstance(b, Value):
-        return call.shifted(call.broadcast(a))
+        return _shifted_magnitude(call, a, b, alpha) or call.shifted(call.broadcast(a))
     if alpha != 1:
         b = call.scaled(b, alpha)
     merged = _plus_identity(call, a, b) or _plus_identity(call, b, a)
@@ -48,9 +50,24 @@ def _mul(call: Call, a: Any, b: Any) -> Value:
 
 @lipschitz_rule(aten.div.Tensor, aten.div.Scalar)
 def _div(call: Call, a: Any, b: Any) -> Value:
-    if isinstance(b, Value):
+    return _softsign(call, a, b) if isinstance(b, Value) else call.scaled(a, 1 / call.factor(b))
+
+
+def _softsign(call: Call, a: Any, b: Value) -> Value:
+    """x / (|x| + c) = 1 / c times a function of slope c^2 / (|x| + c)^2, which is 1 at x = 0; no other quotient."""
+    inner, constants = b.magnitude or (None, 0.0)
+    shift = call.factor(constants)
+    if not isinstance(a, Value) or inner is None or not same(a, inner) or bool((shift <= 0).any()):
         call.refuse("a division by what depends on the network's input has no global bound")
-    return call.scaled(a, 1 / call.factor(b))
+    return call.scaled(call.function(a, 1.0), 1 / shift)
+
+
+def _shifted_magnitude(call: Call, x: Value, shift: Any, alpha: float = 1) -> Value | None:
+    """|x| plus constants that do not enlarge its shape, or None for another value."""
+    if x.magnitude is None or call.shape != x.shape:
+        return None
+    inner, before = x.magnitude
+    return Value(call.shape, lambda: x.bound, magnitude=(inner, before + alpha * shift))
 
 
 @lipschitz_rule(aten.neg.default)

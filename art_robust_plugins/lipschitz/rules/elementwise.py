@@ -9,24 +9,52 @@ import torch
 from torch import Tensor
 
 from .registry import lipschitz_rule
-from .values import Call, Value
+from .values import FLOAT32, Call, Value
 
 aten = torch.ops.aten
-
-FLOAT32 = 1 + 1e-6  # torch keeps some of its own constants in float32
 
 
 @lipschitz_rule(
     aten.relu.default,
     aten.tanh.default,
     aten.log_sigmoid.default,
-    aten.abs.default,
     aten.sin.default,
     aten.cos.default,
     aten.atan.default,
+    aten.asinh.default,
+    aten.nan_to_num.default,
 )
-def _slope_one(call: Call, x: Value) -> Value:
+def _slope_one(call: Call, x: Value, *settings: Any) -> Value:
     return call.function(x, 1.0)
+
+
+@lipschitz_rule(aten.abs.default)
+def _abs(call: Call, x: Value) -> Value:
+    return Value(call.shape, lambda: x.bound, magnitude=(x, 0.0))
+
+
+@lipschitz_rule(aten.softshrink.default)
+def _softshrink(call: Call, x: Value, limit: float = 0.5) -> Value:
+    """x less its projection on [-limit, limit]: the slope is 0 between the limits and 1 elsewhere."""
+    return call.function(x, 1.0)
+
+
+@lipschitz_rule(aten.threshold.default)
+def _threshold(call: Call, x: Value, threshold: float, value: float) -> Value:
+    """x above the threshold and a constant below: the maximum of both where they are equal, a jump elsewhere."""
+    if threshold != value:
+        call.refuse(f"it jumps at its threshold of {threshold} to {value}, expected equal numbers")
+    return call.function(x, 1.0)
+
+
+@lipschitz_rule(aten.rrelu.default)
+def _rrelu(
+    call: Call, x: Value, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Value:
+    """In evaluation mode leaky ReLU with the mean of both slopes."""
+    if training:
+        call.refuse("it draws random slopes, expected a deterministic network")
+    return call.function(x, max(1.0, abs(lower + upper) / 2))
 
 
 @lipschitz_rule(aten.softplus.default)

@@ -92,14 +92,3 @@ def _bmm(call: Call, a: Any, b: Any) -> Value:
         call.refuse(f"{PRODUCT}, as in attention")
     x, matrices = (a, b) if isinstance(a, Value) else (b, a)
     return Value(call.shape, lambda: x.bound * call.evaluation.number(torch.linalg.matrix_norm(matrices, 2).max()))
-
-
-@lipschitz_rule(aten._native_batch_norm_legit_no_training.default)
-def _batch_norm(
-    call: Call, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, eps: float
-) -> tuple[Value, None, None]:
-    if any(isinstance(argument, Value) for argument in (weight, bias, mean, variance)):
-        call.refuse(PRODUCT)
-    variance = call.evaluation.variance(call, variance)
-    factor = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
-    return call.scaled(x, factor.view(-1, *[1] * (len(x.shape) - 2))), None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ def _extreme(call: Call, a: Any, b: Any) -> Value:
     return Value(call.shape, call.joint([a, b]).compute, extreme=(kind, a, b))
 
 
+@lipschitz_rule(aten.logaddexp.default, aten.hypot.default)
+def _smooth_maximum(call: Call, a: Any, b: Any) -> Value:
+    # The gradients (p, 1 - p), with p from 0 to 1, and (a, b) / hypot(a, b) have lengths of at most 1.
+    return call.joint([call.broadcast(value) for value in (a, b) if isinstance(value, Value)])
+
+
 @lipschitz_rule(
     aten.view.default,
     aten._unsafe_view.default,
@@ -77,6 +84,11 @@ def _extreme(call: Call, a: Any, b: Any) -> Value:
     aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default,
     aten.channel_shuffle.default,
+    aten.unfold.default,
+    aten.diagonal.default,
+    aten._upsample_nearest_exact1d.vec,
+    aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact3d.vec,
     aten.upsample_nearest1d.vec,
     aten.upsample_nearest2d.vec,
     aten.upsample_nearest3d.vec,
@@ -122,8 +134,8 @@ MOVES = frozenset(operation for operation, rule in RULES.items() if rule in (_mo
 """Operations that move, repeat or leave out entries, and compute nothing."""
 
 
-def entries_of(call: Call, x: Value, number: int, indices: Tensor, padding: Any = None) -> Value:
-    """The value with these entries of ``x``."""
+def entries_of(call: Call, x: Value, key: Hashable, indices: Tensor, padding: Any = None) -> Value:
+    """The value with these entries of ``x``, -1 for a constant; ``key`` tells several of one call apart."""
 
     def placed() -> tuple[Tensor, int, bool]:
         identity = torch.arange(math.prod(x.shape)).view(x.shape)
@@ -133,12 +145,12 @@ def entries_of(call: Call, x: Value, number: int, indices: Tensor, padding: Any 
             return of_root[indices], most_copies(of_root[indices]), same
         return indices, most_copies(indices), same
 
-    of_root, copies, same = call.cached(placed, number)
+    of_root, copies, same = call.cached(placed, ("entries", key))
     if same:
         return x
     root = x.root
     operator = Copy(root, of_root, copies, padding)
-    return Value(call.shapes[number], lambda: root.bound * math.sqrt(copies), x, operator)
+    return Value(tuple(indices.shape), lambda: root.bound * math.sqrt(copies), x, operator)
 
 
 @lipschitz_rule(aten._to_copy.default)

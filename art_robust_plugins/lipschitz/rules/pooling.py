@@ -113,7 +113,61 @@ def _disjoint_maximum(call: Call, x: Value, *arguments: Any, **options: Any) -> 
     return call.function(x, 1.0)
 
 
-@lipschitz_rule(aten.max.dim, aten.min.dim, aten.sort.default, aten.topk.default)
+@lipschitz_rule(aten.linalg_vector_norm.default)
+def _vector_norm(
+    call: Call,
+    x: Value,
+    ord: float = 2,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Value:
+    """By the triangle inequality a norm changes by at most the norm of the change, for each set of n entries.
+
+    That is at most the L2 norm for orders of at least 2, and n^(1/p - 1/2) times it for orders p from 1 (Hoelder),
+    attained at equal entries.
+    """
+    axes = list(dim) if dim else list(range(len(x.shape)))  # torch takes an empty list as all axes
+    call.keep_samples_apart(x, axes)
+    if not ord >= 1:
+        call.refuse(f"the order {ord} gives no norm, expected at least 1")
+    count = math.prod(x.shape[axis] for axis in axes)
+    return call.function(x, float(count) ** max(1 / ord - 1 / 2, 0.0))
+
+
+@lipschitz_rule(aten.std.correction)
+def _std(
+    call: Call, x: Value, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Value:
+    """The L2 norm of n entries less their mean (a projection) over sqrt(n - correction); attained along a line."""
+    axes = list(dim) if dim else list(range(len(x.shape)))
+    call.keep_samples_apart(x, axes)
+    divisor = math.prod(x.shape[axis] for axis in axes) - (1 if correction is None else correction)
+    if not divisor > 0:
+        call.refuse(f"its divisor is {divisor}, expected a positive one")
+    return call.function(x, 1 / math.sqrt(divisor))
+
+
+@lipschitz_rule(aten.cumsum.default)
+def _cumsum(call: Call, x: Value, dim: int, *, dtype: torch.dtype | None = None) -> Value:
+    """The lower triangle L of ones [n, n]: (L L^T)^-1 is a second difference with the least eigenvalue 4 sin(a)^2.
+
+    Here a = pi / (2 (2 n + 1)), so the norm of L is 1 / (2 sin(a)), exactly.
+    """
+    call.keep_samples_apart(x, [dim])
+    length = x.shape[dim] if x.shape else 1
+    return call.function(x, 1 / (2 * math.sin(math.pi / (2 * (2 * length + 1)))))
+
+
+@lipschitz_rule(aten.median.default)
+def _median(call: Call, x: Value) -> Value:
+    return call.function(x, 1.0)  # an order statistic: it moves by at most the largest move
+
+
+@lipschitz_rule(
+    aten.max.dim, aten.min.dim, aten.sort.default, aten.topk.default, aten.median.dim, aten.kthvalue.default
+)
 def _ordered(call: Call, x: Value, *arguments: Any, **options: Any) -> tuple[Value, None]:
     # Sorting is a permutation near almost every input, and continuous.
     return call.function(x, 1.0), None

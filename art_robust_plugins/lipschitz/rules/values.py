@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -22,6 +22,9 @@ _T = TypeVar("_T")
 
 SMALLEST = 1e-100
 """Bounds and constants that are smaller are refused: products of a few of them would leave float64's range."""
+
+FLOAT32 = 1 + 1e-6
+"""Factor where torch keeps constants of its own in float32."""
 
 PRODUCT = "a product of two activations has no global bound"
 
@@ -58,6 +61,8 @@ class Value:
         parent, operator: where the value is a linear function of another value (and constants), that value and the
             operator.
         extreme: ``("max", a, b)`` or ``("min", a, b)`` where the value is the maximum or minimum of two others.
+        magnitude: (x, c) where the value is |x| + c, with constants c.
+        same_differences: for a value [1, C], another one whose entries differ from each other by the same numbers.
     """
 
     shape: tuple[int, ...]
@@ -65,6 +70,8 @@ class Value:
     parent: Value | None = None
     operator: Scale | Copy | Linear | Convolution | None = None
     extreme: tuple[str, Value, Value] | None = None
+    magnitude: tuple[Value, Tensor | float] | None = None
+    same_differences: Value | None = None
 
     @cached_property
     def bound(self) -> Number:
@@ -127,9 +134,17 @@ class Call:
         """Shape of the first output."""
         return self.shapes[0]
 
-    def refuse(self, reason: str) -> NoReturn:
+    def refuse(self, reason: str, cause: Exception | None = None) -> NoReturn:
         """Raise `NoLipschitzRuleError` with this operation's place."""
-        raise NoLipschitzRuleError(f"{self.target} (node {self.name!r}, {self.place}): {reason}.")
+        raise NoLipschitzRuleError(f"{self.target} (node {self.name!r}, {self.place}): {reason}.") from cause
+
+    def keep_samples_apart(self, x: Value, axes: Iterable[int]) -> None:
+        """Refuse what acts along axis 0, where that holds the one sample with which networks are traced.
+
+        Where the batch lies elsewhere, the comparison of two samples with each alone tells.
+        """
+        if x.shape and x.shape[0] == 1 and any(axis in (0, -len(x.shape)) for axis in axes):
+            self.refuse("it acts along axis 0, which holds the samples of a batch, expected each sample by itself")
 
     @property
     def place(self) -> str:
@@ -267,7 +282,7 @@ def most_copies(indices: Tensor) -> int:
     return int(torch.bincount(real).max()) if real.numel() else 0
 
 
-def _same(a: Value, b: Value) -> bool:
+def same(a: Value, b: Value) -> bool:
     """Whether two values are equal for every input: one value, or the same entries of one, without constants."""
     if a is b:
         return True
@@ -288,7 +303,7 @@ def _without_extremes(values: list[Value]) -> list[Value]:
             if first.extreme and second.extreme and (first.extreme[0], second.extreme[0]) == ("max", "min"):
                 _, a, b = first.extreme
                 _, c, d = second.extreme
-                if (_same(a, c) and _same(b, d)) or (_same(a, d) and _same(b, c)):
+                if (same(a, c) and same(b, d)) or (same(a, d) and same(b, c)):
                     rest = [value for place, value in enumerate(values) if place not in (i, j)]
                     return [a, b, *_without_extremes(rest)]
     return values
