@@ -178,18 +178,22 @@ def clip(x: Tensor, low: Bound | None, high: Bound | None) -> Tensor:
     return x if low is None and high is None else x.clamp(low, high)
 
 
-def check_radius(threat: ThreatModel, low: float, high: float, size: int) -> None:
+def check_radius(threat: ThreatModel, low: Bound, high: Bound, size: int) -> None:
     """Refuse a ball that holds every image of ``size`` numbers in [low, high]: its radius is likely in other units.
 
     Raises:
         ValueError: for such a radius.
     """
-    whole = (high - low) * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[threat.norm]
+    widths = torch.as_tensor(high - low, dtype=torch.float64).flatten()
+    # Limits that broadcast stand for as many features each.
+    order, power = {"Linf": (math.inf, 0.0), "L2": (2.0, 0.5), "L1": (1.0, 1.0)}[threat.norm]
+    whole = float(torch.linalg.vector_norm(widths, order)) * (size / len(widths)) ** power
     if threat.eps >= whole:
-        levels = threat.norm == "Linf" and (low, high) == (0, 1) and 1 <= threat.eps <= 255
+        lowest, highest = float(torch.as_tensor(low).min()), float(torch.as_tensor(high).max())
+        levels = threat.norm == "Linf" and (lowest, highest) == (0, 1) and 1 <= threat.eps <= 255
         hint = f"; did you mean '{threat.eps:g}/255'?" if levels else "."
         raise ValueError(
-            f"eps: got {threat.eps:g} for inputs in [{low:g}, {high:g}], expected less than {whole:g}, the "
+            f"eps: got {threat.eps:g} for inputs in [{lowest:g}, {highest:g}], expected less than {whole:g}, the "
             f"{threat.norm} radius of a ball that holds every image{hint}"
         )
 
