@@ -336,11 +336,11 @@ def _check_outputs(
         except Exception as error:  # whatever the network raises
             reason = str(error).strip().split("\n")[0].rstrip(".")
             weights = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
-            advice = (
-                f"; its weights are {min(map(str, weights))}: use network.float(), or a forward that converts its input"
-                if weights
-                else ""
-            )
+            advice = ""
+            if x.dtype != torch.float32:
+                advice = "; its preprocessing makes them of this type: let its __call__ end in .astype('float32')"
+            elif weights:
+                advice = f"; its weights are {min(map(str, weights))}: use network.float(), or convert in forward"
             raise ValueError(
                 f"classifier: the network fails on inputs {tuple(x.shape)} of type {x.dtype} "
                 f"({type(error).__name__}: {reason}), expected one that takes them{advice}."

@@ -24,7 +24,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .bridge import EstimatorModule, image_tensor, preserved, standardisation_of
+from .bridge import EstimatorModule, image_tensor, predict_outputs, preserved, standardisation_of
 from .files import write_atomically
 from .lipschitz.preprocessing import Standardisation
 
@@ -95,7 +95,7 @@ def export_classifier(
     # A file for any batch is tried with one input and with all; one for a fixed batch with as many as it takes.
     batches = [images[:1], images] if batch is None else [images[torch.arange(batch) % len(images)]]
     with preserved(classifier.model):  # ART leaves it in evaluation mode
-        expected = [classifier.predict(each.numpy(), batch_size=len(each)) for each in batches]
+        expected = [predict_outputs(classifier, each).numpy() for each in batches]
     # What tracing warns of, values that it takes for constants, shows in the outputs.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -194,7 +194,7 @@ def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
     network: Any = torch.export.load(path).module() if format == "torch-export" else torch.jit.load(str(path))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         logits: Tensor = network(x)
-    return logits.numpy()
+    return logits.float().numpy()  # NumPy has no bfloat16
 
 
 def _difference(found: NDArray[Any], wanted: NDArray[Any], scale: float) -> float:

@@ -8,14 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
+_ITS_LOSS = "a single output goes with BCEWithLogitsLoss (a logit) or BCELoss (a probability)"
 
-def check_outputs(outputs: object, classes: int, *, single: bool) -> None:
+
+def check_outputs(outputs: object, classes: int, *, single: bool, otherwise: str = _ITS_LOSS) -> None:
     """Refuse outputs for two inputs that are not logits [2, classes].
 
     Args:
         outputs: what the network returned.
         classes: how many classes there are.
         single: a network of two classes may have one output, [2, 1] or [2].
+        otherwise: what to do about one output where it may not.
 
     Raises:
         ValueError: for other outputs; the sentence names a wrapper where they hold logits.
@@ -33,7 +36,7 @@ def check_outputs(outputs: object, classes: int, *, single: bool) -> None:
     advice = ""
     if isinstance(outputs, Tensor):
         if classes == 2 and tuple(outputs.shape) in {(2, 1), (2,)}:
-            advice = "; a single output goes with BCEWithLogitsLoss (a logit) or BCELoss (a probability)"
+            advice = f"; {otherwise}"
     else:
         path = next(_paths_to_logits(outputs, shapes), None)
         inside = "one tensor of logits" if path is None else f"self.network(x){path}"

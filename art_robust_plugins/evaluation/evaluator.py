@@ -214,6 +214,8 @@ class _Run:
         self.range = input_range(estimator)
         self.module = EstimatorModule(estimator, probabilities=True, straight_through=True)
         self.counter = CallCounter(self.module)
+        if isinstance(estimator, PyTorchLipschitzCertifier):
+            estimator.lipschitz_constants()  # what has no certificate is told before the attacks, not after them
         self.packages = package_versions(evaluator.attacks, evaluator.backend)
         few = self.module.from_estimator(x[:2].to(self.module.device))
         self.obstacle = diagnostics.gradient_obstacle(self.counter, few)

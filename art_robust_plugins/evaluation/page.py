@@ -169,8 +169,9 @@ def class_note(report: EvaluationReport) -> str:
 def setting_rows(report: EvaluationReport) -> list[list[str]]:
     s = report.settings
     diagnostics = s["diagnostics"]
+    box = s.get("clip_values_by_feature") or s["clip_values"]
     return [
-        ["threat model", f"{s['threat']['norm']}, eps {s['threat']['eps']:.6g} in the range {s['clip_values']}"],
+        ["threat model", f"{s['threat']['norm']}, eps {s['threat']['eps']:.6g} in the range {box}"],
         ["points", f"{s['points']} of shape {tuple(s['input_shape'])}, {s['classes']} classes"],
         ["known from a smaller eps", reused_text(report)],
         ["attack libraries", listed(s["attack_library"]) or "none"],
@@ -619,7 +620,7 @@ def comparison_rows(reports: Mapping[str, EvaluationReport]) -> tuple[list[str],
 def differences(reports: Mapping[str, EvaluationReport]) -> list[str]:
     """What keeps the runs from being compared number by number."""
     told: dict[str, Callable[[dict[str, Any]], object]] = {
-        "threat models": lambda s: s["threat"]["text"] + str(s["clip_values"]),
+        "threat models": lambda s: s["threat"]["text"] + str(s.get("clip_values_by_feature") or s["clip_values"]),
         "numbers of points": lambda s: s["points"],
         "attacks": lambda s: s["attacks"],
         "seeds or batch sizes": lambda s: (s["seed"], s["batch_size"]),

@@ -81,18 +81,23 @@ def _batches(x: Any) -> Iterator[tuple[Any, Any]]:
             batch = next(batches)
         except StopIteration:
             return
-        except TypeError as error:  # of collation: samples that are no arrays, such as images of PIL
-            reason = str(error).strip().split("\n")[0].rstrip(".")
+        except (TypeError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[-1].rstrip(".")
+            # Samples that are no arrays, such as images of PIL, or of several sizes. Other errors are not of this kind.
+            if not any(sign in reason for sign in ("collate", "stack expects")):
+                raise
             raise ValueError(
-                f"x: its samples cannot be joined to batches ({reason}), expected tensors, as a Dataset with "
-                f"transform=ToTensor() gives them."
+                f"x: its samples cannot be joined to batches ({reason}), expected tensors of one size, as a "
+                f"Dataset with transform=ToTensor() gives them."
             ) from error
         if not isinstance(batch, list | tuple) or len(batch) != 2:
             size = f" with {len(batch)} entries" if isinstance(batch, list | tuple | Mapping) else ""
-            raise ValueError(
-                f"x: got a batch of type {type(batch).__name__}{size}, expected a pair (x, y); a generator such as "
-                f"((b['image'], b['label']) for b in batches) makes pairs of others."
+            advice = (
+                "arrays are given as evaluate(x, y)"
+                if hasattr(batch, "__array__")
+                else "a generator such as ((b['image'], b['label']) for b in batches) makes pairs of others"
             )
+            raise ValueError(f"x: got a batch of type {type(batch).__name__}{size}, expected a pair (x, y); {advice}.")
         yield batch[0], batch[1]
 
 

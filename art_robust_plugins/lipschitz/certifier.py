@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..bridge import check_classifier, device_of, image_tensor, label_tensor, preprocessing_modules
 from ..checks import check_count
+from ..network_outputs import check_outputs
 from ..threat import ThreatModel, radius_of
 from .graph import LipschitzGraph, NetworkBound, OperatorNorm
 from .preprocessing import bounded_network
@@ -365,10 +366,12 @@ class _Analysis:
                 f"classifier: the network in float64 fails on inputs (2, {', '.join(map(str, self._shape))}) "
                 f"({type(error).__name__}: {reason}), expected one of this input_shape, without a data type of its own."
             ) from error
-        expected = (2, self._classes)
-        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
-            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(f"classifier: the network's output for 2 inputs is {shape}, expected a tensor {expected}.")
+        check_outputs(
+            outputs,
+            self._classes,
+            single=False,
+            otherwise="nn.Linear(1, 2) after it, with weight [[0], [1]] and bias 0, gives the two logits of one output",
+        )
 
 
 @contextmanager
