@@ -31,6 +31,7 @@ from ..checks import check_count
 from ..network_outputs import check_outputs
 from ..threat import ThreatModel, radius_of
 from .graph import LipschitzGraph, NetworkBound, OperatorNorm
+from .precision import check_precision
 from .preprocessing import bounded_network
 
 ROUND_DOWN = 1 - 1e-9
@@ -312,6 +313,7 @@ class _Analysis:
         self._network = _in_float64(network)
         self._bound: NetworkBound | None = None
         self._check_outputs()
+        check_precision(network, self._shape)
         self._graph = LipschitzGraph(self._network, self._shape, std=None if constants is None else constants[1].abs())
         others = self._graph.dtypes - {torch.float64}
         if others:

@@ -153,6 +153,11 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     def _prepare(self) -> None:
         super()._prepare()
+        if self._module.single:
+            raise ValueError(
+                "classifier: its network has one output, expected a logit for each class: nn.Linear(1, 2) after it, "
+                "with weight [[0], [1]] and bias 0, gives two, for CrossEntropyLoss."
+            )
         network, mean_std = bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
         parts: list[nn.Module] = [self.classifier.model, *preprocessing_modules(self.classifier)]
