@@ -75,7 +75,7 @@ class StraightThrough:
         >>> from art.defences.preprocessor import FeatureSqueezing
         >>> x = torch.tensor([[0.2, 0.9]], requires_grad=True)
         >>> squeezed = StraightThrough(FeatureSqueezing(clip_values=(0, 1), bit_depth=1))(x)
-        >>> squeezed.detach(), torch.autograd.grad(squeezed.sum(), x)[0]
+        >>> squeezed.detach().float(), torch.autograd.grad(squeezed.sum(), x)[0]
         (tensor([[0., 1.]]), tensor([[1., 1.]]))
     """
 
