@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,15 +19,18 @@ import torch
 from accelerate import PartialState
 from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .certified_estimators import check_certified
+from .input_range import RANGE_TOLERANCE, InputRange, bounded_range, read_clip_values
+from .network_outputs import check_outputs
+from .randomness import restored_random_states
+from .straight_through import StraightThrough
 from .threat import Bound, ThreatModel, check_radius
-
-RANGE_TOLERANCE = 1e-6
-"""How far a value may lie outside clip_values, as a share of their width, before it is refused."""
 
 PATIENCE = timedelta(minutes=10)
 """How long one of several processes waits for the others, unless it says otherwise."""
@@ -36,20 +40,23 @@ class EstimatorModule(nn.Module):
     """An ART classifier as a plain, differentiable torch module that returns logits.
 
     ``forward`` takes a batch x [N, C, H, W] (or [N, F] for flat inputs), maps it from [0, 1] to the classifier's
-    ``clip_values``, applies ART's torch preprocessing (defences, then mean and standard deviation), and the network.
-    A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
+    ``clip_values`` (see `InputRange`), applies ART's preprocessing (defences, then mean and standard deviation), and
+    the network. A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
+    Whatever floating-point type the network computes in, its outputs come in the type of x.
 
     Args:
         classifier: an ART ``PyTorchClassifier``.
-        unit_range: the input is in [0, 1] and [N, C, H, W]; False for the classifier's own range and layout.
+        unit_range: the input is in [0, 1] and [N, C, H, W], and a binary network's one output becomes the logits of
+            two classes; False for the classifier's own range, layout and outputs.
         fit: use the preprocessing that ART applies in ``fit`` and in ``predict`` rather than that of ``predict``.
         probabilities: accept a network whose outputs are softmax probabilities.
+        straight_through: accept NumPy preprocessing, with its own estimate of the gradient (see `StraightThrough`).
 
     Raises:
         TypeError: when ``classifier`` is not a ``PyTorchClassifier``.
-        ValueError: for preprocessing that is not torch, any postprocessing, a network whose output is not
-            [N, nb_classes], softmax outputs; and, with ``unit_range``, ``clip_values`` that are missing or not the
-            same for all features.
+        ValueError: for preprocessing that is not torch (or that ART cannot chain), any postprocessing, a network that
+            fails or whose output is not [N, nb_classes], softmax outputs, with ``fit`` weights that are not float32;
+            and, with ``unit_range``, ``clip_values`` that are missing or infinite.
 
     Example:
         >>> from art.estimators.classification import PyTorchClassifier
@@ -66,44 +73,51 @@ class EstimatorModule(nn.Module):
         unit_range: bool = True,
         fit: bool = False,
         probabilities: bool = False,
+        straight_through: bool = False,
     ) -> None:
         super().__init__()
         check_classifier(classifier)
+        check_certified(classifier)
         self.network: nn.Module = classifier.model
-        other = next(
-            (p.dtype for p in self.network.parameters() if p.is_floating_point() and p.dtype != torch.float32), None
-        )
-        if other is not None:
-            raise ValueError(f"classifier: the network's weights are {other}, expected torch.float32.")
-        self._operations = preprocessing_operations(classifier, fit=fit)
+        if fit:
+            _check_weights(self.network)
+        self._operations = preprocessing_operations(classifier, fit=fit, straight_through=straight_through)
         self._turn = unit_range and not classifier.channels_first and len(classifier.input_shape) == 3
-        self.scale, self.shift = 1.0, 0.0
-        if unit_range:
-            low, high = uniform_range(classifier)
-            self.scale, self.shift = high - low, low
-        _check_outputs(classifier, self._operations, probabilities=probabilities, column=not unit_range)
+        self._range = input_range(classifier) if unit_range else None
+        outputs = _check_outputs(classifier, self._operations, probabilities=probabilities)
+        self.single = outputs.shape[1] == 1
+        one = self.single and unit_range
+        self._logits: Callable[[Tensor], Tensor] | None = partial(class_logits, classifier) if one else None
 
     @property
     def device(self) -> torch.device:
         """Where the network's weights are."""
         return device_of(self.network)
 
+    @property
+    def straight_through(self) -> list[str]:
+        """The names of the defences whose gradient is an estimate."""
+        return [operation.name for operation in self._operations if isinstance(operation, StraightThrough)]
+
     def to_estimator(self, x: Tensor) -> Tensor:
         """Images of this module's input as the estimator takes them: its range, its order of axes."""
-        x = x if self.scale == 1 and self.shift == 0 else x * self.scale + self.shift
-        return x.movedim(1, -1) if self._turn else x
+        x = x.movedim(1, -1) if self._turn else x
+        return x if self._range is None else self._range.from_unit(x)
 
     def from_estimator(self, x: Tensor) -> Tensor:
         """The inverse of `to_estimator`."""
-        x = x.movedim(-1, 1) if self._turn else x
-        return x if self.scale == 1 and self.shift == 0 else ((x - self.shift) / self.scale).clamp(0, 1)
+        x = x if self._range is None else self._range.to_unit(x)
+        return x.movedim(-1, 1) if self._turn else x
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype, count = x.dtype, len(x)
         x = self.to_estimator(x)
         for operation in self._operations:
             x = operation(x)
-        logits: Tensor = self.network(x)
-        return logits
+        outputs: Tensor = self.network(x)
+        # As ART's predict brings all outputs to float32, and a single output for each sample to a column.
+        outputs = (outputs if outputs.dim() > 1 else outputs.reshape(count, 1)).to(dtype)
+        return outputs if self._logits is None else self._logits(outputs)
 
 
 def check_classifier(classifier: object) -> None:
@@ -114,6 +128,15 @@ def check_classifier(classifier: object) -> None:
         names = ", ".join(type(defence).__name__ for defence in classifier.postprocessing_defences)
         raise ValueError(
             f"classifier: postprocessing_defences ({names}) change the outputs after the network, expected none."
+        )
+
+
+def _check_weights(network: nn.Module) -> None:
+    other = next((p.dtype for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if other is not None:
+        raise ValueError(
+            f"classifier: the network's weights are {other}, expected torch.float32 for training, as network.float() "
+            f"makes them."
         )
 
 
@@ -138,15 +161,24 @@ def processes_of(device: torch.device) -> PartialState:
         ) from error
 
 
-def preprocessing_operations(classifier: PyTorchClassifier, *, fit: bool) -> list[Callable[[Tensor], Tensor]]:
+def preprocessing_operations(
+    classifier: PyTorchClassifier, *, fit: bool, straight_through: bool = False
+) -> list[Callable[[Tensor], Tensor]]:
     """ART's preprocessing that belongs to the network, as differentiable functions of a batch.
 
-    With ``fit``, those of ``predict`` that also apply in ``fit``; see `augmentations` for those of ``fit`` alone.
+    With ``fit``, those of ``predict`` that also apply in ``fit``; see `augmentations` for those of ``fit`` alone. With
+    ``straight_through``, NumPy defences too, with an estimated gradient.
     """
     operations: list[Callable[[Tensor], Tensor]] = []
+    if straight_through:
+        _check_chain(classifier.preprocessing_operations)
     for defence in classifier.preprocessing_operations:
-        _check_torch(defence)
+        if not straight_through:
+            _check_torch(defence)
         if not defence.apply_predict or (fit and not defence.apply_fit):
+            continue
+        if not isinstance(defence, PreprocessorPyTorch):
+            operations.append(StraightThrough(defence))
             continue
         if isinstance(defence, StandardisationMeanStdPyTorch):
             if np.any(defence.mean != 0) or np.any(defence.std != 1):
@@ -191,6 +223,21 @@ def _check_torch(defence: object) -> None:
         raise ValueError(
             f"classifier: the preprocessing {type(defence).__name__} is not a PreprocessorPyTorch, so no gradient can "
             f"pass through it; expected its PyTorch version."
+        )
+
+
+def _check_chain(operations: list[Preprocessor]) -> None:
+    """Refuse NumPy defences in lists that ART's ``predict`` refuses too, at its first call."""
+    plain = [type(operation).__name__ for operation in operations if not isinstance(operation, PreprocessorPyTorch)]
+    standardised = bool(operations) and isinstance(
+        operations[-1], StandardisationMeanStd | StandardisationMeanStdPyTorch
+    )
+    if plain and len(operations) > 1 + standardised:
+        names = ", ".join(type(operation).__name__ for operation in operations)
+        raise ValueError(
+            f"classifier: ART applies no list of preprocessing with a NumPy defence ({plain[0]} among {names}), "
+            f"expected that defence alone before mean and standard deviation; one Preprocessor whose __call__ and "
+            f"estimate_gradient call several is one."
         )
 
 
@@ -267,31 +314,42 @@ def _mean_std(defence: StandardisationMeanStdPyTorch, classifier: PyTorchClassif
 
 @torch.no_grad()
 def _check_outputs(
-    classifier: PyTorchClassifier, operations: list[Callable[[Tensor], Tensor]], *, probabilities: bool, column: bool
-) -> None:
-    """One forward pass of two inputs in the classifier's range: the shape of the outputs, and whether they are softmax.
-
-    With ``column``, a network of two classes may have one output.
-    """
+    classifier: PyTorchClassifier, operations: list[Callable[[Tensor], Tensor]], *, probabilities: bool
+) -> Tensor:
+    """One forward pass of two inputs in the classifier's range: the outputs, their shape and type, and no softmax."""
     network = classifier.model
     x = random_inputs(classifier, 2)
-    with preserved(network):
+    # Randomised networks must not move the caller's random streams.
+    with preserved(network), restored_random_states([x.device] if x.device.type == "cuda" else []):
         network.eval()
-        # Randomised networks must not move the caller's random stream.
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            for operation in operations:
-                x = operation(x)
+        for operation in operations:
+            x = operation(x)
+        try:
             outputs = network(x)
-    expected = (2, classifier.nb_classes)
-    allowed = {expected, (2, 1)} if column and classifier.nb_classes == 2 else {expected}
-    if not isinstance(outputs, Tensor) or tuple(outputs.shape) not in allowed:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"classifier: the network's output for 2 inputs is {shape}, expected a tensor {expected}.")
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the network raises
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            weights = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
+            advice = ""
+            if x.dtype != torch.float32:
+                advice = "; its preprocessing makes them of this type: let its __call__ end in .astype('float32')"
+            elif weights:
+                advice = f"; its weights are {min(map(str, weights))}: use network.float(), or convert in forward"
+            raise ValueError(
+                f"classifier: the network fails on inputs {tuple(x.shape)} of type {x.dtype} "
+                f"({type(error).__name__}: {reason}), expected one that takes them{advice}."
+            ) from error
+    # Losses of class indices have none for a single output.
+    check_outputs(outputs, classifier.nb_classes, single=not (classifier._reduce_labels and classifier._int_labels))
+    outputs = outputs if outputs.dim() > 1 else outputs[:, None]
     if not probabilities and outputs_are_probabilities(outputs):
         raise ValueError(
             "classifier: the network's outputs are softmax probabilities, expected logits; "
             "remove the softmax, the loss applies it."
         )
+    checked: Tensor = outputs
+    return checked
 
 
 def random_inputs(classifier: PyTorchClassifier, count: int) -> Tensor:
@@ -299,7 +357,9 @@ def random_inputs(classifier: PyTorchClassifier, count: int) -> Tensor:
     low, high = clip_range(classifier)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(count, *classifier.input_shape, generator=generator, device="cpu").to(device_of(classifier.model))
-    return x if low is None or high is None else x * (high - low) + low
+    if low is None or high is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in (low, high)):
+        return x
+    return x * (high - low) + low
 
 
 def outputs_are_probabilities(outputs: Tensor) -> bool:
@@ -311,14 +371,16 @@ def outputs_are_probabilities(outputs: Tensor) -> bool:
 
 
 def clip_range(classifier: PyTorchClassifier) -> tuple[Bound | None, Bound | None]:
-    """The classifier's ``clip_values`` as numbers, as tensors when they differ by feature, or (None, None)."""
-    if classifier.clip_values is None:
-        return None, None
-    low, high = (np.asarray(values, dtype=np.float32) for values in classifier.clip_values)
-    if low.min() == low.max() and high.min() == high.max():
-        return float(low.min()), float(high.max())
-    device = device_of(classifier.model)
-    return torch.as_tensor(low, device=device), torch.as_tensor(high, device=device)
+    """The classifier's ``clip_values`` as numbers, as tensors when they differ by feature, or (None, None).
+
+    Raises:
+        ValueError: NaN, a low that is not below its high, arrays that do not fit ``input_shape``.
+    """
+    low, high = read_clip_values(classifier.clip_values, tuple(classifier.input_shape))
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        device = device_of(classifier.model)
+        return low.to(device), high.to(device)
+    return low, high
 
 
 def check_threat(
@@ -336,13 +398,13 @@ def check_threat(
         check_radius(threat, low, high, math.prod(classifier.input_shape), name=name, value=value)
 
 
-def uniform_range(classifier: PyTorchClassifier) -> tuple[float, float]:
-    """``clip_values`` as two numbers; attacks need them to map images to [0, 1]."""
-    low, high = clip_range(classifier)
-    if not isinstance(low, float) or not isinstance(high, float):
-        came = "none" if low is None else "a range per feature"
-        raise ValueError(f"classifier: clip_values are {came}, expected one (low, high) for all features.")
-    return low, high
+def input_range(classifier: PyTorchClassifier) -> InputRange:
+    """The classifier's ``clip_values`` as a range that attacks can search.
+
+    Raises:
+        ValueError: as `clip_range`, and for limits that are missing or infinite.
+    """
+    return bounded_range(*clip_range(classifier))
 
 
 def image_tensor(x: Any, classifier: PyTorchClassifier, *, name: str = "x") -> Tensor:
@@ -426,6 +488,27 @@ def _numeric_array(values: Any, name: str) -> np.ndarray[Any, Any]:
     return native if native.flags.writeable and native.flags.c_contiguous else native.copy()
 
 
+def predict_outputs(classifier: PyTorchClassifier, x: Tensor) -> Tensor:
+    """The outputs of the estimator's own ``predict`` for one batch of samples ``x`` [N, ...] on the CPU, in float32."""
+
+    def convert(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        # ART hands outputs to NumPy, which has no bfloat16, before it brings them to float32: here they are before.
+        last = outputs[-1] if isinstance(outputs, list) and outputs else None
+        if not isinstance(last, Tensor) or not last.is_floating_point() or last.dtype in _NUMPY_HAS:
+            return None
+        return [*outputs[:-1], last.float()]
+
+    handle = classifier._model.register_forward_hook(convert)
+    try:
+        outputs = torch.from_numpy(classifier.predict(x.numpy(), batch_size=len(x)))
+    finally:
+        handle.remove()
+    return outputs.float()
+
+
+_NUMPY_HAS = (torch.float16, torch.float32, torch.float64)
+
+
 def loss_of(classifier: PyTorchClassifier, logits: Tensor, y: Tensor) -> Tensor:
     """The classifier's own loss of ``logits`` [N, C] for labels ``y``, in the form that this loss takes them.
 
@@ -448,7 +531,7 @@ def class_logits(classifier: PyTorchClassifier, outputs: Tensor) -> Tensor:
 
     Under ``BCELoss`` that output is the probability of class 1, otherwise its logit.
     """
-    if outputs.shape[1] > 1:
+    if outputs.shape[1] > 1 or classifier.nb_classes != 2:
         return outputs
     # A probability of exactly 0 or 1 counts as the nearest other one, whose logit is finite.
     positive = (

@@ -24,7 +24,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .bridge import EstimatorModule, clip_range, image_tensor, preserved, standardisation_of
+from .bridge import EstimatorModule, clip_range, image_tensor, predict_outputs, preserved, standardisation_of
 from .checks import is_integer, plain_number
 from .files import write_atomically
 from .lipschitz.preprocessing import Standardisation
@@ -105,7 +105,7 @@ def export_classifier(
         raise ValueError("x: got one input, expected at least two to compare outputs on.")
     batches = _batches(images, classifier, batch)
     with preserved(classifier.model):  # ART leaves it in evaluation mode
-        expected = [classifier.predict(each.numpy(), batch_size=len(each)) for each in batches]
+        expected = [predict_outputs(classifier, each).numpy() for each in batches]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # What a trace takes for a constant, it computes with whatever the data: a branch, a number, a length.
@@ -235,7 +235,7 @@ def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
     network: Any = torch.export.load(path).module() if format == "torch-export" else torch.jit.load(str(path))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         logits: Tensor = network(x)
-    return logits.numpy()
+    return logits.float().numpy()  # NumPy has no bfloat16
 
 
 def _difference(found: NDArray[Any], wanted: NDArray[Any], scale: float) -> float:

@@ -23,21 +23,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..bridge import (
-    RANGE_TOLERANCE,
     EstimatorModule,
     check_classifier,
+    class_logits,
     device_of,
-    image_tensor,
-    label_tensor,
+    input_range,
     outputs_are_probabilities,
+    predict_outputs,
     preprocessing_modules,
     preserved,
     processes_of,
-    uniform_range,
 )
+from ..certified_estimators import check_certified
 from ..checks import check_count, check_seed
 from ..files import load_state, remove_temporaries, save_state
 from ..fingerprints import describe_module, digest
+from ..input_range import InputRange
 from ..lipschitz import PyTorchLipschitzCertifier
 from ..locks import check_output_folder, locked_folder
 from ..randomness import cuda_devices, restored_random_states, seed_everything
@@ -45,8 +46,10 @@ from ..threat import ThreatModel, check_radius
 from . import diagnostics
 from .autoattack.batches import ChannelsLast, Passes, fitting_size, laid_out
 from .autoattack.standard import joint_size
+from .offers import of_estimator, of_single_output
 from .report import EvaluationReport
 from .results import AttackResult, Examples
+from .samples import read_samples
 from .state_record import check_change, check_opened, read_fingerprint
 from .suites import (
     SUITES,
@@ -138,10 +141,11 @@ class Evaluator:
         verbose: bool = True,
     ) -> None:
         check_classifier(estimator)
-        low, high = uniform_range(estimator)
+        check_certified(estimator)
+        box = input_range(estimator)
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
-        check_radius(threat, low, high, math.prod(estimator.input_shape))
+        check_radius(threat, box.low, box.high, math.prod(estimator.input_shape))
         if backend not in get_args(Backend):
             raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
         self.estimator = estimator
@@ -156,11 +160,12 @@ class Evaluator:
         self.state_dir = None if state_dir is None else Path(state_dir)
         self.verbose = verbose
 
-    def evaluate(self, x: Any, y: Any) -> EvaluationReport:
+    def evaluate(self, x: Any, y: Any = None) -> EvaluationReport:
         """Attack every sample, and report.
 
         Args:
-            x: samples [N, *input_shape] in the estimator's range; an array or a tensor.
+            x: samples [N, *input_shape] in the estimator's range, an array or a tensor; or, without y, a ``Dataset``,
+                a ``DataLoader`` or any other iterable of batches (x, y), which is read once, in its order.
             y: labels, as class indices [N] or one-hot rows [N, classes].
 
         Raises:
@@ -171,11 +176,9 @@ class Evaluator:
         network = self.estimator.model
         if any(tensor.is_inference() for tensor in network.state_dict(keep_vars=True).values()):
             raise ValueError("classifier: the network was made in torch.inference_mode(), expected one with gradients.")
-        low, high = uniform_range(self.estimator)
         # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
         with torch.inference_mode(False):
-            samples = image_tensor(x, self.estimator).cpu().clamp(low, high)
-            labels = label_tensor(y, self.estimator.nb_classes, samples=len(samples)).cpu().clone()
+            samples, labels = read_samples(x, y, self.estimator)
             modules = nn.ModuleList([network, *preprocessing_modules(self.estimator)])
             # A caller's autocast would round the verdicts.
             exact = torch.autocast(device_of(network).type, enabled=False)
@@ -212,9 +215,11 @@ class _Run:
     def __init__(self, evaluator: Evaluator, x: Tensor, y: Tensor, locks: ExitStack) -> None:
         self.evaluator, self.x, self.y, self.locks = evaluator, x, y, locks
         estimator = evaluator.estimator
-        self.low, self.high = uniform_range(estimator)
-        self.module = EstimatorModule(estimator, probabilities=True)
+        self.range = input_range(estimator)
+        self.module = EstimatorModule(estimator, probabilities=True, straight_through=True)
         self.counter = CallCounter(self.module)
+        if isinstance(estimator, PyTorchLipschitzCertifier):
+            estimator.lipschitz_constants()  # what has no certificate is told before the attacks, not after them
         self.packages = package_versions(evaluator.attacks, evaluator.backend)
         few = self.module.from_estimator(x[:2].to(self.module.device))
         self.obstacle = diagnostics.gradient_obstacle(self.counter, few)
@@ -226,7 +231,7 @@ class _Run:
             fitting = fitting_size(self.counter, few[:1], evaluator.batch_size) if fits else evaluator.batch_size
         self.setting = Setting(
             model=self.counter,
-            threat=evaluator.threat.scaled(1 / (self.high - self.low)),
+            threat=evaluator.threat.scaled(1 / self.range.width),
             input_shape=tuple(few.shape[1:]),
             classes=estimator.nb_classes,
             seed=evaluator.seed,
@@ -255,7 +260,7 @@ class _Run:
             raise ValueError(f"attacks: none can run here ({' '.join(self.not_run)}), expected at least one that can.")
         size = x[0].numel()
         # Half a unit in the last place, four times: candidates go through some sums and products in float32.
-        rounding = torch.finfo(torch.float32).eps * max(abs(self.low), abs(self.high), self.high - self.low)
+        rounding = torch.finfo(torch.float32).eps * max(*map(abs, self.range.hull), self.range.width)
         norm, eps = evaluator.threat.norm, evaluator.threat.eps
         # Errors that are independent of the change add up to this; in the worst case to the other.
         self.tolerance = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": 2.0, "L1": 2 * math.sqrt(size)}[norm]
@@ -277,10 +282,10 @@ class _Run:
 
     def logits(self, x: Tensor) -> Tensor:
         """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
-        predict = self.evaluator.estimator.predict
+        estimator = self.evaluator.estimator
 
         def run(part: slice) -> tuple[Tensor, ...]:
-            return (torch.from_numpy(predict(x[part].numpy(), batch_size=part.stop - part.start)),)
+            return (class_logits(estimator, predict_outputs(estimator, x[part])),)
 
         return self.passes.over(len(x), run)[0]
 
@@ -313,10 +318,10 @@ class _Run:
             drawn = threat.project(candidates[near].double(), x[near].double()).float()
             candidates[near] = drawn
             distance[near] = threat.distance(drawn.double(), x[near].double())
-        margin = RANGE_TOLERANCE * (self.high - self.low)
-        flat = candidates.flatten(1)
-        in_range = (flat >= self.low - margin).all(dim=1) & (flat <= self.high + margin).all(dim=1)
-        candidates = candidates.clamp(self.low, self.high)
+        in_range = self.range.holds(candidates)
+        if not self.range.even:  # what attacks search is more, and was clipped
+            in_range &= InputRange(0.0, 1.0).holds(found.detach().cpu()) | ~finite
+        candidates = self.range.clip(candidates)
         outputs = self.outputs(candidates)
         return _Verdicts(
             candidates=candidates,
@@ -417,7 +422,9 @@ class _Run:
     def _fingerprint(self) -> dict[str, str]:
         evaluator, network = self.evaluator, self.evaluator.estimator.model
         learned = [part for module in preprocessing_modules(evaluator.estimator) for part in describe_module(module)]
-        plain = [str(evaluator.estimator.clip_values), *preprocessing(evaluator.estimator)]
+        limits = evaluator.estimator.clip_values
+        # NumPy leaves out the middle of large arrays.
+        plain = [str(limits if self.range.uniform else limits.tolist()), *preprocessing(evaluator.estimator)]
         return {
             "network": digest(*describe_module(network)),
             "preprocessing": digest(*plain, *learned),
@@ -456,6 +463,9 @@ class _Run:
         results = [self._result(attack) for attack in self.attacks]
         examined = self.passes.whole(lambda size: self._examined(correct, robust, size))
         flags = diagnostics.of_outputs(self.state, len(self.x), results) + examined.flags
+        flags += of_estimator(self.range, self.module.straight_through)
+        if self.module.single:
+            flags += of_single_output(self.evaluator.estimator, self.state["outputs"][:, 1])
         flags += diagnostics.of_results(results, float(correct.double().mean()))
         radii, certificate = self._certificate()
         if radii is not None:
@@ -491,7 +501,7 @@ class _Run:
             randomised=self.state["passes"] > 1,
             batch_size=size,
             seed=self.evaluator.seed,
-            scale=self.high - self.low,
+            scale=self.range.width,
             verbose=self.evaluator.verbose,
         )
 
@@ -637,7 +647,7 @@ class _Run:
         standard = [attack.name for attack in SUITES["standard"]]
         parameter = next(iter(estimator.model.parameters()), None)
         return {
-            "threat": describe_threat(evaluator.threat, self.low, self.high),
+            "threat": describe_threat(evaluator.threat, *self.range.hull),
             "attacks": [attack.name for attack in self.attacks],
             "autoattack": stages == standard,
             "fast": bool(fast),
@@ -647,8 +657,10 @@ class _Run:
             "classes": estimator.nb_classes,
             "input_shape": list(estimator.input_shape),
             "channels_first": bool(estimator.channels_first),
-            "clip_values": [self.low, self.high],
+            "clip_values": list(self.range.hull),
+            "clip_values_by_feature": None if self.range.uniform else str(self.range),
             "preprocessing": preprocessing(estimator),
+            "straight_through": self.module.straight_through,
             "seed": evaluator.seed,
             "batch_size": evaluator.batch_size,
             "physical_batch_size": self.setting.physical_batch_size,

@@ -133,6 +133,11 @@ class EvaluationReport(EvaluationResults):
             raise ValueError(f"report: its threat model is {norm}, expected Linf or L2.")
         if not model_id or Path(model_id).name != model_id:
             raise ValueError(f"model_id: got {model_id!r}, expected the name of a file without folders.")
+        if settings.get("clip_values_by_feature") is not None:
+            raise ValueError(
+                f"report: its clip_values differ by feature ({settings['clip_values_by_feature']}), expected one pair "
+                f"of numbers, of which eps is a share."
+            )
         low, high = settings["clip_values"]
         threat = ThreatModel(norm, settings["threat"]["eps"] / (high - low))
         notes = [] if footnote is None else [footnote]

@@ -11,7 +11,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
-from ..bridge import device_of, image_tensor, label_tensor, processes_of
+from ..bridge import device_of, processes_of
 from ..entries import Entry
 from ..files import read_json
 from ..locks import check_output_folder
@@ -21,6 +21,7 @@ from . import diagnostics
 from .evaluator import Evaluator, describe_threat
 from .report import EvaluationReport
 from .results import AttackResult
+from .samples import read_samples
 from .suites import resolve
 
 SWEEP_FILE = "sweep.json"
@@ -32,7 +33,7 @@ def sweep(
     norm: str | float,
     eps: Sequence[float | str],
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     attacks: str | Sequence[str] = "standard",
     state_dir: str | Path | None = None,
@@ -48,7 +49,7 @@ def sweep(
         estimator: as for `Evaluator`.
         norm: of the threats, ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: the radii, in the units of the estimator's input.
-        x: samples [N, *input_shape] in the estimator's range; an array or a tensor.
+        x: samples, as `Evaluator.evaluate` takes them; or, without y, a ``Dataset``, a ``DataLoader`` or batches.
         y: labels, as class indices [N] or one-hot rows [N, classes].
         attacks: stages of AutoAttack: a suite of them (``"standard"``, ``"rand"``), or some by name.
         state_dir: keeps the state, in a folder for each radius; larger radii may join later.
@@ -94,8 +95,7 @@ def sweep(
         if processes_of(device_of(estimator.model)).is_main_process:
             check_output_folder("state_dir", state_dir, [SWEEP_FILE])
         _check_radii(Path(state_dir) / SWEEP_FILE, threats)
-    images = image_tensor(x, estimator).cpu()
-    labels = label_tensor(y, estimator.nb_classes, samples=len(images)).cpu()
+    images, labels = read_samples(x, y, estimator)
     reports: dict[float, EvaluationReport] = {}
     before: EvaluationReport | None = None
     for evaluator in evaluators:

@@ -34,9 +34,11 @@ from ..bridge import (
     preprocessing_modules,
 )
 from ..checks import check_count
+from ..network_outputs import check_outputs
 from ..threat import ThreatModel, radius_of
 from .agreement import DisagreementError, check_agreement, probes
 from .graph import LipschitzGraph, NetworkBound, OperatorNorm, check_initialised
+from .precision import check_precision
 from .preprocessing import bounded_network
 from .structure import describe_structure, tensors_of
 
@@ -347,6 +349,7 @@ class _Analysis:
         self._bound: NetworkBound | None = None
         self._precise = False
         self._check_outputs()
+        check_precision(network, self._shape)
         std = None if constants is None else constants[1].abs()
         self._graph = LipschitzGraph(self._network, self._shape, std=std, dtype=torch.float64)
         others = self._graph.dtypes - {torch.float64}
@@ -455,10 +458,12 @@ class _Analysis:
                 f"classifier: the network in float64 fails on inputs (2, {', '.join(map(str, self._shape))}) "
                 f"({type(error).__name__}: {reason}), expected one of this input_shape, without a data type of its own."
             ) from error
-        expected = (2, self._classes)
-        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
-            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(f"classifier: the network's output for 2 inputs is {shape}, expected a tensor {expected}.")
+        check_outputs(
+            outputs,
+            self._classes,
+            single=False,
+            otherwise="nn.Linear(1, 2) after it, with weight [[0], [1]] and bias 0, gives the two logits of one output",
+        )
 
 
 def _allowance(logits: Tensor, errors: Tensor) -> Tensor:

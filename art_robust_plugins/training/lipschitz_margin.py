@@ -171,6 +171,11 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     def _prepare(self) -> None:
         super()._prepare()
+        if self._module.single:
+            raise ValueError(
+                "classifier: its network has one output, expected a logit for each class: nn.Linear(1, 2) after it, "
+                "with weight [[0], [1]] and bias 0, gives two, for CrossEntropyLoss."
+            )
         for name, radius in {"c": self.c, "c_start": self.c_start}.items():
             check_threat(ThreatModel("L2", 1.0), self.classifier, name=name, value=radius)
         network, mean_std = bounded_network(self.classifier, training=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..results import EvaluationResults
-from .labels import fast, mark, median_radius
+from .labels import fast, mark, median_radius, range_text
 from .tables import setting_rows
 
 
@@ -47,7 +47,7 @@ def comparison_rows(reports: Mapping[str, EvaluationResults]) -> tuple[list[str]
 def differences(reports: Mapping[str, EvaluationResults]) -> list[str]:
     """What keeps the runs from being compared number by number."""
     told: dict[str, Callable[[dict[str, Any]], object]] = {
-        "threat models": lambda s: s["threat"]["text"] + str(s["clip_values"]),
+        "threat models": lambda s: s["threat"]["text"] + range_text(s),
         "numbers of points": lambda s: s["points"],
         "attacks": lambda s: s["attacks"],
         "seeds or batch sizes": lambda s: (s["seed"], s["batch_size"]),

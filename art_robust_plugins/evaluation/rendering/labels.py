@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,11 @@ def title(report: EvaluationResults) -> str:
     if settings["autoattack"] and len(report.attacks) == 4:
         return f"AutoAttack, {threat}"
     return f"Robustness evaluation, {threat}"
+
+
+def range_text(settings: Mapping[str, Any]) -> str:
+    """The range of the inputs, by feature where they differ."""
+    return str(settings.get("clip_values_by_feature") or settings["clip_values"])
 
 
 def fast(report: EvaluationResults) -> bool:

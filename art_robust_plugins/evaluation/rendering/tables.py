@@ -14,6 +14,7 @@ from .labels import (
     interval,
     listed,
     mark,
+    range_text,
     reused_text,
     totals,
 )
@@ -65,7 +66,7 @@ def setting_rows(report: EvaluationResults) -> list[list[str]]:
     s = report.settings
     diagnostics = s["diagnostics"]
     return [
-        ["threat model", f"{s['threat']['norm']}, eps {s['threat']['eps']:.6g} in the range {s['clip_values']}"],
+        ["threat model", f"{s['threat']['norm']}, eps {s['threat']['eps']:.6g} in the range {range_text(s)}"],
         ["points", f"{s['points']} of shape {tuple(s['input_shape'])}, {s['classes']} classes"],
         ["known from a smaller eps", reused_text(report)],
         ["attack libraries", listed(s["attack_library"]) or "none"],
