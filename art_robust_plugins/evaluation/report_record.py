@@ -89,6 +89,10 @@ def _check_settings(settings: Entry, attacks: list[Entry]) -> None:
     low, high = (np.asarray(_numbers(each)) for each in clip_values)
     if low.shape != high.shape or not (low < high).all():
         settings["clip_values"].refuse("a low and a high end, the former below the latter")
+    if (by_feature := settings.find("clip_values_by_feature")) is not None and by_feature.value is not None:
+        by_feature.text()
+    if (straight := settings.find("straight_through")) is not None:
+        straight.texts()
     threat = settings["threat"]
     model = ThreatModel(threat["norm"].text(get_args(Norm)), threat["eps"].number(5e-324))
     threat["text"].text((str(model), f"{model.norm} {model.eps:g}"))
