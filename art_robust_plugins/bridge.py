@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -36,7 +37,12 @@ class EstimatorModule(nn.Module):
 
     ``forward`` takes a batch x [N, C, H, W] (or [N, F] for flat inputs), maps it from [0, 1] to the classifier's
     ``clip_values``, applies ART's torch preprocessing (defences, then mean and standard deviation), and the network.
-    A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
+    The network gets a copy of its input, which it may change. A classifier with ``channels_first=False`` gets its
+    images as [N, H, W, C]: the module turns them.
+
+    Where the classifier runs its network in a way of its own, as ART's ``HuggingFaceClassifierPyTorch`` does with a
+    processor before it, so does this module. What a subclass computes in ``predict`` itself is not part of it: see
+    `overrides_predict`.
 
     Args:
         classifier: an ART ``PyTorchClassifier``.
@@ -46,9 +52,9 @@ class EstimatorModule(nn.Module):
 
     Raises:
         TypeError: when ``classifier`` is not a ``PyTorchClassifier``.
-        ValueError: for preprocessing that is not torch, any postprocessing, a network whose output is not
-            [N, nb_classes], softmax outputs; and, with ``unit_range``, ``clip_values`` that are missing or not the
-            same for all features.
+        ValueError: for preprocessing that is not torch or makes several inputs of one, any postprocessing, a network
+            whose output is not [N, nb_classes], softmax outputs; and, with ``unit_range``, ``clip_values`` that are
+            missing or not the same for all features.
 
     Example:
         >>> from art.estimators.classification import PyTorchClassifier
@@ -75,6 +81,7 @@ class EstimatorModule(nn.Module):
         if other is not None:
             raise ValueError(f"classifier: the network's weights are {other}, expected torch.float32.")
         self._operations = preprocessing_operations(classifier, fit=fit)
+        self._wrapped = _own_forward(classifier)
         self._turn = unit_range and not classifier.channels_first and len(classifier.input_shape) == 3
         self.scale, self.shift = 1.0, 0.0
         if unit_range:
@@ -98,10 +105,11 @@ class EstimatorModule(nn.Module):
         return x if self.scale == 1 and self.shift == 0 else ((x - self.shift) / self.scale).clamp(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.to_estimator(x)
+        # A copy: networks and defences that change their input in place would change the caller's data.
+        x = self.to_estimator(x).clone()
         for operation in self._operations:
             x = operation(x)
-        logits: Tensor = self.network(x)
+        logits: Tensor = self.network(x) if self._wrapped is None else self._wrapped(x)
         return logits
 
 
@@ -114,6 +122,40 @@ def check_classifier(classifier: object) -> None:
         raise ValueError(
             f"classifier: postprocessing_defences ({names}) change the outputs after the network, expected none."
         )
+
+
+def overrides_predict(classifier: PyTorchClassifier) -> bool:
+    """Whether ``predict`` is the classifier's own, which may compute more than preprocessing and network."""
+    return "predict" in vars(classifier) or type(classifier).predict is not PyTorchClassifier.predict
+
+
+def _own_forward(classifier: PyTorchClassifier) -> Callable[[Tensor], Any] | None:
+    """The wrapper of the network that ``predict`` runs, where it may do more than the network; else None.
+
+    ART's own wrapper runs the parts of a ``Sequential`` one by one, and so passes over what a subclass of it computes
+    in ``forward``, and over its hooks. Wrappers of subclasses may hold a processor.
+    """
+    network, wrapper = classifier.model, classifier._model
+    kind = PyTorchClassifier._make_model_wrapper
+    plain = (
+        type(wrapper).__qualname__ == f"{kind.__qualname__}.<locals>.ModelWrapper"
+        and type(wrapper).__module__ == kind.__module__
+        and not _is_patched(wrapper)
+        and (
+            not isinstance(network, nn.Sequential)
+            or (type(network).forward is nn.Sequential.forward and not _is_patched(network))
+        )
+    )
+    return None if plain else partial(_run_wrapper, wrapper)
+
+
+def _run_wrapper(wrapper: nn.Module, x: Tensor) -> Any:
+    return wrapper(x)[-1]
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether a call of this very module does more than its class's ``forward``."""
+    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -196,6 +238,11 @@ def _check_torch(defence: object) -> None:
 def _first_of(defence: PreprocessorPyTorch) -> Callable[[Tensor], Tensor]:
     def operation(x: Tensor) -> Tensor:
         result: Tensor = defence.forward(x, None)[0]
+        if len(result) != len(x):
+            raise ValueError(
+                f"classifier: the preprocessing {type(defence).__name__} makes {len(result)} inputs of {len(x)}, "
+                f"expected one of each; with nb_samples=1 it is a randomised network, for the suite 'rand'."
+            )
         return result
 
     return operation
@@ -284,7 +331,7 @@ def _check_outputs(
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             for operation in operations:
                 x = operation(x)
-            outputs = network(x)
+            outputs = (_own_forward(classifier) or network)(x)
     expected = (2, classifier.nb_classes)
     allowed = {expected, (2, 1)} if column and classifier.nb_classes == 2 else {expected}
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) not in allowed:

@@ -95,12 +95,13 @@ def export_classifier(
     # A file for any batch is tried with one input and with all; one for a fixed batch with as many as it takes.
     batches = [images[:1], images] if batch is None else [images[torch.arange(batch) % len(images)]]
     with preserved(classifier.model):  # ART leaves it in evaluation mode
-        expected = [classifier.predict(each.numpy(), batch_size=len(each)) for each in batches]
+        # Copies, here and below: a network may change its input in place.
+        expected = [classifier.predict(each.numpy().copy(), batch_size=len(each)) for each in batches]
     # What tracing warns of, values that it takes for constants, shows in the outputs.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            content = _exported(network, batches[-1], format, batch)
+            content = _exported(network, batches[-1].clone(), format, batch)
         except Exception as error:  # whatever of the network's code cannot be traced
             reason = str(error).strip().split("\n")[0]
             advice = "" if batch is not None or format == "torchscript" else ", or a fixed batch"
@@ -114,7 +115,7 @@ def export_classifier(
         temporary.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs = [_run(temporary, each, format) for each in batches]
+            outputs = [_run(temporary, each.clone(), format) for each in batches]
         scale = max(float(np.abs(logits).max()) for logits in expected)
         differences.extend(_difference(*pair, scale) for pair in zip(outputs, expected, strict=True))
 
