@@ -6,6 +6,7 @@ Everything that this package must know about ART's `PyTorchClassifier` stands he
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -125,8 +126,22 @@ def check_classifier(classifier: object) -> None:
 
 
 def overrides_predict(classifier: PyTorchClassifier) -> bool:
-    """Whether ``predict`` is the classifier's own, which may compute more than preprocessing and network."""
-    return "predict" in vars(classifier) or type(classifier).predict is not PyTorchClassifier.predict
+    """Whether ``predict``, or a part of it, is the classifier's own, and may compute more than ART's."""
+    parts = ("predict", "_apply_preprocessing", "_apply_postprocessing")
+    return any(
+        part in vars(classifier) or getattr(type(classifier), part) is not getattr(PyTorchClassifier, part)
+        for part in parts
+    )
+
+
+def warn_of_own_predict(classifier: PyTorchClassifier) -> None:
+    """Warn where ``predict`` may compute more than the network that is trained."""
+    if overrides_predict(classifier):
+        warnings.warn(
+            f"classifier: {type(classifier).__name__} has a predict of its own, whose additions to the network are not "
+            f"trained; the accuracies of the training are those of the network alone.",
+            stacklevel=3,
+        )
 
 
 def _own_forward(classifier: PyTorchClassifier) -> Callable[[Tensor], Any] | None:
@@ -486,7 +501,8 @@ def class_logits(classifier: PyTorchClassifier, outputs: Tensor) -> Tensor:
 @contextmanager
 def preserved(network: nn.Module) -> Iterator[None]:
     """Restore, at the end, each submodule's train or eval mode and each parameter's ``requires_grad`` and ``grad``."""
-    modes = [(module, module.training) for module in network.modules()]
+    # Frozen TorchScript has no modes.
+    modes = [(module, module.training) for module in network.modules() if hasattr(module, "training")]
     # Copies of TorchScript have parameters that are no leaves, and have no gradients.
     parameters = [
         (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())

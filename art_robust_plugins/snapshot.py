@@ -36,7 +36,7 @@ class Snapshot:
 
     def restore(self) -> list[str]:
         """Put everything back; the names of the parameters, buffers and extra states that had changed."""
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             return [name for held in self._modules for name in held.restore()]
 
 

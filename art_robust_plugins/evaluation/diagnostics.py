@@ -99,7 +99,8 @@ def differences(one: Tensor, another: Tensor) -> Tensor:
     same = (one == another) | (one.isnan() & another.isnan())
     apart = torch.where(same, 0.0, (one - another).nan_to_num(torch.inf, torch.inf, -torch.inf))
     length = torch.linalg.vector_norm(one.nan_to_num(0.0, 0.0, 0.0), dim=1)
-    return torch.linalg.vector_norm(apart, dim=1) / length.clamp_min(1e-10)
+    shares: Tensor = torch.linalg.vector_norm(apart, dim=1) / length.clamp_min(1e-10)
+    return shares
 
 
 def difference(one: Tensor, another: Tensor) -> float:
@@ -198,6 +199,8 @@ def _why_not_confirmed(state: Mapping[str, Any], widest: float) -> str:
         return "because an image's answer depends on its company: see batch-dependent."
     if state["gradients"] or state["moved"] or state["memory"] > RANDOM_DIFFERENCE:
         return "because the network changes while it predicts: see dynamic."
+    if widest <= 0:
+        return "because their label's output and another's are equal, which the attack counts as a success: see ties."
     if widest > ROUNDING:
         return (
             f"by up to {widest:.1e} of the outputs' length, more than sums in another order round: the network jumps "

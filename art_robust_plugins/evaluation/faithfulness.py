@@ -8,6 +8,7 @@ contradicts the second becomes a `Flag`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..bridge import overrides_predict
+from ..randomness import seed_everything
 from ..threat import ThreatModel
 from .diagnostics import CHANCE, RANDOM_DIFFERENCE, Flag, difference, differences
 
@@ -80,14 +83,21 @@ def check_same_function(estimator: PyTorchClassifier, predict: Outputs, network:
     if not bool((apart > RANDOM_DIFFERENCE).any()):
         return
     if difference(one, another) > RANDOM_DIFFERENCE or difference(followed, network(images)) > RANDOM_DIFFERENCE:
+        if not overrides_predict(estimator):  # the network itself differs from pass to pass: flags tell
+            return
         judged = torch.stack([one, another, *(predict(images) for _ in range(PASSES - 2))]).double()
         attacked = torch.stack([followed, *(network(images) for _ in range(PASSES - 1))]).double()
+        if _differing(judged) >= PASSES - 2 and not _differing(attacked):
+            _refuse(estimator, "its passes differ, those of the network do not")
         apart = _beyond_chance(judged, attacked)
     count = int((apart > RANDOM_DIFFERENCE).sum())
     if count:
-        _refuse(
-            estimator, f"outputs that differ by up to {apart.max():.1e} of their length, at {count} of {len(apart)}"
-        )
+        _refuse(estimator, f"they differ by up to {apart.max():.1e} of their length, at {count} of {len(apart)} images")
+
+
+def _differing(passes: Tensor) -> int:
+    """How many passes [P, n, classes] differ from the one before."""
+    return sum(difference(one, another) > RANDOM_DIFFERENCE for one, another in pairwise(passes))
 
 
 def _beyond_chance(one: Tensor, another: Tensor) -> Tensor:
@@ -127,6 +137,21 @@ def takes_gradients(run: Callable[[], object]) -> bool:
     with watch:
         run()
     return watch.seen
+
+
+def repeat_difference(predict: Outputs, x: Tensor) -> float:
+    """The largest difference between `PASSES` passes of the same images, of ``x`` [N, ...]: some are random rarely."""
+    first = predict(x[:IMAGES])
+    return max(difference(first, predict(x[:IMAGES])) for _ in range(PASSES - 1))
+
+
+def seeded_difference(predict: Outputs, x: Tensor, seed: int) -> float:
+    """The difference between two passes of the same images, of ``x`` [N, ...], with the same random numbers."""
+    outputs = []
+    for _ in range(2):
+        seed_everything(seed)
+        outputs.append(predict(x[:IMAGES]))
+    return difference(*outputs)
 
 
 def memory_difference(unrestored: Outputs, x: Tensor, low: float, high: float) -> float:
@@ -213,6 +238,11 @@ def flags_of(state: Mapping[str, Any], points: int) -> list[Flag]:
         evidence.append(
             f"The same images give outputs that differ by {state['memory']:.1e} of their length when other images "
             f"passed between."
+        )
+    if state["seeded_difference"] > RANDOM_DIFFERENCE:
+        evidence.append(
+            f"Two passes of the same images with the same random numbers differ by {state['seeded_difference']:.1e} of "
+            f"the outputs' length: the network remembers earlier passes, or draws from a generator of its own."
         )
     for name, progress in state["attacks"].items():
         new = sorted(progress["moved"] - set(state["moved"]))

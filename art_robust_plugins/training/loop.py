@@ -39,6 +39,7 @@ from ..bridge import (
     label_tensor,
     loss_of,
     preprocessing_modules,
+    warn_of_own_predict,
 )
 from ..checks import check_count
 from ..files import load_state, save_state
@@ -130,6 +131,7 @@ class RobustTrainer(Trainer):
         self.epochs_done = 0.0
         self.share: Share | None = None
         self._processes: Processes | None = None
+        warn_of_own_predict(classifier)
         self._prepare()
 
     @abstractmethod
