@@ -86,7 +86,8 @@ class _Held:
                 setattr(self.module, key, tensor)
             if (changed or replaced) and not _same(tensor, value):
                 if tensor.shape == value.shape and tensor.dtype == value.dtype and tensor.device == value.device:
-                    tensor.copy_(value)
+                    # Not a change that autograd counts: a graph of an earlier pass may still wait for its backward.
+                    tensor.data.copy_(value)
                 else:
                     tensor.data = value.clone()
             if changed and key in self.registered:

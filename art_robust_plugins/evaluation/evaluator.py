@@ -336,7 +336,7 @@ class _Run:
         self.restore()
 
         def run(part: slice) -> tuple[Tensor, ...]:
-            outputs = followed(x[part].to(self.module.device)).cpu()
+            outputs = followed(x[part].to(self.module.device)).detach().cpu()
             self.restore()
             return (outputs,)
 

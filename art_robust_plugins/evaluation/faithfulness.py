@@ -189,13 +189,13 @@ def batch_difference(
         a share of the outputs' length; infinity for a network that takes no image alone.
     """
     few = x[:IMAGES]
-    n = len(few)
-    noise = torch.rand(few.shape, generator=torch.Generator().manual_seed(0), device="cpu") * (high - low) + low
-    among = torch.cat([few, noise])
-    usual = predict(among, 2 * n)[:n]
+    n, size = len(few), len(few) + IMAGES
+    noise = torch.rand(IMAGES, *x.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu")
+    among = torch.cat([few, noise * (high - low) + low])
+    usual = predict(among, size)[:n]
     found = [0.0]
-    for others in (torch.full_like(few, low), torch.full_like(few, high)):
-        company = difference(usual, predict(torch.cat([few, others]), 2 * n)[:n])
+    for value in (low, high):
+        company = difference(usual, predict(torch.cat([few, torch.full_like(noise, value)]), size)[:n])
         found.append(company if company > RANDOM_DIFFERENCE else 0.0)
     try:
         alone = predict(few[:_ALONE], 1)
@@ -203,7 +203,7 @@ def batch_difference(
         raise
     except (RuntimeError, ValueError):  # such as of batch norm, which finds no deviation in one value
         return float("inf")
-    turned = predict(among.flip(0), 2 * n).flip(0)[:n]
+    turned = predict(among.flip(0), size).flip(0)[:n]
     for one, another in ((usual[:_ALONE], alone), (usual, turned), (usual, outputs[:n])):
         shape = difference(one, another)
         found.append(shape if shape > SHAPE_DIFFERENCE else 0.0)

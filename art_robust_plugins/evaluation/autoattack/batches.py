@@ -124,7 +124,8 @@ class Passes:
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """The logits [N, classes] of images [N, ...]."""
-        return self.over(len(x), lambda part: (self.forward(x[part]),))[0]
+        # Networks that take gradients inside may hand out their graph.
+        return self.over(len(x), lambda part: (self.forward(x[part]).detach(),))[0]
 
     def gradient(self, x: Tensor, objective: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [N, classes] of images ``x`` [N, ...], a value [N] of each, and its gradient [N, ...].
