@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -43,6 +44,11 @@ class EstimatorModule(nn.Module):
     ``clip_values`` (see `InputRange`), applies ART's preprocessing (defences, then mean and standard deviation), and
     the network. A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
     Whatever floating-point type the network computes in, its outputs come in the type of x.
+    The network gets a copy of its input, which it may change.
+
+    Where the classifier runs its network in a way of its own, as ART's ``HuggingFaceClassifierPyTorch`` does with a
+    processor before it, so does this module. What a subclass computes in ``predict`` itself is not part of it: see
+    `overrides_predict`.
 
     Args:
         classifier: an ART ``PyTorchClassifier``.
@@ -54,9 +60,9 @@ class EstimatorModule(nn.Module):
 
     Raises:
         TypeError: when ``classifier`` is not a ``PyTorchClassifier``.
-        ValueError: for preprocessing that is not torch (or that ART cannot chain), any postprocessing, a network that
-            fails or whose output is not [N, nb_classes], softmax outputs, with ``fit`` weights that are not float32;
-            and, with ``unit_range``, ``clip_values`` that are missing or infinite.
+        ValueError: for preprocessing that is not torch, that ART cannot chain, or that makes several inputs of one, any
+            postprocessing, a network that fails or whose output is not [N, nb_classes], softmax outputs, with ``fit``
+            weights that are not float32; and, with ``unit_range``, ``clip_values`` that are missing or infinite.
 
     Example:
         >>> from art.estimators.classification import PyTorchClassifier
@@ -82,6 +88,7 @@ class EstimatorModule(nn.Module):
         if fit:
             _check_weights(self.network)
         self._operations = preprocessing_operations(classifier, fit=fit, straight_through=straight_through)
+        self._wrapped = _own_forward(classifier)
         self._turn = unit_range and not classifier.channels_first and len(classifier.input_shape) == 3
         self._range = input_range(classifier) if unit_range else None
         outputs = _check_outputs(classifier, self._operations, probabilities=probabilities)
@@ -111,10 +118,11 @@ class EstimatorModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype, count = x.dtype, len(x)
-        x = self.to_estimator(x)
+        # A copy: networks and defences that change their input in place would change the caller's data.
+        x = self.to_estimator(x).clone()
         for operation in self._operations:
             x = operation(x)
-        outputs: Tensor = self.network(x)
+        outputs: Tensor = self.network(x) if self._wrapped is None else self._wrapped(x)
         # As ART's predict brings all outputs to float32, and a single output for each sample to a column.
         outputs = (outputs if outputs.dim() > 1 else outputs.reshape(count, 1)).to(dtype)
         return outputs if self._logits is None else self._logits(outputs)
@@ -138,6 +146,54 @@ def _check_weights(network: nn.Module) -> None:
             f"classifier: the network's weights are {other}, expected torch.float32 for training, as network.float() "
             f"makes them."
         )
+
+
+def overrides_predict(classifier: PyTorchClassifier) -> bool:
+    """Whether ``predict``, or a part of it, is the classifier's own, and may compute more than ART's."""
+    parts = ("predict", "_apply_preprocessing", "_apply_postprocessing")
+    return any(
+        part in vars(classifier) or getattr(type(classifier), part) is not getattr(PyTorchClassifier, part)
+        for part in parts
+    )
+
+
+def warn_of_own_predict(classifier: PyTorchClassifier) -> None:
+    """Warn where ``predict`` may compute more than the network that is trained."""
+    if overrides_predict(classifier):
+        warnings.warn(
+            f"classifier: {type(classifier).__name__} has a predict of its own, whose additions to the network are not "
+            f"trained; the accuracies of the training are those of the network alone.",
+            stacklevel=3,
+        )
+
+
+def _own_forward(classifier: PyTorchClassifier) -> Callable[[Tensor], Any] | None:
+    """The wrapper of the network that ``predict`` runs, where it may do more than the network; else None.
+
+    ART's own wrapper runs the parts of a ``Sequential`` one by one, and so passes over what a subclass of it computes
+    in ``forward``, and over its hooks. Wrappers of subclasses may hold a processor.
+    """
+    network, wrapper = classifier.model, classifier._model
+    kind = PyTorchClassifier._make_model_wrapper
+    plain = (
+        type(wrapper).__qualname__ == f"{kind.__qualname__}.<locals>.ModelWrapper"
+        and type(wrapper).__module__ == kind.__module__
+        and not _is_patched(wrapper)
+        and (
+            not isinstance(network, nn.Sequential)
+            or (type(network).forward is nn.Sequential.forward and not _is_patched(network))
+        )
+    )
+    return None if plain else partial(_run_wrapper, wrapper)
+
+
+def _run_wrapper(wrapper: nn.Module, x: Tensor) -> Any:
+    return wrapper(x)[-1]
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether a call of this very module does more than its class's ``forward``."""
+    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -244,6 +300,11 @@ def _check_chain(operations: list[Preprocessor]) -> None:
 def _first_of(defence: PreprocessorPyTorch) -> Callable[[Tensor], Tensor]:
     def operation(x: Tensor) -> Tensor:
         result: Tensor = defence.forward(x, None)[0]
+        if len(result) != len(x):
+            raise ValueError(
+                f"classifier: the preprocessing {type(defence).__name__} makes {len(result)} inputs of {len(x)}, "
+                f"expected one of each; with nb_samples=1 it is a randomised network, for the suite 'rand'."
+            )
         return result
 
     return operation
@@ -325,7 +386,7 @@ def _check_outputs(
         for operation in operations:
             x = operation(x)
         try:
-            outputs = network(x)
+            outputs = (_own_forward(classifier) or network)(x)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the network raises
@@ -543,7 +604,8 @@ def class_logits(classifier: PyTorchClassifier, outputs: Tensor) -> Tensor:
 @contextmanager
 def preserved(network: nn.Module) -> Iterator[None]:
     """Restore, at the end, each submodule's train or eval mode and each parameter's ``requires_grad`` and ``grad``."""
-    modes = [(module, module.training) for module in network.modules()]
+    # Frozen TorchScript has no modes.
+    modes = [(module, module.training) for module in network.modules() if hasattr(module, "training")]
     # Copies of TorchScript have parameters that are no leaves, and have no gradients.
     parameters = [
         (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())

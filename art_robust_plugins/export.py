@@ -105,13 +105,13 @@ def export_classifier(
         raise ValueError("x: got one input, expected at least two to compare outputs on.")
     batches = _batches(images, classifier, batch)
     with preserved(classifier.model):  # ART leaves it in evaluation mode
-        expected = [predict_outputs(classifier, each).numpy() for each in batches]
+        expected = [predict_outputs(classifier, each.clone()).numpy() for each in batches]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # What a trace takes for a constant, it computes with whatever the data: a branch, a number, a length.
         warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         try:
-            content = _exported(network, batches[0], format, batch)
+            content = _exported(network, batches[0].clone(), format, batch)
         except Exception as error:  # whatever of the network's code cannot be traced
             reason = _told(error)
             advice = "" if batch is not None or format == "torchscript" else ", or a fixed batch"
@@ -125,7 +125,7 @@ def export_classifier(
         temporary.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs = [_run(temporary, each, format) for each in batches]
+            outputs = [_run(temporary, each.clone(), format) for each in batches]
         scale = max(float(np.abs(logits).max()) for logits in expected)
         differences.extend(_difference(*pair, scale) for pair in zip(outputs, expected, strict=True))
 

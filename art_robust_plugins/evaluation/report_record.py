@@ -84,15 +84,19 @@ def _check_attack(attack: Entry) -> None:
         attack["bounded"].refuse(f"what the constraint {constraint.value!r} says")
 
 
-def _check_settings(settings: Entry, attacks: list[Entry]) -> None:
+def _check_range(settings: Entry) -> None:
     clip_values = settings["clip_values"].list_of(2, length=2)
     low, high = (np.asarray(_numbers(each)) for each in clip_values)
     if low.shape != high.shape or not (low < high).all():
         settings["clip_values"].refuse("a low and a high end, the former below the latter")
-    if (by_feature := settings.find("clip_values_by_feature")) is not None and by_feature.value is not None:
+    if (by_feature := settings.find("clip_values_by_feature")) is not None:
         by_feature.text()
     if (straight := settings.find("straight_through")) is not None:
         straight.texts()
+
+
+def _check_settings(settings: Entry, attacks: list[Entry]) -> None:
+    _check_range(settings)
     threat = settings["threat"]
     model = ThreatModel(threat["norm"].text(get_args(Norm)), threat["eps"].number(5e-324))
     threat["text"].text((str(model), f"{model.norm} {model.eps:g}"))

@@ -203,7 +203,7 @@ def _result(recipe: Recipe, row: Row, seed: int, folder: Path, *, verbose: bool 
         console.print(f"{row.name}, seed {seed}: diverged, {error}", soft_wrap=True)
         result["diverged"] = str(error)
     else:
-        predicted = load_classifier(folder).predict(data.x_test, batch_size=500).argmax(axis=1)
+        predicted = load_classifier(folder).predict(data.x_test.copy(), batch_size=500).argmax(axis=1)
         result |= {
             "clean": float((predicted == data.y_test).mean()),
             "threats": _attacked(recipe, folder, data, verbose),

@@ -37,6 +37,7 @@ from ..bridge import (
     loss_of,
     preprocessing_modules,
     preserved,
+    warn_of_own_predict,
 )
 from ..checks import check_count
 from ..randomness import restored_random_states, seed_torch
@@ -148,6 +149,7 @@ class RobustTrainer(Trainer):
         self._batch_sizes: set[int] = set()  # of a call of fit, as far as they are known
         self.share: Share | None = None
         self._processes: Processes | None = None
+        warn_of_own_predict(classifier)
         self._prepare()
 
     @abstractmethod
