@@ -84,7 +84,7 @@ def _check_attack(attack: Entry) -> None:
         attack["bounded"].refuse(f"what the constraint {constraint.value!r} says")
 
 
-def _check_range(settings: Entry) -> None:
+def _check_input_range(settings: Entry) -> None:
     clip_values = settings["clip_values"].list_of(2, length=2)
     low, high = (np.asarray(_numbers(each)) for each in clip_values)
     if low.shape != high.shape or not (low < high).all():
@@ -96,7 +96,7 @@ def _check_range(settings: Entry) -> None:
 
 
 def _check_settings(settings: Entry, attacks: list[Entry]) -> None:
-    _check_range(settings)
+    _check_input_range(settings)
     threat = settings["threat"]
     model = ThreatModel(threat["norm"].text(get_args(Norm)), threat["eps"].number(5e-324))
     threat["text"].text((str(model), f"{model.norm} {model.eps:g}"))
