@@ -5,10 +5,13 @@ Everything that this package must know about ART's `PyTorchClassifier` stands he
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,15 +20,18 @@ import torch
 from accelerate import PartialState
 from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .threat import Bound
-
-RANGE_TOLERANCE = 1e-6
-"""How far a value may lie outside clip_values, as a share of their width, before it is refused."""
+from .certified_estimators import check_certified
+from .input_range import RANGE_TOLERANCE, InputRange, bounded_range, read_clip_values
+from .network_outputs import check_outputs
+from .randomness import restored_random_states
+from .straight_through import StraightThrough
+from .threat import Bound, ThreatModel, check_radius
 
 PATIENCE = timedelta(minutes=10)
 """How long one of several processes waits for the others, unless it says otherwise."""
@@ -35,20 +41,28 @@ class EstimatorModule(nn.Module):
     """An ART classifier as a plain, differentiable torch module that returns logits.
 
     ``forward`` takes a batch x [N, C, H, W] (or [N, F] for flat inputs), maps it from [0, 1] to the classifier's
-    ``clip_values``, applies ART's torch preprocessing (defences, then mean and standard deviation), and the network.
-    A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
+    ``clip_values`` (see `InputRange`), applies ART's preprocessing (defences, then mean and standard deviation), and
+    the network. A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
+    Whatever floating-point type the network computes in, its outputs come in the type of x.
+    The network gets a copy of its input, which it may change.
+
+    Where the classifier runs its network in a way of its own, as ART's ``HuggingFaceClassifierPyTorch`` does with a
+    processor before it, so does this module. What a subclass computes in ``predict`` itself is not part of it: see
+    `overrides_predict`.
 
     Args:
         classifier: an ART ``PyTorchClassifier``.
-        unit_range: the input is in [0, 1] and [N, C, H, W]; False for the classifier's own range and layout.
+        unit_range: the input is in [0, 1] and [N, C, H, W], and a binary network's one output becomes the logits of
+            two classes; False for the classifier's own range, layout and outputs.
         fit: use the preprocessing that ART applies in ``fit`` and in ``predict`` rather than that of ``predict``.
         probabilities: accept a network whose outputs are softmax probabilities.
+        straight_through: accept NumPy preprocessing, with its own estimate of the gradient (see `StraightThrough`).
 
     Raises:
         TypeError: when ``classifier`` is not a ``PyTorchClassifier``.
-        ValueError: for preprocessing that is not torch, any postprocessing, a network whose output is not
-            [N, nb_classes], softmax outputs; and, with ``unit_range``, ``clip_values`` that are missing or not the
-            same for all features.
+        ValueError: for preprocessing that is not torch, that ART cannot chain, or that makes several inputs of one, any
+            postprocessing, a network that fails or whose output is not [N, nb_classes], softmax outputs, with ``fit``
+            weights that are not float32; and, with ``unit_range``, ``clip_values`` that are missing or infinite.
 
     Example:
         >>> from art.estimators.classification import PyTorchClassifier
@@ -65,44 +79,53 @@ class EstimatorModule(nn.Module):
         unit_range: bool = True,
         fit: bool = False,
         probabilities: bool = False,
+        straight_through: bool = False,
     ) -> None:
         super().__init__()
         check_classifier(classifier)
+        check_certified(classifier)
         self.network: nn.Module = classifier.model
-        other = next(
-            (p.dtype for p in self.network.parameters() if p.is_floating_point() and p.dtype != torch.float32), None
-        )
-        if other is not None:
-            raise ValueError(f"classifier: the network's weights are {other}, expected torch.float32.")
-        self._operations = preprocessing_operations(classifier, fit=fit)
+        if fit:
+            _check_weights(self.network)
+        self._operations = preprocessing_operations(classifier, fit=fit, straight_through=straight_through)
+        self._wrapped = _own_forward(classifier)
         self._turn = unit_range and not classifier.channels_first and len(classifier.input_shape) == 3
-        self.scale, self.shift = 1.0, 0.0
-        if unit_range:
-            low, high = uniform_range(classifier)
-            self.scale, self.shift = high - low, low
-        _check_outputs(classifier, self._operations, probabilities=probabilities, column=not unit_range)
+        self._range = input_range(classifier) if unit_range else None
+        outputs = _check_outputs(classifier, self._operations, probabilities=probabilities)
+        self.single = outputs.shape[1] == 1
+        one = self.single and unit_range
+        self._logits: Callable[[Tensor], Tensor] | None = partial(class_logits, classifier) if one else None
 
     @property
     def device(self) -> torch.device:
         """Where the network's weights are."""
         return device_of(self.network)
 
+    @property
+    def straight_through(self) -> list[str]:
+        """The names of the defences whose gradient is an estimate."""
+        return [operation.name for operation in self._operations if isinstance(operation, StraightThrough)]
+
     def to_estimator(self, x: Tensor) -> Tensor:
         """Images of this module's input as the estimator takes them: its range, its order of axes."""
-        x = x if self.scale == 1 and self.shift == 0 else x * self.scale + self.shift
-        return x.movedim(1, -1) if self._turn else x
+        x = x.movedim(1, -1) if self._turn else x
+        return x if self._range is None else self._range.from_unit(x)
 
     def from_estimator(self, x: Tensor) -> Tensor:
         """The inverse of `to_estimator`."""
-        x = x.movedim(-1, 1) if self._turn else x
-        return x if self.scale == 1 and self.shift == 0 else ((x - self.shift) / self.scale).clamp(0, 1)
+        x = x if self._range is None else self._range.to_unit(x)
+        return x.movedim(-1, 1) if self._turn else x
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.to_estimator(x)
+        dtype, count = x.dtype, len(x)
+        # A copy: networks and defences that change their input in place would change the caller's data.
+        x = self.to_estimator(x).clone()
         for operation in self._operations:
             x = operation(x)
-        logits: Tensor = self.network(x)
-        return logits
+        outputs: Tensor = self.network(x) if self._wrapped is None else self._wrapped(x)
+        # As ART's predict brings all outputs to float32, and a single output for each sample to a column.
+        outputs = (outputs if outputs.dim() > 1 else outputs.reshape(count, 1)).to(dtype)
+        return outputs if self._logits is None else self._logits(outputs)
 
 
 def check_classifier(classifier: object) -> None:
@@ -114,6 +137,63 @@ def check_classifier(classifier: object) -> None:
         raise ValueError(
             f"classifier: postprocessing_defences ({names}) change the outputs after the network, expected none."
         )
+
+
+def _check_weights(network: nn.Module) -> None:
+    other = next((p.dtype for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if other is not None:
+        raise ValueError(
+            f"classifier: the network's weights are {other}, expected torch.float32 for training, as network.float() "
+            f"makes them."
+        )
+
+
+def overrides_predict(classifier: PyTorchClassifier) -> bool:
+    """Whether ``predict``, or a part of it, is the classifier's own, and may compute more than ART's."""
+    parts = ("predict", "_apply_preprocessing", "_apply_postprocessing")
+    return any(
+        part in vars(classifier) or getattr(type(classifier), part) is not getattr(PyTorchClassifier, part)
+        for part in parts
+    )
+
+
+def warn_of_own_predict(classifier: PyTorchClassifier) -> None:
+    """Warn where ``predict`` may compute more than the network that is trained."""
+    if overrides_predict(classifier):
+        warnings.warn(
+            f"classifier: {type(classifier).__name__} has a predict of its own, whose additions to the network are not "
+            f"trained; the accuracies of the training are those of the network alone.",
+            stacklevel=3,
+        )
+
+
+def _own_forward(classifier: PyTorchClassifier) -> Callable[[Tensor], Any] | None:
+    """The wrapper of the network that ``predict`` runs, where it may do more than the network; else None.
+
+    ART's own wrapper runs the parts of a ``Sequential`` one by one, and so passes over what a subclass of it computes
+    in ``forward``, and over its hooks. Wrappers of subclasses may hold a processor.
+    """
+    network, wrapper = classifier.model, classifier._model
+    kind = PyTorchClassifier._make_model_wrapper
+    plain = (
+        type(wrapper).__qualname__ == f"{kind.__qualname__}.<locals>.ModelWrapper"
+        and type(wrapper).__module__ == kind.__module__
+        and not _is_patched(wrapper)
+        and (
+            not isinstance(network, nn.Sequential)
+            or (type(network).forward is nn.Sequential.forward and not _is_patched(network))
+        )
+    )
+    return None if plain else partial(_run_wrapper, wrapper)
+
+
+def _run_wrapper(wrapper: nn.Module, x: Tensor) -> Any:
+    return wrapper(x)[-1]
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether a call of this very module does more than its class's ``forward``."""
+    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -137,15 +217,24 @@ def processes_of(device: torch.device) -> PartialState:
         ) from error
 
 
-def preprocessing_operations(classifier: PyTorchClassifier, *, fit: bool) -> list[Callable[[Tensor], Tensor]]:
+def preprocessing_operations(
+    classifier: PyTorchClassifier, *, fit: bool, straight_through: bool = False
+) -> list[Callable[[Tensor], Tensor]]:
     """ART's preprocessing that belongs to the network, as differentiable functions of a batch.
 
-    With ``fit``, those of ``predict`` that also apply in ``fit``; see `augmentations` for those of ``fit`` alone.
+    With ``fit``, those of ``predict`` that also apply in ``fit``; see `augmentations` for those of ``fit`` alone. With
+    ``straight_through``, NumPy defences too, with an estimated gradient.
     """
     operations: list[Callable[[Tensor], Tensor]] = []
+    if straight_through:
+        _check_chain(classifier.preprocessing_operations)
     for defence in classifier.preprocessing_operations:
-        _check_torch(defence)
+        if not straight_through:
+            _check_torch(defence)
         if not defence.apply_predict or (fit and not defence.apply_fit):
+            continue
+        if not isinstance(defence, PreprocessorPyTorch):
+            operations.append(StraightThrough(defence))
             continue
         if isinstance(defence, StandardisationMeanStdPyTorch):
             if np.any(defence.mean != 0) or np.any(defence.std != 1):
@@ -193,9 +282,29 @@ def _check_torch(defence: object) -> None:
         )
 
 
+def _check_chain(operations: list[Preprocessor]) -> None:
+    """Refuse NumPy defences in lists that ART's ``predict`` refuses too, at its first call."""
+    plain = [type(operation).__name__ for operation in operations if not isinstance(operation, PreprocessorPyTorch)]
+    standardised = bool(operations) and isinstance(
+        operations[-1], StandardisationMeanStd | StandardisationMeanStdPyTorch
+    )
+    if plain and len(operations) > 1 + standardised:
+        names = ", ".join(type(operation).__name__ for operation in operations)
+        raise ValueError(
+            f"classifier: ART applies no list of preprocessing with a NumPy defence ({plain[0]} among {names}), "
+            f"expected that defence alone before mean and standard deviation; one Preprocessor whose __call__ and "
+            f"estimate_gradient call several is one."
+        )
+
+
 def _first_of(defence: PreprocessorPyTorch) -> Callable[[Tensor], Tensor]:
     def operation(x: Tensor) -> Tensor:
         result: Tensor = defence.forward(x, None)[0]
+        if len(result) != len(x):
+            raise ValueError(
+                f"classifier: the preprocessing {type(defence).__name__} makes {len(result)} inputs of {len(x)}, "
+                f"expected one of each; with nb_samples=1 it is a randomised network, for the suite 'rand'."
+            )
         return result
 
     return operation
@@ -266,35 +375,52 @@ def _mean_std(defence: StandardisationMeanStdPyTorch, classifier: PyTorchClassif
 
 @torch.no_grad()
 def _check_outputs(
-    classifier: PyTorchClassifier, operations: list[Callable[[Tensor], Tensor]], *, probabilities: bool, column: bool
-) -> None:
-    """One forward pass of two inputs in the classifier's range: the shape of the outputs, and whether they are softmax.
-
-    With ``column``, a network of two classes may have one output.
-    """
+    classifier: PyTorchClassifier, operations: list[Callable[[Tensor], Tensor]], *, probabilities: bool
+) -> Tensor:
+    """One forward pass of two inputs in the classifier's range: the outputs, their shape and type, and no softmax."""
     network = classifier.model
-    low, high = clip_range(classifier)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, *classifier.input_shape, generator=generator, device="cpu").to(device_of(network))
-    if low is not None and high is not None:
-        x = x * (high - low) + low
-    with preserved(network):
+    x = random_inputs(classifier, 2)
+    # Randomised networks must not move the caller's random streams.
+    with preserved(network), restored_random_states([x.device] if x.device.type == "cuda" else []):
         network.eval()
-        # Randomised networks must not move the caller's random stream.
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            for operation in operations:
-                x = operation(x)
-            outputs = network(x)
-    expected = (2, classifier.nb_classes)
-    allowed = {expected, (2, 1)} if column and classifier.nb_classes == 2 else {expected}
-    if not isinstance(outputs, Tensor) or tuple(outputs.shape) not in allowed:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"classifier: the network's output for 2 inputs is {shape}, expected a tensor {expected}.")
+        for operation in operations:
+            x = operation(x)
+        try:
+            outputs = (_own_forward(classifier) or network)(x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the network raises
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            weights = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
+            advice = ""
+            if x.dtype != torch.float32:
+                advice = "; its preprocessing makes them of this type: let its __call__ end in .astype('float32')"
+            elif weights:
+                advice = f"; its weights are {min(map(str, weights))}: use network.float(), or convert in forward"
+            raise ValueError(
+                f"classifier: the network fails on inputs {tuple(x.shape)} of type {x.dtype} "
+                f"({type(error).__name__}: {reason}), expected one that takes them{advice}."
+            ) from error
+    # Losses of class indices have none for a single output.
+    check_outputs(outputs, classifier.nb_classes, single=not (classifier._reduce_labels and classifier._int_labels))
+    outputs = outputs if outputs.dim() > 1 else outputs[:, None]
     if not probabilities and outputs_are_probabilities(outputs):
         raise ValueError(
             "classifier: the network's outputs are softmax probabilities, expected logits; "
             "remove the softmax, the loss applies it."
         )
+    checked: Tensor = outputs
+    return checked
+
+
+def random_inputs(classifier: PyTorchClassifier, count: int) -> Tensor:
+    """Random inputs [count, *input_shape] in the classifier's range, on its device; the same ones every time."""
+    low, high = clip_range(classifier)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(count, *classifier.input_shape, generator=generator, device="cpu").to(device_of(classifier.model))
+    if low is None or high is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in (low, high)):
+        return x
+    return x * (high - low) + low
 
 
 def outputs_are_probabilities(outputs: Tensor) -> bool:
@@ -306,23 +432,40 @@ def outputs_are_probabilities(outputs: Tensor) -> bool:
 
 
 def clip_range(classifier: PyTorchClassifier) -> tuple[Bound | None, Bound | None]:
-    """The classifier's ``clip_values`` as numbers, as tensors when they differ by feature, or (None, None)."""
-    if classifier.clip_values is None:
-        return None, None
-    low, high = (np.asarray(values, dtype=np.float32) for values in classifier.clip_values)
-    if low.min() == low.max() and high.min() == high.max():
-        return float(low.min()), float(high.max())
-    device = device_of(classifier.model)
-    return torch.as_tensor(low, device=device), torch.as_tensor(high, device=device)
+    """The classifier's ``clip_values`` as numbers, as tensors when they differ by feature, or (None, None).
 
-
-def uniform_range(classifier: PyTorchClassifier) -> tuple[float, float]:
-    """``clip_values`` as two numbers; attacks need them to map images to [0, 1]."""
-    low, high = clip_range(classifier)
-    if not isinstance(low, float) or not isinstance(high, float):
-        came = "none" if low is None else "a range per feature"
-        raise ValueError(f"classifier: clip_values are {came}, expected one (low, high) for all features.")
+    Raises:
+        ValueError: NaN, a low that is not below its high, arrays that do not fit ``input_shape``.
+    """
+    low, high = read_clip_values(classifier.clip_values, tuple(classifier.input_shape))
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        device = device_of(classifier.model)
+        return low.to(device), high.to(device)
     return low, high
+
+
+def check_threat(
+    threat: ThreatModel, classifier: PyTorchClassifier, *, name: str = "eps", value: float | None = None
+) -> None:
+    """Refuse a threat whose ball holds every input within the classifier's ``clip_values``, where it has some.
+
+    ``name`` and ``value`` are those of `check_radius`.
+
+    Raises:
+        ValueError: for such a radius, which is likely in other units.
+    """
+    low, high = clip_range(classifier)
+    if low is not None and high is not None:
+        check_radius(threat, low, high, math.prod(classifier.input_shape), name=name, value=value)
+
+
+def input_range(classifier: PyTorchClassifier) -> InputRange:
+    """The classifier's ``clip_values`` as a range that attacks can search.
+
+    Raises:
+        ValueError: as `clip_range`, and for limits that are missing or infinite.
+    """
+    return bounded_range(*clip_range(classifier))
 
 
 def image_tensor(x: Any, classifier: PyTorchClassifier, *, name: str = "x") -> Tensor:
@@ -406,16 +549,38 @@ def _numeric_array(values: Any, name: str) -> np.ndarray[Any, Any]:
     return native if native.flags.writeable and native.flags.c_contiguous else native.copy()
 
 
+def predict_outputs(classifier: PyTorchClassifier, x: Tensor) -> Tensor:
+    """The outputs of the estimator's own ``predict`` for one batch of samples ``x`` [N, ...] on the CPU, in float32."""
+
+    def convert(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        # ART hands outputs to NumPy, which has no bfloat16, before it brings them to float32: here they are before.
+        last = outputs[-1] if isinstance(outputs, list) and outputs else None
+        if not isinstance(last, Tensor) or not last.is_floating_point() or last.dtype in _NUMPY_HAS:
+            return None
+        return [*outputs[:-1], last.float()]
+
+    handle = classifier._model.register_forward_hook(convert)
+    try:
+        outputs = torch.from_numpy(classifier.predict(x.numpy(), batch_size=len(x)))
+    finally:
+        handle.remove()
+    return outputs.float()
+
+
+_NUMPY_HAS = (torch.float16, torch.float32, torch.float64)
+
+
 def loss_of(classifier: PyTorchClassifier, logits: Tensor, y: Tensor) -> Tensor:
     """The classifier's own loss of ``logits`` [N, C] for labels ``y``, in the form that this loss takes them.
 
-    ``y`` is int64 [N], or class probabilities [N, C] where an augmentation made them. Cross-entropy, NLL and
-    multi-margin losses take indices, binary ones 0 or 1 as a column, any other loss one-hot rows: as ART does.
+    ``y`` is int64 [N], or class probabilities [N, C]. Cross-entropy, NLL and multi-margin losses take indices, binary
+    ones 0 or 1 as a column where the network has one output, and any other loss one-hot rows: as ART does. Binary
+    losses of several outputs take one-hot rows too, one class against the rest.
     """
     loss: Tensor
     if y.dim() == 2 or (classifier._reduce_labels and classifier._int_labels):
         loss = classifier.loss(logits, y)
-    elif classifier._reduce_labels:
+    elif classifier._reduce_labels and logits.shape[1] == 1:
         loss = classifier.loss(logits, y.to(logits.dtype).view(-1, *[1] * (logits.dim() - 1)))
     else:
         loss = classifier.loss(logits, functional.one_hot(y, classifier.nb_classes).to(logits.dtype))
@@ -427,7 +592,7 @@ def class_logits(classifier: PyTorchClassifier, outputs: Tensor) -> Tensor:
 
     Under ``BCELoss`` that output is the probability of class 1, otherwise its logit.
     """
-    if outputs.shape[1] > 1:
+    if outputs.shape[1] > 1 or classifier.nb_classes != 2:
         return outputs
     # A probability of exactly 0 or 1 counts as the nearest other one, whose logit is finite.
     positive = (
@@ -439,7 +604,8 @@ def class_logits(classifier: PyTorchClassifier, outputs: Tensor) -> Tensor:
 @contextmanager
 def preserved(network: nn.Module) -> Iterator[None]:
     """Restore, at the end, each submodule's train or eval mode and each parameter's ``requires_grad`` and ``grad``."""
-    modes = [(module, module.training) for module in network.modules()]
+    # Frozen TorchScript has no modes.
+    modes = [(module, module.training) for module in network.modules() if hasattr(module, "training")]
     # Copies of TorchScript have parameters that are no leaves, and have no gradients.
     parameters = [
         (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())

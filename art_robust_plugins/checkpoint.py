@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +18,18 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor, nn
 
 from .bridge import check_classifier
-from .files import json_text, load_tensors, read_json, save_tensors, sha256_of, write_json
+from .classifier_record import check_record, is_loss
+from .files import json_text, load_tensors, save_tensors, sha256_of
 from .models import MODELS, create_model
+from .randomness import cuda_devices
+from .sealed import read_sealed, write_sealed
 from .weight_map import PyTorchWeightMapClassifier, WeightMapPreprocessor
 from .weight_map.insert import attach_described, describe_weight_maps
 
 WEIGHTS_FILE = "weights.safetensors"
 CLASSIFIER_FILE = "classifier.json"
-_FORMAT = "art-robust-plugins classifier 1"
+_FORMAT = "art-robust-plugins classifier 2"
+_UNSEALED = ("art-robust-plugins classifier 1",)
 _ESTIMATORS = (PyTorchClassifier, PyTorchWeightMapClassifier)
 
 
@@ -41,6 +47,7 @@ def save_classifier(
     made: a network of `models` carries that itself. For any other network, for a loss that is not one of ``torch.nn``,
     and for preprocessing defences the file holds the class names, and `load_classifier` must be given the objects.
     Weight maps come back by themselves: those in a network, whichever it is, and a `WeightMapPreprocessor`.
+    ``classifier.json`` carries the digests of the weights and of its own entries.
 
     Args:
         classifier: an ART ``PyTorchClassifier`` or a `PyTorchWeightMapClassifier` (not another subclass, which would
@@ -51,8 +58,9 @@ def save_classifier(
 
     Raises:
         TypeError: for another class of estimator, or when ``extra`` is not JSON data.
-        ValueError: for postprocessing, an optimizer that is not of ``torch.optim`` or has foreign parameters, or a
-            ``model`` that makes another network.
+        ValueError: for postprocessing, an optimizer that is not of ``torch.optim`` or has foreign parameters or
+            settings, a ``model`` that makes another network, or what no classifier computes with, such as a standard
+            deviation of 0.
 
     Example:
         >>> import tempfile
@@ -95,12 +103,13 @@ def save_classifier(
         "versions": {name: version(name) for name in ("art-robust-plugins", "adversarial-robustness-toolbox", "torch")},
     }
     folder = Path(folder)
-    json_text(folder / CLASSIFIER_FILE, record)  # what JSON cannot hold is refused before anything is written
+    # What JSON cannot hold, and what could not be loaded, is refused before anything is written.
+    check_record(json.loads(json_text(folder / CLASSIFIER_FILE, record)), "classifier")
     weights = dict(network.state_dict())
     for prefix, layer in maps.items():
         weights |= layer.state_dict(prefix=prefix)
     save_tensors(folder / WEIGHTS_FILE, weights)
-    write_json(folder / CLASSIFIER_FILE, {**record, "weights_sha256": sha256_of(folder / WEIGHTS_FILE)})
+    write_sealed(folder / CLASSIFIER_FILE, {**record, "weights_sha256": sha256_of(folder / WEIGHTS_FILE)})
 
 
 def describe_classifier(folder: str | Path) -> dict[str, Any]:
@@ -108,13 +117,12 @@ def describe_classifier(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not one that `save_classifier` wrote.
+        ValueError: it is not one that `save_classifier` wrote, was changed since, or has an entry that no classifier
+            has. (Records of earlier versions carry no digest; their entries are checked all the same.)
     """
     path = Path(folder) / CLASSIFIER_FILE
-    record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        found = repr(record.get("format")) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
-        raise ValueError(f"{path}: got the format {found}, expected {_FORMAT!r}.")
+    record = read_sealed(path, _FORMAT, _UNSEALED)
+    check_record(record, str(path))
     return record
 
 
@@ -140,8 +148,8 @@ def load_classifier(
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: a file cannot be read; weights do not fit the network; something that only the caller has is
-            missing, or given though the file has it; an unknown device.
+        ValueError: a file cannot be read, or was changed; weights do not fit the network, or its outputs the classes;
+            something that only the caller has is missing, or given though the file has it; an unknown device.
     """
     path = Path(folder) / CLASSIFIER_FILE
     record = describe_classifier(folder)
@@ -150,25 +158,22 @@ def load_classifier(
     if sha256_of(Path(folder) / WEIGHTS_FILE) != record.get("weights_sha256"):
         raise ValueError(f"{Path(folder) / WEIGHTS_FILE}: got other weights than {CLASSIFIER_FILE} was written with.")
     try:
-        network = _made_model(record["model"], model, path)
+        network = _made_model(record["model"], model, weights, path)
         defences = _made_defences(record["preprocessing_defences"], preprocessing_defences, weights, path)
         difference = _first_difference(weights, network.state_dict())
         if difference is not None:
             raise ValueError(f"{Path(folder) / WEIGHTS_FILE}: {difference}.")
         network.load_state_dict(weights)
+        state = copy.deepcopy(network.state_dict())
         layers = {
             f"preprocessing_defences.{number}.": defence.layer
             for number, defence in enumerate(defences or ())
             if isinstance(defence, WeightMapPreprocessor)
         }
-        made = {kind.__name__: kind for kind in _ESTIMATORS}.get(record.get("estimator", "PyTorchClassifier"))
-        if made is None:
-            raise ValueError(
-                f"{path}: got the estimator {record['estimator']!r}, expected one of ART's or this package."
-            )
+        made = {kind.__name__: kind for kind in _ESTIMATORS}[record.get("estimator", "PyTorchClassifier")]
         clip_values = record["clip_values"]
         preprocessing = record["preprocessing"]
-        return made(
+        classifier = made(
             network.eval(),
             _made_loss(record["loss"], loss, path),
             tuple(record["input_shape"]),
@@ -185,12 +190,36 @@ def load_classifier(
             preprocessing=None if preprocessing is None else tuple(_unlisted(value) for value in preprocessing),
             device_type=device_type,
         )
-    except KeyError as error:
-        raise ValueError(f"{path}: got no entry {error}, expected the record that save_classifier writes.") from error
-    except TypeError as error:
+    except (TypeError, KeyError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"{path}: got a record that fits no estimator ({error}), expected save_classifier's."
         ) from error
+    _check_outputs(classifier, path)
+    network.load_state_dict(state)  # there are networks that change while they predict
+    return classifier
+
+
+def _check_outputs(classifier: PyTorchClassifier, path: Path) -> None:
+    """Two inputs must give two rows of as many outputs as the record has classes."""
+    shape, classes = tuple(classifier.input_shape), int(classifier.nb_classes)
+    network: nn.Module = classifier.model
+    plain = all(isinstance(defence, WeightMapPreprocessor) for defence in _defences(classifier))
+    try:
+        with torch.random.fork_rng(devices=cuda_devices()):
+            if type(network) in MODELS.values() and plain:
+                # Without memory for the inputs, whose size a file may overstate.
+                with torch.no_grad():
+                    found = tuple(copy.deepcopy(network).to("meta")(torch.empty(2, *shape, device="meta")).shape)
+            else:
+                found = classifier.predict(np.zeros((2, *shape), dtype=np.float32)).shape
+    except Exception as error:  # whatever the network or ART raises for inputs that do not fit
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path}: input_shape: got {shape}, which the network does not take ({type(error).__name__}: {reason}), "
+            f"expected the shape of its inputs."
+        ) from error
+    if found != (2, classes) and not (classes == 2 and found == (2, 1)):
+        raise ValueError(f"{path}: nb_classes: got {classes}, but the network's outputs for 2 inputs are {found}.")
 
 
 def _listed(value: Any) -> Any:
@@ -237,9 +266,17 @@ def _made_defences(
         )
     for number, entry in enumerate(described):
         if not isinstance(entry, str):
-            made = WeightMapPreprocessor(**entry["settings"])
             prefix = f"preprocessing_defences.{number}."
             own = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
+            stored = own.get("map")
+            # Compared first: a file may name a size for which there is no memory.
+            if stored is None or sorted(entry["settings"]["input_shape"]) != sorted(stored.shape):
+                size = None if stored is None else tuple(stored.shape)
+                raise ValueError(
+                    f"{path}: preprocessing_defences[{number}].settings: got the input_shape "
+                    f"{entry['settings']['input_shape']}, expected the size of its map, {size}."
+                )
+            made = WeightMapPreprocessor(**entry["settings"])
             difference = _first_difference(own, made.layer.state_dict())
             if difference is not None:
                 raise ValueError(f"{path.with_name(WEIGHTS_FILE)}: {difference}.")
@@ -260,7 +297,7 @@ def _arguments_of(loss: nn.Module) -> dict[str, Any]:
 
 def _described_loss(loss: nn.Module) -> dict[str, Any]:
     name = type(loss).__name__
-    own = type(loss) is not getattr(nn, name, None)
+    own = type(loss) is not getattr(nn, name, None) or not is_loss(type(loss))
     return {"class": name, "arguments": None if own else _arguments_of(loss)}
 
 
@@ -272,21 +309,12 @@ def _made_loss(described: Mapping[str, Any], given: nn.Module | None, path: Path
         return given
     if arguments is None:
         raise ValueError(f"loss: got none, expected the {name} of the classifier saved in {path}.")
-    cls = _class_in(nn, name, nn.Module, path)
-    made: nn.Module = cls(**{key: _unlisted_tensor(value) for key, value in arguments.items()})
+    made: nn.Module = getattr(nn, name)(**{key: _unlisted_tensor(value) for key, value in arguments.items()})
     return made
 
 
 def _unlisted_tensor(value: Any) -> Any:
     return torch.tensor(value["tensor"]) if isinstance(value, dict) else value
-
-
-def _class_in(module: Any, name: str, base: type, path: Path) -> Any:
-    found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        known = f"{module.__name__} in torch {torch.__version__}"
-        raise ValueError(f"{path}: got the class {name!r}, expected one of {known}.")
-    return found
 
 
 def _named_parameters(network: nn.Module, others: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -322,9 +350,14 @@ def _setting(value: Any) -> Any:
 def _made_optimizer(
     described: Mapping[str, Any], network: nn.Module, others: Mapping[str, nn.Module], path: Path
 ) -> torch.optim.Optimizer:
-    cls = _class_in(torch.optim, described["class"], torch.optim.Optimizer, path)
+    cls = getattr(torch.optim, described["class"])
     parameters = _named_parameters(network, others)
-    learned = {name for group in described["groups"] for name in group["parameters"]}
+    named = [name for group in described["groups"] for name in group["parameters"]]
+    learned = set(named)
+    unknown = next((name for name in named if name not in parameters), None)
+    if unknown is not None or len(learned) < len(named):
+        found = "a parameter twice" if unknown is None else f"the parameter {unknown!r}"
+        raise ValueError(f"{path}: optimizer.groups: got {found}, expected parameters of the network, each once.")
     for name in learned - set(dict(network.named_parameters())):
         parameters[name].requires_grad_()  # a map of the input learns where an optimizer has it, and only there
     groups = [
@@ -361,12 +394,15 @@ def _described_model(network: nn.Module, model: Mapping[str, Any] | None) -> dic
     return {**described, "weight_maps": maps} if maps else described
 
 
-def _made_model(described: Mapping[str, Any], given: nn.Module | None, path: Path) -> nn.Module:
+def _made_model(
+    described: Mapping[str, Any], given: nn.Module | None, weights: Mapping[str, Tensor], path: Path
+) -> nn.Module:
     name, recipe, maps = described["class"], described["recipe"], described.get("weight_maps", [])
     network = given
     if network is None:
         if recipe is None:
             raise ValueError(f"model: got none, expected a network of the class {name} as saved in {path}.")
+        _check_recipe(recipe, maps, weights, path)
         with torch.random.fork_rng(devices=[]):
             network = create_model(**recipe)
     there = describe_weight_maps(network)
@@ -375,6 +411,27 @@ def _made_model(described: Mapping[str, Any], given: nn.Module | None, path: Pat
     elif there != maps:
         raise ValueError(f"model: got the weight maps {there}, expected {maps or 'none'} as saved in {path}.")
     return network
+
+
+def _check_recipe(recipe: Mapping[str, Any], maps: list[Any], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a recipe of another network than the one whose weights are there, before it takes memory or time."""
+    depth = recipe.get("depth", 0)
+    if depth > len(weights):  # each layer has a weight
+        raise ValueError(f"{path}: model.recipe.depth: got {depth}, but there are {len(weights)} weights.")
+    try:
+        with torch.device("meta"):
+            twin = create_model(**recipe)
+            attach_described(twin, maps)
+    except Exception as error:  # whatever torch raises of arguments that no network has
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path}: model.recipe: got arguments that make no network ({reason}), expected others."
+        ) from error
+    expected = twin.state_dict()
+    own = {name: tensor for name, tensor in weights.items() if not name.startswith("preprocessing_defences.")}
+    difference = _first_difference(own, expected)
+    if difference is not None:
+        raise ValueError(f"{path.with_name(WEIGHTS_FILE)}: {difference}.")
 
 
 def _first_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

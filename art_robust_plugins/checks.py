@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 
 def is_integer(value: object) -> bool:
@@ -28,14 +30,22 @@ def to_float(value: Any) -> float:
         return math.nan
 
 
-def check_count(name: str, value: Any) -> int:
-    """A positive whole number as an int.
+def plain_number(value: Any) -> Any:
+    """A number of NumPy's, or a fraction, as Python's own, as JSON and texts want it; anything else as it is."""
+    if isinstance(value, np.number):
+        return value.item()
+    return float(value) if is_number(value) and not isinstance(value, int | float) else value
+
+
+def check_count(name: str, value: Any, *, zero: bool = False) -> int:
+    """A positive whole number as an int, or with ``zero`` one that is not negative.
 
     Raises:
         ValueError: ``value`` is anything else.
     """
-    if not is_integer(value) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, expected a positive whole number.")
+    if not is_integer(value) or value < (0 if zero else 1):
+        wanted = "a whole number that is not negative" if zero else "a positive whole number"
+        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
     return int(value)
 
 
@@ -51,7 +61,7 @@ def check_seed(name: str, value: Any, limit: int = 2**32) -> int:
 
 
 def check_number(name: str, value: Any, *, zero: bool = False) -> float:
-    """A finite positive number as a float, or with ``zero`` one that is not negative.
+    """A finite positive number as Python's own, or with ``zero`` one that is not negative.
 
     Raises:
         ValueError: ``value`` is anything else.
@@ -60,7 +70,7 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> float:
     if not (0 < number < math.inf or (zero and number == 0)):
         wanted = "a number that is not negative" if zero else "a positive number"
         raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
-    return number
+    return cast(float, plain_number(value))
 
 
 def check_share(name: str, value: Any, *, whole: bool = False) -> float:

@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -21,35 +21,41 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from rich.table import Column, Table
 
-from .checkpoint import describe_classifier, load_classifier
+from .checkpoint import load_classifier
 from .data import Dataset, load_data
+from .escapes import printable
 from .evaluation import EvaluationReport, save_comparison
 from .evaluation.evaluator import STATE_FILE
-from .evaluation.page import worst_case_mark
-from .evaluation.report import REPORT_FILE
+from .evaluation.rendering.labels import worst_case_mark
+from .evaluation.report import COMPARISON_FILES, REPORT_FILE, REPORT_FILES
 from .export import SUFFIXES, Format, export_classifier
 from .files import write_json
+from .locks import check_output_file, check_output_folder, is_unused
 from .models import MODELS
 from .recipes import available_recipes, load_recipe, result_rows, run_recipe
 from .record import table as markdown
 from .registry import available_instruments, available_methods, method, parameters_of
 from .runs import (
     BATCH_SIZE,
+    CERTIFICATE_FILE,
     CERTIFICATES,
     EVALUATIONS,
+    RADII_FILE,
+    RUN_FILES,
     STATE,
     TrainingPlan,
     certify_run,
-    console,
     evaluate_run,
     is_trainable,
     processes_here,
     train_run,
 )
+from .terminal import console
 from .threat import ThreatModel
-from .training.loop import CHECKPOINT
+from .training.checkpoints import CHECKPOINT
 from .training.options import TrainingOptions
 from .training.processes import Processes
+from .training_record import read_training_record
 
 
 class _Commands(typer.core.TyperGroup):
@@ -70,7 +76,8 @@ class _Commands(typer.core.TyperGroup):
             if ctx.params["debug"]:
                 raise
             rank = os.environ.get("RANK", "0")
-            print(f"error{'' if rank == '0' else f' in process {rank}'}: {error}", file=sys.stderr)
+            told = "\n".join(map(printable, str(error).split("\n")))
+            print(f"error{'' if rank == '0' else f' in process {rank}'}: {told}", file=sys.stderr)
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
 
@@ -208,6 +215,7 @@ def demo(
     Linf 0.1, and is certified. About six minutes.
     """
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
+    _check_output("--out", out, COMPARISON_FILES)
     data = load_data("digits")
     threat = ThreatModel("Linf", 0.1)
     trained = {name: kind for name, kind in available_methods().items() if is_trainable(kind)}
@@ -231,7 +239,7 @@ def demo(
                 _check_demo(folder, epochs, seed)
             else:
                 if speaks:
-                    console.print(f"[bold]{label}[/bold]: training")
+                    console.print(f"{label}: training", style="bold")
                 joined: dict[str, dict[str, Any]] = {instrument: {} for instrument in instruments}
                 plan = TrainingPlan(name, parameters=parameters, instruments=joined, epochs=epochs)
                 train_run(plan, data, folder, seed=seed, resume=True)
@@ -307,6 +315,9 @@ def train(
     augment: Annotated[
         AugmentationName, typer.Option(help="Random flips, or crops and flips, of the training images.")
     ] = AugmentationName.none,
+    freeze_batch_norm: Annotated[
+        bool, typer.Option("--freeze-batch-norm", help="Keep batch normalisation's running statistics as they are.")
+    ] = False,
     seed: SeedOption = 0,
     resume: Annotated[bool, typer.Option(help="Continue a run that was stopped.")] = False,
 ) -> None:
@@ -351,12 +362,14 @@ def train(
         "accumulation_steps": accumulate,
         "max_gradient_norm": clip,
         "augmentation": augment.value,
+        "freeze_batch_norm": freeze_batch_norm,
     }
     TrainingOptions(**engine)  # refuses what is wrong before the data are loaded
+    _check_output("--out", out, RUN_FILES)
+    if resume and not (out / CHECKPOINT).exists() and not is_unused(out):
+        raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
     dataset = _load(data)
     _check_validation(validation, dataset, keep_best)
-    if resume and not (out / CHECKPOINT).exists() and out.exists() and any(out.iterdir()):
-        raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
     plan = TrainingPlan(
         name,
         network=model,
@@ -420,6 +433,7 @@ def evaluate(
     Example: art-robust evaluate runs/bang --norm Linf --eps 0.1 --attacks standard --attacks noise
     """
     threats = [ThreatModel(norm.value, radius) for radius in eps]
+    _check_output("--out", out or run / EVALUATIONS, () if out is None else REPORT_FILES)
     with _on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
         reports = evaluate_run(
             run,
@@ -464,6 +478,7 @@ def certify(
     if points is not None and points < 1:
         raise ValueError(f"--points: got {points}, expected at least 1.")
     threats = [ThreatModel(norm.value, radius) for radius in eps]
+    _check_output("--out", out or run / CERTIFICATES, () if out is None else (CERTIFICATE_FILE, RADII_FILE))
     test = _test_data(run, data)
     images = len(test.x_test[:points])
     name = "-".join([norm.value, *eps, Path(test.name).stem, str(images)]).replace("/", "_")
@@ -502,6 +517,7 @@ def export(
         raise ValueError(f"--batch: got {batch!r}, expected a positive whole number or dynamic.")
     kind: Format = format.value
     path = out or run / f"network{SUFFIXES[kind]}"
+    check_output_file("--out", path)
     images = _test_data(run, data).x_test[:points]
     size = None if batch == "dynamic" else int(batch)
     difference = export_classifier(load_classifier(run, device="cpu"), path, images, format=kind, batch=size)
@@ -518,6 +534,7 @@ def report(
     Example: art-robust report runs/*
     """
     _check_alone("report")
+    check_output_folder("--out", out, COMPARISON_FILES)
     reports = {}
     for run in runs:
         # A sweep has a folder for each radius.
@@ -576,6 +593,8 @@ def benchmark(
         raise ValueError("--record: got it with --quick, whose results are no measurements, expected it without.")
     if record is not None and (record.is_dir() or not record.absolute().parent.is_dir()):
         raise ValueError(f"--record: got {record}, expected a file in a folder that is there.")
+    if record is not None:
+        check_output_file("--record", record)
     recipe = load_recipe(name, quick=quick)
     folder = out or Path("runs") / f"{recipe.name}{'-quick' if quick else ''}"
     shown = ["art-robust", "benchmark", name if Path(name).suffix != ".toml" else Path(name).name]
@@ -616,6 +635,11 @@ def _check_launcher() -> None:
             raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, wanted))}; {instead}.")
 
 
+def _check_output(name: str, folder: Path, files: Collection[str]) -> None:
+    """Refuse, in all processes, a folder that the main one cannot write to."""
+    Processes(processes_here().device).do_in_main(lambda: check_output_folder(name, folder, files))
+
+
 def _check_trainable(name: str, kind: type, weight_map: KernelName | None) -> None:
     if not is_trainable(kind):
         raise ValueError(f"METHOD: {name!r} is an ART {_art_kind(kind)}, expected a Trainer.")
@@ -632,7 +656,7 @@ def _check_validation(validation: int, data: Dataset, keep_best: bool) -> None:
 
 def _check_demo(folder: Path, epochs: int, seed: int) -> None:
     """A second demo in one folder goes on with the first one's networks: they must be those that are asked for."""
-    record = describe_classifier(folder)["extra"]
+    record = read_training_record(folder)
     if (record.get("epochs"), record.get("seed")) != (epochs, seed):
         raise ValueError(
             f"--out: {folder} holds a network of {record.get('epochs')} epochs and seed {record.get('seed')}, expected "
@@ -642,10 +666,11 @@ def _check_demo(folder: Path, epochs: int, seed: int) -> None:
 
 def _test_data(run: Path, name: str | None) -> Dataset:
     """The test data that are asked for, or those of the run's training."""
-    trained_on = describe_classifier(run)["extra"].get("data")
-    if name is None and trained_on is None:
+    trained_on: str | None = read_training_record(run).get("data")
+    chosen = name or trained_on
+    if chosen is None:
         raise ValueError(f"--data: {run} does not say what it was trained on, expected the name of the test data.")
-    return _load(name or trained_on)
+    return _load(chosen)
 
 
 def _load(name: str) -> Dataset:

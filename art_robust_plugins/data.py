@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +18,9 @@ from art.utils import load_cifar10, load_mnist
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from .labels import warn_of_missing_classes
+from .npz import read_npz
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -64,7 +64,7 @@ def load_data(name: str | Path) -> Dataset:
       they are not there. ART unpickles the CIFAR-10 batches that it finds there: put only the original ones there.
     - the path of an ``.npz`` file with the arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``: images
       [N, C, H, W] or [N, H, W, C] with 1, 3 or 4 channels, or [N, H, W], as uint8 (divided by 255) or floats in
-      [0, 1]; labels as whole numbers from 0.
+      [0, 1]; labels as whole numbers from 0. A class that ``y_train`` leaves out is warned of.
 
     Args:
         name: one of these names, or a path.
@@ -165,22 +165,8 @@ def _art_data(name: str, file: str) -> Iterator[None]:
         ssl._create_default_https_context = context
 
 
-# What NumPy lets through of a damaged archive's inside.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, tokenize.TokenError)
-
-
 def _npz(path: Path) -> Dataset:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file, expected an .npz file with {', '.join(_ARRAYS)}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _ARRAYS if key not in file]
-            if missing:
-                raise ValueError(f"has no {missing[0]} but {', '.join(file.files) or 'nothing'}")
-            arrays = {key: file[key] for key in _ARRAYS}
-    # The last two are of a lone array (.npy), which is no context manager.
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, *_DAMAGED) as error:
-        raise ValueError(f"{path}: {error}, expected an .npz file of number arrays {', '.join(_ARRAYS)}.") from error
+    arrays = read_npz(path, _ARRAYS)
     x_train, x_test = (_images(arrays[key], f"{path}: {key}") for key in ("x_train", "x_test"))
     y_train, y_test = (_labels(arrays[key], f"{path}: {key}") for key in ("y_train", "y_test"))
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -189,6 +175,8 @@ def _npz(path: Path) -> Dataset:
         if len(x) != len(y):
             raise ValueError(f"{path}: y_{part}: got {len(y)} labels for {len(x)} images, expected one for each.")
     nb_classes = int(max(y_train.max(), y_test.max())) + 1
+    missing = np.setdiff1d(np.arange(nb_classes), y_train).tolist()
+    warn_of_missing_classes(f"{path}: y_train", missing, nb_classes)
     return Dataset(str(path), x_train, y_train, x_test, y_test, nb_classes)
 
 

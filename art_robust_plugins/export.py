@@ -24,7 +24,8 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .bridge import EstimatorModule, image_tensor, preserved, standardisation_of
+from .bridge import EstimatorModule, clip_range, image_tensor, predict_outputs, preserved, standardisation_of
+from .checks import is_integer, plain_number
 from .files import write_atomically
 from .lipschitz.preprocessing import Standardisation
 
@@ -46,7 +47,9 @@ def export_classifier(
 ) -> float:
     """Write a classifier's network, with its preprocessing, to a file that plain PyTorch or ONNX Runtime runs.
 
-    The file is loaded again, and its logits for ``x`` compared with the estimator's, before it takes its place.
+    The file is loaded again, and its logits are compared with the estimator's before it takes its place: for ``x``, for
+    random inputs, and for constant ones, in batches of several sizes. A trace of TorchScript that torch warns of, such
+    as one with a branch on its data, is refused.
 
     Args:
         classifier: an ART ``PyTorchClassifier``; it stays as it is.
@@ -60,8 +63,9 @@ def export_classifier(
 
     Raises:
         TypeError: for another kind of classifier.
-        ValueError: inputs that do not fit, an unknown format or another suffix, a network that cannot be exported, or
-            one whose file gives other outputs: nothing is written then.
+        ValueError: inputs that do not fit, an unknown format or another suffix, a network that cannot be exported
+            (TorchScript, or one whose trace is no more than that of one batch), or one whose file gives other outputs:
+            nothing is written then.
         ImportError: what writes ONNX is not installed.
         OSError: the file cannot be written.
 
@@ -80,32 +84,39 @@ def export_classifier(
     path = Path(path)
     if path.suffix != SUFFIXES[format]:
         raise ValueError(f"path: got {path.name!r}, expected a name that ends in {SUFFIXES[format]} for {format}.")
-    if batch is not None and (type(batch) is not int or batch < 1):
+    if batch is not None and (not is_integer(batch) or batch < 1):
         raise ValueError(f"batch: got {batch!r}, expected a positive whole number, or None for any.")
+    batch = plain_number(batch)
     if batch is not None and format == "torchscript":
         raise ValueError(f"batch: got {batch} for torchscript, whose files take any batch, expected None.")
     if format == "onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
             raise ImportError(f'{missing[0]} is not installed, expected it through: pip install ".[export]".')
+    scripted = next((m for m in classifier.model.modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise ValueError(
+            f"classifier: got a network with a {type(scripted).__name__}, TorchScript already, expected plain modules; "
+            f"torch.jit.save writes TorchScript itself."
+        )
     network = deployed(classifier)
     images = image_tensor(x, classifier).cpu()
     if len(images) < 2:
         raise ValueError("x: got one input, expected at least two to compare outputs on.")
-    # A file for any batch is tried with one input and with all; one for a fixed batch with as many as it takes.
-    batches = [images[:1], images] if batch is None else [images[torch.arange(batch) % len(images)]]
+    batches = _batches(images, classifier, batch)
     with preserved(classifier.model):  # ART leaves it in evaluation mode
-        expected = [classifier.predict(each.numpy(), batch_size=len(each)) for each in batches]
-    # What tracing warns of, values that it takes for constants, shows in the outputs.
+        expected = [predict_outputs(classifier, each.clone()).numpy() for each in batches]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # What a trace takes for a constant, it computes with whatever the data: a branch, a number, a length.
+        warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         try:
-            content = _exported(network, batches[-1], format, batch)
+            content = _exported(network, batches[0].clone(), format, batch)
         except Exception as error:  # whatever of the network's code cannot be traced
-            reason = str(error).strip().split("\n")[0]
+            reason = _told(error)
             advice = "" if batch is not None or format == "torchscript" else ", or a fixed batch"
             raise ValueError(
-                f"classifier: its network cannot be exported as {format} ({type(error).__name__}: {reason}), "
+                f"classifier: its network cannot be exported as {format} ({reason}), "
                 f"expected one without control flow that depends on the data{advice}."
             ) from error
     differences: list[float] = []
@@ -114,12 +125,42 @@ def export_classifier(
         temporary.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs = [_run(temporary, each, format) for each in batches]
+            outputs = [_run(temporary, each.clone(), format) for each in batches]
         scale = max(float(np.abs(logits).max()) for logits in expected)
         differences.extend(_difference(*pair, scale) for pair in zip(outputs, expected, strict=True))
 
     write_atomically(path, write)
     return max(differences)
+
+
+def _batches(images: Tensor, classifier: PyTorchClassifier, batch: int | None) -> list[Tensor]:
+    """Inputs to compare on: the caller's, random ones, and constant ones, which take the rarer branches of a network.
+
+    A file for any batch is tried with several sizes; one for a fixed batch with as many inputs as it takes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    low, high = clip_range(classifier)
+    bottom = images.amin() if low is None else torch.as_tensor(low).cpu()
+    top = images.amax() if high is None else torch.as_tensor(high).cpu()
+    rows = max(len(images), 7)
+    random = bottom + (top - bottom) * torch.rand(rows, *images.shape[1:], generator=generator)
+    # Each input on a scale of its own: dark and light ones, smooth and rough ones.
+    level = torch.linspace(0, 1, rows).view(-1, *[1] * (images.dim() - 1))
+    flat = bottom + (top - bottom) * level.expand_as(random)
+    mixed = (0.5 * (random + flat)).float()
+    every = [images, random.float(), flat.float(), mixed]
+    if batch is not None:
+        return [each[torch.arange(batch) % len(each)] for each in every]
+    return [*every, images[:1], random[:1].float(), flat[:1].float(), flat[-1:].float(), random[:3].float()]
+
+
+def _told(error: BaseException) -> str:
+    """What an error of torch says in one sentence: of a chain of errors the first, which has the reason."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    lines = [line.strip() for line in str(error).strip().split("\n")]
+    told = next((line for line in lines if line and not line.startswith(("#", "[", "Failed to export"))), "")
+    return f"{type(error).__name__}: {told}"[:300]
 
 
 def deployed(classifier: PyTorchClassifier) -> nn.Module:
@@ -194,7 +235,7 @@ def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
     network: Any = torch.export.load(path).module() if format == "torch-export" else torch.jit.load(str(path))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         logits: Tensor = network(x)
-    return logits.numpy()
+    return logits.float().numpy()  # NumPy has no bfloat16
 
 
 def _difference(found: NDArray[Any], wanted: NDArray[Any], scale: float) -> float:

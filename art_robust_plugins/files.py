@@ -10,9 +10,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
+import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -23,6 +25,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .archives import check_archive, check_state
+from .strict_json import SIZE_LIMIT, UnfitError, parse_json
+
 
 def _new_file_mode() -> int:
     """The mode that the user's umask gives to new files; it can only be read by setting it."""
@@ -32,6 +37,8 @@ def _new_file_mode() -> int:
 
 
 _NEW_FILE_MODE = _new_file_mode()
+_RANDOM = 8  # hexadecimal digits in the name of a temporary file
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{{_RANDOM}}}\.(.+)")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -53,7 +60,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(_RANDOM // 2)}.{path.name}")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -65,6 +72,32 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk does not say for what
         raise
+
+
+def target_of_temporary(name: str) -> str | None:
+    """The name of the file that a temporary one of `write_atomically` was to become; None for any other name.
+
+    Example:
+        >>> target_of_temporary(".0f3a9c21.training.pt"), target_of_temporary(".gitignore")
+        ('training.pt', None)
+    """
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else None
+
+
+def remove_temporaries(folder: str | Path, targets: Collection[str] | None = None) -> None:
+    """Remove from a folder what processes that were killed while they wrote these files left there.
+
+    Nobody else may be writing them: hold the folder's lock.
+
+    Args:
+        folder: one that need not exist.
+        targets: names of the files that were to be written; None for all.
+    """
+    for path in Path(folder).glob(".*"):
+        target = target_of_temporary(path.name)
+        if target is not None and (targets is None or target in targets) and path.is_file():
+            path.unlink()
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -100,11 +133,12 @@ def read_json(path: str | Path) -> Any:
         ValueError: it cannot be read, or is not JSON.
     """
     expected = "a JSON file"
-    path = _readable(path, expected)
+    path = regular_file(path, expected)
     try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        _refuse(path, expected)
+        with path.open("rb") as file:
+            return parse_json(file.read(SIZE_LIMIT + 1))
+    except UnfitError as error:
+        _refuse(path, expected, str(error))
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -146,11 +180,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         ValueError: it cannot be read, is cut short, or is not safetensors (a pickle is never opened).
     """
     expected = "a safetensors file"
-    path = _readable(path, expected)
+    path = regular_file(path, expected)
     try:
         # Not load_file: its tensors are mapped memory, which a later change of the file would change or break.
         return safetensors.torch.load(path.read_bytes())
-    except SafetensorError:
+    # The others are of types and shapes that this torch or this safetensors does not know.
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError):
         _refuse(path, expected)
 
 
@@ -188,22 +223,24 @@ def load_state(path: str | Path) -> Any:
         ValueError: it cannot be read, is cut short, is a bare pickle, or holds objects other than data.
     """
     expected = "a training state as save_state writes it"
-    path = _readable(path, expected)
+    path = regular_file(path, expected)
     # torch.load also reads its format of before 2020, a bare pickle; that one is never opened.
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             _refuse(path, expected)
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load does not look at the checksums
-                _refuse(path, expected)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        check_state(state)
+        return state
     except UnpicklingError:
         raise ValueError(
             f"{path}: got a pickle of objects other than tensors, numbers, text and their containers, which is not "
             f"opened, expected {expected}."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except UnfitError as error:
+        _refuse(path, expected, str(error))
+    except Exception:  # whatever zipfile, pickletools and torch raise of an archive that torch.save did not write
         _refuse(path, expected)
 
 
@@ -227,12 +264,21 @@ def _plain_state(value: Any, place: str) -> Any:
     )
 
 
-def _readable(path: str | Path, expected: str) -> Path:
+def regular_file(path: str | Path, expected: str) -> Path:
+    """The path of a file that can be read; ``expected`` ends the sentence where there is none.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: there is a folder, a pipe, a device or a socket (which may give nothing for ever, or everything),
+            or a file that may not be read.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, expected {expected}.")
-    if not path.is_file():
-        raise ValueError(f"{path}: got a folder, expected {expected}.")
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{path}: got {kinds.get(stat.S_IFMT(mode), 'a device')}, expected {expected}.")
     try:
         path.open("rb").close()
     except OSError as error:
@@ -240,25 +286,40 @@ def _readable(path: str | Path, expected: str) -> Path:
     return path
 
 
-def _refuse(path: Path, expected: str) -> NoReturn:
-    """Say what a file that is not as expected looks like; raises from the reader's own error."""
+def _refuse(path: Path, expected: str, found: str = "") -> NoReturn:
+    """Say what a file that is not as expected looks like, where its reader has not ``found`` something better."""
     with path.open("rb") as file:
         start = file.read(9)
     if not start:
         found = "an empty file"
     elif start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         found = "a pickle, which is never opened"
-    elif start.startswith(b"PK"):
-        found = "a zip archive" if zipfile.is_zipfile(path) else "a zip archive cut short or damaged"
-    elif start[8:9] == b"{":
+    elif start.startswith(b"PK") and "JSON" in expected:
+        found = "a zip archive" if _is_archive(path) else "a zip archive cut short or damaged"
+    elif start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
         found = "a safetensors file cut short or damaged" if "safetensors" in expected else "a safetensors file"
+    elif found:
+        pass
+    elif start.startswith(b"PK"):
+        found = "a zip archive" if _is_archive(path) else "a zip archive cut short or damaged"
     elif start[:1] in (b"{", b"["):
-        found = "JSON cut short or damaged" if "JSON" in expected else "text"
+        found = "text"
     else:
         found = "a file of another kind"
     raise ValueError(f"{path}: got {found}, expected {expected}.") from None
 
 
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of one that says that it spans several disks
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 digest of a file's content, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            total.update(part)
+    return total.hexdigest()

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .escapes import escape_markdown
+
 PACKAGES = ("art-robust-plugins", "torch", "adversarial-robustness-toolbox", "pyautoattack", "torchattacks", "numpy")
 
 
@@ -58,5 +60,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         | --- | --- |
         | lenet | 17 |
     """
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    head, *rest = [f"| {' | '.join(map(escape_markdown, line))} |" for line in cells]
+    return "\n".join([head, f"| {' | '.join(['---'] * len(rows[0]))} |", *rest])

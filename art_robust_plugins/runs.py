@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,33 +13,38 @@ import torch
 from accelerate import PartialState
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
-from rich.console import Console
 from torch import nn
 
-from .bridge import processes_of
-from .checkpoint import describe_classifier, load_classifier, save_classifier
-from .checks import check_choice, check_count, check_number
-from .data import Dataset
+from .bridge import check_threat, processes_of
+from .checkpoint import CLASSIFIER_FILE, WEIGHTS_FILE, load_classifier, save_classifier
+from .checks import check_choice, check_count, check_number, plain_number
+from .data import Dataset, Images, Labels
 from .evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from .evaluation.diagnostics import TRANSFER
-from .evaluation.report import REPORT_FILE
+from .evaluation.report import REPORT_FILE, REPORT_FILES
 from .evaluation.suites import Backend
 from .files import read_json, save_tensors, write_json
+from .labels import MissingClassWarning
 from .lipschitz import LipschitzReport, NoLipschitzRuleError, PyTorchLipschitzCertifier
+from .memory import in_gigabytes, physical_memory
 from .models import create_model
 from .registry import create, create_instrument, method, parameters_of
+from .terminal import console
 from .threat import ThreatModel
 from .training import RobustTrainer, TrainingOptions
-from .training.loop import CHECKPOINT
+from .training.checkpoints import CHECKPOINT
 from .training.processes import Processes
+from .training_record import read_training_record
 from .weight_map import PyTorchWeightMapClassifier
 
 EVALUATIONS = "evaluations"
 CERTIFICATES = "certificates"
 CERTIFICATE_FILE = "certificate.json"
+RADII_FILE = "radii.safetensors"
+RUN_FILES = (CHECKPOINT, WEIGHTS_FILE, CLASSIFIER_FILE)
+"""What `train_run` writes."""
 STATE = "state"
 BATCH_SIZE = 250
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,15 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             check_count(name, getattr(self, name))
+        check_count("validation", self.validation, zero=True)
         if self.train is not None:
             check_count("train", self.train)
         check_choice("optimizer", self.optimizer, ("sgd", "adam"))
         check_number("lr", self.lr)
-        for name in ("momentum", "weight_decay", "validation"):
+        for name in ("momentum", "weight_decay"):
             check_number(name, getattr(self, name), zero=True)
+        for each in fields(self):
+            object.__setattr__(self, each.name, plain_number(getattr(self, each.name)))
 
     def images(self, data: Dataset) -> int:
         """How many images of the data are for training and validation."""
@@ -105,6 +114,7 @@ class TrainingPlan:
             raise ValueError(
                 f"validation: got {self.validation} of {self.images(data)} training images, expected fewer."
             )
+        self._check_memory(data)
         torch.manual_seed(seed)
         network = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
         descent: torch.optim.Optimizer
@@ -129,6 +139,21 @@ class TrainingPlan:
         trainer = create("standard", classifier, **training)
         return trainer, {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
 
+    def _check_memory(self, data: Dataset) -> None:
+        """Refuse a network that is larger than the memory, before it is made."""
+        try:
+            with torch.device("meta"):
+                twin = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
+        except RuntimeError as error:  # sizes below 0, or beyond any memory
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"network: got arguments that make no network ({reason}), expected others.") from error
+        size = sum(tensor.numel() * tensor.element_size() for tensor in twin.state_dict().values())
+        if size > physical_memory():
+            raise ValueError(
+                f"network: got arguments that make {in_gigabytes(size)} of weights, expected at most the memory, "
+                f"{in_gigabytes(physical_memory())}."
+            )
+
     def check(self, trainer: RobustTrainer, data: Dataset) -> None:
         """Refuse what training with these data would refuse, before it begins.
 
@@ -145,8 +170,15 @@ def train_run(
     """Train a network and save it in the folder ``out``, with a record of how it was made.
 
     Raises:
-        ValueError: as many validation images as there are, and what networks, methods and options refuse.
+        ValueError: as many validation images as there are, a folder that cannot be written to, and what networks,
+            methods and options refuse.
+        FolderInUseError: another process trains into this folder.
     """
+    with Processes(processes_here().device).held_folder("--out", out, "run", RUN_FILES):
+        _train_run(plan, data, out, seed=seed, resume=resume, verbose=verbose)
+
+
+def _train_run(plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resume: bool, verbose: bool) -> None:
     # On its own device each process makes its network; the first one writes.
     processes = processes_here()
     trainer, parameters = plan.trainer(data, seed=seed, checkpoint_dir=out, resume=resume)
@@ -154,14 +186,17 @@ def train_run(
     images = plan.images(data)
     held_out = np.random.default_rng(0).permutation(images)[: plan.validation]
     kept = np.setdiff1d(np.arange(images), held_out)
-    trainer.fit(
-        data.x_train[kept],
-        data.y_train[kept],
-        validation_data=(data.x_train[held_out], data.y_train[held_out]) if plan.validation else None,
-        batch_size=plan.batch_size,
-        nb_epochs=plan.epochs,
-        verbose=verbose,
-    )
+    with warnings.catch_warnings():
+        if data.name.endswith(".npz"):  # what was told when the data were loaded
+            warnings.simplefilter("ignore", MissingClassWarning)
+        trainer.fit(
+            data.x_train[kept],
+            data.y_train[kept],
+            validation_data=(data.x_train[held_out], data.y_train[held_out]) if plan.validation else None,
+            batch_size=plan.batch_size,
+            nb_epochs=plan.epochs,
+            verbose=verbose,
+        )
     record = {
         "method": plan.method,
         "parameters": {key: _recorded(value) for key, value in parameters.items()},
@@ -227,13 +262,27 @@ def evaluate_run(
         "verbose": verbose,
     }
     x, y = data.x_test[:points], data.y_test[:points]
+    with Processes(processes.device).held_folder("--out", folder, "report", REPORT_FILES):
+        return _reports(classifier, x, y, threats, folder, settings)
+
+
+def _reports(
+    classifier: PyTorchClassifier,
+    x: Images,
+    y: Labels,
+    threats: Sequence[ThreatModel],
+    folder: Path,
+    settings: Mapping[str, Any],
+) -> list[EvaluationReport]:
+    """Evaluate and save, in a folder that nobody else writes to."""
+    writes = processes_here().is_main_process
     if len(threats) == 1:
         report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
-        if processes.is_main_process:
+        if writes:
             report.save(folder)
         return [report]
     reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
-    if processes.is_main_process:
+    if writes:
         for eps, report in reports.items():
             report.save(folder / f"{eps:g}")
         save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
@@ -252,12 +301,13 @@ def certify_run(
     """Certify test images within the threats, which have one norm; what is written in ``out``, and the bound."""
     norm = threats[0].norm
     images, labels = data.x_test[:points], data.y_test[:points]
-    certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(run))
+    classifier = load_classifier(run)
+    for threat in threats:
+        check_threat(threat, classifier)
+    certifier = PyTorchLipschitzCertifier.from_classifier(classifier)
     prediction, radius = certifier.certify(images, batch_size, norm=norm)
     correct, bound = prediction == labels, certifier.lipschitz_report()
-    save_tensors(
-        out / "radii.safetensors", {"radius": torch.from_numpy(radius), "prediction": torch.from_numpy(prediction)}
-    )
+    save_tensors(out / RADII_FILE, {"radius": torch.from_numpy(radius), "prediction": torch.from_numpy(prediction)})
     accuracies = {threat.eps: float((correct & (radius >= threat.eps)).mean()) for threat in threats}
     summary = {
         "norm": norm,
@@ -305,7 +355,7 @@ def _label(
     """A folder's name for an evaluation: another one of the same run gets another name."""
     radii = [str(threat).split(" ")[1] for threat in threats[1:]]
     parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
-    trained_on = describe_classifier(run)["extra"].get("data")
+    trained_on = read_training_record(run).get("data")
     if trained_on is not None and Path(data.name).name != Path(trained_on).name:
         parts.append(Path(data.name).stem)
     parts += [f"seed{seed}"] if seed else []
@@ -316,6 +366,7 @@ def _label(
 
 def _recorded(value: Any) -> Any:
     """A parameter as JSON data."""
+    value = plain_number(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, dict):

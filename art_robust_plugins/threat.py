@@ -176,20 +176,42 @@ def clip(x: Tensor, low: Bound | None, high: Bound | None) -> Tensor:
     return x if low is None and high is None else x.clamp(low, high)
 
 
-def check_radius(threat: ThreatModel, low: float, high: float, size: int) -> None:
+def check_radius(
+    threat: ThreatModel, low: Bound, high: Bound, size: int, *, name: str = "eps", value: float | None = None
+) -> None:
     """Refuse a ball that holds every image of ``size`` numbers in [low, high]: its radius is likely in other units.
+
+    Args:
+        threat: the ball.
+        low: of each number: a number, or a tensor that broadcasts against an image.
+        high: as ``low``.
+        size: how many numbers an image has.
+        name: what a refusal calls the radius.
+        value: another length in the threat's norm, to be checked in place of the radius.
 
     Raises:
         ValueError: for such a radius.
     """
-    whole = (high - low) * {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[threat.norm]
-    if threat.eps >= whole:
-        levels = threat.norm == "Linf" and (low, high) == (0, 1) and 1 <= threat.eps <= 255
-        hint = f"; did you mean '{threat.eps:g}/255'?" if levels else "."
-        raise ValueError(
-            f"eps: got {threat.eps:g} for inputs in [{low:g}, {high:g}], expected less than {whole:g}, the "
-            f"{threat.norm} radius of a ball that holds every image{hint}"
-        )
+    radius, norm = threat.eps if value is None else value, threat.norm
+    whole = _largest_distance(norm, low, high, size)
+    if radius < whole or whole <= 0:
+        return
+    lowest, highest = torch.as_tensor(low).min().item(), torch.as_tensor(high).max().item()
+    levels = norm == "Linf" and (lowest, highest) == (0, 1) and 1 <= radius <= 255
+    hint = f"; did you mean '{radius:g}/255'?" if levels else "."
+    raise ValueError(
+        f"{name}: got {radius:g} for inputs in [{lowest:g}, {highest:g}], expected less than {whole:g}, the "
+        f"{norm} radius of a ball that holds every image{hint}"
+    )
+
+
+def _largest_distance(norm: Norm, low: Bound, high: Bound, size: int) -> float:
+    """Between two images whose numbers, of which there are ``size``, lie in [low, high]."""
+    width = torch.as_tensor(high, dtype=torch.float64) - torch.as_tensor(low, dtype=torch.float64)
+    if norm == "Linf":
+        return float(width.max())
+    # Broadcasting repeats each width equally often.
+    return math.sqrt(float(width.square().mean()) * size) if norm == "L2" else float(width.mean()) * size
 
 
 def norm_of(norm: Any) -> Norm:

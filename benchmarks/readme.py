@@ -23,7 +23,7 @@ import weight_maps
 from record import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
-from art_robust_plugins.evaluation.page import comparison_figure
+from art_robust_plugins.evaluation.rendering.figures import comparison_figure
 from art_robust_plugins.recipes import available_recipes, result_rows
 from art_robust_plugins.record import described
 

@@ -16,12 +16,12 @@ from art_robust_plugins.bridge import (
     clip_range,
     device_of,
     image_tensor,
+    input_range,
     label_tensor,
     loss_of,
     outputs_are_probabilities,
     preprocessing_operations,
     preserved,
-    uniform_range,
 )
 
 SHAPE = (3, 6, 5)
@@ -233,17 +233,13 @@ def softmax_classifier():
         (
             lambda: classifier(nn.Sequential(nn.Flatten(), nn.Linear(90, 1)), nb_classes=2),
             ValueError,
-            "classifier: the network's output for 2 inputs is (2, 1), expected a tensor (2, 2).",
+            "classifier: the network's output for 2 inputs is (2, 1), expected a tensor (2, 2); a single output goes "
+            "with BCEWithLogitsLoss (a logit) or BCELoss (a probability).",
         ),
         (
             lambda: classifier(clip_values=None),
             ValueError,
-            "classifier: clip_values are none, expected one (low, high) for all features.",
-        ),
-        (
-            lambda: classifier(clip_values=(np.zeros(SHAPE), np.linspace(0.5, 1, 90).reshape(SHAPE))),
-            ValueError,
-            "classifier: clip_values are a range per feature, expected one (low, high) for all features.",
+            "classifier: clip_values are None, expected the range of its inputs, such as (0, 1).",
         ),
     ],
 )
@@ -278,7 +274,8 @@ def test_ranges():
     assert clip_range(classifier(clip_values=None)) == (None, None)
     assert clip_range(classifier(clip_values=(0, 255))) == (0.0, 255.0)
     same = classifier(clip_values=(np.zeros(SHAPE), np.ones(SHAPE)))
-    assert uniform_range(same) == (0.0, 1.0)
+    assert clip_range(same) == (0.0, 1.0)
+    assert input_range(same).uniform
     low, high = clip_range(classifier(clip_values=(np.zeros(SHAPE), np.linspace(0.5, 1, 90).reshape(SHAPE))))
     assert low.shape == high.shape == SHAPE
     assert high[0, 0, 0] == 0.5

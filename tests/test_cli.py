@@ -694,3 +694,32 @@ def test_weight_maps_by_a_method_of_their_own_or_with_any_other(run, tmp_path: P
         assert code == 2
         assert sentence in text
         assert not (tmp_path / "bad").exists()
+
+
+def test_radii_in_other_units_are_refused_by_every_command(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for arguments in (
+        ("train", "local-ball", "--eps", "8", "--out", tmp_path / "train"),
+        ("train", "standard", "--eps", "8", "--validation", "50", "--out", tmp_path / "train"),
+        ("evaluate", trained, "--eps", "0.1", "--eps", "8", "--out", tmp_path / "evaluate"),
+        ("certify", trained, "--eps", "0.5", "--eps", "8", "--out", tmp_path / "certify"),
+    ):
+        code, text = run(*arguments)
+        assert code == 2
+        assert "eps: got 8 for inputs in [0, 1], expected less than" in text
+    assert not any(tmp_path.iterdir())
+
+
+def test_frozen_batch_normalisation_is_an_option(run, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    part = {"x_train": digits.x_train[:64], "y_train": digits.y_train[:64]}
+    np.savez(tmp_path / "few.npz", **part, x_test=digits.x_test[:9], y_test=digits.y_test[:9])
+    chosen = ["train", "standard", "--data", tmp_path / "few.npz", "--epochs", 1, "--freeze-batch-norm"]
+    code, text = run(*chosen, "--out", tmp_path / "frozen")
+    assert code == 2
+    assert "freeze_batch_norm: got True for a network without batch normalisation" in text
+    small = ["--model", "wide-resnet", "--model-set", "depth=10", "--model-set", "widen_factor=1"]
+    code, text = run(*chosen, *small, "--out", tmp_path / "frozen")
+    assert code == 0, text
+    state = load_classifier(tmp_path / "frozen").model.state_dict()
+    means = [tensor for name, tensor in state.items() if name.endswith("running_mean")]
+    assert means
+    assert not any(mean.any() for mean in means)

@@ -214,12 +214,64 @@ def test_a_file_that_would_give_other_logits_is_not_written(tmp_path: Path) -> N
     x[0] = 0.0  # alone it takes the other branch
     path = tmp_path / "network.pt"
     path.write_text("an earlier one")
-    with pytest.raises(ValueError, match=r"the file of its network gives .* logits that are up to .* from the estim"):
+    with pytest.raises(ValueError, match=r"its network cannot be exported as torchscript \(TracerWarning: .* data"):
         export_classifier(classifier, path, x, format="torchscript")
     assert path.read_text() == "an earlier one"
     with pytest.raises(ValueError, match=r"its network cannot be exported as torch-export .* without control flow"):
         export_classifier(classifier, tmp_path / "network.pt2", x)
     assert [file.name for file in tmp_path.iterdir()] == ["network.pt"]
+
+
+class Rare(nn.Module):
+    """A network that computes something else where tracing does not see it, for flat inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x.flatten(1))
+        flat = np.ptp(x.detach().numpy()) == 0
+        return -logits if flat else logits
+
+
+@pytest.mark.parametrize("bright", [0.2, 0.7])
+def test_what_tracing_warns_of_is_refused(bright: float, tmp_path: Path) -> None:
+    """Whichever branch the caller's own inputs take, and where they take one only."""
+    x = np.full((3, 3, 2, 2), bright, dtype=np.float32)
+    for network in (Branching(), Rare()):
+        with pytest.raises(ValueError, match="TracerWarning"):
+            export_classifier(estimator(network, (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Quiet(nn.Module):
+    """A network whose trace is another one for inputs that the caller did not give, without a warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits.where(x.mean() < 0.5, 1.5 * logits) if torch.jit.is_tracing() else logits
+
+
+def test_files_are_compared_on_more_than_the_callers_inputs(tmp_path: Path) -> None:
+    x = np.full((3, 3, 2, 2), 0.2, dtype=np.float32)
+    with pytest.raises(ValueError, match="the file of its network gives"):
+        export_classifier(estimator(Quiet(), (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_network_in_torchscript_is_refused(format: Format, tmp_path: Path) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    network = nn.Sequential(torch.jit.script(nn.Flatten()), nn.Linear(12, 10))
+    x = np.zeros((2, 3, 2, 2), dtype=np.float32)
+    with pytest.raises(ValueError, match="classifier: got a network with a RecursiveScriptModule"):
+        export_classifier(estimator(network, (3, 2, 2)), tmp_path / f"n{SUFFIXES[format]}", x, format=format)
 
 
 class Jumping(nn.Module):

@@ -275,6 +275,11 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
             "small: plain: eps: got 2 for inputs in [0, 1], expected",
         ),
         (
+            'certify = ["L2 0.01", "L2 0.2"]',
+            'certify = ["L2 0.01", "L2 36"]',
+            "small: plain: eps: got 36 for inputs in [0, 1], expected",
+        ),
+        (
             "options = { channels",
             "options = { keep_best = true, channels",
             "maps: validation_data: got none with keep_b",

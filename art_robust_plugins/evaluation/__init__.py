@@ -2,7 +2,8 @@
 
 from .diagnostics import Flag
 from .evaluator import Evaluator
-from .report import AttackResult, EvaluationReport, compare, save_comparison
+from .report import EvaluationReport, compare, save_comparison
+from .results import AttackResult
 from .suites import ATTACKS, SUITES, Attack, NotApplicable, Setting
 from .sweep import sweep
 from .transfer import transfer

@@ -24,7 +24,7 @@ from .suites import SUITES
 
 if TYPE_CHECKING:
     from .evaluator import CallCounter
-    from .report import AttackResult
+    from .results import AttackResult
 
 Severity = Literal["severe", "warning", "note"]
 Judge = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -34,6 +34,8 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 # Two passes of a network that differ by more than this share of the outputs' length: it is randomised.
 RANDOM_DIFFERENCE = 1e-4
+# Margins of logits that rounding may turn, as a share of the outputs' length; TensorFloat-32 and bfloat16 round so far.
+ROUNDING = 1e-2
 # Sums in another order differ by far less than this share of a gradient's length.
 RANDOM_GRADIENT = 1e-2
 # Shares of points from which a sign is worth a flag; the second is the reference's own.
@@ -89,10 +91,21 @@ class Examination:
     cost: dict[str, Any]
 
 
+def differences(one: Tensor, another: Tensor) -> Tensor:
+    """How far each row of the outputs [N, classes] of two passes lies apart, as a share of its length, [N].
+
+    NaN is equal to NaN and infinity to itself; either is infinitely far from any other number.
+    """
+    same = (one == another) | (one.isnan() & another.isnan())
+    apart = torch.where(same, 0.0, (one - another).nan_to_num(torch.inf, torch.inf, -torch.inf))
+    length = torch.linalg.vector_norm(one.nan_to_num(0.0, 0.0, 0.0), dim=1)
+    shares: Tensor = torch.linalg.vector_norm(apart, dim=1) / length.clamp_min(1e-10)
+    return shares
+
+
 def difference(one: Tensor, another: Tensor) -> float:
-    """How far the outputs [N, classes] of two passes lie apart, as a share of their length: the largest of the N."""
-    scale = one.norm(dim=1).clamp_min(1e-10)
-    return float(((one - another).norm(dim=1) / scale).nan_to_num().max())
+    """The largest of the `differences` between the outputs [N, classes] of two passes."""
+    return float(differences(one, another).max())
 
 
 def of_outputs(state: Mapping[str, Any], points: int, results: Sequence[AttackResult]) -> list[Flag]:
@@ -165,8 +178,7 @@ def of_outputs(state: Mapping[str, Any], points: int, results: Sequence[AttackRe
                     "warning",
                     f"{name} misclassified {count['overturned']} images in its own passes that the verdict's pass "
                     f"classified correctly.",
-                    "They count as robust, by no more than rounding that depends on the number of images in a pass: "
-                    "compare with another physical_batch_size, and with a CPU, whose float32 is not TensorFloat-32.",
+                    f"They count as robust, {_why_not_confirmed(state, state['attacks'][name]['widest'])}",
                 )
             )
         if count["not_finite"]:
@@ -179,6 +191,25 @@ def of_outputs(state: Mapping[str, Any], points: int, results: Sequence[AttackRe
                 )
             )
     return flags
+
+
+def _why_not_confirmed(state: Mapping[str, Any], widest: float) -> str:
+    """Why two passes of an image may disagree, and what to do; ``widest`` is the margin between the two classes."""
+    if state["batch_difference"]:
+        return "because an image's answer depends on its company: see batch-dependent."
+    if state["gradients"] or state["moved"] or state["memory"] > RANDOM_DIFFERENCE:
+        return "because the network changes while it predicts: see dynamic."
+    if widest <= 0:
+        return "because their label's output and another's are equal, which the attack counts as a success: see ties."
+    if widest > ROUNDING:
+        return (
+            f"by up to {widest:.1e} of the outputs' length, more than sums in another order round: the network jumps "
+            f"(it rounds its input, or compares it with a threshold); attack a smooth stand-in of it."
+        )
+    return (
+        "by no more than rounding that depends on the number of images in a pass: compare with another "
+        "physical_batch_size, and with a CPU, whose float32 is not TensorFloat-32."
+    )
 
 
 def of_results(results: Sequence[AttackResult], clean_accuracy: float) -> list[Flag]:
@@ -319,6 +350,7 @@ def examine(
     batch_size: int,
     seed: int,
     scale: float,
+    standard: bool,
     verbose: bool,
 ) -> Examination:
     """Cheap checks on the first 100 points: zero and random gradients, FGSM against PGD, accuracy as eps grows.
@@ -337,6 +369,7 @@ def examine(
         batch_size: points per pass.
         seed: of the random starts.
         scale: the width of clip_values, to give eps in the estimator's units.
+        standard: whether all of the suite "standard" ran.
         verbose: show a progress bar.
     """
     forward, backward, start = model.forward_calls, model.backward_calls, time.perf_counter()
@@ -404,8 +437,12 @@ def examine(
                 "severe" if beaten > CHANCE else "note",
                 f"{STEPS} steps on logit differences break, within eps, {beaten} of the first {few} points that all "
                 f"attacks of this run left.",
-                "They are not counted, so robust_accuracy is too high: run the suite 'standard', or attacks made for "
-                "this network.",
+                "They are not counted, so robust_accuracy is too high: "
+                + (
+                    "the suite 'standard' ran and missed them, so try attacks made for this network."
+                    if standard
+                    else "run the suite 'standard', or attacks made for this network."
+                ),
             )
         )
     if curve[-1][1] > UNBOUNDED_ACCURACY:

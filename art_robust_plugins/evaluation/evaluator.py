@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -22,28 +23,35 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..bridge import (
-    RANGE_TOLERANCE,
     EstimatorModule,
     check_classifier,
+    class_logits,
     device_of,
-    image_tensor,
-    label_tensor,
+    input_range,
     outputs_are_probabilities,
+    predict_outputs,
     preprocessing_modules,
     preserved,
     processes_of,
-    uniform_range,
 )
+from ..certified_estimators import check_certified
 from ..checks import check_count, check_seed
-from ..files import load_state, save_state
+from ..files import load_state, remove_temporaries, save_state
 from ..fingerprints import describe_module, digest
+from ..input_range import InputRange
 from ..lipschitz import PyTorchLipschitzCertifier
+from ..locks import check_output_folder, locked_folder
 from ..randomness import cuda_devices, restored_random_states, seed_everything
+from ..snapshot import Snapshot, restored_state
 from ..threat import ThreatModel, check_radius
-from . import diagnostics
+from . import diagnostics, faithfulness
 from .autoattack.batches import ChannelsLast, Passes, fitting_size, laid_out
 from .autoattack.standard import joint_size
-from .report import AttackResult, EvaluationReport, Examples
+from .offers import of_estimator, of_single_output
+from .report import EvaluationReport
+from .results import AttackResult, Examples
+from .samples import read_samples
+from .state_record import check_change, check_opened, read_fingerprint
 from .suites import (
     SUITES,
     Attack,
@@ -64,10 +72,15 @@ FAST = (
     "The fast level is NOT the standard evaluation: of AutoAttack's four stages it leaves out fab-t and square, and on "
     "a GPU it searches in bfloat16, with each image that it finds confirmed in float32."
 )
-_FORMAT = "art-robust-plugins evaluation 5"
-_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in (1, 2, 3, 4))
+_FORMAT = "art-robust-plugins evaluation 6"
+_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in (1, 2, 3, 4, 5))
 # Of the largest output; other devices and sizes of a pass round by far less.
 _CHANGED_OUTPUTS = 1e-2
+# What the clean passes find out.
+_CLEAN = (
+    *("clean", "difference", "passes", "probabilities", "nan", "infinite", "undecided", "tied"),
+    *("gradients", "memory", "seeded_difference", "batch_difference", "moved"),
+)
 _VERSIONS = ("version of art-robust-plugins", "version of torch")
 
 
@@ -79,7 +92,11 @@ class Evaluator:
     when it is classified correctly and no candidate of any attack, within the threat's ball and in ``clip_values``,
     is misclassified by a fresh pass through the untouched estimator. Distances are computed in float64; 1e-6 of eps
     and the rounding of float32 are tolerated (the report says how much). A randomised network is judged by its mean
-    class probabilities over ten passes. Logits that are NaN count as misclassified.
+    class probabilities over ten passes. Logits that are NaN, or the same for all classes, count as misclassified.
+
+    What attacks follow, the network after the preprocessing, is compared with ``predict`` first, on clean and on
+    changed images. The network may change its input, or itself, while it predicts: it gets copies, and its weights and
+    buffers are put back before each verdict and at the end (the flag ``dynamic`` says that they changed).
 
     Args:
         estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits. A `PyTorchLipschitzCertifier`
@@ -99,7 +116,7 @@ class Evaluator:
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
             it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
             settings are refused; an `Attack` of one's own is known by its name and parameters alone. Several
-            processes must all see it.
+            processes must all see it; another evaluation at the same time is refused.
         verbose: show progress bars.
 
     Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same
@@ -134,10 +151,12 @@ class Evaluator:
         verbose: bool = True,
     ) -> None:
         check_classifier(estimator)
-        low, high = uniform_range(estimator)
+        check_certified(estimator)
+        faithfulness.check_single_network(estimator)
+        box = input_range(estimator)
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
-        check_radius(threat, low, high, math.prod(estimator.input_shape))
+        check_radius(threat, box.low, box.high, math.prod(estimator.input_shape))
         if backend not in get_args(Backend):
             raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
         self.estimator = estimator
@@ -152,41 +171,54 @@ class Evaluator:
         self.state_dir = None if state_dir is None else Path(state_dir)
         self.verbose = verbose
 
-    def evaluate(self, x: Any, y: Any) -> EvaluationReport:
+    def evaluate(self, x: Any, y: Any = None) -> EvaluationReport:
         """Attack every sample, and report.
 
         Args:
-            x: samples [N, *input_shape] in the estimator's range; an array or a tensor.
+            x: samples [N, *input_shape] in the estimator's range, an array or a tensor; or, without y, a ``Dataset``,
+                a ``DataLoader`` or any other iterable of batches (x, y), which is read once, in its order.
             y: labels, as class indices [N] or one-hot rows [N, classes].
 
         Raises:
-            ValueError: data, a network or an attack that does not fit (the sentence says which), a state of another
-                evaluation in ``state_dir``.
+            ValueError: data, a network or an attack that does not fit (the sentence says which), a ``predict`` that
+                computes more than network and preprocessing, a state of another evaluation in ``state_dir``.
             ImportError: the library of an attack is not installed.
         """
         network = self.estimator.model
-        if any(tensor.is_inference() for tensor in network.state_dict(keep_vars=True).values()):
+        # Quantised networks have state that is no tensor.
+        held = network.state_dict(keep_vars=True).values()
+        if any(isinstance(value, Tensor) and value.is_inference() for value in held):
             raise ValueError("classifier: the network was made in torch.inference_mode(), expected one with gradients.")
-        low, high = uniform_range(self.estimator)
         # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
         with torch.inference_mode(False):
-            samples = image_tensor(x, self.estimator).cpu().clamp(low, high)
-            labels = label_tensor(y, self.estimator.nb_classes, samples=len(samples)).cpu().clone()
+            samples, labels = read_samples(x, y, self.estimator)
             modules = nn.ModuleList([network, *preprocessing_modules(self.estimator)])
             # A caller's autocast would round the verdicts.
             exact = torch.autocast(device_of(network).type, enabled=False)
-            with preserved(modules), restored_random_states(cuda_devices()), exact:
+            with (
+                preserved(modules),
+                restored_state(modules) as snapshot,
+                restored_random_states(cuda_devices()),
+                exact,
+                ExitStack() as locks,
+            ):
                 network.eval()
+                module = EstimatorModule(self.estimator, probabilities=True, straight_through=True)
+                few = samples[:2].clone()
+                gradients = faithfulness.takes_gradients(lambda: predict_outputs(self.estimator, few))
                 for parameter in modules.parameters():
                     # Only gradients of the input are needed, and the user's own must not be filled. (Copies of
-                    # TorchScript have parameters that are no leaves.)
-                    if parameter.is_leaf:
+                    # TorchScript have parameters that are no leaves.) A network that adapts itself needs its own.
+                    if parameter.is_leaf and not gradients:
                         parameter.requires_grad_(False)
-                return _Run(self, samples, labels).report()
+                return _Run(self, samples, labels, module, snapshot, gradients, locks).report()
 
 
 class _Verdicts(NamedTuple):
-    """What the candidates of some points are: images in the estimator's range [n, ...], the rest bool [n]."""
+    """What the candidates of some points are: images in the estimator's range [n, ...], the rest bool [n].
+
+    The margin [n] is how far the label's output lies above the others', as a share of the outputs' length.
+    """
 
     candidates: Tensor
     wrong: Tensor
@@ -195,6 +227,9 @@ class _Verdicts(NamedTuple):
     finite: Tensor
     nan: Tensor
     infinite: Tensor
+    undecided: Tensor
+    tied: Tensor
+    margin: Tensor
     farthest: float
 
     @property
@@ -205,24 +240,43 @@ class _Verdicts(NamedTuple):
 class _Run:
     """One evaluation in progress."""
 
-    def __init__(self, evaluator: Evaluator, x: Tensor, y: Tensor) -> None:
-        self.evaluator, self.x, self.y = evaluator, x, y
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        x: Tensor,
+        y: Tensor,
+        module: EstimatorModule,
+        snapshot: Snapshot,
+        gradients: bool,
+        locks: ExitStack,
+    ) -> None:
+        self.evaluator, self.x, self.y, self.locks = evaluator, x, y, locks
+        self.snapshot, self.gradients = snapshot, gradients
         estimator = evaluator.estimator
-        self.low, self.high = uniform_range(estimator)
-        self.module = EstimatorModule(estimator, probabilities=True)
+        self.range = input_range(estimator)
+        self.module = module
         self.counter = CallCounter(self.module)
+        # What clean passes have changed: that of the module's own checks, and of `faithfulness.takes_gradients`.
+        self.moved: set[str] = set()
+        self.restore()
+        # The estimator's own passes, and the diagnostics'.
+        self.passes = Passes(self.module, evaluator.physical_batch_size or evaluator.batch_size)
+        images = faithfulness.probes(x, evaluator.threat, self.range.low, self.range.high)
+        faithfulness.check_same_function(estimator, self.logits, self.followed, images)
+        if isinstance(estimator, PyTorchLipschitzCertifier):
+            estimator.lipschitz_constants()  # what has no certificate is told before the attacks, not after them
         self.packages = package_versions(evaluator.attacks, evaluator.backend)
         few = self.module.from_estimator(x[:2].to(self.module.device))
         self.obstacle = diagnostics.gradient_obstacle(self.counter, few)
         fitting = evaluator.physical_batch_size
         if fitting is None:
-            one, another = (Passes(self.module, 2).logits(few) for _ in range(2))
+            one, another = (Passes(self.counter, 2).logits(few) for _ in range(2))
             randomised = diagnostics.difference(one, another) > diagnostics.RANDOM_DIFFERENCE
             fits = evaluator.backend == "native" and self.obstacle is None and not randomised
             fitting = fitting_size(self.counter, few[:1], evaluator.batch_size) if fits else evaluator.batch_size
         self.setting = Setting(
             model=self.counter,
-            threat=evaluator.threat.scaled(1 / (self.high - self.low)),
+            threat=evaluator.threat.scaled(1 / self.range.width),
             input_shape=tuple(few.shape[1:]),
             classes=estimator.nb_classes,
             seed=evaluator.seed,
@@ -232,8 +286,7 @@ class _Run:
             physical_batch_size=fitting,
             channels_last=isinstance(laid_out(self.module, few[:1]), ChannelsLast),
         )
-        # The estimator's own passes, and the diagnostics'.
-        self.passes = Passes(self.module, evaluator.physical_batch_size or evaluator.batch_size)
+        self.restore()
         self.attacks: list[Attack] = []
         self.parameters: dict[str, dict[str, Any]] = {}
         self.not_run: list[str] = []
@@ -251,7 +304,7 @@ class _Run:
             raise ValueError(f"attacks: none can run here ({' '.join(self.not_run)}), expected at least one that can.")
         size = x[0].numel()
         # Half a unit in the last place, four times: candidates go through some sums and products in float32.
-        rounding = torch.finfo(torch.float32).eps * max(abs(self.low), abs(self.high), self.high - self.low)
+        rounding = torch.finfo(torch.float32).eps * max(*map(abs, self.range.hull), self.range.width)
         norm, eps = evaluator.threat.norm, evaluator.threat.eps
         # Errors that are independent of the change add up to this; in the worst case to the other.
         self.tolerance = 1e-6 * eps + rounding * {"Linf": 1.0, "L2": 2.0, "L1": 2 * math.sqrt(size)}[norm]
@@ -271,12 +324,40 @@ class _Run:
 
     # ---------------------------------------------------------------------------------------------------- verdicts
 
-    def logits(self, x: Tensor) -> Tensor:
+    def restore(self) -> None:
+        """Put back what passes changed in the network; once there is something, also before each pass of an attack."""
+        self.moved |= set(self.snapshot.restore())
+        if self.moved:
+            self.counter.before = self.snapshot.restore
+
+    def logits(self, x: Tensor, at_once: int | None = None) -> Tensor:
         """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
-        predict = self.evaluator.estimator.predict
 
         def run(part: slice) -> tuple[Tensor, ...]:
-            return (torch.from_numpy(predict(x[part].numpy(), batch_size=part.stop - part.start)),)
+            outputs = self.unrestored(x[part])
+            self.restore()
+            return (outputs,)
+
+        passes = self.passes if at_once is None else Passes(self.module, at_once)
+        return passes.over(len(x), run)[0]
+
+    def unrestored(self, x: Tensor) -> Tensor:
+        """`logits` in one pass, after which the network's state is as the pass left it."""
+        # A copy, which the network may change.
+        estimator = self.evaluator.estimator
+        return class_logits(estimator, predict_outputs(estimator, x.clone()))
+
+    @torch.no_grad()
+    def followed(self, x: Tensor) -> Tensor:
+        """As `logits`, the outputs of what attacks follow: the network after the preprocessing."""
+        estimator = self.evaluator.estimator
+        followed = EstimatorModule(estimator, unit_range=False, probabilities=True, straight_through=True)
+        self.restore()
+
+        def run(part: slice) -> tuple[Tensor, ...]:
+            outputs = class_logits(estimator, followed(x[part].to(self.module.device))).detach().cpu()
+            self.restore()
+            return (outputs,)
 
         return self.passes.over(len(x), run)[0]
 
@@ -289,12 +370,16 @@ class _Run:
         return [self.logits(x) for _ in range(self.state["passes"])]
 
     def classes(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The class of each sample [N], or -1 where an output is NaN; over several passes: of mean probabilities."""
-        total = outputs[0]
-        if len(outputs) > 1:
-            known = self.state["probabilities"]
-            total = torch.stack([output if known else output.softmax(dim=1) for output in outputs]).mean(dim=0)
-        return torch.where(total.isnan().any(dim=1), -1, total.argmax(dim=1))
+        """The class of each sample [N], or -1 where an output is NaN or all are the same."""
+        total = self.total(outputs)
+        return torch.where(total.isnan().any(dim=1) | faithfulness.undecided(total), -1, total.argmax(dim=1))
+
+    def total(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The outputs [N, classes] of one pass, or over several passes the mean probabilities."""
+        if len(outputs) == 1:
+            return outputs[0]
+        known = self.state["probabilities"]
+        return torch.stack([output if known else output.softmax(dim=1) for output in outputs]).mean(dim=0)
 
     def judge(self, found: Tensor, points: Tensor) -> _Verdicts:
         """Judge candidates [n, ...], in the attacks' units, for the points of these indices [n]."""
@@ -309,19 +394,25 @@ class _Run:
             drawn = threat.project(candidates[near].double(), x[near].double()).float()
             candidates[near] = drawn
             distance[near] = threat.distance(drawn.double(), x[near].double())
-        margin = RANGE_TOLERANCE * (self.high - self.low)
-        flat = candidates.flatten(1)
-        in_range = (flat >= self.low - margin).all(dim=1) & (flat <= self.high + margin).all(dim=1)
-        candidates = candidates.clamp(self.low, self.high)
+        in_range = self.range.holds(candidates)
+        if not self.range.even:  # what attacks search is more, and was clipped
+            in_range &= InputRange(0.0, 1.0).holds(found.detach().cpu()) | ~finite
+        candidates = self.range.clip(candidates)
         outputs = self.outputs(candidates)
+        total, labels = self.total(outputs), self.y[points]
+        others = total.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+        margin = (total.gather(1, labels[:, None])[:, 0] - others) / total.norm(dim=1).clamp_min(1e-10)
         return _Verdicts(
             candidates=candidates,
-            wrong=self.classes(outputs) != self.y[points],
+            wrong=self.classes(outputs) != labels,
             in_ball=distance <= threat.eps + self.tolerance,
             in_range=in_range,
             finite=finite,
             nan=_rows(outputs, torch.isnan),
             infinite=_rows(outputs, torch.isinf),
+            undecided=faithfulness.undecided(total),
+            tied=faithfulness.tied(total, labels),
+            margin=margin,
             farthest=distance.max().item(),
         )
 
@@ -338,6 +429,11 @@ class _Run:
         """
         folder = self.evaluator.state_dir
         fingerprint = self._fingerprint()
+        if folder is not None:
+            check_output_folder("state_dir", folder, [STATE_FILE])
+            self.locks.enter_context(locked_folder("state_dir", folder, "evaluation"))
+            remove_temporaries(folder, [STATE_FILE])
+            remove_temporaries(folder / BATCHES_FOLDER)
         if folder is None or not (folder / STATE_FILE).exists():
             # The mark tells the batches of this state from those of an earlier one in the same folder.
             mark = secrets.token_hex(8)
@@ -350,7 +446,7 @@ class _Run:
                 f"state_dir: the state in {folder} is of an evaluation by an earlier version of art-robust-plugins, "
                 f"expected this one; choose another folder for this evaluation."
             )
-        was = stored["fingerprint"]
+        was = read_fingerprint(stored, folder / STATE_FILE)
         different = [
             f"{key} ({was.get(key)}, now {value})" if key in _VERSIONS else key
             for key, value in fingerprint.items()
@@ -361,16 +457,21 @@ class _Run:
                 f"state_dir: the state in {folder} is of an evaluation with another {_listed(different)}, expected "
                 f"the same; choose another folder for this evaluation."
             )
+        check_opened(stored, folder / STATE_FILE, points=len(self.x), classes=self.evaluator.estimator.nb_classes)
         if stored["passes"] == 1 and self._outputs_changed(stored["outputs"]):
             raise ValueError(
                 f"state_dir: the state in {folder} is of a network with other outputs for the same images, expected "
                 f"the same code and constants; choose another folder for this evaluation."
             )
         # In the order in which the attacks ran: who broke a point first gives its adversarial image.
-        changes = map(load_state, sorted((folder / BATCHES_FOLDER).glob("[0-9]*.pt")))
-        return stored, [
-            change for change in changes if isinstance(change, dict) and change.get("mark") == stored["mark"]
-        ]
+        progress = _new_progress(len(self.x))
+        changes = []
+        for path in sorted((folder / BATCHES_FOLDER).glob("[0-9]*.pt")):
+            change = load_state(path)
+            if isinstance(change, dict) and change.get("mark") == stored["mark"]:
+                known = {attack.name for attack in self.attacks}
+                changes.append(check_change(change, path, attacks=known, counts=progress["counts"], x=self.x))
+        return stored, changes
 
     def _outputs_changed(self, outputs: Tensor) -> bool:
         """Whether the network computes something else, which its weights and its text need not show."""
@@ -403,7 +504,9 @@ class _Run:
     def _fingerprint(self) -> dict[str, str]:
         evaluator, network = self.evaluator, self.evaluator.estimator.model
         learned = [part for module in preprocessing_modules(evaluator.estimator) for part in describe_module(module)]
-        plain = [str(evaluator.estimator.clip_values), *preprocessing(evaluator.estimator)]
+        limits = evaluator.estimator.clip_values
+        # NumPy leaves out the middle of large arrays.
+        plain = [str(limits if self.range.uniform else limits.tolist()), *preprocessing(evaluator.estimator)]
         return {
             "network": digest(*describe_module(network)),
             "preprocessing": digest(*plain, *learned),
@@ -442,6 +545,10 @@ class _Run:
         results = [self._result(attack) for attack in self.attacks]
         examined = self.passes.whole(lambda size: self._examined(correct, robust, size))
         flags = diagnostics.of_outputs(self.state, len(self.x), results) + examined.flags
+        flags += of_estimator(self.range, self.module.straight_through)
+        if self.module.single:
+            flags += of_single_output(self.evaluator.estimator, self.state["outputs"][:, 1])
+        flags += faithfulness.flags_of(self.state, len(self.x))
         flags += diagnostics.of_results(results, float(correct.double().mean()))
         radii, certificate = self._certificate()
         if radii is not None:
@@ -477,7 +584,8 @@ class _Run:
             randomised=self.state["passes"] > 1,
             batch_size=size,
             seed=self.evaluator.seed,
-            scale=self.high - self.low,
+            scale=self.range.width,
+            standard={attack.name for attack in SUITES["standard"]} <= {attack.name for attack in self.attacks},
             verbose=self.evaluator.verbose,
         )
 
@@ -501,16 +609,34 @@ class _Run:
         outputs = self.logits(self.x)
         again = self.logits(self.x[: self.evaluator.batch_size])
         self.state["outputs"] = again
-        self.state["difference"] = difference = diagnostics.difference(outputs[: len(again)], again)
-        self.state["passes"] = RANDOM_PASSES if difference > diagnostics.RANDOM_DIFFERENCE else 1
+        difference, memory, company = diagnostics.difference(outputs[: len(again)], again), 0.0, 0.0
+        if difference <= diagnostics.RANDOM_DIFFERENCE:  # of a randomised network any two passes differ
+            memory = faithfulness.memory_difference(self.unrestored, self.x, self.range.low, self.range.high)
+            self.restore()
+            company = faithfulness.batch_difference(self.logits, self.x, outputs, self.range.low, self.range.high)
+            if max(memory, company) > diagnostics.RANDOM_DIFFERENCE:
+                difference = max(difference, faithfulness.repeat_difference(self.logits, self.x))
+        randomised = difference > diagnostics.RANDOM_DIFFERENCE
+        self.state["difference"], self.state["passes"] = difference, RANDOM_PASSES if randomised else 1
+        self.state["seeded_difference"] = 0.0
+        if randomised:
+            seeded = faithfulness.seeded_difference(self.logits, self.x, self.evaluator.seed)
+            self.state["seeded_difference"] = seeded
+        self.state["memory"], self.state["batch_difference"] = (0.0, 0.0) if randomised else (memory, company)
         self.state["probabilities"] = outputs_are_probabilities(outputs)
         self.state["nan"] = int(outputs.isnan().any(dim=1).sum())
         self.state["infinite"] = int(outputs.isinf().any(dim=1).sum())
-        self.state["clean"] = self.classes([outputs] if self.state["passes"] == 1 else self.outputs(self.x))
+        judged = [outputs] if self.state["passes"] == 1 else self.outputs(self.x)
+        self.state["clean"] = self.classes(judged)
+        total = self.total(judged)
+        self.state["undecided"] = int(faithfulness.undecided(total).sum())
+        self.state["tied"] = int((faithfulness.tied(total, self.y) & ~faithfulness.undecided(total)).sum())
+        self.state["gradients"] = self.gradients
+        self.state["moved"] = sorted(self.moved)
         if self.evaluator.state_dir is not None:
             kept = {key: value for key, value in self.state.items() if key not in ("broken", "adversarial", "attacks")}
             save_state(self.evaluator.state_dir / STATE_FILE, kept)
-        return {key: self.state[key] for key in ("clean", "difference", "passes", "probabilities", "nan", "infinite")}
+        return {key: self.state[key] for key in _CLEAN}
 
     def _attack(self, attack: Attack, points: Tensor) -> Tensor:
         """Run one attack on the points [N] bool, in batches, from where it was stopped; those that it left."""
@@ -564,6 +690,7 @@ class _Run:
         unit = self.module.from_estimator(x.to(device)).clone(memory_format=torch.contiguous_format)
         with torch.enable_grad():
             found = self._perturb[attack.name](unit, self.y[batch].to(device))
+        moved = self.snapshot.restore()
         if found.shape[0] != len(batch) or tuple(found.shape[1:]) != self.setting.input_shape:
             raise ValueError(
                 f"attacks: {attack.name!r} returned a batch of shape {tuple(found.shape)}, expected "
@@ -577,7 +704,7 @@ class _Run:
         new = broken & ~self.state["broken"][batch]
         # Ours returns another image only where it was misclassified; of a randomised network that says little.
         claims = self._is_ours(attack) and self.state["passes"] == 1
-        moved = (found != unit.cpu()).flatten(1).any(dim=1)
+        turned = (found != unit.cpu()).flatten(1).any(dim=1) & verdicts.inside & ~verdicts.wrong
         return {
             "mark": self.state["mark"],
             "attack": attack.name,
@@ -586,12 +713,16 @@ class _Run:
                 "forward": forward,
                 "backward": backward,
                 "not_finite": int((~verdicts.finite).sum()),
-                "overturned": int((moved & verdicts.inside & ~verdicts.wrong).sum()) if claims else 0,
+                "overturned": int(turned.sum()) if claims else 0,
                 "out_of_ball": int((~verdicts.in_ball).sum() if bounded else 0),
                 "out_of_range": int((~verdicts.in_range).sum() if bounded else 0),
                 "nan": int(verdicts.nan.sum()),
                 "infinite": int(verdicts.infinite.sum()),
+                "undecided": int(verdicts.undecided.sum()),
+                "tied": int((verdicts.tied & ~verdicts.undecided).sum()),
             },
+            "moved": moved,
+            "widest": verdicts.margin[turned].max().item() if claims and turned.any() else 0.0,
             "farthest": verdicts.farthest if bounded else 0.0,
             "fooled": batch[verdicts.wrong if attack.constraint == "none" else broken],
             "broken": batch[new],
@@ -623,7 +754,7 @@ class _Run:
         standard = [attack.name for attack in SUITES["standard"]]
         parameter = next(iter(estimator.model.parameters()), None)
         return {
-            "threat": describe_threat(evaluator.threat, self.low, self.high),
+            "threat": describe_threat(evaluator.threat, *self.range.hull),
             "attacks": [attack.name for attack in self.attacks],
             "autoattack": stages == standard,
             "fast": bool(fast),
@@ -633,8 +764,10 @@ class _Run:
             "classes": estimator.nb_classes,
             "input_shape": list(estimator.input_shape),
             "channels_first": bool(estimator.channels_first),
-            "clip_values": [self.low, self.high],
+            "clip_values": list(self.range.hull),
+            "clip_values_by_feature": None if self.range.uniform else str(self.range),
             "preprocessing": preprocessing(estimator),
+            "straight_through": self.module.straight_through,
             "seed": evaluator.seed,
             "batch_size": evaluator.batch_size,
             "physical_batch_size": self.setting.physical_batch_size,
@@ -682,15 +815,21 @@ class _Run:
 
 
 class CallCounter(nn.Module):
-    """A module that counts the images that pass it forward, and backward, and is otherwise the one it holds."""
+    """A module that counts the images that pass it forward, and backward, and is otherwise the one it holds.
+
+    ``before``, where it is set, is called before each forward pass.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self.before: Callable[[], object] | None = None
         self.forward_calls = 0
         self.backward_calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.before is not None:
+            self.before()
         outputs: Tensor = self.module(x)
         self.forward_calls += len(x)
         if outputs.requires_grad:
@@ -722,11 +861,16 @@ def describe_threat(threat: ThreatModel, low: float, high: float) -> dict[str, A
 
 
 def _new_progress(n: int) -> dict[str, Any]:
-    whole = ("forward", "backward", "not_finite", "overturned", "out_of_ball", "out_of_range", "nan", "infinite")
+    whole = (
+        *("forward", "backward", "not_finite", "overturned", "out_of_ball", "out_of_range", "nan", "infinite"),
+        *("undecided", "tied"),
+    )
     counts = {**dict.fromkeys(whole, 0), "seconds": 0.0}
     return {
         "counts": counts,
         "farthest": 0.0,
+        "widest": 0.0,
+        "moved": set(),
         "fooled": torch.zeros(n, dtype=torch.bool, device="cpu"),
         "batches": set(),
     }
@@ -737,6 +881,8 @@ def _apply(state: dict[str, Any], change: dict[str, Any]) -> None:
     progress = state["attacks"][change["attack"]]
     progress["counts"] = {name: count + change["counts"][name] for name, count in progress["counts"].items()}
     progress["farthest"] = max(progress["farthest"], change["farthest"])
+    progress["widest"] = max(progress["widest"], change["widest"])
+    progress["moved"].update(change["moved"])
     progress["batches"].update(change["batches"])
     progress["fooled"][change["fooled"]] = True
     state["broken"][change["broken"]] = True

@@ -7,23 +7,32 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..escapes import csv_cell
 from ..files import load_tensors, read_json, save_archive, save_tensors, sha256_of, write_atomically, write_json
+from ..sealed import read_sealed, write_sealed
 from ..threat import ThreatModel
-from . import page
 from .diagnostics import Flag
-from .suites import Constraint
+from .rendering import comparison_markdown, render_comparison, render_report, report_markdown, summary
+from .rendering.labels import swept
+from .report_record import check_report
+from .results import AttackResult, EvaluationResults, Examples
 
 REPORT_FILE = "report.json"
 ARRAYS_FILE = "arrays.safetensors"
 VERDICTS_FILE = "verdicts.csv"
-_FORMAT = "art-robust-plugins report 3"
+MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
+COMPARISON_FILES = ("index.md", "index.html")
+REPORT_FILES = (REPORT_FILE, ARRAYS_FILE, VERDICTS_FILE, MARKDOWN_FILE, PAGE_FILE)
+"""What `EvaluationReport.save` writes."""
+_FORMAT = "art-robust-plugins report 4"
+_UNSEALED = ("art-robust-plugins report 3",)
 _EARLIER = ("art-robust-plugins report 1", "art-robust-plugins report 2")
 
 ROBUSTBENCH_POINTS = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
@@ -32,148 +41,19 @@ ROBUSTBENCH_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
 @dataclass(frozen=True, eq=False)
-class AttackResult:
-    """What one attack did.
-
-    Attributes:
-        name: its name.
-        summary: what it does.
-        robust_accuracy: the share of all points that it left.
-        robust: the points that it left, bool [N]. Of a stage of AutoAttack: that it and the stages of its suite before
-            it left. Of an attack with the constraint "none": those it did not fool, by its own measure.
-        seconds: its time, verdicts not included.
-        forward_calls: images passed forward through the network.
-        backward_calls: images passed backward.
-        bounded: whether its candidates are constrained to the threat's ball.
-        cumulative: whether it is a stage, acting on the points that the stages of its suite before it left.
-        parameters: its parameters, in units of [0, 1].
-        constraint: what its candidates are bound to: the threat's ball ("ball"); nothing, but it looks for the smallest
-            change, and only images within the ball count ("minimal"); nothing, and it counts by its own measure
-            ("none").
-
-    Raises:
-        ValueError: ``bounded`` and ``constraint`` that contradict each other.
-    """
-
-    name: str
-    summary: str
-    robust_accuracy: float
-    robust: NDArray[np.bool_]
-    seconds: float
-    forward_calls: int
-    backward_calls: int
-    bounded: bool
-    cumulative: bool
-    parameters: dict[str, Any]
-    constraint: Constraint = "ball"
-
-    def __post_init__(self) -> None:
-        if self.bounded != (self.constraint == "ball"):
-            raise ValueError(f"bounded: got {self.bounded} with the constraint {self.constraint!r}, expected the same.")
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Some points that an attack broke: indices [n], images in [0, 1] [n, C, H, W], labels [n], predictions [n]."""
-
-    indices: NDArray[Any]
-    clean: NDArray[Any]
-    adversarial: NDArray[Any]
-    labels: NDArray[Any]
-    predictions: NDArray[Any]
-
-
-class ClassAccuracy(NamedTuple):
-    """Accuracies of the points with one label."""
-
-    label: int
-    points: int
-    clean: float
-    robust: float
-
-
-@dataclass(frozen=True, eq=False)
-class EvaluationReport:
-    """The result of `Evaluator.evaluate`.
-
-    Attributes:
-        clean_accuracy: the share of points that are classified correctly.
-        robust_accuracy: the share of points in ``robust``.
-        robust: the worst case over all attacks, bool [N]: classified correctly, and no candidate of any attack that
-            lies in the threat's ball and in clip_values is misclassified.
-        correct: which points are classified correctly without an attack, bool [N].
-        labels: their labels, int64 [N].
-        adversarial: like x, in the estimator's range: the first such candidate of a point, else the point itself.
-        attacks: one result per attack, in the order in which they ran.
-        flags: signs that the numbers cannot be trusted as they are, the gravest first.
-        settings: the threat, versions, seed, batch sizes, device, preprocessing, and what was not run.
-        curve: pairs (eps in the estimator's units, accuracy under a short attack of our own) on the first points.
-        examples: some points that were broken, for the figures.
-        radii: for an estimator that certifies, the proven radius of each point in the threat's norm and the estimator's
-            units, float64 [N], -1 where the certified class is not the label; None for any other.
+class EvaluationReport(EvaluationResults):
+    """The result of `Evaluator.evaluate`; see `EvaluationResults` for its attributes.
 
     Example:
         >>> report = EvaluationReport.load("runs/local_ball")           # doctest: +SKIP
         >>> print(report)                                               # doctest: +SKIP
     """
 
-    clean_accuracy: float
-    robust_accuracy: float
-    robust: NDArray[np.bool_]
-    correct: NDArray[np.bool_]
-    labels: NDArray[np.int64]
-    adversarial: NDArray[Any]
-    attacks: list[AttackResult]
-    flags: list[Flag]
-    settings: dict[str, Any]
-    curve: list[tuple[float, float]]
-    examples: Examples
-    radii: NDArray[np.float64] | None = None
-
-    def __post_init__(self) -> None:
-        worst = min((result.robust_accuracy for result in self.attacks if result.bounded), default=1.0)
-        if not 0 <= self.robust_accuracy <= min(self.clean_accuracy, worst) <= 1:
-            raise ValueError(
-                f"robust_accuracy: got {self.robust_accuracy} with a clean accuracy of {self.clean_accuracy} and "
-                f"{worst} under the strongest attack, expected at most these."
-            )
-
-    @property
-    def autoattack_accuracy(self) -> float | None:
-        """Robust accuracy under AutoAttack's standard version; None where not all of its stages ran."""
-        if not self.settings["autoattack"]:
-            return None
-        return next(result.robust_accuracy for result in self.attacks if result.name == "square")
-
-    @property
-    def certified_accuracy(self) -> float | None:
-        """The share of points that are proven to be classified correctly within eps; None without certificates."""
-        return None if self.radii is None else self.certified_at(self.settings["threat"]["eps"])
-
-    def certified_at(self, eps: float) -> float:
-        """The share of points whose certified radius is at least ``eps``, in the threat's norm.
-
-        Raises:
-            ValueError: for a report of an estimator without certificates.
-        """
-        if self.radii is None:
-            raise ValueError("report: it holds no certified radii, expected one of a PyTorchLipschitzCertifier.")
-        return float((self.radii >= eps).mean())
-
-    def by_class(self) -> list[ClassAccuracy]:
-        """Clean and robust accuracy of each label that any point has, in the order of the labels."""
-        found = []
-        for label in np.unique(self.labels):
-            of = self.labels == label
-            accuracies = float(self.correct[of].mean()), float(self.robust[of].mean())
-            found.append(ClassAccuracy(int(label), int(of.sum()), *accuracies))
-        return found
-
     def verdicts_csv(self) -> str:
         """A line for each point: its number, its label, and 1 or 0 for what it withstood: nothing, each attack, all."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["point", "label", "clean", *(result.name for result in self.attacks), "worst case"])
+        writer.writerow(["point", "label", "clean", *(csv_cell(result.name) for result in self.attacks), "worst case"])
         verdicts = [self.correct, *(result.robust for result in self.attacks), self.robust]
         columns = [np.arange(len(self.labels)), self.labels, *(verdict.astype(int) for verdict in verdicts)]
         writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
@@ -233,7 +113,7 @@ class EvaluationReport:
                 "report: it is not one of standard AutoAttack alone on a deterministic network, expected one of "
                 "attacks='standard'."
             )
-        if page.swept(self):
+        if swept(self):
             raise ValueError(
                 "report: it is one of a sweep, with points known from a smaller eps, expected one of an evaluation at "
                 "this eps alone."
@@ -253,6 +133,11 @@ class EvaluationReport:
             raise ValueError(f"report: its threat model is {norm}, expected Linf or L2.")
         if not model_id or Path(model_id).name != model_id:
             raise ValueError(f"model_id: got {model_id!r}, expected the name of a file without folders.")
+        if settings.get("clip_values_by_feature") is not None:
+            raise ValueError(
+                f"report: its clip_values differ by feature ({settings['clip_values_by_feature']}), expected one pair "
+                f"of numbers, of which eps is a share."
+            )
         low, high = settings["clip_values"]
         threat = ThreatModel(norm, settings["threat"]["eps"] / (high - low))
         notes = [] if footnote is None else [footnote]
@@ -285,7 +170,7 @@ class EvaluationReport:
         return path
 
     def __str__(self) -> str:
-        return page.summary(self)
+        return summary(self)
 
     def save(self, folder: str | Path) -> Path:
         """Write report.json, arrays.safetensors, verdicts.csv, report.md and report.html, each atomically.
@@ -307,51 +192,62 @@ class EvaluationReport:
             **({} if self.radii is None else {"radii": self.radii}),
         }
         save_tensors(folder / ARRAYS_FILE, {name: _tensor(values) for name, values in arrays.items()})
-        write_json(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": sha256_of(folder / ARRAYS_FILE)})
-        texts = {VERDICTS_FILE: self.verdicts_csv(), "report.md": page.markdown(self), "report.html": page.html(self)}
+        write_sealed(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": sha256_of(folder / ARRAYS_FILE)})
+        texts = {
+            VERDICTS_FILE: self.verdicts_csv(),
+            MARKDOWN_FILE: report_markdown(self),
+            PAGE_FILE: render_report(self),
+        }
         for name, text in texts.items():
             write_atomically(folder / name, _writer(text))
-        return folder / "report.html"
+        return folder / PAGE_FILE
 
     @classmethod
     def load(cls, folder: str | Path) -> EvaluationReport:
-        """Read back what `save` wrote. Nothing is unpickled.
+        """Read back what `save` wrote. Nothing is unpickled, and every entry is checked.
+
+        Totals must be those of the arrays. (Reports of earlier versions carry no digest of their own.)
 
         Raises:
             FileNotFoundError: there is no report in the folder.
-            ValueError: a file that is not a report, or arrays that do not belong to it.
+            ValueError: a file that is not a report or was changed, arrays that do not belong to it, an entry that no
+                evaluation gives; the sentence names it.
         """
         folder = Path(folder)
-        data = read_json(folder / REPORT_FILE)
-        if isinstance(data, dict) and data.get("format") in _EARLIER:
-            raise ValueError(f"{folder / REPORT_FILE}: got a report of an earlier version; evaluate again.")
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise ValueError(f"{folder / REPORT_FILE}: got a file of another kind, expected a report of this package.")
-        arrays = {name: values.numpy() for name, values in load_tensors(folder / ARRAYS_FILE).items()}
+        path = folder / REPORT_FILE
+        found = read_json(path)
+        if isinstance(found, dict) and found.get("format") in _EARLIER:
+            raise ValueError(f"{path}: got a report of an earlier version; evaluate again.")
+        if not isinstance(found, dict) or found.get("format") not in (_FORMAT, *_UNSEALED):
+            raise ValueError(f"{path}: got a file of another kind, expected a report of this package.")
+        data = read_sealed(path, _FORMAT, _UNSEALED)
+        tensors = load_tensors(folder / ARRAYS_FILE)
         if sha256_of(folder / ARRAYS_FILE) != data.get("arrays_sha256"):
             raise ValueError(f"{folder / ARRAYS_FILE}: got arrays of another evaluation than {REPORT_FILE} beside it.")
         try:
-            return cls(
-                clean_accuracy=data["clean_accuracy"],
-                robust_accuracy=data["robust_accuracy"],
-                robust=arrays["robust"],
-                correct=arrays["correct"],
-                labels=arrays["labels"],
-                adversarial=arrays["adversarial"],
-                attacks=[
-                    AttackResult(robust=robust, **result)
-                    for robust, result in zip(arrays["attacks"], data["attacks"], strict=True)
-                ],
-                flags=[Flag(**flag) for flag in data["flags"]],
-                settings=data["settings"],
-                curve=[(eps, accuracy) for eps, accuracy in data["curve"]],
-                examples=Examples(**{field.name: arrays[f"examples.{field.name}"] for field in fields(Examples)}),
-                radii=arrays.get("radii"),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            arrays = {name: values.numpy() for name, values in tensors.items()}
+        except TypeError as error:  # of types that NumPy does not have
             raise ValueError(
-                f"{folder / REPORT_FILE}: got a damaged report ({error}), expected what save wrote."
+                f"{folder / ARRAYS_FILE}: got arrays of other types ({error}), expected save's."
             ) from error
+        check_report(data, arrays, str(path))
+        return cls(
+            clean_accuracy=data["clean_accuracy"],
+            robust_accuracy=data["robust_accuracy"],
+            robust=arrays["robust"],
+            correct=arrays["correct"],
+            labels=arrays["labels"],
+            adversarial=arrays["adversarial"],
+            attacks=[
+                AttackResult(robust=robust, **result)
+                for robust, result in zip(arrays["attacks"], data["attacks"], strict=True)
+            ],
+            flags=[Flag(**flag) for flag in data["flags"]],
+            settings=data["settings"],
+            curve=[(eps, accuracy) for eps, accuracy in data["curve"]],
+            examples=Examples(**{field.name: arrays[f"examples.{field.name}"] for field in fields(Examples)}),
+            radii=arrays.get("radii"),
+        )
 
     def _plain(self) -> dict[str, Any]:
         """Everything but the arrays."""
@@ -372,7 +268,7 @@ def compare(reports: Mapping[str, EvaluationReport]) -> str:
     Raises:
         ValueError: no reports.
     """
-    return page.comparison_html(_some(reports))
+    return render_comparison(_some(reports))
 
 
 def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path) -> Path:
@@ -382,10 +278,10 @@ def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path)
         ValueError: no reports.
     """
     folder = Path(folder)
-    pages = {"index.md": page.comparison_markdown(_some(reports)), "index.html": page.comparison_html(reports)}
+    pages = dict(zip(COMPARISON_FILES, (comparison_markdown(_some(reports)), render_comparison(reports)), strict=True))
     for name, text in pages.items():
         write_atomically(folder / name, _writer(text))
-    return folder / "index.html"
+    return folder / COMPARISON_FILES[-1]
 
 
 def _some(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationReport]:

@@ -11,15 +11,21 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
-from ..bridge import image_tensor, label_tensor
-from ..files import read_json, write_json
+from ..bridge import device_of, processes_of
+from ..entries import Entry
+from ..files import read_json
+from ..locks import check_output_folder
+from ..sealed import read_sealed, write_sealed
 from ..threat import ThreatModel
 from . import diagnostics
 from .evaluator import Evaluator, describe_threat
-from .report import AttackResult, EvaluationReport
+from .report import EvaluationReport
+from .results import AttackResult
+from .samples import read_samples
 from .suites import resolve
 
 SWEEP_FILE = "sweep.json"
+_FORMAT = "art-robust-plugins sweep 2"
 
 
 def sweep(
@@ -27,7 +33,7 @@ def sweep(
     norm: str | float,
     eps: Sequence[float | str],
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     attacks: str | Sequence[str] = "standard",
     state_dir: str | Path | None = None,
@@ -43,7 +49,7 @@ def sweep(
         estimator: as for `Evaluator`.
         norm: of the threats, ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: the radii, in the units of the estimator's input.
-        x: samples [N, *input_shape] in the estimator's range; an array or a tensor.
+        x: samples, as `Evaluator.evaluate` takes them; or, without y, a ``Dataset``, a ``DataLoader`` or batches.
         y: labels, as class indices [N] or one-hot rows [N, classes].
         attacks: stages of AutoAttack: a suite of them (``"standard"``, ``"rand"``), or some by name.
         state_dir: keeps the state, in a folder for each radius; larger radii may join later.
@@ -86,9 +92,10 @@ def sweep(
         for threat in threats
     ]
     if state_dir is not None:
+        if processes_of(device_of(estimator.model)).is_main_process:
+            check_output_folder("state_dir", state_dir, [SWEEP_FILE])
         _check_radii(Path(state_dir) / SWEEP_FILE, threats)
-    images = image_tensor(x, estimator).cpu()
-    labels = label_tensor(y, estimator.nb_classes, samples=len(images)).cpu()
+    images, labels = read_samples(x, y, estimator)
     reports: dict[float, EvaluationReport] = {}
     before: EvaluationReport | None = None
     for evaluator in evaluators:
@@ -106,7 +113,7 @@ def sweep(
 def _check_radii(path: Path, threats: Sequence[ThreatModel]) -> None:
     """Each radius attacks what the smaller ones left, so that in one folder only larger ones may join."""
     now = [f"{threat.norm} {threat.eps:g}" for threat in threats]
-    was = read_json(path) if path.exists() else []
+    was = _read_radii(path) if path.exists() else []
     common = min(len(was), len(now))
     if was[:common] != now[:common]:
         raise ValueError(
@@ -114,7 +121,22 @@ def _check_radii(path: Path, threats: Sequence[ThreatModel]) -> None:
             f"expected the same ones and larger ones; choose another folder for this sweep."
         )
     if len(now) > len(was):
-        write_json(path, now)
+        write_sealed(path, {"format": _FORMAT, "radii": now})
+
+
+def _read_radii(path: Path) -> list[str]:
+    """The radii of a sweep, as text; earlier versions wrote a bare list of them."""
+    record = read_json(path)
+    radii = record if isinstance(record, list) else read_sealed(path, _FORMAT).get("radii")
+    entry = Entry(radii, f"{path}: radii")
+    for each in entry.list_of(1000):
+        try:
+            threat = ThreatModel(*each.text().split(" "))
+        except (TypeError, ValueError):
+            each.refuse("a norm and a radius, such as 'Linf 0.1'")
+        if f"{threat.norm} {threat.eps:g}" != each.value:
+            each.refuse(f"{threat.norm} {threat.eps:g}")
+    return entry.texts()
 
 
 def _merged(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any]) -> EvaluationReport:

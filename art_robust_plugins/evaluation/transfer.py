@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..bridge import EstimatorModule, preprocessing_modules, preserved
-from .diagnostics import TRANSFER
+from ..fingerprints import describe_value, digest
+from ..snapshot import restored_state
+from .diagnostics import TRANSFER, gradient_obstacle
 from .evaluator import preprocessing
 from .suites import Attack, Perturb, Setting
 
@@ -36,7 +38,7 @@ def transfer(source: PyTorchClassifier, name: str) -> Attack:
         An attack for `Evaluator`, to be put beside others.
 
     Raises:
-        ValueError: when the attack is prepared, for a source of other inputs or classes.
+        ValueError: when the attack is prepared, for a source of other inputs or classes, or without gradients.
 
     Example:
         >>> from torch import nn
@@ -54,6 +56,15 @@ def transfer(source: PyTorchClassifier, name: str) -> Attack:
                 f"attacks: the source of {TRANSFER + name!r} takes inputs {shape} of {source.nb_classes} classes, "
                 f"expected {setting.input_shape} and {setting.classes}."
             )
+        sources = nn.ModuleList([source.model, *preprocessing_modules(source)])
+        with preserved(sources), restored_state(sources):
+            source.model.eval()
+            missing = gradient_obstacle(module, torch.zeros(2, *shape, device=module.device))
+        if missing is not None:
+            raise ValueError(
+                f"attacks: the source of {TRANSFER + name!r} cannot be followed ({missing}), expected a network with "
+                f"gradients."
+            )
         threat = setting.threat
 
         def perturb(x: Tensor, y: Tensor) -> Tensor:
@@ -61,14 +72,17 @@ def transfer(source: PyTorchClassifier, name: str) -> Attack:
                 logits = module(images.to(module.device))
                 return functional.cross_entropy(logits, y.to(module.device), reduction="sum").to(images.device)
 
-            with preserved(source.model):
+            with preserved(sources), restored_state(sources):
                 source.model.eval()
                 start = threat.random_start(x, 0.0, 1.0)
                 return threat.ascend(loss, x, start, steps=STEPS, step_size=2.5 * threat.eps / STEPS, low=0.0, high=1.0)
 
         weights = hashlib.sha256(str(preprocessing(source)).encode())
-        for tensor in nn.ModuleList([source.model, *preprocessing_modules(source)]).state_dict().values():
-            weights.update(tensor.detach().cpu().double().numpy().tobytes())
+        for value in sources.state_dict().values():
+            if isinstance(value, Tensor) and not value.is_quantized:
+                weights.update(value.detach().cpu().double().numpy().tobytes())
+            else:
+                weights.update(digest(*describe_value(value)).encode())
         return perturb, {"source": weights.hexdigest()[:12], "steps": STEPS, "step_size": 2.5 * threat.eps / STEPS}
 
     return Attack(f"{TRANSFER}{name}", f"{STEPS} gradient steps on another network, {name}", prepare, gradients=False)

@@ -12,13 +12,11 @@ linear, else with K = sqrt(2) L. The constants are the proven ones of `Lipschitz
 from __future__ import annotations
 
 import copy
-import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -26,19 +24,40 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..bridge import check_classifier, device_of, image_tensor, label_tensor, preprocessing_modules
+from ..bridge import (
+    check_classifier,
+    check_threat,
+    clip_range,
+    device_of,
+    image_tensor,
+    label_tensor,
+    preprocessing_modules,
+)
 from ..checks import check_count
+from ..network_outputs import check_outputs
 from ..threat import ThreatModel, radius_of
-from .graph import LipschitzGraph, NetworkBound, OperatorNorm
+from .agreement import DisagreementError, check_agreement, probes
+from .graph import LipschitzGraph, NetworkBound, OperatorNorm, check_initialised
+from .precision import check_precision
 from .preprocessing import bounded_network
+from .structure import describe_structure, tensors_of
 
 ROUND_DOWN = 1 - 1e-9
 """Factor on every radius."""
 
-LOGIT_ROUNDING = 1e-10
-"""What a margin is lessened by, as a share of the largest logit: an allowance for a float64 forward pass."""
+DIFFERENCE = 1e-11
+"""What a logit may differ by between the network and its graph besides the proven bound of rounding, as a share of the
+largest logit: for constants that both compute from parameters."""
+
+OWN_ROUNDING = 0.03
+"""The same between float64 and the network's own precision, which may be that of TF32 or bfloat16."""
+
+COMPARED = 32
+"""On how many samples, spread over all that are certified, the network is compared with its graph; besides the first
+batch."""
 
 _Constants = tuple[Tensor, Tensor] | None
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -82,9 +101,10 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
     differ where two logits are closer than its rounding. ART's mean and standard deviation are part of it, and so are
     a `WeightMapPreprocessor` and what the network does to its input itself.
 
-    Copy, graph and bound are kept: a second certificate costs a forward pass in float64. They are made anew when
-    weights, buffers, layers, hooks or attributes of the network change (new weights alone need a new bound only).
-    What its ``forward`` reads from elsewhere, as globals, and what callable attributes hold is not watched.
+    Graph and bound are kept: a second certificate costs a forward pass in float64. They are made anew when layers,
+    hooks, attributes or functions of the network change, and whenever these hold what cannot be compared (new weights
+    alone need a new bound only). Before each answer the network as it is now must agree with the kept graph; where it
+    does not, it is analysed anew, and refused if it then disagrees still.
 
     Args:
         model, loss, input_shape, nb_classes, ...: those of ``PyTorchClassifier``, in its order. See `from_classifier`
@@ -200,8 +220,12 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         """The predicted classes, and radii within which no change of the input changes them.
 
         Radii are in the units of ``x``, before ART's preprocessing; a tie of two logits has radius 0. They are rounded
-        down, and from each margin 1e-10 of the sample's largest logit is taken first: an allowance for the rounding
-        of the float64 forward pass, whose error is not proven as that of the constants is.
+        down, and each margin is lessened first by the proven bound of rounding in the whole graph (`rounding`), twice:
+        for the logits here, and for those that float64 computes elsewhere within the radius. Where rounding exceeds
+        the margin nothing is proven, and the radius is 0. An infinite radius is one of exact arithmetic.
+
+        The logits are those of the graph that the bound analyses. The network itself must agree with them, on a few
+        samples that are always the same, on the first batch, and on 32 samples spread over all of ``x``.
 
         Args:
             x: inputs [N, *input_shape] in the estimator's range, an array or a tensor; taken as float32.
@@ -214,24 +238,14 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
 
         Raises:
             ValueError: inputs of another shape or range, an unknown norm, a batch size that is not a positive whole
-                number, logits or weights that are NaN or infinite; a network or preprocessing as in the class.
+                number, logits or weights that are NaN or infinite; a network or preprocessing as in the class,
+                or a network that computes something else than its graph.
         """
         norm = ThreatModel(norm, 1.0).norm
         batch_size = check_count("batch_size", batch_size)
         with _plain_mode(device_of(self.model)):
             images = image_tensor(x, self)
-            analysis = self._analysed()
-            constants = analysis.bound.pairwise
-            starts = range(0, len(images), batch_size)
-            logits = torch.cat([analysis.logits(images[start : start + batch_size]) for start in starts])
-            if not bool(logits.isfinite().all()):
-                raise ValueError("x: the network's logits for it hold NaN or infinity, expected finite numbers.")
-            prediction = logits.argmax(dim=1)
-            margins = logits.gather(1, prediction[:, None]) - logits
-            margins = (margins - LOGIT_ROUNDING * logits.abs().amax(dim=1, keepdim=True)).clamp_min(0)
-            # A difference that does not depend on the input never limits the radius, unless it is 0.
-            radii = torch.where(margins > 0, margins / constants[prediction], margins)
-            radius = radii.scatter(1, prediction[:, None], math.inf).amin(dim=1) * ROUND_DOWN
+            prediction, radius = self._when_agreed(lambda analysis: analysis.certify(images, batch_size))
         if norm == "Linf":
             radius = radius / math.sqrt(math.prod(self.input_shape))
         return prediction.cpu().numpy(), radius.cpu().numpy()
@@ -251,9 +265,11 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
             a number from 0 to 1.
 
         Raises:
-            ValueError: as `certify`; labels that do not fit; an ``eps`` that is negative or not a number.
+            ValueError: as `certify`; labels that do not fit; an ``eps`` that is negative or not a number, or whose
+                ball holds every input within ``clip_values``.
         """
         radius = radius_of(eps, zero=True)
+        check_threat(ThreatModel(norm, 1.0), self, value=radius)
         images = image_tensor(x, self)
         labels = label_tensor(y, self.nb_classes, samples=len(images)).cpu().numpy()
         prediction, certified = self.certify(images, batch_size, norm=norm)
@@ -268,7 +284,8 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
             ValueError: a network or preprocessing as in the class, or weights that are NaN or infinite.
         """
         with _plain_mode(device_of(self.model)):
-            constants: NDArray[np.float64] = self._analysed().bound.pairwise.cpu().numpy().copy()
+            pairwise = self._when_agreed(lambda analysis: analysis.bound.pairwise)
+            constants: NDArray[np.float64] = pairwise.cpu().numpy().copy()
         return constants
 
     def lipschitz_report(self) -> LipschitzReport:
@@ -281,7 +298,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
             ValueError: as `lipschitz_constants`.
         """
         with _plain_mode(device_of(self.model)):
-            bound = self._analysed().bound
+            bound = self._when_agreed(lambda analysis: analysis.bound)
             return LipschitzReport(bound.operators, float(bound.lipschitz), float(bound.pairwise.max()))
 
     def _analysed(self) -> _Analysis:
@@ -296,6 +313,22 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
                 self._analysis.update(network)
         return self._analysis
 
+    def _when_agreed(self, compute: Callable[[_Analysis], _T]) -> _T:
+        """What an analysis gives that agrees with the network: a kept one, or a new one where that does not agree."""
+        kept = self._analysis
+        try:
+            return self._checked(compute)
+        except DisagreementError:
+            if kept is None or self._analysis is not kept:
+                raise
+            self._analysis = None
+            return self._checked(compute)
+
+    def _checked(self, compute: Callable[[_Analysis], _T]) -> _T:
+        analysis = self._analysed()
+        analysis.check(bounded_network(self)[0])
+        return compute(analysis)
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         return {**state, "_analysis": None}  # graphs cannot be pickled
@@ -305,13 +338,20 @@ class _Analysis:
     """A network's copy in float64, with the preprocessing that belongs to it, its graph, and its proven bound."""
 
     def __init__(self, classifier: PyTorchClassifier, network: nn.Module, constants: _Constants) -> None:
+        check_initialised(network)
         self._parts = [classifier.model, *preprocessing_modules(classifier)]
-        self._structure = _structure(network)
+        self._structure = describe_structure(network)
         self._shape, self._classes, self._constants = tuple(classifier.input_shape), classifier.nb_classes, constants
+        low, high = clip_range(classifier)
+        ends = [torch.as_tensor(default if end is None else end) for end, default in ((low, 0.0), (high, 1.0))]
+        self._probes = probes(self._shape, *(end.to("cpu", torch.float64) for end in ends))
         self._network = _in_float64(network)
         self._bound: NetworkBound | None = None
+        self._precise = False
         self._check_outputs()
-        self._graph = LipschitzGraph(self._network, self._shape, std=None if constants is None else constants[1].abs())
+        check_precision(network, self._shape)
+        std = None if constants is None else constants[1].abs()
+        self._graph = LipschitzGraph(self._network, self._shape, std=std, dtype=torch.float64)
         others = self._graph.dtypes - {torch.float64}
         if others:
             raise ValueError(
@@ -320,7 +360,7 @@ class _Analysis:
             )
 
     def fits(self, classifier: PyTorchClassifier, network: nn.Module, constants: _Constants) -> bool:
-        """Whether all but the values of weights and buffers is as it was."""
+        """Whether all but the values of weights and buffers is as it was, as far as it can be compared."""
         parts = [classifier.model, *preprocessing_modules(classifier)]
         if parts != self._parts or (constants is None) != (self._constants is None):
             return False
@@ -329,17 +369,17 @@ class _Analysis:
                 if not torch.equal(now, then):
                     return False
         return (tuple(classifier.input_shape), classifier.nb_classes) == (self._shape, self._classes) and (
-            _structure(network) == self._structure
+            describe_structure(network) == self._structure
         )
 
     def update(self, network: nn.Module) -> None:
-        """Take over changed weights and buffers."""
-        pairs = list(zip(_tensors(self._network), _tensors(network), strict=True))
-        changed = [(live.to(mine.dtype) != mine).any() for mine, live in pairs]
+        """Take over the network as it is now: weights, buffers, and what its forward reads."""
+        twin = _in_float64(network)
+        pairs = zip(tensors_of(self._network), tensors_of(twin), strict=True)
+        changed = [(mine != live).any() for mine, live in pairs]
         if changed and bool(torch.stack(changed).any()):
             self._bound = None
-            for mine, live in pairs:
-                mine.copy_(live)
+        self._network = self._graph.network = twin
 
     @property
     def bound(self) -> NetworkBound:
@@ -347,28 +387,89 @@ class _Analysis:
             self._bound = self._graph.upper_bound()
         return self._bound
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[N, *input_shape] of the estimator -> float64 [N, nb_classes], on the network's device."""
+    def check(self, network: nn.Module) -> None:
+        """Compare graph and network on the same few samples, and once the network with itself in its own precision.
+
+        Raises:
+            DisagreementError: they differ by more than rounding.
+        """
+        logits, errors = self.logits(self._probes)
+        check_agreement(self._network, self._inputs(self._probes), logits, _allowance(logits, errors))
+        if self._precise:
+            return
+        own = _copied(network).eval()
+        dtype = next((part.dtype for part in tensors_of(own) if part.is_floating_point()), torch.float32)
+        outputs = own(self._inputs(self._probes).to(dtype)).double()
+        growth = torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+        tolerance = OWN_ROUNDING * float(logits.abs().max()) + growth * float(errors.max())
+        difference = float((outputs - logits).abs().max())
+        if difference > tolerance:
+            raise DisagreementError(
+                f"classifier: the network in {dtype} computes outputs that differ by {difference:.3g} from those in "
+                f"float64, expected the same but for rounding."
+            )
+        self._precise = True
+
+    def certify(self, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """The predicted classes and the L2 radii of samples in the estimator's range.
+
+        Raises:
+            ValueError: logits that are NaN or infinite.
+            DisagreementError: the network computes other logits than its graph.
+        """
+        bound = self.bound
+        parts = [self.logits(x[start : start + batch_size]) for start in range(0, len(x), batch_size)]
+        logits, errors = (torch.cat(part) for part in zip(*parts, strict=True))
+        if not bool(logits.isfinite().all()):
+            raise ValueError("x: the network's logits for it hold NaN or infinity, expected finite numbers.")
+        allowance = _allowance(logits, errors)
+        spread = torch.linspace(0, len(x) - 1, min(len(x), COMPARED)).long()
+        for chosen in (torch.arange(min(len(x), batch_size)), spread):
+            check_agreement(self._network, self._inputs(x[chosen]), logits[chosen], allowance[chosen])
+        prediction = logits.argmax(dim=1)
+        margins = (logits.gather(1, prediction[:, None]) - logits - 2 * allowance).clamp_min(0)
+        # The same holds for logits that are computed elsewhere within the radius, where rounding may be larger.
+        constants = bound.pairwise[prediction]
+        constants = torch.where(constants > 0, constants + 4 * bound.rounding.slope, constants)
+        # A difference that does not depend on the input never limits the radius, unless it is 0.
+        radii = torch.where(margins > 0, margins / constants, 0.0)
+        return prediction, radii.scatter(1, prediction[:, None], math.inf).amin(dim=1) * ROUND_DOWN
+
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The graph's logits [N, nb_classes], each sample alone, and bounds [N] of their errors by rounding."""
+        rounding = self.bound.rounding
+        logits, norms = self._graph.run(self._inputs(x), rounding.nodes)
+        return logits, rounding.errors(norms)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        """[N, *input_shape] of the estimator -> float64 as the network takes them, on its device."""
         x = x.to(device_of(self._network), torch.float64)
-        if self._constants is not None:
-            mean, std = (constant.to(x.device) for constant in self._constants)
-            x = (x - mean) / std
-        logits: Tensor = self._network(x)
-        return logits
+        if self._constants is None:
+            return x
+        mean, std = (constant.to(x.device) for constant in self._constants)
+        return (x - mean) / std
 
     def _check_outputs(self) -> None:
         try:
-            outputs = self.logits(torch.zeros(2, *self._shape))
+            outputs = self._network(self._inputs(torch.zeros(2, *self._shape)))
         except Exception as error:  # whatever the network raises
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
                 f"classifier: the network in float64 fails on inputs (2, {', '.join(map(str, self._shape))}) "
                 f"({type(error).__name__}: {reason}), expected one of this input_shape, without a data type of its own."
             ) from error
-        expected = (2, self._classes)
-        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
-            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(f"classifier: the network's output for 2 inputs is {shape}, expected a tensor {expected}.")
+        check_outputs(
+            outputs,
+            self._classes,
+            single=False,
+            otherwise="nn.Linear(1, 2) after it, with weight [[0], [1]] and bias 0, gives the two logits of one output",
+        )
+
+
+def _allowance(logits: Tensor, errors: Tensor) -> Tensor:
+    """[N, 1]: how far a logit may lie from that of another evaluation of the same network in float64."""
+    allowance = 2 * errors + DIFFERENCE * logits.abs().amax(dim=1)
+    return allowance.nan_to_num(nan=math.inf, posinf=math.inf)[:, None]
 
 
 @contextmanager
@@ -380,6 +481,12 @@ def _plain_mode(device: torch.device) -> Iterator[None]:
 
 def _in_float64(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode."""
+    twin = _copied(network)
+    twin.zero_grad(set_to_none=True)
+    return twin.double().eval()
+
+
+def _copied(network: nn.Module) -> nn.Module:
     # Weights that a hook computes (weight normalisation, pruning) are results with a history, which cannot be copied.
     results = [
         value
@@ -388,51 +495,10 @@ def _in_float64(network: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     ]
     try:
-        twin = copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
+        return copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
     except Exception as error:  # whatever the network's attributes raise
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"classifier: the network cannot be copied ({type(error).__name__}: {reason}), expected one that "
             f"copy.deepcopy copies."
         ) from error
-    twin.zero_grad(set_to_none=True)
-    return twin.double().eval()
-
-
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    return chain(network.parameters(), network.buffers())
-
-
-_OWN = frozenset(vars(nn.Module()))
-_CONTAINERS = (dict, list, tuple, set, frozenset)
-
-
-def _structure(network: nn.Module) -> list[object]:
-    """What a network computes with besides the values of its parameters and buffers, as far as it can be compared."""
-    found: list[object] = [str(network)]
-    seen: set[int] = set()
-    for name, module in network.named_modules():
-        attributes = {key: _content(value, seen) for key, value in vars(module).items() if key not in _OWN}
-        hooks = list(module._forward_pre_hooks), list(module._forward_hooks)
-        found.append((name, type(module), attributes, hooks, vars(module).get("forward")))
-    for key, tensor in chain(network.named_parameters(), network.named_buffers()):
-        found.append((key, tensor.shape, tensor.device, tensor.is_floating_point()))
-    return found
-
-
-def _content(value: Any, seen: set[int]) -> object:
-    """A value of an attribute, with all that it holds and was not ``seen`` before, to be compared with a later one."""
-    if isinstance(value, Tensor):
-        array = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return value.dtype, value.device, tuple(value.shape), array.tobytes()
-    if isinstance(value, np.ndarray):
-        return value.dtype, value.shape, value.tobytes()
-    if isinstance(value, bool | int | float | complex | str | bytes | np.generic | type(None)):
-        return repr(value)
-    # The network's own modules are compared by themselves; functions are not compared, and a logger changes in use.
-    if id(value) in seen or callable(value) or isinstance(value, logging.Logger):
-        return type(value)
-    seen.add(id(value))
-    held = value if isinstance(value, _CONTAINERS) else getattr(value, "__dict__", ())
-    entries = held.items() if isinstance(held, dict) else enumerate(held)
-    return type(value), [(key, _content(entry, seen)) for key, entry in entries]

@@ -11,7 +11,8 @@ import operator as python_operator
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,11 +21,16 @@ from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..bridge import device_of, preserved
+from .agreement import check_agreement
+from .constants import Decisions, replay, watch
 from .norms import ROUND_UP, UNIT_ROUNDOFF, Linear, Operator, lower_estimate
+from .rounding import Operation, Rounding, analyse_rounding
 from .rules import RULES, UNBOUNDED, Call, Number, Scale, Value
+from .structure import tensors_of
 
 Variances = Mapping[nn.Module, Sequence[Tensor]]
 """For each batch-norm module, the variance [C] of its input in each of its calls, in order."""
@@ -67,6 +73,7 @@ class NetworkBound:
         before_last: L_pre, or None where the last layer is not linear.
         last_weight: the last layer's weight [C, F] with what was merged into it, or None.
         operators: one entry for each linear operator, of a proven bound only.
+        rounding: how far computed logits may lie from exact ones, of a proven bound only.
     """
 
     lipschitz: Tensor
@@ -74,6 +81,7 @@ class NetworkBound:
     before_last: Tensor | None
     last_weight: Tensor | None
     operators: tuple[OperatorNorm, ...] = ()
+    rounding: Rounding = field(default_factory=Rounding)
 
 
 class LipschitzGraph:
@@ -91,6 +99,7 @@ class LipschitzGraph:
         input_shape: shape of one sample, such as (C, H, W).
         std: what the input is divided by before the network (ART's ``preprocessing``): a number, or values that
             broadcast against ``input_shape``. Bounds are then in the units before the division.
+        dtype: of the network's input. None: that of its first floating-point parameter or buffer, or float32.
 
     Attributes:
         vectors: state of the estimates, by graph node: the vectors with which the next power iteration starts.
@@ -111,14 +120,26 @@ class LipschitzGraph:
     """
 
     def __init__(
-        self, network: nn.Module, input_shape: Sequence[int], *, std: float | Sequence[float] | Tensor | None = None
+        self,
+        network: nn.Module,
+        input_shape: Sequence[int],
+        *,
+        std: float | Sequence[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        check_initialised(network)
         self.network = network
+        self.dtype = _dtype_of(network) if dtype is None else dtype
         self.input_shape = tuple(int(size) for size in input_shape)
         self.vectors: dict[str, Tensor] = {}
         self._static: dict[Hashable, Any] = {}
         self._std = None if std is None else _checked_std(std, self.input_shape)
-        program = _export(network, self.input_shape)
+        self._trace()
+
+    def _trace(self) -> None:
+        """Make the graph, and refuse what has no bound."""
+        sample = _samples(self.network, self.input_shape, self.dtype)[:1]
+        program, self._decisions = _export(self.network, sample)
         self._constants, self._module = program.constants, program.graph_module
         signature = program.graph_signature
         if signature.buffers_to_mutate:
@@ -149,7 +170,14 @@ class LipschitzGraph:
         )
         with torch.no_grad():
             self._evaluate(_Evaluation(self, proven=False))  # refuses now what has no rule; bounds wait until asked for
-        _check_samples_apart(network, _samples(network, self.input_shape))
+        self._check_agreement()
+
+    def _refresh(self) -> None:
+        """Trace anew where a buffer or parameter changed that decides the graph's shape, as a mask does."""
+        if not self._decisions.hold(self.network):
+            self.vectors.clear()
+            self._static.clear()
+            self._trace()
 
     @torch.no_grad()
     def upper_bound(self) -> NetworkBound:
@@ -162,12 +190,13 @@ class LipschitzGraph:
         if training is not None:
             place = f"its module {training!r}" if training else "it"
             raise ValueError(f"network: {place} is in training mode, expected network.eval() for a proven bound.")
+        self._refresh()
         evaluation = _Evaluation(self, proven=True)
         output = self._evaluate(evaluation)
         bound = self._bound(output, evaluation)
         shares = self._shares(evaluation)
         operators = [replace(row, share=share) for row, share in zip(bound.operators, shares, strict=True)]
-        return replace(bound, operators=tuple(operators))
+        return replace(bound, operators=tuple(operators), rounding=self._rounding(output, evaluation))
 
     def estimate(self, variances: Variances | None = None) -> NetworkBound:
         """The training estimate: differentiable in the parameters, not proven, usually below the proven bound.
@@ -181,9 +210,92 @@ class LipschitzGraph:
         Raises:
             ValueError: for a module that was called less often than it stands in the graph.
         """
+        self._refresh()
         evaluation = _Evaluation(self, proven=False, variances=variances)
         with torch.autocast(evaluation.device.type, enabled=False):
             return self._bound(self._evaluate(evaluation), evaluation)
+
+    @torch.no_grad()
+    def run(self, x: Tensor, nodes: Sequence[Node] = ()) -> tuple[Tensor, Tensor]:
+        """What the graph itself computes, each sample for itself, with the network's present parameters and buffers.
+
+        Args:
+            x: [N, *input_shape], on the network's device, after the division by ``std``.
+            nodes: of the graph.
+
+        Returns:
+            the logits [N, C], and the L2 norms [N, len(nodes)] of these nodes' values.
+        """
+        logits, norms = torch.vmap(lambda sample: self._run(sample, nodes))(x[:, None])
+        return logits, norms
+
+    def _run(self, sample: Tensor, nodes: Sequence[Node]) -> tuple[Tensor, Tensor]:
+        last_use = {source: node for node in self._nodes for source in (*node.all_input_nodes, node)}
+        outdated: dict[Node, list[Node]] = {}
+        for source, user in last_use.items():
+            outdated.setdefault(user, []).append(source)
+        values: dict[Node, Any] = {}
+        norms: dict[Node, Tensor] = {}
+        for node in self._nodes:
+            values[node] = self._computed(node, values, sample)
+            if node in nodes:
+                parts = [part.flatten() for part in _several(values[node]) if isinstance(part, Tensor)]
+                norms[node] = torch.linalg.vector_norm(torch.cat([part for part in parts if part.is_floating_point()]))
+            for source in outdated.get(node, ()):
+                if source is not self._output:
+                    del values[source]
+        found = [norms[node] for node in nodes]
+        return values[self._output][0], torch.stack(found) if found else sample.new_zeros(0)
+
+    def _computed(self, node: Node, values: Mapping[Node, Any], sample: Tensor) -> Any:
+        if node.op == "placeholder":
+            spec = self._inputs[node.name]
+            return sample if spec.kind is InputKind.USER_INPUT else self._stored(spec)
+        if node.op != "call_function":
+            return python_operator.attrgetter(str(node.target))(self._module)
+        arguments: Any = torch.fx.map_arg(node.args, lambda n: values[n])
+        options: Any = dict(torch.fx.map_arg(node.kwargs, lambda n: values[n]))
+        if "device" in options:
+            options["device"] = sample.device
+        target: Any = _BATCHED.get(node.target, node.target)
+        return target(*arguments, **options)
+
+    def _stored(self, spec: Any) -> Tensor:
+        target = str(spec.target)
+        if spec.kind is InputKind.PARAMETER:
+            return self.network.get_parameter(target)
+        if spec.kind is InputKind.BUFFER:
+            return self.network.get_buffer(target)
+        if spec.kind is InputKind.CONSTANT_TENSOR:
+            constant: Tensor = self._constants[target].to(device_of(self.network))
+            return constant
+        raise ValueError(f"network: it uses {target!r}, a {spec.kind.name}, expected parameters and tensors only.")
+
+    def _check_agreement(self) -> None:
+        with preserved(self.network), torch.no_grad():
+            self.network.eval()
+            samples = _samples(self.network, self.input_shape, self.dtype)
+            if not bool(self.network(samples.clone()).isfinite().all()):
+                raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
+            inner = [node for node in self._of_input() if isinstance(node.meta.get("val"), Tensor)]
+            edges = torch.stack([torch.zeros_like(samples[0]), torch.ones_like(samples[0])])
+            both = torch.cat([samples, samples.round(), edges])
+            inside = [float(part.abs().max()) for part in tensors_of(self.network) if part.numel()]
+            # They may be mixed, or differ, in some range only.
+            for scale, shift in ((1, 0), (10, 0), (255, 0), (2, -1), (20, -10)):
+                x = scale * both + shift
+                logits, norms = self.run(x, inner)
+                largest = max([*norms.flatten().tolist(), *inside], default=0.0)
+                rounding = 1e3 * largest * torch.finfo(logits.dtype).eps
+                check_agreement(self.network, x, logits, 1e-3 * float(logits.abs().max()) + rounding)
+
+    def _rounding(self, output: Any, proven: _Evaluation) -> Rounding:
+        if not isinstance(output, Value) or proven.source is None:
+            return Rounding()
+        norms: dict[str, float] = {}
+        for row in proven.operators:
+            norms[row.node] = max(row.norm, norms.get(row.node, 0.0))
+        return analyse_rounding(proven.operations, proven.source, self._output, norms)
 
     def _shares(self, proven: _Evaluation) -> list[float]:
         """Each operator's share of the bound: the graph evaluated once more, with the proven norms as variables."""
@@ -230,18 +342,12 @@ class LipschitzGraph:
         spec = self._inputs[node.name]
         if spec.kind is InputKind.USER_INPUT:
             value = Value((1, *self.input_shape), lambda: 1.0)
-            if self._std is None:
-                return value
-            factor, call = 1 / self._std.to(evaluation.device, evaluation.dtype), _place(node, evaluation)
-            return Value(value.shape, lambda: evaluation.scale(call, value.shape, factor), value, Scale(factor))
-        target = str(spec.target)
-        if spec.kind is InputKind.PARAMETER:
-            return evaluation.constant(self.network.get_parameter(target))
-        if spec.kind is InputKind.BUFFER:
-            return evaluation.constant(self.network.get_buffer(target))
-        if spec.kind is InputKind.CONSTANT_TENSOR:
-            return evaluation.constant(self._constants[target].to(evaluation.device))
-        raise ValueError(f"network: it uses {target!r}, a {spec.kind.name}, expected parameters and tensors only.")
+            if self._std is not None:
+                x, factor, call = value, 1 / self._std.to(evaluation.device, evaluation.dtype), _place(node, evaluation)
+                value = Value(x.shape, lambda: evaluation.scale(call, x.shape, factor), x, Scale(factor))
+            evaluation.source = node, value
+            return value
+        return evaluation.constant(self._stored(spec))
 
     def _call(self, node: Node, values: dict[Node, Any], evaluation: _Evaluation) -> Any:
         arguments: Any = torch.fx.map_arg(node.args, lambda n: values[n])
@@ -252,9 +358,12 @@ class LipschitzGraph:
             if outputs[index] is None:
                 (source,) = node.all_input_nodes
                 _place(source, evaluation).refuse(f"its output {index} is used, which has no bound")
+            if evaluation.proven and _depends(outputs[index]):
+                evaluation.operations.append(Operation(node, call, _take, (node.args[0], index), {}))
             return outputs[index]
         if not any(isinstance(leaf, Value) for leaf in tree_leaves((arguments, options))):
-            return evaluation.computed(call, arguments, options)
+            with _refusing(call):
+                return evaluation.computed(call, arguments, options)
         rule = RULES.get(call.target)
         if rule is None:
             call.refuse(
@@ -262,7 +371,12 @@ class LipschitzGraph:
                 f"one with @lipschitz_rule(torch.ops.{call.target}) before tracing"
             )
         arguments, options = tree_map(evaluation.met, (arguments, options))
-        result = rule(call, *arguments, **options)
+        with _refusing(call):
+            result = rule(call, *arguments, **options)
+        if evaluation.proven and _depends(result):
+            sources = {n: n if _depends(values[n]) else evaluation.met(values[n]) for n in node.all_input_nodes}
+            taken: Any = torch.fx.map_arg((node.args, node.kwargs), lambda n: sources[n])
+            evaluation.operations.append(Operation(node, call, rule, *taken))
         for value, made in zip(_several(result), _several(node.meta["val"]), strict=False):
             if isinstance(value, Value) and made.dtype not in (torch.float32, torch.float64):
                 call.refuse(f"its result is {made.dtype}, which rounds, so it may jump; expected float32 or float64")
@@ -280,9 +394,12 @@ class LipschitzGraph:
         if evaluation.proven and not bool(torch.isfinite(lipschitz)):
             raise ValueError("network: its bound is infinite in float64, expected smaller weights.")
         operators = tuple(evaluation.operators)
-        if isinstance(output.operator, Linear) and output.parent is not None and output.shape == (1, classes):
-            before = torch.as_tensor(output.parent.bound, **options) * up
-            weight = output.operator.weight
+        logits = output
+        while logits.same_differences is not None:
+            logits = logits.same_differences
+        if isinstance(logits.operator, Linear) and logits.parent is not None and logits.shape == (1, classes):
+            before = torch.as_tensor(logits.parent.bound, **options) * up
+            weight = logits.operator.weight
             # Squares of small weights would vanish: a power of two first.
             scale = 2.0 ** math.frexp(float(weight.abs().max()))[1] if evaluation.proven else 1.0
             distances = scale * torch.cdist(weight / scale, weight / scale, compute_mode="donot_use_mm_for_euclid_dist")
@@ -292,7 +409,8 @@ class LipschitzGraph:
                 distances = (distances + 8 * UNIT_ROUNDOFF * (lengths[:, None] + lengths)).fill_diagonal_(0)
             return NetworkBound(lipschitz, before * distances * up, before, weight, operators)
         different = 1 - torch.eye(classes, **options)
-        return NetworkBound(lipschitz, lipschitz * (math.sqrt(2) * up) * different, None, None, operators)
+        single = torch.as_tensor(logits.bound, **options) * up
+        return NetworkBound(lipschitz, single * (math.sqrt(2) * up) * different, None, None, operators)
 
 
 class _Evaluation:
@@ -313,10 +431,12 @@ class _Evaluation:
         # Index buffers may have changed since the last proven bound; an estimate takes them as they were.
         self.static: dict[Hashable, Any] = static if static is not None else {} if proven else graph._static
         self.device = device_of(graph.network)
-        self.network_dtype = _dtype_of(graph.network)
+        self.network_dtype = graph.dtype
         self.dtype = torch.float64 if proven else self.network_dtype
         self.proven = proven
         self.operators: list[OperatorNorm] = []
+        self.source: tuple[Node, Value] | None = None
+        self.operations: list[Operation] = []  # in order, all that depend on the source
         self._network, self._vectors = graph.network, graph.vectors
         self._variances = variances or {}
         self._norms = norms
@@ -364,9 +484,11 @@ class _Evaluation:
 
     def constant(self, tensor: Tensor) -> Tensor:
         """In float64; for a network in float64 as it is, since that computes with its constants in their own type."""
-        if not self.proven or not tensor.is_floating_point():
+        if not self.proven or not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
-        return tensor.detach() if self.network_dtype == torch.float64 else tensor.detach().double()
+        if self.network_dtype == torch.float64:
+            return tensor.detach()
+        return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
 
     def met(self, argument: Any) -> Any:
         """A constant where it meets what depends on the input; anything else as it is."""
@@ -419,46 +541,76 @@ def batch_variances(network: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]
             handle.remove()
 
 
-def _export(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
-    """The graph in evaluation mode at batch one. Operations with a rule stay whole, others are decomposed."""
+def check_initialised(network: nn.Module) -> None:
+    """Refuse a network with lazy layers that have not seen an input yet.
+
+    Raises:
+        ValueError: by name.
+    """
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"network: its {name!r} has no shape yet, as a lazy layer's before its first input, expected one "
+                f"forward pass of the network before."
+            )
+
+
+def _export(network: nn.Module, sample: Tensor) -> tuple[Any, Decisions]:
+    """The graph in evaluation mode at batch one, and what the forward decided by constants.
+
+    Operations with a rule, and with a reason to have none, stay whole, and so do those on constants alone, which are
+    computed as they are; others are decomposed.
+    """
     table = torch.export.default_decompositions()
-    for operation in RULES:
-        if not any(returned.alias_info for returned in operation._schema.returns):
-            table.pop(operation, None)  # type: ignore[no-untyped-call]
-    sample = _samples(network, input_shape)[:1]
     with preserved(network), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch copies trees of its own
         network.eval()
         try:
-            return torch.export.export(network, (sample,), strict=False).run_decompositions(table)
+            decisions = watch(network, sample.clone())
+            with replay(network, decisions):
+                program = torch.export.export(network, (sample,), strict=False)
+            for operation in (*RULES, *UNBOUNDED, *_on_constants(program)):
+                if not any(returned.alias_info for returned in operation._schema.returns):
+                    table.pop(operation, None)  # type: ignore[no-untyped-call]
+            with torch.inference_mode():  # where autograd looks, softshrink is decomposed in any case
+                return program.run_decompositions(table), decisions
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"network: torch.export cannot trace it for one sample of shape {input_shape} "
+                f"network: torch.export cannot trace it for one sample of shape {tuple(sample.shape[1:])} "
                 f"({type(error).__name__}: {reason}), expected a forward whose steps do not depend on the data."
             ) from error
 
 
-def _check_samples_apart(network: nn.Module, samples: Tensor) -> None:
-    """A bound for one sample says nothing of a network that mixes the samples of a batch."""
-    with preserved(network), torch.no_grad():
-        network.eval()
-        if not bool(network(samples.clone()).isfinite().all()):
-            raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
-        for scale, shift in ((1, 0), (10, 0), (255, 0), (2, -1), (20, -10)):  # they may be mixed in some range only
-            # Copies, for a network that changes its input in place.
-            pair = [scale * samples + shift for _ in range(2)]
-            together, apart = network(pair[0]), torch.cat([network(pair[1][:1]), network(pair[1][1:])])
-            tolerance = 1e-3 * float(apart.abs().max())
-            if together.shape != apart.shape or bool(((together - apart).abs() > tolerance).any()):
-                raise ValueError(
-                    "network: its outputs for two samples together are not those for each alone, expected equal."
-                )
+def _on_constants(program: Any) -> set[OpOverload]:
+    """The operations that are used on constants alone: what they decompose to may fail where they do not."""
+    inputs = set(program.graph_signature.user_inputs)
+    of_input: set[Node] = set()
+    whole: set[OpOverload] = set()
+    met: set[OpOverload] = set()
+    for node in program.graph.nodes:
+        if node.name in inputs or any(source in of_input for source in node.all_input_nodes):
+            of_input.add(node)
+        if isinstance(node.target, OpOverload):
+            (met if node in of_input else whole).add(node.target)
+    return whole - met
 
 
-def _samples(network: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+@contextmanager
+def _refusing(call: Call) -> Iterator[None]:
+    """Errors of torch and of rules, of other types than our own, as a refusal with the operation's place."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        call.refuse(f"it cannot be bounded with these arguments ({type(error).__name__}: {reason})", error)
+
+
+def _samples(network: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, *input_shape, generator=generator).to(device_of(network), _dtype_of(network))
+    return torch.rand(2, *input_shape, generator=generator).to(device_of(network), dtype)
 
 
 def _place(node: Node, evaluation: _Evaluation) -> Call:
@@ -474,8 +626,35 @@ def _several(results: Any) -> Sequence[Any]:
     return results if isinstance(results, list | tuple) else [results]
 
 
+def _depends(value: Any) -> bool:
+    """Whether it depends on the network's input."""
+    return any(isinstance(part, Value) for part in _several(value))
+
+
+def _take(call: Call, outputs: Sequence[Value], index: int) -> Value:
+    return outputs[index]
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Tensor, variance: Tensor, momentum: float, eps: float
+) -> tuple[Tensor]:
+    shape = (-1, *[1] * (x.dim() - 2))
+    scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
+    normalised = (x - mean.view(shape)) * scale.view(shape)
+    return (normalised if bias is None else normalised + bias.view(shape),)
+
+
+_BATCHED: dict[Any, Any] = {
+    torch.ops.aten.view.default: torch.reshape,  # the batch's strides may differ from one sample's
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
+}
+"""Operations that torch.vmap runs only one sample after the other, or not at all, and what is computed instead."""
+
+
 def _dtype_of(network: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    return next(
+        (t.dtype for t in chain(network.parameters(), network.buffers()) if t.is_floating_point()), torch.float32
+    )
 
 
 def _checked_std(std: Any, input_shape: tuple[int, ...]) -> Tensor:

@@ -22,18 +22,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint import CLASSIFIER_FILE, describe_classifier, load_classifier
+from ..bridge import check_threat
+from ..checkpoint import CLASSIFIER_FILE, load_classifier
 from ..data import Dataset, load_data
 from ..evaluation import EvaluationReport, Evaluator, save_comparison
 from ..evaluation.suites import package_versions, resolve
-from ..files import read_json, write_json
+from ..files import remove_temporaries, write_json
 from ..lipschitz import NoLipschitzRuleError
+from ..locks import is_unused, locked_folder
 from ..record import PACKAGES, conditions, installed
-from ..runs import CERTIFICATES, EVALUATIONS, certify_run, console, evaluate_run, processes_here, train_run
+from ..runs import CERTIFICATES, EVALUATIONS, certify_run, evaluate_run, processes_here, train_run
+from ..sealed import read_sealed, write_sealed
+from ..terminal import console
 from ..threat import ThreatModel
+from ..training_record import training_seconds
 from .recipe import Recipe, Row
+from .results import read_result, write_result
 
 RECIPE_FILE = "recipe.json"
+_FORMAT = "art-robust-plugins recipe 2"
 RESULT_FILE = "result.json"
 RESULTS_FILE = "results.json"
 
@@ -55,15 +62,21 @@ def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> 
         ValueError: for a row that cannot be trained, or a threat that it cannot be attacked within, before any row is
             trained; a folder that holds what another recipe, other data or other versions gave.
         ImportError: the library of an attack is not installed.
-        OSError: a worker died.
+        OSError: a worker died, or another process runs a recipe in this folder.
     """
     if processes_here().num_processes > 1:
         raise ValueError("benchmark: got several processes, expected one; --workers shares out the networks.")
+    with locked_folder("--out", out, "benchmark"):
+        remove_temporaries(out, (RECIPE_FILE, RESULTS_FILE))
+        return _run_recipe(recipe, out, command=command, workers=workers)
+
+
+def _run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int) -> dict[str, Any]:
     data = load_data(recipe.data)
     identity = _identity(recipe, data)
     _check_folder(identity, out)
     _check(recipe, data)
-    write_json(out / RECIPE_FILE, identity)
+    write_sealed(out / RECIPE_FILE, {"format": _FORMAT, **identity})
     jobs = [(recipe, row, seed, out / _slug(row.name) / f"seed-{seed}") for row in recipe.rows for seed in row.seeds]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
     console.print(f"{recipe.name}: {recipe.description.strip()} ({len(jobs)} networks, on {where})", soft_wrap=True)
@@ -138,7 +151,7 @@ _Job = tuple[Recipe, Row, int, Path]
 def _in_turn(jobs: Sequence[_Job]) -> list[dict[str, Any]]:
     results = []
     for number, job in enumerate(jobs, 1):
-        console.print(f"[bold]{job[1].name}, seed {job[2]}[/bold] ({number} of {len(jobs)})")
+        console.print(f"{job[1].name}, seed {job[2]} ({number} of {len(jobs)})", style="bold")
         results.append(_result(*job))
     return results
 
@@ -180,8 +193,7 @@ def _begin_worker(numbers: Any) -> None:
 def _result(recipe: Recipe, row: Row, seed: int, folder: Path, *, verbose: bool = True) -> dict[str, Any]:
     """Train one network, attack it and certify it; whatever of this is done already is taken up."""
     if (folder / RESULT_FILE).exists():
-        done: dict[str, Any] = read_json(folder / RESULT_FILE)
-        return done
+        return read_result(folder / RESULT_FILE, recipe, row.name, seed)
     data = load_data(recipe.data)
     result: dict[str, Any] = {"row": row.name, "seed": seed}
     try:
@@ -191,18 +203,17 @@ def _result(recipe: Recipe, row: Row, seed: int, folder: Path, *, verbose: bool 
         console.print(f"{row.name}, seed {seed}: diverged, {error}", soft_wrap=True)
         result["diverged"] = str(error)
     else:
-        predicted = load_classifier(folder).predict(data.x_test, batch_size=500).argmax(axis=1)
-        history = describe_classifier(folder)["extra"]["history"]
+        predicted = load_classifier(folder).predict(data.x_test.copy(), batch_size=500).argmax(axis=1)
         result |= {
             "clean": float((predicted == data.y_test).mean()),
             "threats": _attacked(recipe, folder, data, verbose),
             "noise": _under_noise(recipe, folder, data, verbose),
             "certified": _certified(recipe, folder, data),
-            "training_seconds": sum(epoch["seconds"] for epoch in history),
+            "training_seconds": training_seconds(folder),
         }
     here = conditions("")
     result |= {key: here[key] for key in ("date", "machine", "threads")}
-    write_json(folder / RESULT_FILE, result)
+    write_result(folder / RESULT_FILE, result)
     return result
 
 
@@ -292,6 +303,8 @@ def _check(recipe: Recipe, data: Dataset) -> None:
             row.plan.check(trainer, data)
             for threat in recipe.threats.values():
                 Evaluator(trainer.classifier, threat, attacks=recipe.attacks)
+            for threat in recipe.certify.values():
+                check_threat(threat, trainer.classifier)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{recipe.name}: {row.name}: {error}") from error
 
@@ -299,10 +312,11 @@ def _check(recipe: Recipe, data: Dataset) -> None:
 def _check_folder(identity: Mapping[str, Any], out: Path) -> None:
     """Refuse a folder with what another recipe, or an earlier form of this one, gave."""
     if not (out / RECIPE_FILE).exists():
-        if out.exists() and any(out.iterdir()):
+        if not is_unused(out):
             raise ValueError(f"--out: {out} holds other files, expected a new folder or one of this recipe.")
         return
-    then = read_json(out / RECIPE_FILE)
+    then = read_sealed(out / RECIPE_FILE, _FORMAT, (None,))
+    then.pop("format", None)
     different = [key for key in {**then, **identity} if then.get(key) != identity.get(key)]
     if different:
         raise ValueError(f"--out: {out} holds results of another {' and '.join(different)}, expected another folder.")

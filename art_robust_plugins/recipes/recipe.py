@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.suites import SUITES, resolve
+from ..files import regular_file
 from ..registry import available_instruments, method, parameters_of
 from ..runs import TrainingPlan, is_trainable
+from ..strict_json import DEPTH_LIMIT, depth_of
 from ..threat import ThreatModel
 from ..training import TrainingOptions
 
@@ -43,6 +45,11 @@ OPTIONS = [each.name for each in fields(TrainingOptions) if each.name not in ("s
 NOISE = [attack.name for attack in SUITES["noise"]]
 QUICK: dict[str, Any] = {"train": 256, "epochs": 1, "points": 4}
 """What ``--quick`` changes in every recipe, beside the seeds, of which the first one stays."""
+
+SIZE_LIMIT = 2**20
+"""Bytes of a recipe's file."""
+LARGEST = 10_000
+"""Of a network's arguments: a layer takes time and memory to make, whoever wrote the recipe."""
 
 _NUMBER = (int, float)
 _RECIPE: dict[str, Any] = {
@@ -154,6 +161,8 @@ def load_recipe(name: str | Path, *, quick: bool = False) -> Recipe:
     if path.suffix == ".toml":
         if not path.exists():
             raise FileNotFoundError(f"NAME: {path}: no such file, expected a recipe.")
+        if regular_file(path, "a recipe").stat().st_size > SIZE_LIMIT:
+            raise ValueError(f"{path}: got more than {SIZE_LIMIT // 2**20} MB, expected a recipe.")
     else:
         known = available_recipes()
         if str(name) not in known:
@@ -162,8 +171,10 @@ def load_recipe(name: str | Path, *, quick: bool = False) -> Recipe:
         path = FOLDER / f"{name}.toml"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with more digits than Python reads
         raise ValueError(f"{path}: {error}, expected TOML.") from error
+    if depth_of(table) > DEPTH_LIMIT:
+        raise ValueError(f"{path}: got tables nested more than {DEPTH_LIMIT} deep, expected a recipe.")
     return _recipe(path, table, quick)
 
 
@@ -219,6 +230,9 @@ def _row(file: str, table: Mapping[str, Any], number: int, quick: Mapping[str, A
     network = merged["network"]
     if not isinstance(network.get("name"), str):
         raise ValueError(f"{at}: network.name: got {network.get('name')!r}, expected a network's name.")
+    for key, value in network.items():
+        if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+            raise ValueError(f"{at}: network.{key}: got {value}, expected at most {LARGEST}.")
     training = merged["training"] | {key: quick[key] for key in ("train", "epochs") if key in quick}
     _check(training, f"{at}: training", _TRAINING)
     whole, own = table.get("training", {}), row.get("training", {})
@@ -258,7 +272,11 @@ def _row(file: str, table: Mapping[str, Any], number: int, quick: Mapping[str, A
         )
         TrainingOptions(**merged["options"])
     seeds = row.get("seeds", table["seeds"])
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    if (
+        not seeds
+        or any(type(seed) is not int or not 0 <= seed < 2**32 for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
         raise ValueError(f"{at}: seeds: got {seeds}, expected whole numbers, each once.")
     return Row(row["name"], plan, tuple(seeds[:1] if quick else seeds))
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import math
 import random
-import re
 import time
-import zlib
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, fields
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -24,7 +21,6 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -32,6 +28,7 @@ from ..bridge import (
     EstimatorModule,
     augmentations,
     check_classifier,
+    check_threat,
     class_logits,
     clip_range,
     device_of,
@@ -39,25 +36,44 @@ from ..bridge import (
     label_tensor,
     loss_of,
     preprocessing_modules,
+    preserved,
+    warn_of_own_predict,
 )
 from ..checks import check_count
-from ..files import load_state, save_state
 from ..randomness import restored_random_states, seed_torch
 from ..threat import Bound, ThreatModel
 from .augmentation import cropped_and_flipped
 from .averaging import WeightAverage
+from .chance import ChanceWatch
+from .checkpoints import CHECKPOINT, TrainingRun, checksum, tensors_of
 from .compiling import Compiled
+from .first_step import (
+    check_optimizer,
+    check_outputs,
+    check_single_samples,
+    first_step_of,
+    frozen_layers,
+    raise_single_sample,
+    restored_buffers,
+)
 from .fused import check_fused, fused_steps
 from .instruments import Instrument
-from .memory_format import align_state, in_channels_last
+from .loss_checks import check_averages, check_counted, check_reduction, check_scalar, uncounted_classes
+from .memory_format import in_channels_last
 from .options import TrainingOptions
 from .prefetch import Batch, prefetched
 from .processes import Processes, Share
 from .schedules import schedule_factor, scheduled
+from .scheduling import check_scheduler, step_scheduler
+from .targets import ClassCensus, training_labels
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "training.pt"
+_READ_FROM_CLASSIFIER = {
+    *("_module", "_forward", "_predicting", "_device", "_augmentations", "_frozen_layers", "_uncounted"),
+    *("_chance", "_census", "_processes", "share"),
+}
+"""Attributes of a trainer that belong to a call of ``fit``, or are made anew from the classifier."""
 
 
 class RobustTrainer(Trainer):
@@ -67,7 +83,8 @@ class RobustTrainer(Trainer):
     ART's preprocessing before it, and `loss` the classifier's own loss.
 
     Args:
-        classifier: an ART ``PyTorchClassifier`` with an optimizer; it is trained in place. Any loss class works.
+        classifier: an ART ``PyTorchClassifier`` with an optimizer; it is trained in place. Any loss works
+            that gives one number for a batch.
         threat: for robust validation accuracy, and for methods that train against an adversary.
         instruments: what is attached to the network while it trains, such as `BANG`.
         options: the training loop's settings.
@@ -85,7 +102,8 @@ class RobustTrainer(Trainer):
     Raises:
         TypeError: for another kind of classifier, threat, instruments or options.
         ValueError: one instrument given twice; for a classifier without optimizer, with postprocessing, or with
-            preprocessing that is not torch.
+            preprocessing that is not torch; a threat whose ball holds every input within ``clip_values``, as a radius
+            in other units does.
 
     Preprocessing defences of the classifier act as ART means them, but in each batch: those of ``fit`` and ``predict``
     belong to the network, those of ``fit`` alone change the batch (and its labels) before the method sees it.
@@ -128,8 +146,10 @@ class RobustTrainer(Trainer):
         self.options = options
         self.history: list[dict[str, float]] = []
         self.epochs_done = 0.0
+        self._batch_sizes: set[int] = set()  # of a call of fit, as far as they are known
         self.share: Share | None = None
         self._processes: Processes | None = None
+        warn_of_own_predict(classifier)
         self.prepare()
 
     @abstractmethod
@@ -145,7 +165,7 @@ class RobustTrainer(Trainer):
 
         In float32 at least: under mixed precision, losses of what is in bfloat16 would be rounded to it on a CPU.
         """
-        outputs = self._forward(x)
+        outputs = check_outputs(self._forward(x))
         return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -164,6 +184,15 @@ class RobustTrainer(Trainer):
             what ``draw`` gave for the samples of ``like``.
         """
         return draw(like) if self.share is None else self.share.drawn(draw, like)
+
+    def enter_training_mode(self) -> None:
+        """Put the network into training mode, but for batch normalisations that the options freeze.
+
+        For methods that look at the network in evaluation mode within a step.
+        """
+        self.classifier.model.train()
+        for layer in self._frozen_layers:
+            layer.eval()
 
     def copy_from_main_process(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors, where several processes train together, with those of the main process.
@@ -210,6 +239,15 @@ class RobustTrainer(Trainer):
             check_fused(self.classifier.optimizer)
         self._check_options(validated)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is read from the classifier, which a copy reads from its own."""
+        return {name: value for name, value in vars(self).items() if name not in _READ_FROM_CLASSIFIER}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.share, self._processes = None, None
+        self.prepare()
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The method's settings: the constructor's arguments, other than the classifier and the options."""
@@ -230,22 +268,32 @@ class RobustTrainer(Trainer):
 
         Args:
             x: [N, *input_shape] in the classifier's ``clip_values``, array or tensor.
-            y: class indices [N] or one-hot rows [N, nb_classes].
-            validation_data: a pair (x, y) to measure accuracy on after each epoch.
+            y: class indices [N], one-hot rows [N, nb_classes], or rows of class probabilities, which sum to 1, where
+                the loss takes them (not ``NLLLoss``, ``MultiMarginLoss`` and binary networks; nor
+                `LipschitzMarginTrainer`). What needs one class of a sample takes its most probable one.
+            validation_data: a pair (x, y) to measure accuracy on after each epoch; y as indices or one-hot rows.
             batch_size: samples in a batch, over all processes.
             nb_epochs: passes over the data; a resumed run counts those before.
-            scheduler: anything with ``step()``, over the classifier's optimizer.
+            scheduler: anything with ``step()``, over the classifier's optimizer. ``ReduceLROnPlateau`` monitors the
+                training loss with mode ``"min"``, and with mode ``"max"`` the validation accuracy: the robust one
+                where the trainer has a threat, else the clean one.
             verbose: show a progress bar.
 
+        The network ends in evaluation mode, and all of it trains in training mode, whatever mode its layers are in
+        now: batch normalisations stay in evaluation mode where ``freeze_batch_norm`` of the options says so. A
+        ``UserWarning`` tells of a class without samples, and of a training that ended at chance.
+
         Raises:
-            ValueError: for bad data (see `image_tensor` and `label_tensor` in bridge.py) or settings.
+            ValueError: for bad data (see `image_tensor` and `label_tensor` in bridge.py) or settings; for a network,
+                loss, optimizer or scheduler that the loop cannot drive, before the first step, with weights and buffers
+                as they were.
             FloatingPointError: when the loss is no longer finite; says at which epoch and step.
         """
-        check_count("batch_size", batch_size)
+        batch_size, nb_epochs = check_count("batch_size", batch_size), check_count("nb_epochs", nb_epochs)
         self.prepare()
         device, options = self._device, self.options
         images = image_tensor(x, self.classifier).to(device)
-        labels = label_tensor(y, self.classifier.nb_classes, samples=len(images)).to(device)
+        labels = training_labels(y, self.classifier, samples=len(images)).to(device)
         self.check_fit(len(images), batch_size, nb_epochs, validated=validation_data is not None)
         steps = self._steps(len(images), batch_size)
 
@@ -256,6 +304,7 @@ class RobustTrainer(Trainer):
                 rows = index[step * batch_size : (step + 1) * batch_size]
                 yield images[rows], labels[rows]
 
+        self._batch_sizes = _batch_sizes(len(images), batch_size, options.drop_last)
         data = {"samples": len(images), "batch_size": batch_size}
         self._run(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, whole=(images, labels))
 
@@ -274,10 +323,13 @@ class RobustTrainer(Trainer):
         """
         if not isinstance(generator, DataGenerator):
             raise TypeError(f"generator: got {type(generator).__name__}, expected an ART DataGenerator.")
+        self._batch_sizes = set()
         if isinstance(generator, PyTorchDataGenerator):
             return self.fit_loader(generator.iterator, nb_epochs, validation_data, scheduler, verbose)
         if isinstance(generator, Iterable):
-            return self._fit_batches(lambda: iter(generator), None, nb_epochs, validation_data, scheduler, verbose)
+            return self._fit_batches(
+                lambda: iter(generator), None, nb_epochs, validation_data, scheduler, verbose, source=generator
+            )
         if generator.size is None:
             raise ValueError("generator: its size is None, expected the number of samples of an epoch.")
         steps = -(-generator.size // generator.batch_size)
@@ -285,7 +337,7 @@ class RobustTrainer(Trainer):
         def one_epoch() -> Iterator[Any]:
             return (generator.get_batch() for _ in range(steps))
 
-        return self._fit_batches(one_epoch, steps, nb_epochs, validation_data, scheduler, verbose)
+        return self._fit_batches(one_epoch, steps, nb_epochs, validation_data, scheduler, verbose, source=generator)
 
     def fit_loader(
         self,
@@ -303,6 +355,10 @@ class RobustTrainer(Trainer):
         Each of several processes iterates its own loader, which must give the same whole batches in all of them (no
         ``DistributedSampler``), and takes its share; labels that differ are an error. A ``DataLoader`` that shuffles
         does so by random numbers that are the same in all.
+
+        A resumed run must have a loader of the same types, length, batch size and sampler, and the same arrays in the
+        memory of its data set (tensors, arrays, lists of numbers; lists of batches whole). Nothing is drawn from it to
+        compare: of data that are read from files as they are needed, only the number of samples is known.
         """
         if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
             raise TypeError(
@@ -313,7 +369,10 @@ class RobustTrainer(Trainer):
         except TypeError:  # a stream: its length shows when it ends
             steps = None
         order = _generators_of(loader)
-        self._fit_batches(lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order)
+        self._batch_sizes = _batch_sizes_of(loader)
+        self._fit_batches(
+            lambda: iter(loader), steps, nb_epochs, validation_data, scheduler, verbose, order, source=loader
+        )
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -329,7 +388,12 @@ class RobustTrainer(Trainer):
         self._predicting: EstimatorModule | None = None
         self._device = device_of(classifier.model)
         self.input_range = clip_range(classifier)
+        if self.threat is not None:
+            check_threat(self.threat, classifier)
         self._augmentations = augmentations(classifier)
+        self._frozen_layers = frozen_layers(classifier.model, self.options.freeze_batch_norm)
+        self._uncounted = uncounted_classes(classifier.loss, classifier.nb_classes)
+        self._census: ClassCensus | None = None
         self._padding = self._padding_value() if self.options.augmentation == "crop-flip" else 0.0
 
     @property
@@ -346,6 +410,7 @@ class RobustTrainer(Trainer):
         scheduler: Any,
         verbose: bool,
         order: Sequence[torch.Generator] = (),
+        source: object = None,
     ) -> None:
         self.prepare()
 
@@ -356,7 +421,9 @@ class RobustTrainer(Trainer):
                 if not isinstance(batch, Sequence) or len(batch) != 2:
                     raise ValueError(f"loader: got a batch of type {type(batch).__name__}, expected a pair (x, y).")
                 x = image_tensor(batch[0], self.classifier)
-                y = label_tensor(batch[1], self.classifier.nb_classes, samples=len(x))
+                y = training_labels(batch[1], self.classifier, samples=len(x))
+                if self._census is not None:
+                    self._census.count(y)
                 yield x, y
             if empty:
                 raise ValueError("loader: got no batch in an epoch, expected at least one.")
@@ -365,7 +432,7 @@ class RobustTrainer(Trainer):
             # Compared on the host: labels need not be read back from the device.
             return prefetched(_alike(checked(), cast(Processes, self._processes)), self._device)
 
-        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order)
+        self._run(batches, steps, {}, validation_data, nb_epochs, scheduler, verbose, order, source=source)
 
     def _run(
         self,
@@ -378,12 +445,16 @@ class RobustTrainer(Trainer):
         verbose: bool,
         order: Sequence[torch.Generator] = (),
         whole: Batch | None = None,
+        source: object = None,
     ) -> None:
         """Train with network and optimizer set up as the options say, and as they were afterwards."""
-        check_count("nb_epochs", nb_epochs)
+        nb_epochs = check_count("nb_epochs", nb_epochs)
         if self.options.schedule != "constant":
             data = {**data, **self._schedule_settings(scheduler, steps, nb_epochs)}
         with ExitStack() as stack:
+            if self.options.checkpoint_dir is not None:
+                folder, processes = self.options.checkpoint_dir, Processes(self._device)
+                stack.enter_context(processes.held_folder("checkpoint_dir", folder, "training", [CHECKPOINT]))
             if self.options.channels_last:
                 stack.enter_context(in_channels_last(self.classifier.model, self.classifier.optimizer))
             if self.options.fused_optimizer:
@@ -391,7 +462,7 @@ class RobustTrainer(Trainer):
             if self.options.schedule != "constant":
                 factor = schedule_factor(self.options, cast(int, steps), nb_epochs)
                 scheduler = stack.enter_context(scheduled(self.classifier.optimizer, factor))
-            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, whole)
+            self._all_epochs(batches, steps, data, validation_data, nb_epochs, scheduler, verbose, order, whole, source)
 
     def _schedule_settings(self, scheduler: Any, steps: int | None, nb_epochs: int) -> dict[str, int]:
         """What a schedule of the options depends on, and a resumed run must keep."""
@@ -413,29 +484,31 @@ class RobustTrainer(Trainer):
         verbose: bool,
         order: Sequence[torch.Generator],
         whole: Batch | None,
+        source: object,
     ) -> None:
         """From the first epoch, or from where a checkpoint stands.
 
-        ``order`` holds a loader's own generators, ``whole`` all the data of ``fit``.
+        ``order`` holds a loader's own generators, ``whole`` all the data of ``fit``, ``source`` what gives the batches
+        otherwise.
         """
         options, network = self.options, self.classifier.model
         processes = self._processes = Processes(self._device)
         self._check_options(validated=validation_data is not None)
-        self._check_setup(scheduler, processes)
+        self._check_scheduler(scheduler, steps, nb_epochs, validated=validation_data is not None)
+        self._check_setup(processes)
         validation = self._validation_tensors(validation_data)
-        if validation is not None:
-            self._predictor()  # refuses what cannot predict
-
-        run = _Run(self, data, scheduler, order)
+        run = TrainingRun(self, data, scheduler, order)
         processes.advice = run.advice
         if processes.count > 1:
             # Before a checkpoint is read, which one process could refuse alone.
             processes.check_same_settings(run.same_in_all(nb_epochs, whole, validation))
+        run.identify(whole, source, validation)
         first = run.start(processes, nb_epochs)
         processes.check_same({"checkpoint_dir, epochs that its checkpoint holds": first})
         for module in (network, *run.preprocessing):
-            processes.copy_from_main(_tensors(module.state_dict()).values())
+            processes.copy_from_main(tensors_of(module.state_dict()).values())
         run.begin_average()
+        self._begin_watching(steps, whole, processes)
 
         epochs = range(first, nb_epochs)
         total = None if steps is None else nb_epochs * steps
@@ -445,6 +518,7 @@ class RobustTrainer(Trainer):
             stack.enter_context(bar)
             for instrument in self.instruments:
                 stack.enter_context(instrument.attached(network))
+            run.verify()
             stack.callback(network.eval)
             stack.callback(self._set_share, None)
             if options.compile != "no":
@@ -454,7 +528,9 @@ class RobustTrainer(Trainer):
                 processes.moment = f"in epoch {epoch + 1}"
                 bar.set_description(f"epoch {epoch + 1}/{nb_epochs}")
                 drawn = batches(_seeded(run.seed, epoch, self._device, processes))
+                self._chance.keeping = epoch + 1 == nb_epochs
                 record = self._epoch(epoch, steps, drawn, scheduler, bar, processes, run.average)
+                self._tell_of_missing_classes(processes)
                 processes.copy_from_main(network.buffers())
                 if validation is not None:
                     # Without gradients of weights, a pass needs no more memory than one of training.
@@ -465,17 +541,40 @@ class RobustTrainer(Trainer):
                     run.average.restart()
                 self.history.append(record)
                 if scheduler is not None and not options.scheduler_per_step:
-                    _step_scheduler(scheduler, record["loss"])
+                    step_scheduler(scheduler, record)
                 run.finish_epoch(epoch + 1, record, processes)
                 bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
-        if run.average is not None:
-            run.average.exchange()
-        run.restore_best()
+        run.finish()
+        self._tell_of_chance(processes, nb_epochs)
+
+    def _begin_watching(self, steps: int | None, whole: Batch | None, processes: Processes) -> None:
+        """For what a run can tell of its data and of its end."""
+        self._chance = ChanceWatch(steps)
+        self._census = ClassCensus(self.classifier.nb_classes)
+        if whole is not None:
+            self._census.count(whole[1])
+            self._tell_of_missing_classes(processes)
+
+    def _tell_of_chance(self, processes: Processes, nb_epochs: int) -> None:
+        if not processes.is_main or not self._chance.steps:
+            return
+        # A randomised network must not move the caller's random stream.
+        with restored_random_states([self._device] if self._device.type == "cuda" else []):
+            told = self._chance.warning(self.classifier, self._module, min(self._largest, 500), nb_epochs)
+        if told is not None:
+            warnings.warn(told, stacklevel=2)
+
+    def _tell_of_missing_classes(self, processes: Processes) -> None:
+        """Once in a run: when all labels have been seen."""
+        if self._census is not None and processes.is_main:
+            self._census.warn()
+        self._census = None
 
     def _check_options(self, validated: bool) -> None:
         """Refuse options that do not fit the classifier."""
-        if isinstance(self.classifier.optimizer, torch.optim.LBFGS):
-            raise ValueError("classifier: its optimizer LBFGS needs a closure, expected one that steps from gradients.")
+        classifier = self.classifier
+        check_optimizer(classifier.optimizer, [classifier.model, *preprocessing_modules(classifier)])
+        check_reduction(classifier.loss)
         if self.options.compile == "reduce-overhead" and self._device.type != "cuda":
             raise ValueError(
                 f"compile: got 'reduce-overhead' (CUDA graphs) for a network on {self._device}, expected 'default'."
@@ -484,26 +583,55 @@ class RobustTrainer(Trainer):
             raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
         self._check_augmentation()
 
-    def _check_setup(self, scheduler: Any, processes: Processes) -> None:
-        """Refuse a scheduler or loss that would fail, or differ from what is asked for, after the first steps."""
-        classifier, interval = self.classifier, self.options.scheduler_interval
-        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
-            raise ValueError(f"scheduler: got {type(scheduler).__name__}, expected an object with a method step().")
-        if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
-            raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
+    def _check_setup(self, processes: Processes) -> None:
+        """Refuse a device or loss that would fail, or differ from what is asked for, after the first steps."""
+        classifier = self.classifier
         several, parts = processes.count > 1, self.options.accumulation_steps > 1
         if several and self._device.type == "cuda" and self._device != processes.device:
             raise ValueError(
                 f"classifier: its network is on {self._device} where this process works on {processes.device}, "
                 f"expected accelerate.PartialState() to be made before the classifier."
             )
-        loss = classifier.loss
-        averages = getattr(loss, "reduction", "mean") == "mean" and getattr(loss, "weight", None) is None
-        if (several or parts) and not averages:
-            raise ValueError(
-                f"classifier: {'several processes' if several else 'accumulation_steps'} average over samples, "
-                f"expected a loss with reduction 'mean' and without weights."
-            )
+        if several or parts:
+            with preserved(classifier.model), torch.no_grad():
+                classifier.model.eval()
+                outputs = self._module(self._probe_images(2))
+            check_averages(classifier, outputs, "several processes" if several else "accumulation_steps")
+        self._check_single_samples(processes)
+
+    def _check_scheduler(self, scheduler: Any, steps: int | None, nb_epochs: int, *, validated: bool) -> None:
+        per_step = self.options.scheduler_per_step
+        calls = nb_epochs if not per_step else None if steps is None else nb_epochs * steps
+        check_scheduler(
+            scheduler,
+            self.classifier.optimizer,
+            per_step=per_step,
+            calls=calls,
+            validated=validated,
+            resumed=self.options.resume,
+        )
+
+    def _check_single_samples(self, processes: Processes) -> None:
+        """Refuse passes of one sample that a batch normalisation would refuse, maybe after many steps."""
+        parts = self.options.accumulation_steps
+        sizes = {max(size // min(parts, size) // processes.count, 1) for size in self._batch_sizes}
+        if 1 not in sizes:
+            return
+        whole = processes.count == 1 and parts == 1
+        at = "a batch of one sample" if whole else "a batch of which one sample passes through the network by itself"
+        network = self.classifier.model
+        with preserved(network):
+            self.enter_training_mode()
+            check_single_samples(self._module, network, self._probe_images(1), sizes, at=at)
+
+    def _probe_images(self, count: int) -> Tensor:
+        """Random ones within the classifier's range, on its device."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        x = torch.rand(count, *self.classifier.input_shape, generator=generator, device="cpu").to(self._device)
+        low, high = (None if limit is None else torch.as_tensor(limit) for limit in self.input_range)
+        if low is None or high is None or not bool(low.isfinite().all() & high.isfinite().all()):
+            return x
+        return low + x * (high - low)
 
     def _check_augmentation(self) -> None:
         kind, padding, shape = self.options.augmentation, self.options.crop_padding, tuple(self.classifier.input_shape)
@@ -536,7 +664,7 @@ class RobustTrainer(Trainer):
         total, samples, step = torch.zeros((), dtype=torch.float64, device="cpu"), 0, -1
         rate: Any = 0.0
         self._largest = 1
-        network.train()
+        self.enter_training_mode()
         for step, (images, y) in enumerate(batches):
             if step == steps and options.schedule != "constant":
                 raise ValueError(f"loader: got more batches than the {steps} of its length, which the schedule needs.")
@@ -545,23 +673,20 @@ class RobustTrainer(Trainer):
             for parameter in others:
                 parameter.grad = None
             x = images if options.augmentation == "none" else self._augmented(images)
-            parts = []
-            for part_x, part_y in _parts(x, y, options.accumulation_steps):
-                loss = self._batch_loss(part_x, part_y, processes)
-                loss = loss if len(part_x) == len(x) else loss * (len(part_x) / len(x))
-                torch.autograd.backward(loss)
-                parts.append(loss.detach())
-                self._largest = max(self._largest, len(part_x))
-            losses.append(_average_gradients(trained, sum(parts[1:], parts[0]), processes))
-            sizes.append(len(x))
-            if len(losses) == check_every:
-                total += _checked_sum(losses, sizes, epoch, step)
-                samples += sum(sizes)
-                losses.clear()
-                sizes.clear()
-            if options.max_gradient_norm is not None:
-                nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
-            optimizer.step()
+            # What the first step refuses leaves no trace in the buffers, as of batch normalisation.
+            modules = [network, *preprocessing_modules(self.classifier)] if self._chance.steps == 0 else []
+            with restored_buffers(modules, only_on_error=True):
+                losses.append(_average_gradients(trained, self._gradients(x, y, processes), processes))
+                sizes.append(len(x))
+                if len(losses) == check_every:
+                    total += _checked_sum(losses, sizes, epoch, step)
+                    samples += sum(sizes)
+                    losses.clear()
+                    sizes.clear()
+                if options.max_gradient_norm is not None:
+                    nn.utils.clip_grad_norm_(trained, options.max_gradient_norm)
+                (optimizer.step if self._chance.steps else partial(first_step_of, optimizer))()
+            self._chance.count_step(images, y)
             if average is not None:
                 average.update()
             if scheduler is not None and options.scheduler_per_step:
@@ -587,6 +712,17 @@ class RobustTrainer(Trainer):
             "learning_rate": float(rate if per_step else optimizer.param_groups[0]["lr"]),
         }
 
+    def _gradients(self, x: Tensor, y: Tensor, processes: Processes) -> Tensor:
+        """Let a batch's parts fill the gradients, one after the other; the loss of this process."""
+        parts = []
+        for part_x, part_y in _parts(x, y, self.options.accumulation_steps):
+            loss = self._batch_loss(part_x, part_y, processes)
+            loss = loss if len(part_x) == len(x) else loss * (len(part_x) / len(x))
+            torch.autograd.backward(loss)
+            parts.append(loss.detach())
+            self._largest = max(self._largest, len(part_x))
+        return sum(parts[1:], parts[0])
+
     def _set_share(self, share: Share | None) -> None:
         self.share = share
         for instrument in self.instruments:
@@ -599,10 +735,11 @@ class RobustTrainer(Trainer):
         return cropped_and_flipped(x.movedim(-1, 1), padding, self._padding).movedim(1, -1)
 
     def _padding_value(self) -> Bound:
-        """What pixels beside an image hold: the lower clip value, along the axes [C, H, W]."""
+        """What pixels beside an image hold: the lower clip value, along the axes [C, H, W]; 0 where there is none."""
         low, shape = self.input_range[0], tuple(self.classifier.input_shape)
         if not isinstance(low, Tensor) or len(shape) != 3:
-            return 0.0 if low is None else low
+            return low if isinstance(low, float) and math.isfinite(low) else 0.0
+        low = low.where(low.isfinite(), 0.0)
         low = low[0] if low.dim() == 4 else low  # with the axis of a batch
         return low.expand(shape) if self.classifier.channels_first else low.expand(shape).movedim(-1, 0)
 
@@ -617,6 +754,7 @@ class RobustTrainer(Trainer):
             x, y = x[share.rows], y[share.rows]
         if self.options.channels_last and self.classifier.channels_first and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
+        check_counted(y, self._uncounted)
         self._set_share(share)
         for instrument in self.instruments:
             instrument.begin_step(y)
@@ -624,9 +762,16 @@ class RobustTrainer(Trainer):
             torch.autocast(self._device.type, torch.bfloat16, enabled=self.options.mixed_precision == "bf16"),
             processes.exchanged_noise(),
         ):
-            loss = self.training_loss(x, y)
+            loss = self._training_loss(x, y)
         self.share = None
         return loss if share is None else loss * share.weight
+
+    def _training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        try:
+            return check_scalar(self.training_loss(x, y), len(x))
+        except ValueError as error:
+            raise_single_sample(error, "a batch of one sample")
+            raise
 
     def _validation_tensors(self, validation_data: tuple[Any, Any] | None) -> Batch | None:
         if validation_data is None:
@@ -635,6 +780,7 @@ class RobustTrainer(Trainer):
             raise ValueError(f"validation_data: got {type(validation_data).__name__}, expected a pair (x, y).")
         x = image_tensor(validation_data[0], self.classifier, name="validation_data[0]").to(self._device)
         y = label_tensor(validation_data[1], self.classifier.nb_classes, samples=len(x), name="validation_data[1]")
+        self._predictor()  # refuses what cannot predict
         return x, y.to(self._device)
 
     def _predictor(self) -> EstimatorModule:
@@ -696,176 +842,6 @@ class RobustTrainer(Trainer):
 _SHOWN = ("loss", "validation_accuracy", "validation_robust_accuracy")
 
 
-class _Run:
-    """What outlives an epoch: the seed, the best weights, and the checkpoint that holds all of it."""
-
-    def __init__(
-        self, trainer: RobustTrainer, data: dict[str, int], scheduler: Any, order: Sequence[torch.Generator]
-    ) -> None:
-        self.trainer, self.scheduler, self.order = trainer, scheduler, order
-        self.options = trainer.options
-        self.network, self.optimizer = trainer.classifier.model, trainer.classifier.optimizer
-        self.preprocessing = preprocessing_modules(trainer.classifier)
-        self.path = None if self.options.checkpoint_dir is None else Path(self.options.checkpoint_dir) / CHECKPOINT
-        if self.path is not None and scheduler is not None and not hasattr(scheduler, "state_dict"):
-            raise ValueError(
-                f"scheduler: {type(scheduler).__name__} has no state_dict, which checkpoint_dir needs to resume it."
-            )
-        self.settings = self._settings(data)
-        self.best: dict[str, Any] | None = None
-        self.average: WeightAverage | None = None
-        self._earlier_averages: list[Tensor] | None = None
-        self.seed = 0
-
-    @property
-    def advice(self) -> str:
-        """What to do when another process is lost."""
-        if self.path is None:
-            return "no checkpoint_dir was given, so that training must begin anew."
-        return f"start all of them again with resume (--resume), to go on from the last epoch in {self.path}."
-
-    def start(self, processes: Processes, nb_epochs: int) -> int:
-        """Begin anew or take up the checkpoint; the number of epochs that are already done."""
-        self.trainer.history = []
-        drawn = torch.randint(2**31, ()) if self.options.seed is None else torch.tensor(self.options.seed)
-        drawn = drawn.to(processes.device)
-        processes.copy_from_main([drawn])
-        self.seed = int(drawn)
-        if self.path is None or not self.path.exists():
-            return 0
-        if not self.options.resume:
-            raise ValueError(
-                f"checkpoint_dir: {self.path} holds an earlier run, expected resume=True to continue it or another "
-                f"folder."
-            )
-        return self._load(self.path, nb_epochs)
-
-    def begin_average(self) -> None:
-        """Start the average of the weights, or go on with the checkpoint's, now that the weights are there."""
-        if self.options.ema_decay is None:
-            return
-        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        self.average = WeightAverage(weights, self.options.ema_decay)
-        if self._earlier_averages is not None:
-            self.average.load(self._earlier_averages)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """A context with the weights that will be the result."""
-        return nullcontext() if self.average is None else self.average.in_place()
-
-    def finish_epoch(self, epochs: int, record: dict[str, float], processes: Processes) -> None:
-        # What was measured before a method went back to earlier weights is not true of them.
-        if self.options.keep_best and not record.get("rolled_back"):
-            measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
-            if self.best is None or measure > self.best["measure"]:
-                with self.averaged():
-                    weights, *others = (_copied(module.state_dict()) for module in (self.network, *self.preprocessing))
-                self.best = {"epoch": epochs, "measure": measure, "network": weights, "preprocessing": others}
-        if self.path is None:
-            return
-        instruments = [instrument.state_dict() for instrument in self.trainer.instruments]  # by all processes together
-        if not processes.is_main:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "settings": self.settings,
-            "seed": self.seed,
-            "epochs": epochs,
-            "history": self.trainer.history,
-            "network": self.network.state_dict(),
-            "preprocessing": [module.state_dict() for module in self.preprocessing],
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "method": self.trainer.state_dict(),
-            "instruments": instruments,
-            "order": [generator.get_state() for generator in self.order],
-            "best": self.best,
-            "average": None if self.average is None else self.average.averages,
-        }
-        save_state(self.path, state)
-
-    def restore_best(self) -> None:
-        if self.best is not None:
-            self.network.load_state_dict(self.best["network"])
-            self._load_preprocessing(self.best)
-            logger.info("kept the weights of epoch %d", self.best["epoch"])
-
-    def _load(self, path: Path, nb_epochs: int) -> int:
-        state = load_state(path)
-        if not isinstance(state, dict) or not {"settings", "network", "epochs", "method"} <= state.keys():
-            raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
-        # What earlier checkpoints do not name was not there.
-        defaults = {name: str(value) for name, value in asdict(TrainingOptions()).items()}
-        written = {"preprocessing": "[]", **defaults, **state["settings"]}
-        for name, now in self.settings.items():
-            then = _text(written.get(name))
-            if then != now:
-                raise ValueError(f"resume: {path} was written with {name} {then}, but this run has {now}.")
-        epochs, order = int(state["epochs"]), state.get("order")
-        if epochs > nb_epochs:
-            raise ValueError(f"nb_epochs: got {nb_epochs}, but {path} holds {epochs}, expected at least as many.")
-        order = [] if order is None else [order] if isinstance(order, Tensor) else order  # as earlier ones have it
-        if len(order) != len(self.order):
-            raise ValueError(
-                f"resume: {path} was written with {len(order)} random generators of the loader, but this run has "
-                f"{len(self.order)}."
-            )
-        self.network.load_state_dict(state["network"])
-        self._load_preprocessing(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        align_state(self.optimizer)
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(_typed_like(state["scheduler"], self.scheduler.state_dict()))
-        for generator, saved in zip(self.order, order, strict=True):
-            generator.set_state(saved)
-        for instrument, saved in zip(self.trainer.instruments, state["instruments"], strict=True):
-            instrument.load_state_dict(saved)
-        self.trainer.load_state_dict(state["method"])
-        self.trainer.history = state["history"]
-        self.best, self.seed = state["best"], state["seed"]
-        self._earlier_averages = state.get("average")
-        return epochs
-
-    def _load_preprocessing(self, state: dict[str, Any]) -> None:
-        for module, weights in zip(self.preprocessing, state.get("preprocessing", ()), strict=True):
-            module.load_state_dict(weights)
-
-    def _settings(self, data: dict[str, int]) -> dict[str, str]:
-        """What must be the same for a checkpoint to be continued; nb_epochs may grow."""
-        trainer, ignored = self.trainer, {"checkpoint_dir", "resume", "seed"}
-        described: dict[str, Any] = {"method": type(trainer).__name__, **trainer.parameters}
-        described |= {f.name: asdict(self.options)[f.name] for f in fields(self.options) if f.name not in ignored}
-        if self.options.seed is not None:
-            described["seed"] = self.options.seed
-        described["instruments"] = list(trainer.instruments)
-        described["optimizer"] = f"{type(self.optimizer).__name__} {self.optimizer.defaults}"
-        described["scheduler"] = type(self.scheduler).__name__
-        described["weights"] = {name: tuple(t.shape) for name, t in _tensors(self.network.state_dict()).items()}
-        described["preprocessing"] = self.preprocessing
-        return {name: _text(value) for name, value in (described | data).items()}
-
-    def same_in_all(self, nb_epochs: int, whole: Batch | None, validation: Batch | None) -> dict[str, str]:
-        """What must be the same in all processes; the weights need not, as the first process's count."""
-        settings = {**self.settings, "nb_epochs": str(nb_epochs), "resume": str(self.options.resume)}
-        for number, group in enumerate(self.optimizer.param_groups):
-            shapes = [tuple(weight.shape) for weight in group["params"]]
-            settings[f"optimizer, group {number}"] = _text({**group, "params": shapes})
-        if hasattr(self.scheduler, "state_dict"):
-            settings["scheduler, state"] = _text(self.scheduler.state_dict())
-        names = ("x", "y", "validation_data[0]", "validation_data[1]")
-        for name, tensor in zip(names, (*(whole or (None, None)), *(validation or (None, None))), strict=True):
-            settings[f"{name}, checksum"] = "none" if tensor is None else str(_checksum(tensor))
-        return settings
-
-
-_OF_ONE_PROCESS = re.compile(r" at 0x[0-9a-fA-F]+|, device='\w+(:\d+)?'")
-
-
-def _text(value: Any) -> str:
-    """A setting as text, without memory addresses and devices: two processes differ in them, and a resumed run too."""
-    return _OF_ONE_PROCESS.sub("", str(value))
-
-
 @contextmanager
 def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
     """A context within which no weights of these modules get gradients."""
@@ -879,21 +855,29 @@ def _frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _copied(weights: dict[str, Any]) -> dict[str, Any]:
-    return copy.deepcopy({**weights, **{name: tensor.detach() for name, tensor in _tensors(weights).items()}})
-
-
-def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Those of a state dict, which holds other things where modules have an extra state."""
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
 def _generators_of(loader: object) -> list[torch.Generator]:
     """What a loader, or its samplers, draw from; each once."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
+def _batch_sizes(samples: int, batch_size: int, drop_last: bool) -> set[int]:
+    """Which numbers of samples the batches of an epoch have."""
+    whole, last = divmod(samples, batch_size)
+    return ({batch_size} if whole else set()) | ({last} if last and not drop_last else set())
+
+
+def _batch_sizes_of(loader: object) -> set[int]:
+    """Those of a ``DataLoader`` with torch's own batches; of others none is known before they come."""
+    if not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return set()
+    try:
+        samples = len(loader.sampler)  # type: ignore[arg-type]
+    except TypeError:  # a stream
+        return set()
+    return _batch_sizes(samples, loader.batch_size, loader.drop_last)
 
 
 def _checked_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
@@ -903,23 +887,6 @@ def _checked_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument,
     if len(set(map(id, given))) < len(given):
         raise ValueError(f"instruments: got one object twice in {list(given)}, expected each once.")
     return given
-
-
-def _step_scheduler(scheduler: Any, loss: float) -> None:
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(loss)
-    else:
-        scheduler.step()
-
-
-def _typed_like(saved: Any, template: Any) -> Any:
-    """``saved`` with the types of ``template``: a file keeps no subclasses of dict, such as a scheduler's Counter."""
-    if isinstance(template, dict) and isinstance(saved, dict):
-        entries = {key: _typed_like(value, template.get(key)) for key, value in saved.items()}
-        return type(template)(entries)
-    if isinstance(template, list) and isinstance(saved, list) and len(saved) == len(template):
-        return [_typed_like(*pair) for pair in zip(saved, template, strict=True)]
-    return saved
 
 
 def _without(parameters: Iterable[nn.Parameter], left_out: list[nn.Parameter]) -> list[nn.Parameter]:
@@ -970,10 +937,6 @@ def _spread(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.cpu().contiguous().numpy().data)
-
-
 def _alike(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
     """A loader's batches, once it is known that they are the same in all processes; also that they end together."""
     if processes.count == 1:
@@ -981,7 +944,7 @@ def _alike(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
         return
     samples, labels = "loader, samples in a batch (0 after the last)", "loader, checksum of a batch's labels"
     for x, y in batches:
-        processes.check_same({samples: len(x), labels: _checksum(y)})
+        processes.check_same({samples: len(x), labels: checksum(y)})
         yield x, y
     processes.check_same({samples: 0, labels: 0})
 

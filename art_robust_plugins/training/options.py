@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..checks import check_choice, check_count, check_flag, check_number, check_seed, check_share
+from ..checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_seed,
+    check_share,
+    is_number,
+    plain_number,
+)
 from .augmentation import Augmentation
 from .compiling import Compile
 from .schedules import Schedule
@@ -36,7 +44,8 @@ class TrainingOptions:
         augmentation: of the images of each batch, on the device, before the method sees them: ``"flip"`` mirrors each
             from left to right with probability 1/2, ``"crop-flip"`` also takes a random crop of its size from it with
             ``crop_padding`` pixels around it. Each image is changed by itself; validation data are not.
-        crop_padding: pixels on each side, which hold the lower clip value (0 without clip_values).
+        crop_padding: pixels on each side, which hold the lower clip value (0 without clip_values, or with infinite
+            ones).
         mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
         channels_last: keep weights and images in this memory format while training, which most convolutions compute
             faster in.
@@ -51,7 +60,9 @@ class TrainingOptions:
             results differ by rounding.
         accumulation_steps: cut each batch into so many parts, whose gradients are added up before the optimizer's step:
             the gradient of the whole batch for the memory of a part. What looks at a whole batch sees the parts (batch
-            normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers.
+            normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers. A loss
+            of the classifier that is not the mean over samples (with a sum, weights, an ``ignore_index``, or terms
+            that couple samples) is refused, here as with several processes; the terms of a method are not looked at.
         max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
         ema_decay: keep an exponential moving average of the weights, a <- decay a + (1 - decay) w after each step, from
             the first weights on; it spans about 1 / (1 - decay) steps, and fewer in all leave it near the start. It is
@@ -59,13 +70,23 @@ class TrainingOptions:
             the trained weights). Of everything that the optimizer trains an average is kept; buffers (batch
             normalisation's running statistics) are the trained network's. A method that goes back to earlier weights
             starts the average anew from them.
+        freeze_batch_norm: batch normalisations that stay in evaluation mode while the rest trains, as a network that
+            is fine-tuned may want: they compute with their running statistics, and keep them; their weights are
+            trained as any others. True for all of them, or patterns of their names (``["backbone.*"]``). The mode that
+            a layer is in before ``fit`` says nothing, as ART's ``predict`` puts all layers into evaluation mode.
         validation_steps: PGD steps of the robust validation accuracy, which is measured in passes of at most as many
             images as those of training (small ones cost time), on which its random starts depend.
         keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
-        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on.
+        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on. One training at a
+            time holds the folder; another one is refused.
         resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
             was never interrupted (on a CPU bit for bit, on a GPU as nearly as two runs with one seed do). Without it,
-            a checkpoint that is already there is an error.
+            a checkpoint that is already there is an error. A run that is made of something else is refused, and leaves
+            network and optimizer as they were. Compared are the data's content (of a loader what `fit_loader` says),
+            the network's modules, attributes and outputs, loss, preprocessing, clip_values, parameter groups (order
+            and initial hyper-parameters), scheduler, method, instruments, and the code of one's own methods, losses,
+            schedules, and of modules that ask whether they train (within one version of Python). Not compared: other
+            code that acts in training alone, whole numbers among a module's attributes, versions of libraries.
 
     Raises:
         ValueError: for a value outside its range.
@@ -88,6 +109,7 @@ class TrainingOptions:
     accumulation_steps: int = 1
     max_gradient_norm: float | None = None
     ema_decay: float | None = None
+    freeze_batch_norm: bool | Sequence[str] = False
     validation_steps: int = 10
     keep_best: bool = False
     checkpoint_dir: str | Path | None = None
@@ -100,10 +122,10 @@ class TrainingOptions:
         check_choice("schedule", self.schedule, get_args(Schedule))
         self._check_schedule()
         check_choice("augmentation", self.augmentation, get_args(Augmentation))
-        check_count("crop_padding", self.crop_padding)
         check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
         check_choice("compile", self.compile, get_args(Compile))
-        check_count("accumulation_steps", self.accumulation_steps)
+        for name in ("crop_padding", "accumulation_steps", "validation_steps"):
+            check_count(name, getattr(self, name))
         if self.accumulation_steps > 1 and self.compile == "reduce-overhead":
             raise ValueError(
                 f"accumulation_steps: got {self.accumulation_steps} with compile 'reduce-overhead', whose memory holds "
@@ -115,16 +137,28 @@ class TrainingOptions:
             check_number("max_gradient_norm", self.max_gradient_norm)
         if self.ema_decay is not None:
             check_share("ema_decay", self.ema_decay)
-        check_count("validation_steps", self.validation_steps)
+        self._check_freezing()
         if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, str | Path):
             raise ValueError(f"checkpoint_dir: got {self.checkpoint_dir!r}, expected a folder's path, or None.")
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
+        for field in fields(self):  # one form, which checkpoints compare
+            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
 
     @property
     def scheduler_per_step(self) -> bool:
         """Whether the scheduler's ``step`` is called after each step rather than after each epoch."""
         return self.schedule != "constant" or self.scheduler_interval == "step"
+
+    def _check_freezing(self) -> None:
+        frozen = self.freeze_batch_norm
+        if isinstance(frozen, bool):
+            return
+        if isinstance(frozen, str) or not isinstance(frozen, Sequence) or not all(isinstance(f, str) for f in frozen):
+            raise ValueError(
+                f"freeze_batch_norm: got {frozen!r}, expected True, False, or a list of names such as ['backbone.*']."
+            )
+        object.__setattr__(self, "freeze_batch_norm", tuple(frozen))
 
     def _check_schedule(self) -> None:
         check_number("warmup_epochs", self.warmup_epochs, zero=True)
@@ -133,7 +167,7 @@ class TrainingOptions:
                 f"warmup_epochs: got {self.warmup_epochs} with schedule {self.schedule!r}, expected it with 'cosine'."
             )
         given = self.milestones if isinstance(self.milestones, Sequence) else ()
-        numbers = [m for m in given if isinstance(m, Real) and 0 < float(m) < math.inf]
+        numbers = [plain_number(m) for m in given if is_number(m) and 0 < float(m) < math.inf]
         if len(numbers) < len(given) or given is not self.milestones or sorted(set(numbers)) != numbers:
             raise ValueError(f"milestones: got {self.milestones!r}, expected increasing positive numbers of epochs.")
         if (self.schedule == "piecewise") != bool(given):

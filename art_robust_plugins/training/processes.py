@@ -6,14 +6,18 @@ What is done with a whole batch before it reaches the method (its choice, augmen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
 
 from ..bridge import processes_of
+from ..files import remove_temporaries
+from ..fingerprints import excerpts_at_difference
+from ..locks import check_output_folder, locked_folder
 from ..randomness import seed_torch
 from .memory_format import layout_of
 
@@ -118,6 +122,50 @@ class Processes:
         for name in dict.fromkeys(name for each in gathered for name in each):
             _check_equal(name, [each.get(name, "none") for each in gathered])
 
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise this process's ``error``, or say in the others that one was raised; nothing where no process has one.
+
+        All processes call it, so that none waits for one that has given up.
+        """
+        if self.count > 1:
+            found: list[str | None] = [None] * self.count
+            with self._together():
+                distributed.all_gather_object(found, None if error is None else str(error))
+            said = next((each for each in found if each is not None), None)
+            if error is None and said is not None:
+                raise ValueError(said)
+        if error is not None:
+            raise error
+
+    def do_in_main(self, work: Callable[[], object]) -> None:
+        """Do something in the main process; what it raises is raised in all.
+
+        Only errors of files and of values are expected of it.
+        """
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                work()
+            except (OSError, ValueError) as raised:
+                error = raised
+        self.raise_together(error)
+
+    @contextmanager
+    def held_folder(self, name: str, folder: str | Path, purpose: str, files: Collection[str]) -> Iterator[None]:
+        """A context in which these processes alone write ``files`` in a folder; see `locked_folder`.
+
+        What killed processes left of these files is removed.
+        """
+        with ExitStack() as stack:
+
+            def hold() -> None:
+                check_output_folder(name, folder, files)
+                stack.enter_context(locked_folder(name, folder, purpose))
+                remove_temporaries(folder, files)
+
+            self.do_in_main(hold)
+            yield
+
     def seed_own_noise(self, seed: int) -> None:
         """Begin the random numbers of `exchanged_noise`."""
         if self.count > 1:
@@ -169,19 +217,10 @@ def _check_equal(name: str, values: Sequence[str]) -> None:
     first = values[0]
     for index, value in enumerate(values):
         if value != first:
-            pairs = enumerate(zip(first, value, strict=False))
-            at = next((place for place, (a, b) in pairs if a != b), min(len(first), len(value)))
+            here, there = excerpts_at_difference(first, value)
             raise ValueError(
-                f"{name}: got {_excerpt(first, at)} in process 0 and {_excerpt(value, at)} in process {index}, "
-                f"expected the same in all processes."
+                f"{name}: got {here} in process 0 and {there} in process {index}, expected the same in all processes."
             )
-
-
-def _excerpt(text: str, at: int, width: int = 60) -> str:
-    """A text, or of a long one what stands around the position ``at``."""
-    start = max(0, min(at - width // 2, len(text) - width))
-    end = start + width
-    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"
 
 
 @dataclass(frozen=True)

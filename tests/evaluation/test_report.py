@@ -19,16 +19,10 @@ from torch import nn
 
 from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel, WeightMapPreprocessor
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, save_comparison
-from art_robust_plugins.evaluation.page import (
-    certificate_text,
-    class_note,
-    class_rows,
-    comparison_figure,
-    curve_figure,
-    curve_rows,
-    interval,
-    robust_label,
-)
+from art_robust_plugins.evaluation.rendering.figures import comparison_figure, curve_figure
+from art_robust_plugins.evaluation.rendering.labels import certificate_text, interval, robust_label
+from art_robust_plugins.evaluation.rendering.tables import class_note, class_rows, curve_rows
+from art_robust_plugins.sealed import seal
 
 from .conftest import Data, custom, step, strong, trained, wrap
 
@@ -76,7 +70,7 @@ def test_broken_and_foreign_files_are_refused(report: EvaluationReport, tmp_path
     good = arrays.read_bytes(), described.read_text()
 
     for earlier in ("report 1", "report 2"):
-        described.write_text(good[1].replace("report 3", earlier))
+        described.write_text(good[1].replace("report 4", earlier))
         refused(r"report\.json: got a report of an earlier version; evaluate again\.")
     described.write_text("{}")
     refused(r"report\.json: got a file of another kind")
@@ -84,8 +78,8 @@ def test_broken_and_foreign_files_are_refused(report: EvaluationReport, tmp_path
     refused(r"report\.json")
     data = json.loads(good[1])
     del data["settings"]
-    described.write_text(json.dumps(data))
-    refused(r"report\.json: got a damaged report")
+    described.write_text(json.dumps(seal(data)))
+    refused(r"report\.json: settings: got no such entry")
     described.write_text(good[1])
     arrays.write_bytes(good[0][:-10])
     refused(r"arrays\.safetensors")

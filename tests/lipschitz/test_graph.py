@@ -283,18 +283,6 @@ def test_bound_holds(name):
 # Refusals, by name
 
 
-def layer_norm():
-    return nn.Sequential(nn.Flatten(), nn.LayerNorm(192), nn.Linear(192, 4))
-
-
-def group_norm():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), head(144))
-
-
-def instance_norm():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), head(144))
-
-
 def attention():
     return Network(
         lambda x, a, last: last(a(x.flatten(2), x.flatten(2), x.flatten(2))[0]),
@@ -326,19 +314,15 @@ def of_input(function, message):
 
 
 REFUSED = {
-    "layer norm": (
-        layer_norm,
-        r"aten.native_layer_norm.default \(node 'native_layer_norm', module '1'\).*register one",
-    ),
-    "group norm": (group_norm, r"aten.native_group_norm.default .*module '1'"),
-    "instance norm": (instance_norm, r"aten._native_batch_norm_legit.no_stats .*module '1'"),
     "attention": (attention, r"aten.bmm.default .*module 'parts.0'\): a product of two activations"),
     "squeeze-excite": (squeeze_excite, r"aten.mul.Tensor \(node 'mul', the network's own forward\): a product"),
     "batch statistics": (batch_norm_without_statistics, r"aten._native_batch_norm_legit.no_stats .*module '1'"),
     "exp": of_input(torch.exp, r"aten.exp.default \(node 'exp'.*@lipschitz_rule\(torch.ops.aten.exp.default\)"),
     "power": of_input(lambda x: x**2, "aten.pow.Tensor_Scalar"),
-    "normalise": of_input(lambda x: functional.normalize(x, dim=1), "aten.linalg_vector_norm.default"),
-    "quotient": of_input(lambda x: x / (1 + x.abs()), "a division by what depends on the network's input"),
+    "normalise": of_input(
+        lambda x: functional.normalize(x, dim=1), "a division by what depends on the network's input"
+    ),
+    "quotient": of_input(lambda x: x / (2 + x.sin()), "a division by what depends on the network's input"),
     "jump": of_input(lambda x: torch.where(x > 0, x, 1 - x), "aten.gt.Scalar"),
     "half": of_input(lambda x: x.half().float(), "a conversion to torch.float16"),
     "dropout": of_input(lambda x: functional.dropout(x, training=True), "dropout acts in evaluation mode"),
@@ -355,7 +339,7 @@ REFUSED = {
         lambda x: functional.softplus(x, 1, 0), "with beta 1 it jumps at its threshold of 0"
     ),
     "complex numbers": of_input(lambda x: (x * (1 + 1j)).abs(), "complex numbers, expected real ones"),
-    "lookup": of_input(lambda x: torch.arange(8.0)[x.round().long()], "has no Lipschitz rule|a conversion to"),
+    "lookup": of_input(lambda x: torch.arange(8.0)[x.round().long()], "may jump"),
 }
 
 
@@ -382,7 +366,7 @@ class Counter(nn.Module):
     ("network", "message"),
     [
         (Network(lambda x, last: last(x if x.sum() > 0 else -x), head(192)), "network: torch.export cannot trace it"),
-        (Network(lambda x, last: last(x - x.mean(0)), head(192)), "network: its outputs for two samples together"),
+        (Network(lambda x, last: last(x - x.mean(0)), head(192)), "network: its outputs for several samples"),
         (Network(lambda x, last: (last(x), x), head(192)), "network: it returns 2 values"),
         (nn.Conv2d(3, 4, 3), r"network: its output for one sample has shape \(1, 4, 6, 6\)"),
         (Counter(), "network: its forward changes the buffers calls"),
@@ -495,7 +479,7 @@ def test_samples_that_are_mixed_in_some_range_only():
     def forward(x, last):
         return last(x + torch.relu(x - 3).roll(1, 0))
 
-    with pytest.raises(ValueError, match="its outputs for two samples together are not those for each alone"):
+    with pytest.raises(ValueError, match="its outputs for several samples"):
         LipschitzGraph(Network(forward, head(192)).eval(), IMAGE)
 
 

@@ -388,7 +388,7 @@ ranges = st.sampled_from([(0, 1), (0, 255), (-1, 1), PER_FEATURE, None])
 @given(
     norm=st.sampled_from(["Linf", "L2", "L1"]),
     limits=ranges,
-    share=st.floats(0.001, 2),
+    share=st.floats(0.001, 0.99),
     stride=st.none() | st.floats(0.01, 5),
     radius=st.floats(0.05, 2),
     steps=st.integers(1, 4),
@@ -425,7 +425,7 @@ def test_points_stay_in_their_balls_and_in_the_range(
         estimator,
         threat=threat,
         steps=steps,
-        step_size=None if stride is None else stride * threat.eps,
+        step_size=None if stride is None else min(stride * threat.eps, 0.99 * width),
         radius=radius,
         start=start,
         global_loss=global_loss,

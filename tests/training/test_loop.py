@@ -729,7 +729,11 @@ REFUSED = [
     ({"x": X[:0], "y": Y[:0]}, "x: got no samples, expected at least one."),
     ({"x": X.astype(str)}, "x: got values of type <U32, expected numbers."),
     ({"y": ONE_HOT_OF_9}, "y: got labels of shape (600, 9), expected class indices (N,) or one-hot rows (N, 10)."),
-    ({"y": np.full((600, 10), 0.1)}, "y: got rows that are not one-hot, expected a single 1 in each and 0 elsewhere."),
+    (
+        {"y": np.full((600, 10), 0.2)},
+        "y: got [0.2, 0.2, 0.2, 0.2, ...] in row 0, expected class indices, one-hot rows, or probabilities, not "
+        "negative and with sum 1.",
+    ),
     ({"y": Y + 1}, "y: got labels from 1 to 10, expected 0 to 9."),
     ({"y": Y + 0.5}, "y: got labels that are not whole numbers, expected class indices."),
     ({"y": Y[:-1]}, "y: got 599 labels for 600 samples, expected one for each."),
@@ -795,7 +799,7 @@ def test_unfit_classifiers_are_refused() -> None:
     [
         ({"scheduler_interval": "batch"}, "scheduler_interval: got 'batch', expected one of 'epoch', 'step'."),
         ({"mixed_precision": "fp16"}, "mixed_precision: got 'fp16', expected one of 'no', 'bf16'."),
-        ({"seed": -1}, "seed: got -1, expected a whole number that is not negative, or None."),
+        ({"seed": -1}, "seed: got -1, expected a whole number from 0 to 2**63 - 1."),
         ({"max_gradient_norm": 0}, "max_gradient_norm: got 0, expected a positive number."),
         ({"validation_steps": 0}, "validation_steps: got 0, expected a positive whole number."),
         ({"resume": True}, "resume: got True without checkpoint_dir, expected the folder of the run to continue."),

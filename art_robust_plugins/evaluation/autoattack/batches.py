@@ -69,7 +69,7 @@ class Passes:
     """Runs a network, and what surrounds it, on physical batches. What does not fit into memory is halved.
 
     Args:
-        model: images in [0, 1] -> logits.
+        model: images in [0, 1] -> logits; it gets copies of them, which it may change.
         size: the largest number of images in a pass.
         precision: gradients are computed with autocast in this type; None for the network's own.
     """
@@ -116,10 +116,16 @@ class Passes:
         """
         return self.size if x.device.type == "cuda" else min(self.size, max(BUSY // x[0].numel(), 1))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's logits of a copy of ``x``, in one pass."""
+        logits: Tensor = self.model(x.clone())
+        return logits
+
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """The logits [N, classes] of images [N, ...]."""
-        return self.over(len(x), lambda part: (self.model(x[part]),))[0]
+        # Networks that take gradients inside may hand out their graph.
+        return self.over(len(x), lambda part: (self.forward(x[part]).detach(),))[0]
 
     def gradient(self, x: Tensor, objective: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [N, classes] of images ``x`` [N, ...], a value [N] of each, and its gradient [N, ...].
@@ -131,7 +137,7 @@ class Passes:
             images = x[part].detach().requires_grad_()
             with torch.enable_grad():
                 with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
-                    logits = self.model(images)
+                    logits = self.forward(images)
                 values = objective(logits.float(), part)
                 (gradient,) = torch.autograd.grad(values.sum(), images)
             return logits.detach().float(), values.detach(), gradient.contiguous()
@@ -141,8 +147,11 @@ class Passes:
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether the class of each row of ``logits`` [N, classes] is not ``y`` [N]; logits with NaN belong to no class."""
-    return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1)
+    """Whether the class of each row of ``logits`` [N, classes] is not ``y`` [N].
+
+    Logits with NaN, and logits that are the same for all classes, belong to no class.
+    """
+    return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1) | (logits == logits[:, :1]).all(dim=1)
 
 
 def widened(values: Tensor, like: Tensor) -> Tensor:

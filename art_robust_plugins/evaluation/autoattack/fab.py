@@ -168,14 +168,14 @@ class FAB:
         weight = (here / (here + clean)).clamp(0, self.alpha_max)
         new = (at + self.eta * from_here) * (1 - weight) + (x + from_clean * self.eta) * weight
         new = new.clamp(0, 1)
-        wrong = misclassified(self.passes.model(new), y)
+        wrong = misclassified(self.passes.forward(new), y)
         return torch.where(widened(wrong, new), x + (new - x) * self.beta, new), new, wrong
 
     def _boundary(self, at: Tensor, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """z_t - z_y and its gradient, for the target class t or for the one whose boundary is the nearest."""
         images = at.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self.passes.model(images)
+            logits = self.passes.forward(images)
             own = logits.gather(1, y[:, None])
             if target is not None:
                 difference = -(own - logits.gather(1, target[:, None]))[:, 0]

@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import functional
 
-from ...bridge import class_logits
+from ...bridge import check_threat, class_logits
 from ...checks import check_choice, check_count, check_number
 from ...threat import ThreatModel, clip
 from ..instruments import Instrument
@@ -85,13 +85,15 @@ class AdversarialTrainer(RobustTrainer):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
         check_choice("start", start, get_args(Start))
         check_choice("overfitting", overfitting, get_args(Action))
-        check_number("eps_warmup_epochs", eps_warmup_epochs, zero=True)
         self.steps = check_count("steps", steps)
-        self.step_size = default_step(steps) * threat.eps if step_size is None else step_size
-        check_number("step_size", self.step_size)
-        self.start, self.eps_warmup_epochs, self.overfitting = start, eps_warmup_epochs, overfitting
+        own_size = default_step(self.steps) * threat.eps
+        self.step_size = own_size if step_size is None else check_number("step_size", step_size)
+        self.eps_warmup_epochs = check_number("eps_warmup_epochs", eps_warmup_epochs, zero=True)
+        self.start, self.overfitting = start, overfitting
         self._watch = OverfittingWatch(self, overfitting)
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
+        if step_size is not None:
+            check_threat(threat, classifier, name="step_size", value=self.step_size)
 
     @property
     @abstractmethod
@@ -130,10 +132,9 @@ class AdversarialTrainer(RobustTrainer):
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
         """A context for making points: the network is in evaluation mode within it, and in training mode after it."""
-        network = self.classifier.model
-        network.eval()
+        self.classifier.model.eval()
         yield
-        network.train()
+        self.enter_training_mode()
         # Some versions of torch keep weights that autocast cast without gradients, and use them where they are needed.
         torch.clear_autocast_cache()
 
@@ -157,6 +158,13 @@ class AdversarialTrainer(RobustTrainer):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the state of an earlier run, as `state_dict` gave it."""
         self._watch.load_state_dict(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_watch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._watch = OverfittingWatch(self, state["overfitting"])
+        super().__setstate__(state)
 
 
 def default_step(steps: int) -> float:

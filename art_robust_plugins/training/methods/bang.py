@@ -26,7 +26,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ...checks import check_number, to_float
+from ...checks import check_number, plain_number, to_float
 from ...threat import ThreatModel
 from ..instruments import Instrument, LayerPattern, in_order, select_modules
 from ..instruments.misclassified import ForwardPass
@@ -134,7 +134,7 @@ class BANG(Instrument):
             self.layers = dict.fromkeys([layers] if isinstance(layers, str) else in_order(layers), self.setting)
         if cap is not None and not to_float(cap) >= 1:
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
-        self.cap = cap
+        self.cap = plain_number(cap)
         self._labels: Tensor | None = None
         self._forward_pass: ForwardPass | None = None
 
@@ -295,7 +295,8 @@ class BANGTrainer(RobustTrainer):
         bang = BANG(beta, epsilon, ratio, layers=layers, cap=cap)
         if layers is not None and not isinstance(layers, Mapping):
             layers = list(bang.layers or ())
-        self.beta, self.epsilon, self.ratio, self.layers, self.cap = beta, epsilon, ratio, layers, cap
+        self.beta, self.epsilon, self.ratio = bang.setting.beta, bang.setting.epsilon, bang.setting.ratio
+        self.layers, self.cap = layers, bang.cap
         super().__init__(classifier, threat=threat, instruments=(bang, *instruments), options=options)
         bang.adjusted_layers(classifier.model)
 

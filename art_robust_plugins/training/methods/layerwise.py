@@ -25,7 +25,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ...checks import check_flag, check_number
+from ...checks import check_flag, check_number, plain_number
 from ...threat import ThreatModel
 from ..instruments import Instrument, LayerPattern, in_order, select_modules
 from ..instruments.blocks import CONVOLUTIONS, NORMALISATIONS, ConvolutionBlocks
@@ -121,7 +121,7 @@ class Layerwise(Instrument):
                 raise ValueError(f"state: got the layer {strange[0]!r}, expected those that {self} perturbs here.")
             if self.eps > 0:
                 for name, module in candidates.items():
-                    handles.append(module.register_forward_hook(partial(self._after_layer, name)))
+                    handles.append(module.register_forward_hook(partial(self._after_layer, network, name)))
                 handles.append(network.register_forward_pre_hook(lambda root, _: self._begin_pass(root.training)))
             yield self
         finally:
@@ -198,9 +198,12 @@ class Layerwise(Instrument):
             self._step.passes += 1
             self._step.calls.clear()
 
-    def _after_layer(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
+    def _after_layer(
+        self, network: nn.Module, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any
+    ) -> Tensor | None:
         """The forward hook of a layer: h~ in place of h."""
-        if not module.training or not torch.is_grad_enabled():
+        # A frozen batch normalisation is in evaluation mode while the network trains.
+        if not (module.training or network.training) or not torch.is_grad_enabled():
             return None
         if self.layers is None and self._chosen is None:
             if not self._blocks.may_end(name, module, inputs, output):
@@ -328,7 +331,7 @@ class LayerwiseAdversarialTrainer(RobustTrainer):
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
         layerwise = Layerwise(eps, layers=layers, relative=relative)
-        self.eps, self.layers, self.relative = eps, layerwise.layers, relative
+        self.eps, self.layers, self.relative = plain_number(eps), layerwise.layers, relative
         super().__init__(classifier, threat=threat, instruments=(layerwise, *instruments), options=options)
         layerwise.candidate_layers(classifier.model)
 

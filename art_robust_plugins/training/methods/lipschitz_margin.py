@@ -23,8 +23,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ...bridge import device_of, preprocessing_modules
-from ...checks import check_choice, check_number
+from ...bridge import check_threat, device_of, preprocessing_modules
+from ...checks import check_choice, check_number, plain_number
 from ...lipschitz import LipschitzGraph, batch_variances
 from ...lipschitz.preprocessing import bounded_network
 from ...threat import ThreatModel
@@ -81,7 +81,8 @@ class LipschitzMarginTrainer(RobustTrainer):
         graph: the network's graph, with the state of the power iterations.
 
     Raises:
-        ValueError: for numbers outside their range; other preprocessing, or a map that acts in ``predict`` alone; a
+        ValueError: for numbers outside their range, a c that no two inputs within ``clip_values`` are apart among
+            them; other preprocessing, or a map that acts in ``predict`` alone; a
             network that cannot be traced; labels that are not class indices, as mixup makes them.
         NoLipschitzRuleError: (a ValueError) for a network with an operation that has no Lipschitz bound, by name.
 
@@ -119,7 +120,10 @@ class LipschitzMarginTrainer(RobustTrainer):
         for name, value in {"c": c, "c_warmup_epochs": c_warmup_epochs, "c_start": c_start}.items():
             check_number(name, value, zero=True)
         check_choice("margin", margin, get_args(Margin))
-        self.c, self.c_warmup_epochs, self.c_start, self.margin = c, c_warmup_epochs, c_start, margin
+        self.c: float = plain_number(c)
+        self.c_warmup_epochs: float = plain_number(c_warmup_epochs)
+        self.c_start: float = plain_number(c_start)
+        self.margin = margin
         self._traced: tuple[object, ...] = ()
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
 
@@ -133,7 +137,10 @@ class LipschitzMarginTrainer(RobustTrainer):
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The classifier's own loss of the logits with the margin."""
         if y.dim() == 2:
-            raise ValueError("y: got class probabilities, expected class indices; leave out mixup and the like.")
+            raise ValueError(
+                "y: got class probabilities, of which none is the class whose margin counts, expected class indices; "
+                "leave out mixup and the like."
+            )
         with batch_variances(self.classifier.model) as variances:
             logits = self.logits(x)
         bound = self.graph.estimate(variances)
@@ -151,8 +158,26 @@ class LipschitzMarginTrainer(RobustTrainer):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.graph.vectors.update(state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The graph cannot be pickled: a copy traces its own network, and goes on from the same vectors."""
+        state = {name: value for name, value in super().__getstate__().items() if name != "graph"}
+        return {**state, "_traced": (), "_vectors": dict(self.graph.vectors)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = dict(state)
+        vectors = {name: vector.detach().clone() for name, vector in own.pop("_vectors").items()}
+        super().__setstate__(own)
+        self.load_state_dict(vectors)
+
     def prepare(self) -> None:
         super().prepare()
+        if self._module.single:
+            raise ValueError(
+                "classifier: its network has one output, expected a logit for each class: nn.Linear(1, 2) after it, "
+                "with weight [[0], [1]] and bias 0, gives two, for CrossEntropyLoss."
+            )
+        for name, radius in {"c": self.c, "c_start": self.c_start}.items():
+            check_threat(ThreatModel("L2", 1.0), self.classifier, name=name, value=radius)
         network, mean_std = bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
         parts: list[nn.Module] = [self.classifier.model, *preprocessing_modules(self.classifier)]

@@ -118,11 +118,12 @@ class LocalBallTrainer(AdversarialTrainer):
         check_flag("within_threat", within_threat)
         self.uses_kl = global_loss == "kl"
         self.global_loss, self.within_threat = global_loss, within_threat
-        self.global_weight = (6.0 if self.uses_kl else 1.0) if global_weight is None else global_weight
-        self.clean_weight = (1.0 if self.uses_kl else 0.0) if clean_weight is None else clean_weight
-        self.local_weight, self.radius = local_weight, check_number("radius", radius)
-        for name in ("global_weight", "local_weight", "clean_weight"):
-            check_number(name, getattr(self, name), zero=True)
+        global_weight = (6.0 if self.uses_kl else 1.0) if global_weight is None else global_weight
+        clean_weight = (1.0 if self.uses_kl else 0.0) if clean_weight is None else clean_weight
+        self.global_weight = check_number("global_weight", global_weight, zero=True)
+        self.local_weight = check_number("local_weight", local_weight, zero=True)
+        self.clean_weight = check_number("clean_weight", clean_weight, zero=True)
+        self.radius = check_number("radius", radius)
         if self.uses_kl and start == "none":
             raise ValueError("start: got 'none' with global_loss 'kl', whose gradient is 0 there, expected another.")
         if self.global_weight == 0 and self.local_weight == 0:

@@ -1,0 +1,78 @@
+"""The rows of tables that compare evaluations, and what keeps them from being compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..results import EvaluationResults
+from .labels import fast, mark, median_radius, range_text
+from .tables import setting_rows
+
+
+def accuracies(report: EvaluationResults) -> dict[str, float]:
+    """Clean accuracy, AutoAttack's where all of it ran, the worst case, the certified one, and then each attack's."""
+    standard = report.autoattack_accuracy
+    whole = {} if standard is None else {"AutoAttack (standard)": standard}
+    stages = {f"{result.name} {mark(result)}".rstrip(): result.robust_accuracy for result in report.attacks}
+    proven = {} if report.certified_accuracy is None else {"certified": report.certified_accuracy}
+    return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **proven, **stages}
+
+
+def compared_rows(reports: Mapping[str, EvaluationResults]) -> list[str]:
+    """The rows of a comparison: what any of the runs has, the totals first."""
+    names = dict.fromkeys(name for report in reports.values() for name in accuracies(report))
+    totals = [name for name in ("clean", "AutoAttack (standard)", "worst case", "certified") if name in names]
+    return [*totals, *(name for name in names if name not in totals)]
+
+
+def comparison_rows(reports: Mapping[str, EvaluationResults]) -> tuple[list[str], list[list[str]]]:
+    """A column for each run; a row for each attack that any of them ran."""
+    shown = [accuracies(report) for report in reports.values()]
+    rows = [
+        ["threat model", *(report.settings["threat"]["text"] for report in reports.values())],
+        ["points", *(str(report.settings["points"]) for report in reports.values())],
+    ]
+    if any(fast(report) for report in reports.values()):
+        rows.append(["level", *("fast, NOT standard" if fast(report) else "" for report in reports.values())])
+    for name in compared_rows(reports):
+        rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
+    if any(report.radii is not None for report in reports.values()):
+        rows.append(["median certified radius", *map(median_radius, reports.values())])
+    flags = [", ".join(flag.name for flag in report.flags) or "none" for report in reports.values()]
+    return ["", *reports], [*rows, ["flags", *flags]]
+
+
+def differences(reports: Mapping[str, EvaluationResults]) -> list[str]:
+    """What keeps the runs from being compared number by number."""
+    told: dict[str, Callable[[dict[str, Any]], object]] = {
+        "threat models": lambda s: s["threat"]["text"] + range_text(s),
+        "numbers of points": lambda s: s["points"],
+        "attacks": lambda s: s["attacks"],
+        "seeds or batch sizes": lambda s: (s["seed"], s["batch_size"]),
+        "attack libraries": lambda s: s["attack_library"],
+        "points known from a smaller eps": lambda s: s.get("reused", {}).get("eps"),
+    }
+    settings = [report.settings for report in reports.values()]
+    return [name for name, of in told.items() if len({json.dumps(of(s)) for s in settings}) > 1]
+
+
+def difference_note(reports: Mapping[str, EvaluationResults]) -> str:
+    found = differences(reports)
+    return f"The runs have different {', '.join(found)}: compare them with care." if found else ""
+
+
+def settings_columns(reports: Mapping[str, EvaluationResults]) -> tuple[list[str], list[list[str]]]:
+    columns = [setting_rows(report) for report in reports.values()]
+    rows = [[first[0], *(column[index][1] for column in columns)] for index, first in enumerate(columns[0])]
+    return ["setting", *reports], rows
+
+
+def by_units(reports: Mapping[str, EvaluationResults]) -> dict[str, dict[str, EvaluationResults]]:
+    """The runs by what their eps means: a radius of another norm or range has no place on the same axis."""
+    groups: dict[str, dict[str, EvaluationResults]] = {}
+    for name, report in reports.items():
+        unit = f"{report.settings['threat']['norm']}, inputs in {report.settings['clip_values']}"
+        groups.setdefault(unit, {})[name] = report
+    return groups

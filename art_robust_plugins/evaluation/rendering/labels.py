@@ -1,0 +1,127 @@
+"""Words for an evaluation: its title, and how each of its numbers is to be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..results import AttackResult, EvaluationResults
+
+
+def title(report: EvaluationResults) -> str:
+    """AutoAttack is named only where all of its stages ran, and nothing else did."""
+    settings = report.settings
+    threat = settings["threat"]["text"] + (", in a sweep over eps" if swept(report) else "")
+    if fast(report):
+        return f"Fast evaluation, NOT the standard one, {threat}"
+    if settings["autoattack"] and len(report.attacks) == 4:
+        return f"AutoAttack, {threat}"
+    return f"Robustness evaluation, {threat}"
+
+
+def range_text(settings: Mapping[str, Any]) -> str:
+    """The range of the inputs, by feature where they differ."""
+    return str(settings.get("clip_values_by_feature") or settings["clip_values"])
+
+
+def fast(report: EvaluationResults) -> bool:
+    """Whether stages of the fast level stand where AutoAttack's would."""
+    return bool(report.settings.get("fast")) and not report.settings["autoattack"]
+
+
+def swept(report: EvaluationResults) -> bool:
+    """Whether points that a smaller eps broke were not attacked again."""
+    return report.settings.get("reused") is not None
+
+
+def robust_label(report: EvaluationResults) -> str:
+    known = ", with points known from a smaller eps" if swept(report) else ""
+    if not any(result.bounded for result in report.attacks):
+        return "correct clean, and not broken within eps by any attack (not an adversarial accuracy)"
+    if report.settings["autoattack"] and len(report.attacks) == 4:
+        return f"robust accuracy, AutoAttack (standard){known}"
+    if fast(report):
+        return f"robust accuracy, fast level: NOT the standard evaluation{known}"
+    return f"robust accuracy, worst case over all attacks{known}"
+
+
+def worst_case_mark(report: EvaluationResults) -> str:
+    """How the worst case is to be read where it is not that of a whole evaluation at one eps."""
+    found = [*(["fast, NOT standard"] if fast(report) else []), *(["in a sweep"] if swept(report) else [])]
+    return f"({', '.join(found)})" if found else ""
+
+
+def totals(report: EvaluationResults) -> dict[str, float]:
+    certified = report.certified_accuracy
+    proven = {} if certified is None else {"certified": certified}
+    return {"clean": report.clean_accuracy, "worst case": report.robust_accuracy, **proven}
+
+
+def interval(report: EvaluationResults, accuracy: float) -> str:
+    """Wilson's 95 % confidence interval of an accuracy on this many points."""
+    n, z = report.settings["points"], 1.96
+    middle = accuracy + z * z / (2 * n)
+    reach = z * math.sqrt(accuracy * (1 - accuracy) / n + (z / (2 * n)) ** 2)
+    low, high = ((middle + sign * reach) / (1 + z * z / n) for sign in (-1, 1))
+    return f"{max(low, 0.0):.1%} to {min(high, 1.0):.1%}"
+
+
+def mark(result: AttackResult) -> str:
+    """How the accuracy of an attack that is not bound to the ball is to be read."""
+    return {"ball": "", "minimal": "(smallest change)", "none": "(own measure)"}[result.constraint]
+
+
+def constraint_notes(reports: Iterable[EvaluationResults]) -> list[str]:
+    """What the marks mean, one sentence for each that appears."""
+    found = {result.constraint for report in reports for result in report.attacks}
+    notes = {
+        "minimal": "Smallest change: the attack has no eps; its accuracy counts the images that it found within eps.",
+        "none": "Own measure: the attack has no eps; its accuracy counts every image that fools the network, the worst "
+        "case only those within eps.",
+    }
+    return [note for constraint, note in notes.items() if constraint in found]
+
+
+def attack_notes(report: EvaluationResults) -> list[str]:
+    notes = ["In brackets: 95 % confidence intervals (Wilson)."]
+    if any(result.cumulative for result in report.attacks):
+        notes.append("The stages of a suite act one after another, each on the points that those before it left.")
+    return notes + constraint_notes([report])
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def reused_text(report: EvaluationResults) -> str:
+    known = report.settings.get("reused")
+    if known is None:
+        return "nothing"
+    return f"{known['points']} points broken within {known['eps']:.6g}, not attacked again"
+
+
+def certificate_text(report: EvaluationResults) -> str:
+    told = report.settings.get("certificate")
+    if told is None:
+        return "none"
+    name = "largest constant of a difference of logits (L2)"
+    loose = {"L2": "", "Linf": "; from the L2 ball around the Linf ball, which is loose", "L1": ""}
+    norm = report.settings["threat"]["norm"]
+    return f"{told['method']}; median radius {median_radius(report)}; {name} {told[name]:.4g}{loose[norm]}"
+
+
+def median_radius(report: EvaluationResults) -> str:
+    """Of all points, those that are misclassified with 0."""
+    if report.radii is None:
+        return "not certified"
+    return f"{report.settings['threat']['norm']} {np.median(report.radii.clip(0)):.2g}"
+
+
+def listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

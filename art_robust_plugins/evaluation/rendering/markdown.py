@@ -1,0 +1,74 @@
+"""Reports and comparisons as Markdown; every text that a report holds is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ...escapes import escape_markdown
+from ..diagnostics import Flag
+from ..results import EvaluationResults
+from .comparison import comparison_rows, difference_note, settings_columns
+from .labels import attack_notes, constraint_notes, robust_label, title
+from .tables import (
+    ATTACK_HEAD,
+    CLASS_HEAD,
+    attack_rows,
+    class_note,
+    class_rows,
+    curve_note,
+    curve_rows,
+    parameter_rows,
+    setting_rows,
+)
+
+
+def report_markdown(report: EvaluationResults) -> str:
+    flags = [f"- {_flag(flag)}" for flag in report.flags]
+    parts = [
+        f"# {escape_markdown(title(report))}",
+        f"Clean accuracy **{report.clean_accuracy:.2%}**, {robust_label(report)} **{report.robust_accuracy:.2%}**, on "
+        f"{report.settings['points']} points.",
+        "## Flags",
+        "\n".join(flags) or "None of the checks found a sign of masked gradients or of a broken evaluation.",
+        "## Attacks",
+        markdown_table(ATTACK_HEAD, attack_rows(report)),
+        " ".join(attack_notes(report)),
+        "## Accuracy per class",
+        class_note(report),
+        markdown_table(CLASS_HEAD, class_rows(report)),
+        "## Settings",
+        markdown_table(["setting", "value"], setting_rows(report)),
+        "## What was not run",
+        "\n".join(f"- {escape_markdown(line)}" for line in report.settings["not_run"]) or "Nothing was left out.",
+        "## Accuracy against eps",
+        curve_note([report]),
+        markdown_table(*curve_rows(report)),
+        "## Attack parameters",
+        markdown_table(["attack", "parameters"], parameter_rows(report)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_markdown(reports: Mapping[str, EvaluationResults]) -> str:
+    parts = [
+        "# Robustness of " + escape_markdown(", ".join(reports)),
+        difference_note(reports),
+        markdown_table(*comparison_rows(reports)),
+        " ".join(constraint_notes(reports.values())),
+    ]
+    flags = [f"- {escape_markdown(name)}, {_flag(flag)}" for name, report in reports.items() for flag in report.flags]
+    parts += ["## Flags", "\n".join(flags) or "None.", "## Settings"]
+    parts.append(markdown_table(*settings_columns(reports)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells show what they hold."""
+    lines = [head, *rows]
+    first, *rest = [f"| {' | '.join(escape_markdown(str(cell)) for cell in line)} |" for line in lines]
+    return "\n".join([first, f"| {' | '.join(['---'] * len(head))} |", *rest])
+
+
+def _flag(flag: Flag) -> str:
+    told = escape_markdown(f"{flag.evidence} {flag.advice}")
+    return f"**{escape_markdown(flag.severity)}: {escape_markdown(flag.name)}.** {told}"

@@ -1,0 +1,28 @@
+"""A report as a short table for the terminal."""
+
+from __future__ import annotations
+
+from ...escapes import printable
+from ..results import EvaluationResults
+from .labels import duration, fast, interval, mark, reused_text, swept, title, totals
+
+
+def summary(report: EvaluationResults) -> str:
+    """A short table for the terminal."""
+    width = max(len(result.name) for result in report.attacks)
+    width = max(width, len("worst case"))
+    lines = [f"{title(report)}: {report.settings['points']} points, {report.settings['classes']} classes"]
+    sure = {name: f"95 % confidence: {interval(report, value)}" for name, value in totals(report).items()}
+    lines.append(f"  {'clean':<{width}}  {report.clean_accuracy:7.2%}  {sure['clean']}")
+    for result in report.attacks:
+        row = f"  {result.name:<{width}}  {result.robust_accuracy:7.2%}  {duration(result.seconds):>9}  {mark(result)}"
+        lines.append(row.rstrip())
+    lines.append(f"  {'worst case':<{width}}  {report.robust_accuracy:7.2%}  {sure['worst case']}")
+    if "certified" in sure:
+        lines.append(f"  {'certified':<{width}}  {report.certified_accuracy:7.2%}  {sure['certified']}")
+    lines += [f"  known from a smaller eps: {reused_text(report)}"] if swept(report) else []
+    lines += [f"  not run: {line}" for line in report.settings["could_not_run"]]
+    if fast(report):
+        lines += [f"  {line}" for line in report.settings["not_run"] if "fast level" in line]
+    lines += [f"  {flag.severity}: {flag.name}: {flag.evidence} {flag.advice}" for flag in report.flags]
+    return "\n".join(map(printable, lines))

@@ -1,0 +1,115 @@
+"""The points of an evaluation, from arrays, from a ``Dataset``, or from batches, as a ``DataLoader`` yields them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from art.data_generators import DataGenerator, PyTorchDataGenerator
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from ..bridge import image_tensor, input_range, label_tensor
+from ..randomness import cuda_devices, restored_random_states
+
+_READ_AT_ONCE = 256
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+
+
+def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, Tensor]:
+    """Samples [N, *input_shape] in float32, limited to the estimator's range, and labels [N] in int64, on the CPU.
+
+    Args:
+        x: an array or a tensor; or, with ``y`` None, a ``Dataset`` of pairs, or an iterable of batches (x, y).
+        y: labels, or None.
+        estimator: whose shape, range and classes the data must have.
+
+    Raises:
+        TypeError: ``x`` is neither.
+        ValueError: data that do not fit, labels missing or twice, batches in a random order, or not all of them.
+    """
+    batched = isinstance(x, Dataset | DataLoader | DataGenerator | Iterator)
+    if y is not None:
+        if batched:
+            raise ValueError(f"y: got labels beside a {type(x).__name__}, expected None: it brings its own.")
+        samples = image_tensor(x, estimator)
+        labels = label_tensor(y, estimator.nb_classes, samples=len(samples))
+        return input_range(estimator).clip(samples.cpu()), labels.cpu().clone()
+    if not batched and hasattr(x, "__array__"):
+        raise ValueError(
+            f"y: got None beside {type(x).__name__} samples, expected their labels; without them, x is a Dataset or a "
+            f"DataLoader of pairs (x, y)."
+        )
+    parts = []
+    # A loader draws a random number for its workers.
+    with restored_random_states(cuda_devices()):
+        for images, targets in _batches(x):
+            samples = image_tensor(images, estimator).cpu()
+            labels = label_tensor(targets, estimator.nb_classes, samples=len(samples)).cpu()
+            parts.append((samples, labels))
+    if not parts:
+        raise ValueError(f"x: got a {type(x).__name__} without samples, expected at least one.")
+    samples, labels = (torch.cat(same) for same in zip(*parts, strict=True))
+    return input_range(estimator).clip(samples), labels
+
+
+def _batches(x: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(x, PyTorchDataGenerator):
+        x = x.iterator
+    if isinstance(x, Dataset):
+        x = DataLoader(x, batch_size=_READ_AT_ONCE)
+    if isinstance(x, DataLoader):
+        _check_loader(x)
+    elif not isinstance(x, Iterable) or isinstance(x, Mapping | str | bytes | DataGenerator):
+        arrays = "; give its arrays, as in evaluate(data.x_test, data.y_test)" if hasattr(x, "x_test") else ""
+        raise TypeError(
+            f"x: got {type(x).__name__}, expected samples, a Dataset, a DataLoader, or an iterable of batches (x, y)"
+            f"{arrays}."
+        )
+    batches = iter(x)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (TypeError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[-1].rstrip(".")
+            # Samples that are no arrays, such as images of PIL, or of several sizes. Other errors are not of this kind.
+            if not any(sign in reason for sign in ("collate", "stack expects")):
+                raise
+            raise ValueError(
+                f"x: its samples cannot be joined to batches ({reason}), expected tensors of one size, as a "
+                f"Dataset with transform=ToTensor() gives them."
+            ) from error
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            size = f" with {len(batch)} entries" if isinstance(batch, list | tuple | Mapping) else ""
+            advice = (
+                "arrays are given as evaluate(x, y)"
+                if hasattr(batch, "__array__")
+                else "a generator such as ((b['image'], b['label']) for b in batches) makes pairs of others"
+            )
+            raise ValueError(f"x: got a batch of type {type(batch).__name__}{size}, expected a pair (x, y); {advice}.")
+        yield batch[0], batch[1]
+
+
+def _check_loader(loader: DataLoader[Any]) -> None:
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(sampler, _SHUFFLING):
+        raise ValueError(
+            f"x: got a DataLoader whose {type(sampler).__name__} draws from its data, expected shuffle=False: a report "
+            f"names points by their place in the data, and an evaluation that was stopped finds them there again."
+        )
+    if loader.drop_last and loader.batch_size is not None and len(sampler) % loader.batch_size:  # type: ignore[arg-type]
+        raise ValueError(
+            f"x: got a DataLoader with drop_last=True, which leaves out {len(sampler) % loader.batch_size} samples, "  # type: ignore[arg-type]
+            f"expected drop_last=False."
+        )

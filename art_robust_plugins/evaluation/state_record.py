@@ -1,0 +1,88 @@
+"""What an evaluation's saved state may hold: kinds, sizes and ranges of its entries, checked before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..entries import Entry
+
+
+def check_opened(state: Any, path: Path, *, points: int, classes: int) -> None:
+    """Refuse what stays of an evaluation, where its entries are of another kind; ``points`` were evaluated.
+
+    Raises:
+        ValueError: the sentence names the entry.
+    """
+    entry = Entry(state, f"{path}:")
+    entry["mark"].text()
+    passes = entry["passes"].whole(1, 1000)
+    entry["difference"].number(0)
+    entry["probabilities"].flag()
+    for name in ("nan", "infinite"):
+        entry[name].whole(0, points)
+    outputs = _tensor(entry["outputs"], torch.float32, (None, classes))
+    if not 1 <= len(outputs) <= points:
+        entry["outputs"].refuse(f"the outputs of 1 to {points} points")
+    if passes == 1 or entry["clean"].value is not None:
+        _indices(entry["clean"], -1, classes - 1, length=points)
+
+
+def read_fingerprint(state: Any, path: Path) -> dict[str, str]:
+    """What the evaluation was of.
+
+    Raises:
+        ValueError: it is no table of texts.
+    """
+    fingerprint = Entry(state, f"{path}:")["fingerprint"]
+    return {key: value.text() for key, value in fingerprint.items()}
+
+
+def check_change(
+    state: Any, path: Path, *, attacks: Collection[str], counts: Collection[str], x: Tensor
+) -> dict[str, Any]:
+    """Refuse what a batch changed, where its entries are of another kind; ``x`` [N, ...] are the samples.
+
+    Raises:
+        ValueError: the sentence names the entry.
+    """
+    entry = Entry(state, f"{path}:")
+    entry["mark"].text()
+    entry["attack"].text(attacks)
+    for number in entry["batches"].list_of(len(x)):
+        number.whole(0, len(x) - 1)
+    entry["counts"].table(counts)
+    for name in counts:
+        entry["counts"][name].number(0)
+    if entry["farthest"].value != float("inf"):
+        entry["farthest"].number(0)
+    _indices(entry["fooled"], 0, len(x) - 1)
+    broken = _indices(entry["broken"], 0, len(x) - 1)
+    adversarial = _tensor(entry["adversarial"], torch.float32, (len(broken), *x.shape[1:]))
+    if not bool(adversarial.isfinite().all()):
+        raise ValueError(f"{path}: adversarial: got NaN or infinity, expected images.")
+    return entry.table()
+
+
+def _tensor(entry: Entry, kind: torch.dtype, sizes: tuple[int | None, ...]) -> Tensor:
+    value = entry.value
+    wanted = f"a {kind} tensor of shape {tuple('any' if size is None else size for size in sizes)}"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{entry.place}: got {type(value).__name__}, expected {wanted}.")
+    fits = len(value.shape) == len(sizes) and all(
+        size in (None, length) for size, length in zip(sizes, value.shape, strict=True)
+    )
+    if value.dtype != kind or not fits:
+        raise ValueError(f"{entry.place}: got a {value.dtype} tensor of shape {tuple(value.shape)}, expected {wanted}.")
+    return value
+
+
+def _indices(entry: Entry, low: int, high: int, *, length: int | None = None) -> Tensor:
+    value = _tensor(entry, torch.int64, (length,))
+    if len(value) and not (low <= int(value.min()) and int(value.max()) <= high):
+        raise ValueError(f"{entry.place}: got {int(value.min())} to {int(value.max())}, expected {low} to {high}.")
+    return value

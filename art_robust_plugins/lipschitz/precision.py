@@ -1,0 +1,45 @@
+"""Whether a network rounds to half precision while it computes, as under an autocast of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..bridge import device_of, preserved
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class _Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the types of half precision that operations result in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.half: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.half |= {leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, Tensor)} & set(_HALF)
+        return result
+
+
+def check_precision(network: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Refuse a network that rounds to half precision: a copy in float64 does not, so its bound is of another function.
+
+    Raises:
+        ValueError: for such a network.
+    """
+    weights = (p.dtype for p in network.parameters() if p.is_floating_point())
+    x = torch.zeros(2, *input_shape, device=device_of(network), dtype=next(weights, torch.float32))
+    with preserved(network), _Types() as seen:
+        network.eval()
+        network(x)
+    if seen.half:
+        raise ValueError(
+            f"classifier: the network computes in {min(map(str, seen.half))}, which rounds, so it may jump, expected "
+            f"float32 or float64; take the conversion or the autocast out of its forward."
+        )

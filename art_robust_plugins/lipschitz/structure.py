@@ -1,0 +1,151 @@
+"""What a network computes with besides the values of its weights: a description to compare with a later one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_OWN = frozenset(vars(nn.Module()))
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque, types.MappingProxyType)
+_PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(Ellipsis), np.generic, np.dtype)
+_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_CHANGING = (types.ModuleType, logging.Logger, type(threading.Lock()), type(threading.RLock()))
+_LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"torch", "numpy", "art", __name__.split(".")[0]}
+
+
+class _Incomparable:
+    """Equal to nothing but itself: what it stands for counts as changed each time."""
+
+
+def describe_structure(network: nn.Module) -> list[object]:
+    """What decides, besides the values of parameters and buffers, what a network computes.
+
+    Modules with their classes and hooks, attributes with all that they hold, and functions with their defaults, the
+    variables that they close over and the globals that they name. Two descriptions of an unchanged network are equal;
+    what cannot be compared makes them differ. What libraries hold, such as a patched function of torch, is not seen.
+
+    Args:
+        network: is left as it is.
+
+    Returns:
+        a list to be compared with ``==``. It refers to functions and classes, and holds copies of values.
+    """
+    description = _Description(network)
+    found: list[object] = [str(network)]
+    for name, module in network.named_modules():
+        attributes = {key: description.content(value) for key, value in vars(module).items() if key not in _OWN}
+        hooks = [description.content(held) for held in (module._forward_pre_hooks, module._forward_hooks)]
+        found.append((name, description.class_content(type(module)), attributes, hooks))
+    everywhere = torch.nn.modules.module
+    found.append([list(everywhere._global_forward_pre_hooks), list(everywhere._global_forward_hooks)])
+    for key, tensor in chain(network.named_parameters(), network.named_buffers()):
+        found.append((key, tensor.shape, tensor.device, tensor.is_floating_point()))
+    return found
+
+
+def tensors_of(network: nn.Module) -> Iterator[Tensor]:
+    """The parameters and buffers, in one order."""
+    return chain(network.parameters(), network.buffers())
+
+
+class _Description:
+    def __init__(self, network: nn.Module) -> None:
+        self._modules = set(map(id, network.modules()))
+        self._seen: dict[int, Any] = {}  # keeps what it has seen alive, so that no identity comes twice
+
+    def content(self, value: Any) -> object:
+        """A value with all that it holds and was not seen before."""
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            return value.dtype, value.device, tuple(value.shape), array.tobytes()
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            return value.dtype, value.shape, value.tobytes()
+        if isinstance(value, _PLAIN):
+            return type(value), repr(value)
+        if isinstance(value, _TORCH + _DESCRIPTORS):
+            return value
+        # The network's own modules are described by themselves; loggers and locks change in use.
+        if id(value) in self._modules or id(value) in self._seen or isinstance(value, _CHANGING):
+            return type(value)
+        self._seen[id(value)] = value
+        kinds: list[tuple[Any, Callable[[Any], object]]] = [
+            (type, self.class_content),
+            (types.FunctionType, self._function_content),
+            (types.MethodType, lambda method: [self.content(method.__func__), self.content(method.__self__)]),
+            ((staticmethod, classmethod), lambda method: [type(method), self.content(method.__func__)]),
+            (property, lambda method: self.content(method.fget)),
+            (np.ndarray, lambda array: self.content(array.tolist())),
+            (_CONTAINERS, self._container_content),
+            (object, self._object_content),
+        ]
+        return next(describe for kind, describe in kinds if isinstance(value, kind))(value)
+
+    def _container_content(self, value: Any) -> object:
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return type(value), [(self._key(key), self.content(entry)) for key, entry in entries]
+
+    def class_content(self, kind: type) -> object:
+        """A class with what it and its bases define, outside libraries."""
+        held = [base for base in kind.__mro__ if not _of_library(base.__module__) and id(base) not in self._seen]
+        self._seen.update((id(base), base) for base in held)
+        skipped = ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "_abc_impl")
+        return kind, [
+            (key, self.content(entry)) for base in held for key, entry in vars(base).items() if key not in skipped
+        ]
+
+    def _function_content(self, function: types.FunctionType) -> object:
+        if _of_library(function.__module__):
+            return function
+        cells = [_cell_contents(cell) for cell in function.__closure__ or ()]
+        named = {name: function.__globals__[name] for name in _names(function.__code__) & function.__globals__.keys()}
+        held = [cells, function.__defaults__, function.__kwdefaults__, vars(function), named]
+        return function, function.__code__, [self.content(part) for part in held]
+
+    def _object_content(self, value: Any) -> object:
+        partial = [getattr(value, name) for name in ("func", "args", "keywords") if hasattr(value, name)]
+        slots = [
+            (name, getattr(value, name, None))
+            for base in type(value).__mro__
+            for name in _several(vars(base).get("__slots__", ()))
+            if name not in ("__dict__", "__weakref__")
+        ]
+        attributes = getattr(value, "__dict__", None)
+        if attributes is None and not slots and not partial:
+            # Functions in C, and operations of torch, are as they are; of all else nothing is known.
+            return value if callable(value) and _of_library(getattr(value, "__module__", None)) else _Incomparable()
+        return self.class_content(type(value)), [self.content(part) for part in (partial, slots, attributes)]
+
+    def _key(self, key: Any) -> object:
+        return (type(key), key) if isinstance(key, _PLAIN) else self.content(key)
+
+
+def _of_library(module: str | None) -> bool:
+    return (module or "builtins").split(".")[0] in _LIBRARIES
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """All names that a function's code and the functions in it may look up as globals."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _cell_contents(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _several(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

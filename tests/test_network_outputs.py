@@ -1,0 +1,204 @@
+"""What networks may put out: any floating-point type, one output for two classes; else a sentence with a wrapper."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_robust_plugins.bridge import EstimatorModule, predict_outputs
+from art_robust_plugins.export import export_classifier
+from art_robust_plugins.lipschitz import PyTorchLipschitzCertifier
+from art_robust_plugins.training import StandardTrainer
+
+Pair = namedtuple("Pair", ["score", "logits"])
+
+
+@dataclass
+class Output:
+    logits: Tensor
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """As Hugging Face's: a mapping whose entries are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+class Then(nn.Module):
+    """A small network, and something done with its logits."""
+
+    def __init__(self, change: Callable[[Tensor], Any], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).to(dtype)
+        self.change, self.dtype = change, dtype
+
+    def forward(self, x: Tensor) -> Any:
+        # Certificates are of a copy in float64, which must get what it is given.
+        return self.change(self.network(x if self.dtype == torch.float32 else x.to(self.dtype)))
+
+
+class Mixed(Then):
+    def forward(self, x: Tensor) -> Any:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.network(x)
+
+
+def classifier(network: nn.Module, loss: nn.Module | None = None, classes: int = 4) -> PyTorchClassifier:
+    loss = nn.CrossEntropyLoss() if loss is None else loss
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    arguments = {"clip_values": (0, 1), "device_type": "cpu"}
+    return PyTorchClassifier(network, loss, (1, 2, 3), classes, optimizer, **arguments)
+
+
+TYPES = {
+    "float64": lambda: Then(Tensor.double),
+    "float16": lambda: Then(Tensor.half),
+    "bfloat16": lambda: Then(Tensor.bfloat16),
+    "autocast": lambda: Mixed(lambda outputs: outputs),
+    "float64 weights": lambda: Then(lambda outputs: outputs, torch.float64),
+    "bfloat16 weights": lambda: Then(lambda outputs: outputs, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_all_floating_point_types_become_float32(kind: str) -> None:
+    torch.manual_seed(0)
+    estimator, x = classifier(TYPES[kind]()), torch.rand(5, 1, 2, 3)
+    module = EstimatorModule(estimator).eval()
+    expected = estimator.model(x).float()
+    assert estimator.model(x).dtype != torch.float32
+    for outputs in (module(x), predict_outputs(estimator, x)):
+        assert outputs.dtype == torch.float32
+        assert torch.equal(outputs, expected)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(module(x)[:, 0].sum(), x)
+    assert gradient.dtype == torch.float32
+    assert bool((gradient != 0).any())
+
+
+@pytest.mark.parametrize("kind", ["float64", "float16", "bfloat16", "autocast"])
+def test_they_train_and_are_exported(kind: str, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    estimator, x = classifier(TYPES[kind]()), torch.rand(8, 1, 2, 3)
+    before = estimator.model.network[1].weight.detach().clone()
+    StandardTrainer(estimator).fit(x, torch.arange(8) % 4, nb_epochs=1, batch_size=8, verbose=False)
+    assert not torch.equal(estimator.model.network[1].weight, before)
+    assert export_classifier(estimator, tmp_path / "network.pt2", x) < 1e-3
+
+
+def test_predict_leaves_nothing_behind() -> None:
+    estimator, x = classifier(Then(Tensor.bfloat16)), torch.rand(5, 1, 2, 3)
+    predict_outputs(estimator, x)
+    with pytest.raises(TypeError, match="BFloat16"):
+        estimator.predict(x.numpy())
+
+
+USERS: dict[str, Callable[[PyTorchClassifier, Any], object]] = {
+    "evaluation": lambda estimator, path: EstimatorModule(estimator, probabilities=True, straight_through=True),
+    "training": lambda estimator, path: StandardTrainer(estimator),
+    "certificates": lambda estimator, path: PyTorchLipschitzCertifier.from_classifier(estimator),
+    "export": lambda estimator, path: export_classifier(estimator, path / "a.pt2", torch.rand(2, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize(
+    ("change", "found", "wrapper"),
+    [
+        (lambda z: (z.mean(), z), "tuple", r"self\.network\(x\)\[1\]"),
+        (lambda z: [z], "list", r"self\.network\(x\)\[0\]"),
+        (lambda z: {"loss": z.mean(), "out": z}, "dict", r"self\.network\(x\)\['out'\]"),
+        (lambda z: {"a b": (1, z)}, "dict", r"self\.network\(x\)\['a b'\]\[1\]"),
+        (lambda z: ModelOutput(logits=z), "ModelOutput", r"self\.network\(x\)\.logits"),
+        (lambda z: Pair(z.mean(), z), "Pair", r"self\.network\(x\)\.logits"),
+        (Output, "Output", r"self\.network\(x\)\.logits"),
+        (lambda z: SimpleNamespace(logits=z), "SimpleNamespace", r"self\.network\(x\)\.logits"),
+        (lambda z: None, "NoneType", "one tensor of logits"),
+        (lambda z: z[:, :3], r"\(2, 3\)", ""),
+        (lambda z: z.argmax(dim=1, keepdim=True).expand(-1, 4), r"torch\.int64", "logits"),
+        (lambda z: z > 0, r"torch\.bool", "logits"),
+    ],
+)
+def test_other_outputs_are_refused_with_what_helps(
+    change: Callable[[Tensor], Any], found: str, wrapper: str, user: str, tmp_path: Any
+) -> None:
+    with pytest.raises(ValueError, match=rf"^classifier: the network's output.* {found}.*{wrapper}"):
+        USERS[user](classifier(Then(change)), tmp_path)
+
+
+def test_complex_outputs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^classifier: the network's outputs are torch\.complex64"):
+        EstimatorModule(classifier(Then(lambda z: z + 0j)))
+
+
+def test_a_network_of_another_type_is_named_with_the_way_out() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).double()
+    with pytest.raises(ValueError, match=r"^classifier: the network fails .*torch\.float64.*network\.float\(\)"):
+        EstimatorModule(classifier(network))
+    with pytest.raises(ValueError, match=r"^classifier: the network's weights are torch\.float64.*network\.float\(\)"):
+        StandardTrainer(classifier(network))
+    with pytest.raises(ValueError, match=r"^classifier: the network fails .*\(2, 1, 2, 3\)"):
+        EstimatorModule(classifier(nn.Sequential(nn.Flatten(), nn.Linear(5, 4))))
+
+
+SINGLE = {
+    "logit": (nn.BCEWithLogitsLoss(), lambda z: z[:, :1]),
+    "flat": (nn.BCEWithLogitsLoss(), lambda z: z[:, 0]),
+    "squeezed": (nn.BCEWithLogitsLoss(), lambda z: z[:, :1].squeeze()),
+    "probability": (nn.BCELoss(), lambda z: z[:, :1].sigmoid()),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_one_output_is_two_logits(kind: str) -> None:
+    torch.manual_seed(0)
+    loss, change = SINGLE[kind]
+    estimator = classifier(Then(change), loss, 2)
+    module, x = EstimatorModule(estimator).eval(), torch.rand(9, 1, 2, 3)
+    z = estimator.model.network(x)[:, 0]
+    for images, logit in ((x, z), (x[:1], z[:1])):
+        outputs = module(images)
+        assert outputs.shape == (len(images), 2)
+        torch.testing.assert_close(outputs[:, 1] - outputs[:, 0], logit)
+    raw = EstimatorModule(estimator, unit_range=False, probabilities=True)(x)
+    np.testing.assert_allclose(raw.detach().numpy(), predict_outputs(estimator, x).numpy())
+    assert raw.shape == (9, 1)
+
+
+def test_one_output_needs_a_loss_of_one_output() -> None:
+    for attempt in (EstimatorModule, StandardTrainer):
+        with pytest.raises(ValueError, match=r"^classifier: the network's output .*\(2, 1\).*BCEWithLogitsLoss"):
+            attempt(classifier(Then(lambda z: z[:, :1]), None, 2))
+    with pytest.raises(ValueError, match=r"^classifier: the network's output .*\(2, 1\).*nn\.Linear\(1, 2\)"):
+        PyTorchLipschitzCertifier.from_classifier(classifier(Then(lambda z: z[:, :1]), nn.BCEWithLogitsLoss(), 2))
+
+
+def test_what_certificates_advise_for_one_output_is_the_same_classifier() -> None:
+    torch.manual_seed(0)
+    one, two = nn.Sequential(nn.Flatten(), nn.Linear(6, 1)), nn.Linear(1, 2)
+    with torch.no_grad():
+        two.weight.copy_(torch.tensor([[0.0], [1.0]]))
+        two.bias.zero_()
+    certifier = PyTorchLipschitzCertifier.from_classifier(classifier(nn.Sequential(one, two), None, 2))
+    x = torch.rand(7, 1, 2, 3)
+    prediction, radius = certifier.certify(x)
+    z = one(x)[:, 0].detach().double()
+    assert prediction.tolist() == (z > 0).long().tolist()
+    np.testing.assert_allclose(radius, z.abs() / one[1].weight.double().norm().item(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "autocast"])
+def test_certificates_of_what_rounds_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"^classifier: the network computes in torch\.b?float16"):
+        PyTorchLipschitzCertifier.from_classifier(classifier(TYPES[kind]()))
+    PyTorchLipschitzCertifier.from_classifier(classifier(TYPES["float64"]()))
