@@ -171,7 +171,8 @@ def _own_forward(classifier: PyTorchClassifier) -> Callable[[Tensor], Any] | Non
     """The wrapper of the network that ``predict`` runs, where it may do more than the network; else None.
 
     ART's own wrapper runs the parts of a ``Sequential`` one by one, and so passes over what a subclass of it computes
-    in ``forward``, and over its hooks. Wrappers of subclasses may hold a processor.
+    in ``forward``. Wrappers of subclasses may hold a processor. (Hooks on a ``Sequential``, which ART passes over too,
+    mostly look on: they are called.)
     """
     network, wrapper = classifier.model, classifier._model
     kind = PyTorchClassifier._make_model_wrapper
@@ -181,7 +182,7 @@ def _own_forward(classifier: PyTorchClassifier) -> Callable[[Tensor], Any] | Non
         and not _is_patched(wrapper)
         and (
             not isinstance(network, nn.Sequential)
-            or (type(network).forward is nn.Sequential.forward and not _is_patched(network))
+            or (type(network).forward is nn.Sequential.forward and "forward" not in vars(network))
         )
     )
     return None if plain else partial(_run_wrapper, wrapper)

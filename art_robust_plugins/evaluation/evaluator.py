@@ -334,7 +334,7 @@ class _Run:
         """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
 
         def run(part: slice) -> tuple[Tensor, ...]:
-            outputs = self.unrestored(x[part])
+            outputs = self._predict(x[part])
             self.restore()
             return (outputs,)
 
@@ -342,7 +342,10 @@ class _Run:
         return passes.over(len(x), run)[0]
 
     def unrestored(self, x: Tensor) -> Tensor:
-        """`logits` in one pass, after which the network's state is as the pass left it."""
+        """`logits`, but the network's state is as each pass leaves it."""
+        return self.passes.over(len(x), lambda part: (self._predict(x[part]),))[0]
+
+    def _predict(self, x: Tensor) -> Tensor:
         # A copy, which the network may change.
         estimator = self.evaluator.estimator
         return class_logits(estimator, predict_outputs(estimator, x.clone()))

@@ -478,3 +478,15 @@ def test_the_standard_suite_is_not_advised_after_it_ran(
     report = evaluate(wrap(masked), few, attacks=[attacks, custom(unmask)])
     (flag,) = (flag for flag in report.flags if flag.name == "short-attack-beats-this-run")
     assert ("run the suite 'standard'" in flag.advice) == (attacks != "standard")
+
+
+def test_a_hook_that_arts_predict_passes_over(network: nn.Module, few: Data) -> None:
+    """On a Sequential: one that looks on is called, one that changes something is refused."""
+    seen: list[int] = []
+    watched, changed = copy.deepcopy(network), copy.deepcopy(network)
+    watched.register_forward_hook(lambda module, inputs, outputs: seen.append(len(outputs)))
+    changed.register_forward_hook(lambda module, inputs, outputs: -outputs)
+    assert_array_equal(evaluate(wrap(watched), few).robust, evaluate(wrap(network), few).robust)
+    assert seen
+    with pytest.raises(ValueError, match=r"^classifier: predict of PyTorchClassifier gives other outputs"):
+        evaluate(wrap(changed), few)

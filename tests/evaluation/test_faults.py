@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from art_robust_plugins import EvaluationReport, Evaluator, ThreatModel
+from art_robust_plugins.evaluation import Setting
 from art_robust_plugins.evaluation.autoattack import AutoAttack
 from art_robust_plugins.evaluation.autoattack.batches import Passes
 from art_robust_plugins.files import load_state
 
-from .conftest import Data, digits, trained, wrap
+from .conftest import Data, custom, digits, trained, wrap
 from .test_autoattack_standard import Small, short
 
 __all__ = ["short"]
@@ -140,22 +141,29 @@ def test_work_that_is_done_as_a_whole_is_begun_anew_with_smaller_passes() -> Non
 
 
 def test_images_that_only_the_attacks_own_passes_misclassify_are_flagged(network: nn.Module, data: Data) -> None:
-    """As with rounding that depends on the number of images in a pass; here the verdicts' passes know the labels."""
+    """Here the verdicts' passes know the labels, from the first attack on: no rounding, and not called so."""
     classifier = wrap(network)
     data = data[0][:20], data[1][:20]
     expected = evaluated(classifier, data, attacks=["apgd-ce", "apgd-t"])
     broken = round((expected.clean_accuracy - expected.attacks[0].robust_accuracy) * len(data[0]))
-    predict = classifier.predict
+    predict, attacked = classifier.predict, []
+
+    def begin(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
+        attacked.append(len(x))
+        return x
 
     def right(x: NDArray[np.float32], batch_size: int) -> NDArray[np.float32]:
+        if not attacked:
+            return predict(x, batch_size)
         near = np.abs(data[0][None] - x[:, None]).max(axis=(2, 3, 4)).argmin(axis=1)
         clean: NDArray[np.float32] = predict(data[0][near])
         return clean
 
     classifier.predict = right
-    report = evaluated(classifier, data, attacks=["apgd-ce", "apgd-t"])
+    report = evaluated(classifier, data, attacks=[custom(begin), "apgd-ce", "apgd-t"])
     (flag,) = [flag for flag in report.flags if flag.name == "not-confirmed"]
     assert f"apgd-ce misclassified {broken} images in its own passes that the verdict's pass" in flag.evidence
+    assert "no more than rounding" not in flag.advice
     assert report.robust_accuracy == report.clean_accuracy
     assert "not-confirmed" not in [flag.name for flag in expected.flags]
 
