@@ -33,6 +33,8 @@ _ARRAYS: frozenset[Any] = frozenset((Tensor.numpy, Tensor.__array__))
 _PLACES: frozenset[Any] = frozenset((torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere))
 _INDEXED: frozenset[Any] = frozenset((Tensor.__getitem__, Tensor.__setitem__))
 _SELECTED: frozenset[Any] = frozenset((torch.masked_select, Tensor.masked_select))
+_TELLING = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
+_BY_INDEX: frozenset[Any] = frozenset((torch.ops.aten.index.Tensor, torch.ops.aten.masked_select.default))
 _KINDS = {
     "number": _NUMBERS | _LISTS,
     "array": _ARRAYS,
@@ -47,7 +49,7 @@ class Decisions:
 
     Attributes:
         answers: for each reading, its kind and what it gave; None where that depended on the network's input or on
-            random numbers.
+            random numbers, and after any such reading, since Python may have passed on what it was told.
         sources: copies of the parameters and buffers that were read, by name.
     """
 
@@ -91,6 +93,7 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module, sample: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.read: set[str] = set()
+        self.told = False  # whether Python knows something of the input: a number, or a shape that depends on values
         self._of: dict[int, frozenset[str | None]] = {}  # None: the network's input, or random numbers
         self._alive: list[Tensor] = []  # a storage that is freed would give its address to another one
         for name, tensor in _named_tensors(network).items():
@@ -107,6 +110,8 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = self.of((args, kwargs))
         if torch.Tag.nondeterministic_seeded in func.tags:
             found |= {None}
+        if not _TELLING.isdisjoint(func.tags) and None in self.of(args[1:] if func in _BY_INDEX else args):
+            self.told = True
         written = [
             value
             for value, argument in zip(args, func._schema.arguments, strict=False)
@@ -133,7 +138,8 @@ class _Watching(TorchFunctionMode):
         read = _what_is_read(func, args, kwargs)
         if read is not None:
             origins = self._origins.of(read)
-            known = None not in origins
+            self._origins.told |= None in origins
+            known = not self._origins.told
             if known:
                 self._origins.read.update(name for name in origins if name is not None)
             answers = np.array(result).ravel().tolist() if func in _LISTS else [_answer(func, args, kwargs, result)]

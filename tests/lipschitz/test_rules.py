@@ -2,14 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from art_robust_plugins.lipschitz import LipschitzGraph, NoLipschitzRuleError
+from art_robust_plugins.lipschitz import LipschitzGraph, NoLipschitzRuleError, PyTorchLipschitzCertifier
+from art_robust_plugins.training import LipschitzMarginTrainer
 
 SHAPE = (2, 3, 4)
 ROUNDING = 1e-8
@@ -171,7 +174,7 @@ def test_bounds_are_attained(name):
     slope = largest_slope(function, SHAPE, *modules)
     assert bound == pytest.approx(expected, rel=1e-6)
     assert slope <= bound * (1 + ROUNDING)
-    assert slope >= expected * (1 - 1e-5)
+    assert slope >= expected * (1 - 1e-4)
 
 
 def interpolate(**settings):
@@ -278,6 +281,23 @@ def test_gradients_reach_the_weights_of_normalisations():
     LipschitzGraph(network, (1, 4, 4)).estimate().lipschitz.backward()
     assert all(p.grad is not None for name, p in network.named_parameters() if name.endswith("weight"))
     assert all(bool(p.grad.abs().max() > 0) for p in (network[1].weight, network[5].weight, network[0].weight))
+
+
+def test_networks_with_normalisations_train_and_certify():
+    torch.manual_seed(0)
+    norms = [nn.GroupNorm(2, 2, eps=1.0), nn.LayerNorm(8, eps=1.0)]
+    first, last = nn.Conv1d(1, 2, 3), [nn.Linear(8, 2), nn.LogSoftmax(1)]
+    network = nn.Sequential(first, norms[0], nn.ReLU(), nn.Flatten(), norms[1], *last)
+    optimizer = torch.optim.SGD(network.parameters(), 0.5)
+    classifier = PyTorchClassifier(network, nn.NLLLoss(), (1, 6), 2, optimizer, clip_values=(0, 1))
+    y = np.arange(16) % 2
+    x = np.repeat(y, 6).reshape(16, 1, 6).astype(np.float32) * np.linspace(0, 1, 6, dtype=np.float32)
+    LipschitzMarginTrainer(classifier, c=0.05).fit(x, y, nb_epochs=20, verbose=False)
+    certifier = PyTorchLipschitzCertifier.from_classifier(classifier)
+    prediction, radius = certifier.certify(x)
+    assert (prediction == y).all()
+    assert radius.min() > 0.01
+    assert "1  " in str(certifier.lipschitz_report())
 
 
 REFUSED = {

@@ -27,6 +27,7 @@ def lipschitz_rule(*operations: OpOverload) -> Callable[[_R], _R]:
         TypeError: for what is not an overload of an operation, such as ``torch.sin`` or ``torch.ops.aten.sin``.
 
     Example:
+        >>> import torch
         >>> @lipschitz_rule(torch.ops.aten.sin.default)
         ... def _sin(call, x):
         ...     return call.function(x, 1.0)  # |sin'| <= 1
