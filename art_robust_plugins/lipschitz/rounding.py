@@ -35,7 +35,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from .norms import ROUND_UP, UNIT_ROUNDOFF, Convolution, Linear, Operator
-from .rules import Call, Rule, Scale, Value
+from .rules import RULES, Call, Rule, Scale, Value, upsampling
 from .rules.movement import MOVES
 
 aten = torch.ops.aten
@@ -64,6 +64,11 @@ _EXACT = MOVES | {
     aten.min.dim,
     aten.sort.default,
     aten.topk.default,
+    aten.kthvalue.default,
+    aten.median.default,
+    aten.median.dim,
+    aten.threshold.default,  # its rule takes equal constants alone: a maximum
+    aten.nan_to_num.default,  # finite numbers stay, and a value that is not finite has no finite bound of its error
     aten.max_pool2d_with_indices.default,
     aten.max_pool3d_with_indices.default,
     aten.adaptive_max_pool2d.default,
@@ -72,6 +77,8 @@ _EXACT = MOVES | {
     aten.where.self,
     aten.slice_scatter.default,
     aten.select_scatter.default,
+    aten.scatter.src,
+    aten.scatter.value,
     aten.copy.default,
     aten._to_copy.default,  # to float32 or float64; a graph in which anything is float32 has no certificate
     python_operator.getitem,
@@ -91,6 +98,11 @@ _ENTRY_BY_ENTRY = {
     aten.div.Scalar,
     aten.leaky_relu.default,
     aten.prelu.default,
+    aten.rrelu.default,
+    aten.softshrink.default,
+    aten.hypot.default,
+    aten.logaddexp.default,  # max(a, b) + log1p(exp(-|a - b|)): sums of inputs and of constants up to log 2
+    aten.asinh.default,
     aten.tanh.default,
     aten.log_sigmoid.default,
     aten.sin.default,
@@ -111,6 +123,26 @@ _ENTRY_BY_ENTRY = {
 }
 
 _REDUCTIONS = {aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.default}
+
+_ALONG_ONE_AXIS = {aten.cumsum.default, aten._softmax.default}
+"""Sums of the n entries along the axis that is their second argument.
+
+Those of softmax sum exp(x - max), from 0 to 1. The roundings of the differences d = x - max move each of them by a
+share of u d, and the mean of d under softmax is at most log n. So along one axis the result is off by at most
+(n + 4 + 2 log n) u, which is less than (n + 16) u times its part of the constants, sqrt(n).
+"""
+
+_INTERPOLATIONS = {operation for operation, rule in RULES.items() if rule is upsampling.interpolate}
+
+_INTERPOLATION = 256
+"""Factor on the terms of an interpolation.
+
+The place that an output reads is off by a few u times the image's length, so each weight, of slope at most 2, is off by
+as much; a cubic weight sums constants up to 8, and its magnitudes exceed the norm that the rule gives.
+"""
+
+_LARGEST_LOGARITHM = 710
+"""Of a float64 number."""
 
 _OWN_CONSTANTS = _REDUCTIONS | {
     aten.neg.default,
@@ -135,6 +167,12 @@ _OWN_CONSTANTS = _REDUCTIONS | {
     aten.div.Scalar,
     aten.leaky_relu.default,
     aten.prelu.default,
+    aten.rrelu.default,
+    aten.softshrink.default,
+    aten.hypot.default,
+    aten.cumsum.default,
+    aten.index_put.default,
+    aten.scatter_add.default,
 }
 """Operations that add, inside, no constants but their arguments."""
 
@@ -170,6 +208,9 @@ class Operation:
     @property
     def exact(self) -> bool:
         """Whether it moves or selects entries, and rounds nothing."""
+        if self.call.target is aten.index_put.default:
+            adds = self.arguments[3] if len(self.arguments) > 3 else self.options.get("accumulate", False)
+            return not adds
         return self.call.target in _EXACT
 
     def terms(self, sizes: Mapping[Node, tuple[int, ...]]) -> float:
@@ -189,6 +230,14 @@ class Operation:
             count = (shapes[0][-1] + _FEW) * math.sqrt(max(*shapes[0][1:], shapes[1][-1]))
         elif target in _REDUCTIONS:
             count /= math.prod(self.call.shape)
+        elif target in _ALONG_ONE_AXIS:
+            count = shapes[0][self.arguments[1]] if shapes[0] else 1
+        elif target in (aten.index_put.default, aten.scatter_add.default):
+            count = max(count, self.additions())  # one entry may be added many times
+        elif target in _INTERPOLATIONS:
+            count *= _INTERPOLATION
+        elif target is aten.linalg_vector_norm.default and self.order() not in (1, 2, math.inf):
+            count += _LARGEST_LOGARITHM  # its exponent 1 / p is rounded, which moves y by a share of u |log y|
         return count + _FEW
 
     def constants(self) -> float:
@@ -201,14 +250,42 @@ class Operation:
             return entries * largest
         return 0.0 if self.call.target in _OWN_CONSTANTS else entries
 
-    def deviation(self) -> float:
-        """How far torch's own function lies, in exact arithmetic, from the one whose slope the rule bounds."""
+    def deviation(self, slope: float) -> float:
+        """How far torch's own function lies, but for rounding, from the one whose slope the rule bounds."""
+        if self.call.target in (aten.linalg_vector_norm.default, aten.std.correction):
+            return self._lost_powers() * slope  # of a deviation it is one over the root of the divisor
         if self.call.target is not aten.softplus.default:
             return 0.0
         arguments = (*self.arguments, *(1, 20)[len(self.arguments) - 1 :])
         beta, threshold = arguments[1:]
         # Where beta x passes the threshold, torch gives x itself.
         return math.sqrt(math.prod(self.call.shape)) * math.exp(-threshold) / float(beta)
+
+    def _lost_powers(self) -> float:
+        """By how much a norm of order p may be too small: powers |x|^p below float64's normal range may be lost.
+
+        (sum |x|^p)^(1/p) is concave in the sum, which loses at most the smallest normal number for each of N entries:
+        the norm loses at most (N times that number)^(1/p).
+        """
+        order = self.order()
+        if order in (1, math.inf):
+            return 0.0
+        (source,) = self.sources
+        entries = math.prod(source.meta["val"].shape)
+        lost = math.pow(entries * torch.finfo(torch.float64).tiny, 1 / order)
+        return math.sqrt(math.prod(self.call.shape)) * lost
+
+    def order(self) -> float:
+        """The order of a vector norm; that of a standard deviation is 2."""
+        given = self.call.target is aten.linalg_vector_norm.default and len(self.arguments) > 1
+        return float(self.arguments[1]) if given else 2.0
+
+    def additions(self) -> float:
+        """How many entries `index_put` or `scatter_add` adds to one place, at most."""
+        if self.call.target is aten.scatter_add.default:
+            return float(self.arguments[2].numel())
+        indices = [index for index in self.arguments[1] if index is not None]
+        return float(math.prod(torch.broadcast_shapes(*(index.shape for index in indices))))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -267,7 +344,9 @@ def analyse_rounding(
         for node, factor in zip(operation.sources, through.tolist(), strict=True):
             weights[node] += amplification * gamma * factor
         weights[operation.node] += amplification * gamma
-        constant += amplification * (gamma * operation.constants() + operation.deviation() + _UNDERFLOW)
+        constant += amplification * (
+            gamma * operation.constants() + operation.deviation(float(through.sum())) + _UNDERFLOW
+        )
     counted = [node for node, weight in weights.items() if weight > 0]
     zero = torch.zeros((), dtype=torch.float64)
     slope = sum(weights[node] * float(_total(slopes[node], zero)) for node in counted)

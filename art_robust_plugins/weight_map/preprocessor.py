@@ -18,9 +18,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserved
-from ..checks import check_count, check_share
+from ..checks import check_count, check_share, check_sizes
 from .classifier import join_optimizer
-from .layer import Kernel, PaddingMode, WeightMap2d, checked_sizes
+from .layer import Kernel, PaddingMode, WeightMap2d
 
 
 def _setting(name: str) -> property:
@@ -107,7 +107,7 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         apply_predict: bool = True,
     ) -> None:
         super().__init__(device_type="cpu", is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
-        self.input_shape = checked_sizes("input_shape", input_shape)
+        self.input_shape = check_sizes("input_shape", input_shape)
         if len(self.input_shape) != 3:
             raise ValueError(f"input_shape: got {self.input_shape}, expected three numbers, those of one image.")
         self.clip_values = None if clip_values is None else _range(clip_values)

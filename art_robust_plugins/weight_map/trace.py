@@ -15,7 +15,8 @@ from torch.nn.modules import conv, dropout, flatten, fold, linear, padding, pixe
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
-from .layer import WeightMap2d, checked_sizes
+from ..checks import check_sizes
+from .layer import WeightMap2d
 
 Place = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """Modules: a qualified name, in which ``*`` and ``?`` stand for anything, a type, or a function of name and module."""
@@ -198,7 +199,7 @@ def run_once(network: nn.Module, sample: Tensor, subject: str) -> None:
 
 
 def make_sample(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
-    sizes = checked_sizes("input_shape", input_shape)
+    sizes = check_sizes("input_shape", input_shape)
     like = next(
         (t for t in itertools.chain(network.parameters(), network.buffers()) if t.is_floating_point()), torch.empty(())
     )
