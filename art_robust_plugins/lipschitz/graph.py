@@ -50,8 +50,10 @@ class LipschitzGraph:
         dtypes: of the floating-point values between the input and the logits.
 
     Raises:
-        ValueError: for a network that cannot be traced, changes its buffers in evaluation mode, mixes the samples of
-            a batch, or has another output, NaN or infinity; a ``std`` that is not positive or does not fit.
+        TypeError: for a network that is no module.
+        ValueError: for an ``input_shape`` that is none; a network that cannot be traced, changes its buffers in
+            evaluation mode, mixes the samples of a batch, or has another output, NaN or infinity; a ``std`` that is
+            not positive or does not fit.
         NoLipschitzRuleError: (a ValueError) for an operation that has no bound, by name.
 
     Example:

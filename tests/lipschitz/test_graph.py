@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from art_robust_plugins import insert_weight_maps
 from art_robust_plugins.lipschitz import LipschitzGraph, NoLipschitzRuleError, batch_variances, lipschitz_rule
 from art_robust_plugins.lipschitz.rules import RULES
 
@@ -159,6 +161,35 @@ class Counter(nn.Module):
 def test_networks_that_cannot_be_analysed(network, message):
     with pytest.raises(ValueError, match=message):
         LipschitzGraph(network, IMAGE)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1.5, 8, 8), (True, 8, 8), (0, 8, 8), (), None, "x", 8, (math.nan, 8, 8), (2**70, 8, 8), np.array(3)]
+)
+def test_shapes_that_are_none(shape):
+    with pytest.raises(ValueError, match="input_shape: got"):
+        LipschitzGraph(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), shape)
+    with pytest.raises(ValueError, match="input_shape: got"):
+        insert_weight_maps(nn.Conv2d(3, 4, 3), shape)
+
+
+@pytest.mark.parametrize(
+    "std", ["x", {}, 10**400, 1j, True, [[1.0], [1.0, 2.0]], torch.ones(3, 1, 1) * 1j, torch.ones(1) > 0, 0, math.inf]
+)
+def test_deviations_that_are_none(std):
+    with pytest.raises(ValueError, match="std: got"):
+        LipschitzGraph(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), IMAGE, std=std)
+
+
+def test_other_arguments_that_are_refused():
+    for network in ("x", None, nn.Linear, head):
+        with pytest.raises(TypeError, match="network: got"):
+            LipschitzGraph(network, IMAGE)
+    for dtype in ("float32", torch.int64, torch.complex64, 3):
+        with pytest.raises(ValueError, match="dtype: got"):
+            LipschitzGraph(head(192), IMAGE, dtype=dtype)
+    shape = np.array(IMAGE)  # NumPy's numbers are numbers
+    assert LipschitzGraph(head(192), shape, std=np.float32(0.5)).input_shape == IMAGE
 
 
 def test_training_mode_has_no_proven_bound():

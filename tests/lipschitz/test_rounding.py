@@ -147,7 +147,7 @@ def test_norms_of_a_high_order_whose_powers_vanish():
 
     network = Line(lambda x: norm(x) + (0.5 - 8e-4)).double()
     x = np.float32([[4e-4], [7.9e-4], [1.5e-3], [0.5]])
-    found, radius = certifier(network, 1, 2).certify(x)
+    _, radius = certifier(network, 1, 2).certify(x)
     assert (network(torch.from_numpy(x).double())[0, 1] > 3.9e-4).item()  # 4e-4 is taken for 0
     assert (radius <= np.abs(x[:, 0].astype(np.float64) - 8e-4)).all()
     assert radius[3] > 0.49
@@ -159,7 +159,7 @@ def repeat_into_one_place(x):
 
 
 def test_one_entry_that_is_added_many_times():
-    network = Line(repeat_into_one_place).double()
+    network = Line(repeat_into_one_place).double().eval()
     graph = LipschitzGraph(network, (1,))
     rounding = graph.upper_bound().rounding
     x = torch.rand(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -208,7 +208,7 @@ def test_errors_of_functions_are_within_the_bound(name, scale):
     errors = np.linalg.norm((logits.numpy().astype(WIDE) - wide(x.astype(WIDE))).astype(np.float64), axis=1)
     bounds = rounding.errors(norms).numpy()
     assert (errors <= bounds).all()
-    assert 0 < bounds.max() <= 1e-12 * max(1.0, scale)
+    assert 0 < bounds.max() <= 1e-11 * max(1.0, scale)
 
 
 @pytest.mark.parametrize(
