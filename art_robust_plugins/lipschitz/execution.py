@@ -14,7 +14,7 @@ from .tracing import NetworkTrace
 
 @torch.no_grad()
 def run_graph(trace: NetworkTrace, network: nn.Module, x: Tensor, nodes: Sequence[Node] = ()) -> tuple[Tensor, Tensor]:
-    """What the graph computes with the network's present parameters and buffers.
+    """What the graph computes with the network's current parameters and buffers.
 
     Args:
         trace: of the network.

@@ -29,7 +29,7 @@ from .tracing import NetworkTrace
 
 
 class LipschitzGraph:
-    """A network's graph, traced once, from which bounds are computed with its present parameters and buffers.
+    """A network's graph, traced once, from which bounds are computed with its current parameters and buffers.
 
     The bound is the composition of Tsuzuku, Sato, Sugiyama (Lipschitz-margin training, arXiv 1802.04034, NeurIPS
     2018), over the graph of `torch.export` at batch one in evaluation mode. Trace anew after changing anything that is
@@ -146,7 +146,7 @@ class LipschitzGraph:
             return self._bound(self._propagate(estimation), estimation)
 
     def run(self, x: Tensor, nodes: Sequence[Node] = ()) -> tuple[Tensor, Tensor]:
-        """What the graph itself computes, each sample for itself, with the network's present parameters and buffers.
+        """What the graph itself computes, each sample for itself, with the network's current parameters and buffers.
 
         Args:
             x: [N, *input_shape], on the network's device, after the division by ``std``.

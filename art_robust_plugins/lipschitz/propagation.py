@@ -17,7 +17,7 @@ from ..bridge import device_of
 from .batch_statistics import Variances
 from .network_bound import OperatorNorm
 from .norms import ROUND_UP, Operator, lower_estimate
-from .rounding import Operation
+from .operation_rounding import Operation
 from .rules import RULES, UNBOUNDED, Call, Number, Scale, Value
 from .tracing import NetworkTrace
 
@@ -26,7 +26,7 @@ class Propagation:
     """One pass of the rules along a graph, proven or estimated; what `rules.Evaluation` asks for.
 
     Args:
-        network: the traced network, with its present weights.
+        network: the traced network, with its current weights.
         dtype: of its input.
         proven: proven bounds in float64, else estimates with gradient, in the network's own type.
         static: what depends on shapes and constants alone; kept from one pass to the next.
@@ -124,7 +124,7 @@ class Propagation:
         return outputs[index]
 
     def _compute(self, call: Call, arguments: Any, options: dict[str, Any]) -> Any:
-        """An operation on constants alone, as weight normalisation makes them, computed with their present values."""
+        """An operation on constants alone, as weight normalisation makes them, computed with their current values."""
         if isinstance(call.target, OpOverload) and torch.Tag.nondeterministic_seeded in call.target.tags:
             call.refuse("it draws random numbers, expected a deterministic network")
         if "device" in options:

@@ -76,7 +76,7 @@ class NetworkTrace:
         return list(found)
 
     def constant(self, node: Node, network: nn.Module) -> Any:
-        """The present value of a node that is neither the input nor an operation.
+        """The current value of a node that is neither the input nor an operation.
 
         A parameter, a buffer, a constant, or the graph that a control-flow operation calls.
         """

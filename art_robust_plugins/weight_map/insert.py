@@ -15,6 +15,7 @@ from typing import Any, Tuple  # noqa: UP035 (TorchScript reads the annotation o
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_flag
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
 from .trace import ModuleTrace, Place, is_sequential, make_sample, run_once
 
@@ -108,6 +109,7 @@ def insert_weight_maps(
         "padding_mode": padding_mode,
     }
     check_settings(**settings)
+    check_flag("inplace", inplace)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module.")
     if isinstance(model, torch.jit.ScriptModule):

@@ -212,7 +212,14 @@ def _fits(name: str, module: nn.Module, place: Place) -> bool:
         return fnmatchcase(name, place)
     if isinstance(place, type):
         return isinstance(module, place)
-    return bool(place(name, module))
+    try:
+        return bool(place(name, module))
+    except Exception as error:  # whatever the function raises
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"where: got {place!r}, which fails for the module {name!r} ({type(error).__name__}: {reason}), expected a "
+            f"function of a name and a module that gives True or False."
+        ) from error
 
 
 def _is_image(value: Any) -> bool:
