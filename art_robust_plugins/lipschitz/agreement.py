@@ -74,7 +74,7 @@ def check_graph(network: nn.Module, samples: Tensor, run: Callable[[Tensor], tup
         raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
     edges = torch.stack([torch.zeros_like(samples[0]), torch.ones_like(samples[0])])
     both = torch.cat([samples, samples.round(), edges])
-    weights = [float(tensor.abs().max()) for tensor in tensors_of(network) if tensor.numel()]
+    weights = [_largest(tensor) for tensor in tensors_of(network) if tensor.numel()]
     # They may be mixed, or differ, in some range only.
     for scale, shift in ((1, 0), (10, 0), (255, 0), (2, -1), (20, -10)):
         x = scale * both + shift
@@ -82,6 +82,10 @@ def check_graph(network: nn.Module, samples: Tensor, run: Callable[[Tensor], tup
         largest = max([*norms.flatten().tolist(), *weights], default=0.0)
         rounding = 1e3 * largest * torch.finfo(logits.dtype).eps
         check_agreement(network, x, logits, 1e-3 * float(logits.abs().max()) + rounding)
+
+
+def _largest(tensor: Tensor) -> float:
+    return float((tensor if tensor.is_complex() else tensor.double()).abs().max())  # torch has no abs of masks
 
 
 @torch.no_grad()

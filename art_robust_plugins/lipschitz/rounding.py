@@ -74,7 +74,7 @@ def analyse_rounding(
         proven_norms: of linear operators, by the node whose rule asked for them.
     """
     start, value = source
-    device = operations[0].call.evaluation.device
+    device = operations[0].call.evaluation.device if operations else torch.device("cpu")  # the input may be the logits
     known, magnitudes = _KnownNorms(device, proven_norms), _KnownNorms(device)
     slopes: dict[Node, Any] = {start: value}
     for operation in operations:
