@@ -85,6 +85,21 @@ def check_share(name: str, value: Any, *, whole: bool = False) -> float:
     return number
 
 
+def check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
+    """The shape of one sample, as plain whole numbers: positive, and fewer than 2**31 entries together.
+
+    Raises:
+        ValueError: ``sizes`` is anything else.
+    """
+    try:
+        given = tuple(sizes)
+    except TypeError:
+        given = ()
+    if not given or not all(is_integer(size) and size >= 1 for size in given) or math.prod(map(int, given)) >= 2**31:
+        raise ValueError(f"{name}: got {sizes!r}, expected positive whole numbers such as (C, H, W).")
+    return tuple(map(int, given))
+
+
 def check_flag(name: str, value: object) -> None:
     """Refuse what is neither True nor False.
 

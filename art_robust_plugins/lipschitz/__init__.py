@@ -1,8 +1,11 @@
 """Proven Lipschitz bounds of layers and of whole networks, and the certificate that follows from them."""
 
-from .certifier import LipschitzReport, PyTorchLipschitzCertifier
-from .graph import LipschitzGraph, NetworkBound, OperatorNorm, batch_variances
+from .batch_statistics import batch_variances
+from .certifier import PyTorchLipschitzCertifier
+from .graph import LipschitzGraph
+from .network_bound import NetworkBound, OperatorNorm
 from .norms import Convolution, Linear, NormBound, lower_estimate, operator_of
+from .report import LipschitzReport
 from .rules import NoLipschitzRuleError, lipschitz_rule
 
 __all__ = [

@@ -1,12 +1,20 @@
-"""Whether the graph that a bound analyses computes what the network computes."""
+"""Whether the graph that a bound analyses computes what the network computes, in float64 and in its own precision."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from .tensors import dtype_of, tensors_of
+
 ALONE = 10
 """How many samples of those that are compared the network gets one by one as well."""
+
+OWN_ROUNDING = 0.03
+"""What logits may differ by between float64 and the network's own precision, which may be that of TF32 or bfloat16, as
+a share of the largest one."""
 
 
 class DisagreementError(ValueError):
@@ -50,6 +58,61 @@ def check_agreement(network: nn.Module, x: Tensor, logits: Tensor, tolerance: fl
     )
 
 
+def check_graph(network: nn.Module, samples: Tensor, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    """Compare a network with its graph on two samples in [0, 1], on what is rounded or scaled from them, and on edges.
+
+    Args:
+        network: in evaluation mode.
+        samples: [2, ...].
+        run: gives the graph's logits [N, C], and the norms of the values in between, which tell how large rounding is.
+
+    Raises:
+        ValueError: outputs of the samples are NaN or infinite.
+        DisagreementError: see `check_agreement`.
+    """
+    if not bool(network(samples.clone()).isfinite().all()):
+        raise ValueError("network: its outputs hold NaN or infinity, expected finite numbers.")
+    edges = torch.stack([torch.zeros_like(samples[0]), torch.ones_like(samples[0])])
+    both = torch.cat([samples, samples.round(), edges])
+    weights = [_largest(tensor) for tensor in tensors_of(network) if tensor.numel()]
+    # They may be mixed, or differ, in some range only.
+    for scale, shift in ((1, 0), (10, 0), (255, 0), (2, -1), (20, -10)):
+        x = scale * both + shift
+        logits, norms = run(x)
+        largest = max([*norms.flatten().tolist(), *weights], default=0.0)
+        rounding = 1e3 * largest * torch.finfo(logits.dtype).eps
+        check_agreement(network, x, logits, 1e-3 * float(logits.abs().max()) + rounding)
+
+
+def _largest(tensor: Tensor) -> float:
+    return float((tensor if tensor.is_complex() else tensor.double()).abs().max())  # torch has no abs of masks
+
+
+@torch.no_grad()
+def check_own_precision(network: nn.Module, x: Tensor, logits: Tensor, errors: Tensor) -> None:
+    """Compare a network in its own precision with what it computes in float64.
+
+    Args:
+        network: in evaluation mode.
+        x: samples [N, ...] as the network takes them, in float64.
+        logits: of them in float64, [N, C].
+        errors: bounds [N] of the rounding of these.
+
+    Raises:
+        DisagreementError: they differ by more than rounding.
+    """
+    dtype = dtype_of(network)
+    outputs = network(x.to(dtype)).double()
+    growth = torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+    tolerance = OWN_ROUNDING * float(logits.abs().max()) + growth * float(errors.max())
+    difference = float((outputs - logits).abs().max())
+    if difference > tolerance:
+        raise DisagreementError(
+            f"classifier: the network in {dtype} computes outputs that differ by {difference:.3g} from those in "
+            f"float64, expected the same but for rounding."
+        )
+
+
 def _differ(one: Tensor, other: Tensor, tolerance: float | Tensor) -> bool:
     if one.shape != other.shape:
         return True
@@ -57,7 +120,7 @@ def _differ(one: Tensor, other: Tensor, tolerance: float | Tensor) -> bool:
     return not bool((same | ~(one.isfinite() | other.isfinite())).all())
 
 
-def probes(shape: tuple[int, ...], low: Tensor, high: Tensor) -> Tensor:
+def make_probes(shape: tuple[int, ...], low: Tensor, high: Tensor) -> Tensor:
     """Samples [N, *shape], the same each time, on which networks are compared: within the range, at its ends, beyond.
 
     Args:

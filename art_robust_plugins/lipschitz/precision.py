@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
+from .tensors import dtype_of
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -33,8 +34,7 @@ def check_precision(network: nn.Module, input_shape: tuple[int, ...]) -> None:
     Raises:
         ValueError: for such a network.
     """
-    weights = (p.dtype for p in network.parameters() if p.is_floating_point())
-    x = torch.zeros(2, *input_shape, device=device_of(network), dtype=next(weights, torch.float32))
+    x = torch.zeros(2, *input_shape, device=device_of(network), dtype=dtype_of(network))
     with preserved(network), _Types() as seen:
         network.eval()
         network(x)

@@ -24,191 +24,20 @@ values, that is a constant plus a weight times the norm of each value, for each 
 from __future__ import annotations
 
 import math
-import operator as python_operator
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from .norms import ROUND_UP, UNIT_ROUNDOFF, Convolution, Linear, Operator
-from .rules import Call, Rule, Scale, Value
-from .rules.movement import MOVES
-
-aten = torch.ops.aten
-
-_FEW = 16
-"""Roundings of one entry that every inexact operation is granted on top of its sums."""
+from .operation_rounding import FEW, Operation
+from .rules import Call, Scale, Value
 
 _UNDERFLOW = 1e-300
 """What results below float64's normal range may lose, in norm."""
-
-_EXACT = MOVES | {
-    aten.relu.default,
-    aten.abs.default,
-    aten.hardtanh.default,
-    aten.clamp.default,
-    aten.clamp_min.default,
-    aten.clamp_max.default,
-    aten.clamp.Tensor,
-    aten.maximum.default,
-    aten.minimum.default,
-    aten.amax.default,
-    aten.amin.default,
-    aten.max.default,
-    aten.min.default,
-    aten.max.dim,
-    aten.min.dim,
-    aten.sort.default,
-    aten.topk.default,
-    aten.max_pool2d_with_indices.default,
-    aten.max_pool3d_with_indices.default,
-    aten.adaptive_max_pool2d.default,
-    aten.adaptive_max_pool3d.default,
-    aten.cat.default,
-    aten.where.self,
-    aten.slice_scatter.default,
-    aten.select_scatter.default,
-    aten.copy.default,
-    aten._to_copy.default,  # to float32 or float64; a graph in which anything is float32 has no certificate
-    python_operator.getitem,
-}
-
-_ENTRY_BY_ENTRY = {
-    aten.neg.default,
-    aten.add.Tensor,
-    aten.add.Scalar,
-    aten.sub.Tensor,
-    aten.sub.Scalar,
-    aten.rsub.Tensor,
-    aten.rsub.Scalar,
-    aten.mul.Tensor,
-    aten.mul.Scalar,
-    aten.div.Tensor,
-    aten.div.Scalar,
-    aten.leaky_relu.default,
-    aten.prelu.default,
-    aten.tanh.default,
-    aten.log_sigmoid.default,
-    aten.sin.default,
-    aten.cos.default,
-    aten.atan.default,
-    aten.softplus.default,
-    aten.elu.default,
-    aten.celu.default,
-    aten.selu.default,
-    aten.gelu.default,
-    aten.silu.default,
-    aten.mish.default,
-    aten.hardswish.default,
-    aten.hardsigmoid.default,
-    aten.sigmoid.default,
-    aten.erf.default,
-    aten._native_batch_norm_legit_no_training.default,
-}
-
-_REDUCTIONS = {aten.mean.dim, aten.mean.default, aten.sum.dim_IntList, aten.sum.default}
-
-_OWN_CONSTANTS = _REDUCTIONS | {
-    aten.neg.default,
-    aten.convolution.default,
-    aten.linear.default,
-    aten.mm.default,
-    aten.addmm.default,
-    aten.bmm.default,
-    aten.avg_pool2d.default,
-    aten.avg_pool3d.default,
-    aten._adaptive_avg_pool2d.default,
-    aten._adaptive_avg_pool3d.default,
-    aten.add.Tensor,
-    aten.add.Scalar,
-    aten.sub.Tensor,
-    aten.sub.Scalar,
-    aten.rsub.Tensor,
-    aten.rsub.Scalar,
-    aten.mul.Tensor,
-    aten.mul.Scalar,
-    aten.div.Tensor,
-    aten.div.Scalar,
-    aten.leaky_relu.default,
-    aten.prelu.default,
-}
-"""Operations that add, inside, no constants but their arguments."""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation of a graph on what depends on the network's input.
-
-    Attributes:
-        node: its place.
-        call, rule: as a rule takes it.
-        arguments, options: a graph's node stands for each value that depends on the input, all else is there itself.
-    """
-
-    node: Node
-    call: Call
-    rule: Rule
-    arguments: tuple[Any, ...]
-    options: Any
-
-    def apply(self, values: Mapping[Node, Any], evaluation: _KnownNorms) -> Any:
-        """The rule's result for these values of the nodes."""
-        arguments, options = torch.fx.map_arg((self.arguments, self.options), lambda node: values[node])
-        return self.rule(replace(self.call, evaluation=evaluation), *arguments, **options)
-
-    @property
-    def sources(self) -> list[Node]:
-        """The nodes whose values it takes."""
-        return list(
-            dict.fromkeys(leaf for leaf in tree_leaves((self.arguments, self.options)) if isinstance(leaf, Node))
-        )
-
-    @property
-    def exact(self) -> bool:
-        """Whether it moves or selects entries, and rounds nothing."""
-        return self.call.target in _EXACT
-
-    def terms(self, sizes: Mapping[Node, tuple[int, ...]]) -> float:
-        """k: how many terms one entry of the result sums, with the roundings that it has besides."""
-        target, shapes = self.call.target, [_shape(argument, sizes) for argument in self.arguments]
-        count = float(max((math.prod(sizes[node]) for node in self.sources), default=1))
-        if target in _ENTRY_BY_ENTRY:
-            count = 0.0
-        elif target is aten.convolution.default:
-            first, second, *kernel = shapes[1]
-            count = (first if self.arguments[6] else second) * math.prod(kernel)
-        elif target in (aten.linear.default, aten.mm.default):
-            count = shapes[0][-1]
-        elif target is aten.addmm.default:
-            count = shapes[1][-1]
-        elif target is aten.bmm.default:  # magnitudes exceed the norms that its rule gives by this root
-            count = (shapes[0][-1] + _FEW) * math.sqrt(max(*shapes[0][1:], shapes[1][-1]))
-        elif target in _REDUCTIONS:
-            count /= math.prod(self.call.shape)
-        return count + _FEW
-
-    def constants(self) -> float:
-        """c: the norm of the constants within, where they may exceed the inputs and the result."""
-        entries = math.sqrt(sum(math.prod(shape) for shape in self.call.shapes))
-        if self.call.target is aten._native_batch_norm_legit_no_training.default:
-            _, weight, bias, mean, variance, _, eps = self.arguments
-            scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight.abs())
-            largest = float((scale * mean).abs().max()) + (0.0 if bias is None else float(bias.abs().max()))
-            return entries * largest
-        return 0.0 if self.call.target in _OWN_CONSTANTS else entries
-
-    def deviation(self) -> float:
-        """How far torch's own function lies, in exact arithmetic, from the one whose slope the rule bounds."""
-        if self.call.target is not aten.softplus.default:
-            return 0.0
-        arguments = (*self.arguments, *(1, 20)[len(self.arguments) - 1 :])
-        beta, threshold = arguments[1:]
-        # Where beta x passes the threshold, torch gives x itself.
-        return math.sqrt(math.prod(self.call.shape)) * math.exp(-threshold) / float(beta)
 
 
 @dataclass(frozen=True)
@@ -245,7 +74,7 @@ def analyse_rounding(
         proven_norms: of linear operators, by the node whose rule asked for them.
     """
     start, value = source
-    device = operations[0].call.evaluation.device
+    device = operations[0].call.evaluation.device if operations else torch.device("cpu")  # the input may be the logits
     known, magnitudes = _KnownNorms(device, proven_norms), _KnownNorms(device)
     slopes: dict[Node, Any] = {start: value}
     for operation in operations:
@@ -255,7 +84,7 @@ def analyse_rounding(
     weights = dict.fromkeys(slopes, 0.0)
     constant = 0.0
     if value.parent is not None:  # the mean and standard deviation were applied to it
-        weights[start] = amplified[start] * _gamma(_FEW)
+        weights[start] = amplified[start] * _gamma(FEW)
     for operation in operations:
         amplification = amplified[operation.node]
         if operation.exact or amplification == 0:
@@ -267,7 +96,9 @@ def analyse_rounding(
         for node, factor in zip(operation.sources, through.tolist(), strict=True):
             weights[node] += amplification * gamma * factor
         weights[operation.node] += amplification * gamma
-        constant += amplification * (gamma * operation.constants() + operation.deviation() + _UNDERFLOW)
+        constant += amplification * (
+            gamma * operation.constants() + operation.deviation(float(through.sum())) + _UNDERFLOW
+        )
     counted = [node for node, weight in weights.items() if weight > 0]
     zero = torch.zeros((), dtype=torch.float64)
     slope = sum(weights[node] * float(_total(slopes[node], zero)) for node in counted)
@@ -336,12 +167,6 @@ def _total(result: Any, like: Tensor) -> Tensor:
 
 def _gamma(terms: float) -> float:
     return terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)
-
-
-def _shape(argument: Any, sizes: Mapping[Node, tuple[int, ...]]) -> tuple[int, ...]:
-    if isinstance(argument, Node):
-        return sizes[argument]
-    return tuple(argument.shape) if isinstance(argument, Tensor) else ()
 
 
 @dataclass

@@ -7,7 +7,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -52,11 +52,6 @@ def describe_structure(network: nn.Module) -> list[object]:
     for key, tensor in chain(network.named_parameters(), network.named_buffers()):
         found.append((key, tensor.shape, tensor.device, tensor.is_floating_point()))
     return found
-
-
-def tensors_of(network: nn.Module) -> Iterator[Tensor]:
-    """The parameters and buffers, in one order."""
-    return chain(network.parameters(), network.buffers())
 
 
 class _Description:
@@ -117,7 +112,7 @@ class _Description:
         slots = [
             (name, getattr(value, name, None))
             for base in type(value).__mro__
-            for name in _several(vars(base).get("__slots__", ()))
+            for name in _slot_names(vars(base).get("__slots__", ()))
             if name not in ("__dict__", "__weakref__")
         ]
         attributes = getattr(value, "__dict__", None)
@@ -147,5 +142,5 @@ def _cell_contents(cell: types.CellType) -> object:
         return None
 
 
-def _several(names: Any) -> tuple[str, ...]:
+def _slot_names(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import is_integer, to_float
+from ..checks import check_count, is_integer, to_float
 
 
 def describe_recipe(name: str, input_shape: Sequence[int], nb_classes: int, **arguments: Any) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def describe_recipe(name: str, input_shape: Sequence[int], nb_classes: int, **ar
     return {
         "name": name,
         "input_shape": [int(size) for size in input_shape],
-        "nb_classes": int(nb_classes),
+        "nb_classes": check_count("nb_classes", nb_classes),
         **arguments,
     }
 

@@ -15,7 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from ..bridge import check_classifier, device_of
-from .insert import copied, insert_weight_maps, listed, weight_maps
+from .insert import copy_deeply, insert_weight_maps, list_places, weight_maps
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
 from .trace import Place
 
@@ -171,7 +171,7 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
         """
         check_classifier(classifier)
         # Copied together, the optimizer holds the copies' parameters, those of a map of the input too.
-        network, optimizer, defences = copied(
+        network, optimizer, defences = copy_deeply(
             "classifier",
             (classifier.model, classifier.optimizer, classifier.preprocessing_defences),
             "PyTorchWeightMapClassifier itself, which changes the network in place",
@@ -242,7 +242,7 @@ def _check_same(layers: dict[str, WeightMap2d], given: dict[str, Any]) -> None:
     check_settings(**{**next(iter(layers.values())).settings, **settings})
     for name, value in given.items():
         own = list(layers) if name == "where" else _shared(layers, name)
-        if (listed(value) if name == "where" else value) != own:
+        if (list_places(value) if name == "where" else value) != own:
             raise ValueError(
                 f"{name}: got {value!r} for a network that has weight maps already, expected theirs, {own!r}, or none."
             )

@@ -15,6 +15,7 @@ from typing import Any, Tuple  # noqa: UP035 (TorchScript reads the annotation o
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_flag
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
 from .trace import ModuleTrace, Place, is_sequential, make_sample, run_once
 
@@ -108,14 +109,15 @@ def insert_weight_maps(
         "padding_mode": padding_mode,
     }
     check_settings(**settings)
+    check_flag("inplace", inplace)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got TorchScript, expected a plain module; script it after the insertion.")
-    network = model if inplace else copied("model", model, "inplace=True")
+    network = model if inplace else copy_deeply("model", model, "inplace=True")
     sample = make_sample(network, input_shape)
     trace = ModuleTrace(network, sample)
-    places = trace.stages(kernel_size) if where is None else trace.chosen(listed(where))
+    places = trace.stages(kernel_size) if where is None else trace.chosen(list_places(where))
     for name in places:
         if isinstance(getattr(network.get_submodule(name), NAME, None), WeightMap2d):
             raise ValueError(f"where: the module {name!r} has a weight map already, expected one without.")
@@ -202,7 +204,7 @@ def _let_older_weights_load(network: nn.Module) -> None:
         network.register_load_state_dict_pre_hook(keep_weight_maps)  # type: ignore[no-untyped-call]
 
 
-def copied(name: str, value: Any, otherwise: str) -> Any:
+def copy_deeply(name: str, value: Any, otherwise: str) -> Any:
     """A deep copy of what the caller gave; where there is none, the error says what to do ``otherwise``."""
     try:
         return copy.deepcopy(value)
@@ -247,7 +249,7 @@ def _check(network: nn.Module, sample: Tensor, inserted: Sequence[str]) -> None:
             )
 
 
-def listed(where: Place | Iterable[Place]) -> list[Place]:
+def list_places(where: Place | Iterable[Place]) -> list[Place]:
     """Several places, or one, as a list."""
     several = isinstance(where, Iterable) and not isinstance(where, str | type | nn.Module)
     places: list[Any] = list(where) if several else [where]  # type: ignore[arg-type]

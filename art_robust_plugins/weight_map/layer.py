@@ -12,7 +12,6 @@ ours. For an input x [N, C, H, W]:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
 
-from ..checks import check_number, is_integer
+from ..checks import check_count, check_number
 
 Kernel = Literal["smoothing", "unsharp", "identity"]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -94,11 +93,9 @@ class WeightMap2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("channels", channels), ("height", height), ("width", width)):
-            if not _is_size(size):
-                raise ValueError(f"{name}: got {size!r}, expected a positive whole number.")
+        sizes = {"channels": channels, "height": height, "width": width}
+        self.channels, self.height, self.width = (check_count(name, size) for name, size in sizes.items())
         check_settings(kernel=kernel, kernel_size=kernel_size, alpha=alpha, bias=bias, padding_mode=padding_mode)
-        self.channels, self.height, self.width = int(channels), int(height), int(width)
         self.kernel, self.kernel_size, self.alpha = str(kernel), int(kernel_size), float(alpha)
         self.padding_mode = str(padding_mode)
         self.reach = 0 if kernel == "identity" else self.kernel_size // 2
@@ -209,18 +206,6 @@ def check_settings(*, kernel: object, kernel_size: object, alpha: object, bias: 
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool) or value not in known:
             raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, known))}.")
     check_number("alpha", alpha, zero=True)
-
-
-def checked_sizes(name: str, sizes: object) -> tuple[int, ...]:
-    """Positive whole numbers, of numpy too, as plain ones."""
-    given = tuple(sizes) if isinstance(sizes, Iterable) else ()
-    if not given or not all(map(_is_size, given)):
-        raise ValueError(f"{name}: got {sizes!r}, expected positive whole numbers such as (C, H, W).")
-    return tuple(map(int, given))
-
-
-def _is_size(size: Any) -> bool:
-    return is_integer(size) and int(size) >= 1
 
 
 def _samples_at_a_time(x: Tensor) -> int:

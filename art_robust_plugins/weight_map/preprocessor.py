@@ -18,9 +18,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserved
-from ..checks import check_count, check_share
+from ..checks import check_count, check_flag, check_share, check_sizes, to_float
 from .classifier import join_optimizer
-from .layer import Kernel, PaddingMode, WeightMap2d, checked_sizes
+from .layer import Kernel, PaddingMode, WeightMap2d
 
 
 def _setting(name: str) -> property:
@@ -107,11 +107,12 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         apply_predict: bool = True,
     ) -> None:
         super().__init__(device_type="cpu", is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
-        self.input_shape = checked_sizes("input_shape", input_shape)
+        self.input_shape = check_sizes("input_shape", input_shape)
         if len(self.input_shape) != 3:
             raise ValueError(f"input_shape: got {self.input_shape}, expected three numbers, those of one image.")
-        self.clip_values = None if clip_values is None else _range(clip_values)
-        self.channels_first = bool(channels_first)
+        self.clip_values = None if clip_values is None else _check_range(clip_values)
+        check_flag("channels_first", channels_first)
+        self.channels_first = channels_first
         size = self.input_shape if channels_first else (self.input_shape[2], *self.input_shape[:2])
         self.layer = WeightMap2d(
             *size, kernel=kernel, kernel_size=kernel_size, alpha=alpha, bias=bias, padding_mode=padding_mode
@@ -297,10 +298,10 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
                     raise
 
 
-def _range(values: Any) -> tuple[float, float]:
+def _check_range(values: Any) -> tuple[float, float]:
     try:
-        low, high = map(float, values)
-    except (TypeError, ValueError):
+        low, high = map(to_float, values)
+    except (TypeError, ValueError):  # not two of them
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"clip_values: got {values!r}, expected two numbers (low, high), or None.")

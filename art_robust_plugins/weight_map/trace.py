@@ -15,7 +15,8 @@ from torch.nn.modules import conv, dropout, flatten, fold, linear, padding, pixe
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
-from .layer import WeightMap2d, checked_sizes
+from ..checks import check_sizes
+from .layer import WeightMap2d
 
 Place = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """Modules: a qualified name, in which ``*`` and ``?`` stand for anything, a type, or a function of name and module."""
@@ -198,7 +199,7 @@ def run_once(network: nn.Module, sample: Tensor, subject: str) -> None:
 
 
 def make_sample(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
-    sizes = checked_sizes("input_shape", input_shape)
+    sizes = check_sizes("input_shape", input_shape)
     like = next(
         (t for t in itertools.chain(network.parameters(), network.buffers()) if t.is_floating_point()), torch.empty(())
     )
@@ -211,7 +212,14 @@ def _fits(name: str, module: nn.Module, place: Place) -> bool:
         return fnmatchcase(name, place)
     if isinstance(place, type):
         return isinstance(module, place)
-    return bool(place(name, module))
+    try:
+        return bool(place(name, module))
+    except Exception as error:  # whatever the function raises
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"where: got {place!r}, which fails for the module {name!r} ({type(error).__name__}: {reason}), expected a "
+            f"function of a name and a module that gives True or False."
+        ) from error
 
 
 def _is_image(value: Any) -> bool:

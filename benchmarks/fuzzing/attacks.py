@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from art_robust_plugins import PyTorchLipschitzCertifier
+from art_robust_plugins.lipschitz import LipschitzGraph
 
 CLASSES = 3
 
@@ -34,7 +35,7 @@ def attack(
         wrong = logits(points).argmax(dim=1) != classes
     if bool((wrong & (radii > 0)).any()):
         return f"classes {prediction} are not the network's, with radii {radius}", None
-    problem = _steepness(logits, points, constants)
+    problem = _steepness(logits, points, constants, _rounding(twin, mean_std, x.shape[1:]))
     if problem is not None:
         return problem, None
     distance = _nearest_change(logits, points, classes, radii)
@@ -46,7 +47,16 @@ def attack(
     return None, float(ratios.min()) - 1 if len(ratios) else None
 
 
-def _steepness(logits: Callable[[Tensor], Tensor], x: Tensor, constants: Tensor) -> str | None:
+def _rounding(twin: nn.Module, mean_std: tuple[float, float], shape: torch.Size) -> Callable[[Tensor], Tensor]:
+    """How far float64 may take the logits of inputs from those of exact arithmetic, for which the constants hold."""
+    graph = LipschitzGraph(twin, shape, std=abs(mean_std[1]), dtype=torch.float64)
+    rounding = graph.upper_bound().rounding
+    return lambda x: rounding.errors(graph.run((x - mean_std[0]) / mean_std[1], rounding.nodes)[1])
+
+
+def _steepness(
+    logits: Callable[[Tensor], Tensor], x: Tensor, constants: Tensor, errors: Callable[[Tensor], Tensor]
+) -> str | None:
     """Where a difference of two logits is steeper than its constant, if it is anywhere."""
     for scale, stride in ((0.0, 1e-3), (0.1, 0.1), (1.0, 1.0), (30.0, 1e-3)):
         places = (x + scale * torch.randn_like(x)).requires_grad_()
@@ -67,10 +77,11 @@ def _steepness(logits: Callable[[Tensor], Tensor], x: Tensor, constants: Tensor)
         with torch.no_grad():
             outputs = outputs.detach()
             step = stride * torch.randn_like(x)
-            moved = logits(places + step)
+            moved = logits(places.detach() + step)
             change = (moved - outputs)[:, :, None] - (moved - outputs)[:, None, :]
             length = step.flatten(1).norm(dim=1)[:, None, None]
             rounding = 1e-10 * torch.maximum(moved.abs(), outputs.abs()).amax(dim=1)[:, None, None]
+            rounding = rounding + 2 * (errors(places.detach()) + errors(places.detach() + step))[:, None, None]
             over = change.abs() > constants * length * (1 + 1e-9) + rounding
         if bool(over.any()):
             n, i, j = over.nonzero()[0].tolist()

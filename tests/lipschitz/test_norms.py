@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -100,10 +100,14 @@ SLOW = settings(max_examples=400, derandomize=True, database=None, suppress_heal
 @given(modules())
 def test_random_convolutions(case):
     module, shape = case
-    if not accepted(module, shape):
+    if accepted(module, shape):
+        check_operator(module, shape)
+    else:
         with pytest.raises(ValueError, match="expected"):
             operator_of(module, shape)
-        return
+
+
+def check_operator(module, shape):
     operator = operator_of(module, shape)
     function = convolution_function(module)
     truth = true_norm(function, shape)
@@ -164,8 +168,7 @@ def test_asymmetric_padding(case):
     def function(x):
         return functional.conv2d(functional.pad(x, sides), weight, stride=stride, dilation=dilation)
 
-    if any(n + sum(p) < dilation * (k - 1) + 1 for n, p, k in zip(size, pairs, kernel, strict=True)):
-        return
+    assume(all(n + sum(p) > dilation * (k - 1) for n, p, k in zip(size, pairs, kernel, strict=True)))
     truth = true_norm(function, (2, *size))
     operator = Convolution(weight, size, padding=pairs, stride=stride, dilation=dilation)
     assert truth <= operator.upper_bound().value <= truth * (1 + 1e-6)
@@ -259,6 +262,28 @@ WEIGHT = torch.ones(2, 2, 3, 3)
         (lambda: Linear(torch.ones(2, 2, dtype=torch.int64)), "weight: got values of type torch.int64"),
         (lambda: Linear(torch.tensor([[math.nan]])).upper_bound(), "weight: got NaN"),
         (lambda: Convolution(WEIGHT, (8,)), "weight: got shape"),
+        (lambda: Convolution(WEIGHT, (8, 8), groups=True), "groups: got True"),
+        (lambda: Convolution(WEIGHT, (8, 8), groups="x"), "groups: got 'x'"),
+        (lambda: Convolution(WEIGHT, 8), "input_size: got 8"),
+        (lambda: Convolution(WEIGHT, (8.5, 8)), "input_size: got"),
+        (lambda: Convolution(WEIGHT, (2**70, 8)), "input_size: got"),
+        (lambda: Convolution(WEIGHT, (8, 8), stride="x"), "stride: got 'x'"),
+        (lambda: Convolution(WEIGHT, (8, 8), stride=1.5), "stride: got 1.5"),
+        (lambda: Convolution(WEIGHT, (8, 8), dilation=None), "dilation: got None"),
+        (lambda: Convolution(WEIGHT, (8, 8), output_padding={}), "output_padding: got {}"),
+        (lambda: Convolution(WEIGHT, (8, 8), padding=1.5), "padding: got 1.5"),
+        (lambda: Convolution(WEIGHT, (8, 8), padding=(1, None)), "padding: got"),
+        (lambda: Convolution(WEIGHT, (8, 8), padding=None), "padding: got None"),
+        (lambda: Convolution(WEIGHT, (8, 8), padding_mode=[]), "padding_mode: got"),
+        (lambda: Convolution(WEIGHT, (8, 8), cholesky_limit="x"), "cholesky_limit: got 'x'"),
+        (lambda: Convolution(WEIGHT, (8, 8), cholesky_limit=math.nan), "cholesky_limit: got nan"),
+        (lambda: Linear(torch.ones(2, 2, device="meta")), "weight: got torch.strided on meta"),
+        (lambda: Linear(torch.ones(2, 2).to_sparse()), "weight: got torch.sparse_coo"),
+        (lambda: operator_of(nn.Linear(2, 2), None), "input_shape: got None"),
+        (lambda: operator_of(nn.Linear(2, 2), "x"), "input_shape: got 'x'"),
+        (lambda: lower_estimate(Linear(torch.ones(2, 2)), steps=1.5), "steps: got 1.5"),
+        (lambda: lower_estimate(Linear(torch.ones(2, 2)), steps="x"), "steps: got 'x'"),
+        (lambda: lower_estimate(Linear(torch.ones(2, 2)), torch.ones(2) * 1j), "vector: got torch.complex64"),
         (lambda: Convolution(WEIGHT, (8, 8), groups=3), "groups: got 3"),
         (lambda: Convolution(WEIGHT, (8, 8), stride=0), "stride: got 0"),
         (lambda: Convolution(WEIGHT, (8, 8), dilation=(1, 2, 3)), "dilation: got"),
@@ -344,3 +369,12 @@ def test_what_is_no_box_is_left_to_the_other_bounds():
     ):
         assert box_bound(operator) == (math.inf, False)
         assert true_norm(operator.apply, operator.input_shape) <= operator.upper_bound().value
+
+
+@pytest.mark.parametrize("value", [None, "x", 3, [[1.0]], True])
+def test_what_is_no_tensor_is_refused_by_its_name(value):
+    for call in (lambda: Linear(value), lambda: Convolution(value, (8, 8))):
+        with pytest.raises(TypeError, match="weight: got"):
+            call()
+    with pytest.raises(TypeError, match="vector: got"):
+        lower_estimate(Linear(torch.ones(2, 2)), "x" if value is None else value)

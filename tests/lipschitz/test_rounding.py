@@ -1,5 +1,6 @@
 """No radius exceeds the exact distance where the network's own float64 arithmetic is far from exact."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from art_robust_plugins import PyTorchLipschitzCertifier
-from art_robust_plugins.lipschitz import LipschitzGraph, lipschitz_rule
+from art_robust_plugins.lipschitz import LipschitzGraph
 from art_robust_plugins.lipschitz.norms import Convolution, Linear
 from art_robust_plugins.lipschitz.rounding import magnitude_norm
+from art_robust_plugins.lipschitz.rules import RULES
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -25,6 +27,17 @@ def double(layer, weight, bias=None):
     if bias is not None:
         layer.bias.data = torch.tensor(bias, dtype=torch.float64)
     return layer
+
+
+class Step(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
 
 
 class Line(nn.Module):
@@ -115,15 +128,112 @@ def test_scales_that_cancel_are_no_rounding():
     np.testing.assert_allclose(radius, distance, rtol=1e-8, atol=1e-9)
 
 
-def test_an_operation_of_ones_own():
-    @lipschitz_rule(torch.ops.aten.asinh.default)
-    def _asinh(call, x):
-        return call.function(x, 1.0)
-
-    network = Line(lambda x: torch.asinh((x + HUGE) - HUGE)).double()
+def test_an_operation_of_ones_own(monkeypatch):
+    operation = torch.ops.aten.erfc.default
+    monkeypatch.setitem(RULES, operation, lambda call, x: call.function(x, 2 / math.sqrt(math.pi)))
+    network = Line(lambda x: torch.erfc((x + HUGE) - HUGE)).double()
     _, radius = certifier(network, 1, 2).certify(INPUTS)
-    exact = np.abs(INPUTS[:, 0].astype(np.float64) - np.sinh(0.5))
+    boundary = torch.special.erfinv(torch.tensor(0.5, dtype=torch.float64)).item()
+    exact = np.abs(INPUTS[:, 0].astype(np.float64) - boundary)
     assert (radius <= exact).all()
+    assert radius.max() > 0
+
+
+def test_norms_of_a_high_order_whose_powers_vanish():
+    """In float64 the norm of order 100 of numbers below 5e-4 is 0, and jumps above."""
+
+    def norm(x):
+        return torch.linalg.vector_norm(torch.cat([x, torch.zeros_like(x)], dim=1), 100, dim=1, keepdim=True)
+
+    network = Line(lambda x: norm(x) + (0.5 - 8e-4)).double()
+    x = np.float32([[4e-4], [7.9e-4], [1.5e-3], [0.5]])
+    _, radius = certifier(network, 1, 2).certify(x)
+    assert (network(torch.from_numpy(x).double())[0, 1] > 3.9e-4).item()  # 4e-4 is taken for 0
+    assert (radius <= np.abs(x[:, 0].astype(np.float64) - 8e-4)).all()
+    assert radius[3] > 0.49
+
+
+def test_logits_that_are_the_input_itself_round_where_it_is_standardised():
+    for std, rounds in ((None, False), (0.3, True)):
+        graph = LipschitzGraph(nn.Flatten().eval(), (3,), std=std, dtype=torch.float64)
+        assert bool(graph.upper_bound().rounding.nodes) == rounds
+
+
+def repeat_into_one_place(x):
+    indices = [None, torch.zeros(500, dtype=torch.long)]
+    return torch.ops.aten.index_put(torch.zeros_like(x), indices, x / 500, True)
+
+
+def test_one_entry_that_is_added_many_times():
+    network = Line(repeat_into_one_place).double().eval()
+    graph = LipschitzGraph(network, (1,))
+    rounding = graph.upper_bound().rounding
+    x = torch.rand(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits, norms = graph.run(x, rounding.nodes)
+    errors = [
+        abs(2 * Fraction(y) - (Fraction(v) - Fraction(1, 2)))
+        for y, v in zip(logits[:, 0].tolist(), x[:, 0].tolist(), strict=True)
+    ]
+    assert all(error <= 2 * bound for error, bound in zip(errors, rounding.errors(norms).tolist(), strict=True))
+    # 500 additions of x / 500, each rounded: more than the few roundings of one operation.
+    assert (rounding.errors(norms) > 500 * 2.0**-53 * x[:, 0]).all()
+
+
+WIDE = np.longdouble
+FUNCTIONS = {
+    "asinh": (torch.asinh, np.arcsinh),
+    "softshrink": (
+        lambda x: functional.softshrink(x, 0.7),
+        lambda x: np.sign(x) * np.maximum(np.abs(x) - WIDE(0.7), 0),
+    ),
+    "hypot": (lambda x: torch.hypot(x, x.flip(1)), lambda x: np.hypot(x, x[:, ::-1])),
+    "logaddexp": (lambda x: torch.logaddexp(x, x.flip(1)), lambda x: np.logaddexp(x, x[:, ::-1])),
+    "softmax": (
+        lambda x: x.softmax(1),
+        lambda x: np.exp(x - x.max(1, keepdims=True)) / np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True),
+    ),
+    "cumsum": (lambda x: x.cumsum(1), lambda x: x.cumsum(1)),
+    "norm of order 3": (
+        lambda x: x + torch.linalg.vector_norm(x, 3, dim=1, keepdim=True),
+        lambda x: x + (np.abs(x) ** 3).sum(1, keepdims=True) ** (1 / WIDE(3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_errors_of_functions_are_within_the_bound(name, scale):
+    """Against 80-bit arithmetic; the last layer picks entries, so it rounds nothing."""
+    function, wide = FUNCTIONS[name]
+    last = double(nn.Linear(6, 6, bias=False), np.eye(6).tolist())
+    network = nn.Sequential(Step(function), last).eval()
+    graph = LipschitzGraph(network, (6,))
+    x = scale * np.random.default_rng(0).normal(size=(200, 6))
+    rounding = graph.upper_bound().rounding
+    logits, norms = graph.run(torch.from_numpy(x), rounding.nodes)
+    errors = np.linalg.norm((logits.numpy().astype(WIDE) - wide(x.astype(WIDE))).astype(np.float64), axis=1)
+    bounds = rounding.errors(norms).numpy()
+    assert (errors <= bounds).all()
+    assert 0 < bounds.max() <= 1e-11 * max(1.0, scale)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: functional.threshold(x, 0.2, 0.2),
+        lambda x: x.nan_to_num(),
+        lambda x: x.kthvalue(2, 1, keepdim=True).values,
+        lambda x: x.median(1, keepdim=True).values,
+        lambda x: x.scatter(1, torch.zeros(len(x), 1).long(), 7.0),
+        lambda x: torch.ops.aten.index_put(x, [None, torch.tensor([1])], torch.zeros(()).double()),
+    ],
+)
+def test_what_only_moves_entries_rounds_nothing(function):
+    features = function(torch.zeros(1, 3).double()).shape[1]
+    network = nn.Sequential(Step(function), double(nn.Linear(features, 2), torch.ones(2, features).tolist(), [0, 1]))
+    moving = LipschitzGraph(network.eval(), (3,)).upper_bound().rounding
+    # The last layer's roundings alone: of its input, and of its result.
+    assert len(moving.nodes) == 2
 
 
 def test_ordinary_networks_lose_nothing():

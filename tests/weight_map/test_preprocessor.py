@@ -29,6 +29,7 @@ from art_robust_plugins import (
 from art_robust_plugins.bridge import EstimatorModule
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.evaluation.evaluator import preprocessing
+from art_robust_plugins.lipschitz import analysis
 from art_robust_plugins.models import create_model
 from art_robust_plugins.registry import parameters_of
 
@@ -402,15 +403,15 @@ def test_certified_radii_hold_with_it(defences, digits: Dataset) -> None:
     assert (radius > 0).all()
 
 
-def test_the_certificate_follows_the_map() -> None:
+def test_the_certificate_follows_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
     made = preprocessor()
     certifier = PyTorchLipschitzCertifier.from_classifier(linear(made))
     before = certifier.lipschitz_report().lipschitz
-    analysis = certifier._analysis
     with torch.no_grad():
         made.layer.map.mul_(2)
-    assert certifier.lipschitz_report().lipschitz == pytest.approx(2 * before)
-    assert certifier._analysis is analysis
+    with monkeypatch.context() as without_tracing:
+        without_tracing.setattr(analysis, "LipschitzGraph", None)
+        assert certifier.lipschitz_report().lipschitz == pytest.approx(2 * before)
     assert made.layer.map.dtype == torch.float32
     made.clip_values = (0.25, 0.5)
     prediction, radius = certifier.certify(np.zeros((1, *SHAPE)))

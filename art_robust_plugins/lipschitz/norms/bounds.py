@@ -69,10 +69,14 @@ def scale_weight(weight: Tensor) -> tuple[Tensor, float]:
     return weight / scale, scale
 
 
-def check_weight(weight: Tensor) -> None:
-    """Refuse a weight that is not real floating point."""
+def check_weight(weight: object) -> None:
+    """Refuse what is not a dense tensor of real floating-point numbers."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: got {type(weight).__name__}, expected a tensor.")
     if not weight.is_floating_point():
         raise ValueError(f"weight: got values of type {weight.dtype}, expected real floating point.")
+    if weight.layout is not torch.strided or weight.is_meta:
+        raise ValueError(f"weight: got {weight.layout} on {weight.device}, expected a dense tensor with values.")
 
 
 def fixed_direction(shape: Sequence[int]) -> Tensor:

@@ -49,7 +49,7 @@ def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
     product_error = 4 * terms * UNIT_ROUNDOFF * sums[0] * sums[1] * copies
     estimate = max(largest_eigenvalue(gram), product_error)  # the operator may be zero
 
-    def verified(margin: float) -> float | None:
+    def verify(margin: float) -> float | None:
         level = estimate * (1 + margin)
         shifted = gram.neg()
         shifted.diagonal().add_(level)
@@ -64,7 +64,7 @@ def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
     # The estimate is nearly always close enough at once; otherwise the level is searched for up to 1e-6.
     best, margin, low, high = math.inf, 1e-7, 0.0, ceiling**2 / estimate - 1
     while margin < high:
-        bound = verified(margin)
+        bound = verify(margin)
         if bound is None:
             low = margin
         else:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Self
 
+from ...checks import check_choice, check_count, check_flag, check_sizes, is_integer
 from .bounds import check_weight
 
 _MODES = ("zeros", "circular", "reflect", "replicate")
@@ -33,17 +34,18 @@ class ConvolutionMap:
         cholesky_limit: int | None = None,
     ) -> None:
         check_weight(weight)
-        size = tuple(int(length) for length in input_size)
+        size = check_sizes("input_size", input_size)
         dimensions = len(size)
         if not 1 <= dimensions <= 3 or weight.dim() != dimensions + 2:
             raise ValueError(
                 f"weight: got shape {tuple(weight.shape)} for inputs of size {size}, expected one to three spatial "
                 f"dimensions, the same number in both."
             )
-        if groups < 1 or weight.shape[0] % groups:
+        groups = check_count("groups", groups)
+        if weight.shape[0] % groups:
             raise ValueError(f"groups: got {groups}, expected a divisor of the weight's {weight.shape[0]} channels.")
-        if padding_mode not in _MODES:
-            raise ValueError(f"padding_mode: got {padding_mode!r}, expected one of {', '.join(map(repr, _MODES))}.")
+        check_choice("padding_mode", padding_mode, _MODES)
+        check_flag("transposed", transposed)
         if transposed and padding_mode != "zeros":
             raise ValueError(f"padding_mode: got {padding_mode!r} for a transposed convolution, expected 'zeros'.")
         self.weight = weight
@@ -53,7 +55,9 @@ class ConvolutionMap:
         self.output_padding = _for_each(output_padding, dimensions, "output_padding", smallest=0)
         self.groups, self.transposed, self.padding_mode = groups, transposed, padding_mode
         self.padding = self._pairs(padding, dimensions)
-        self.cholesky_limit = cholesky_limit
+        self.cholesky_limit = (
+            None if cholesky_limit is None else check_count("cholesky_limit", cholesky_limit, zero=True)
+        )
         if any(self.output_padding) and not transposed:
             raise ValueError(f"output_padding: got {output_padding!r} for a plain convolution, expected 0.")
         if transposed and any(before != after for before, after in self.padding):
@@ -106,11 +110,12 @@ class ConvolutionMap:
                 raise ValueError(f"padding: got 'same' with stride {self.stride}, expected stride 1.")
             totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
             return tuple((total // 2, total - total // 2) for total in totals)  # torch's odd pixel is at the end
-        sides = [padding] * dimensions if isinstance(padding, int) else list(padding)
-        pairs = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
-        if len(pairs) != dimensions or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+        sides = [padding] * dimensions if is_integer(padding) else _as_tuple(padding)
+        pairs = tuple((side, side) if is_integer(side) else _as_tuple(side) for side in sides)
+        known = all(len(pair) == 2 and all(is_integer(side) and side >= 0 for side in pair) for pair in pairs)
+        if len(pairs) != dimensions or not known:
             raise ValueError(f"padding: got {padding!r}, expected a number or pair for each dimension, none negative.")
-        return cast(tuple[tuple[int, int], ...], pairs)
+        return tuple((int(before), int(after)) for before, after in pairs)
 
     def _outputs(self, axis: int, length: int) -> int:
         reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
@@ -178,13 +183,21 @@ class ConvolutionMap:
         return copies
 
 
-def _for_each(value: int | Sequence[int], dimensions: int, name: str, *, smallest: int) -> tuple[int, ...]:
-    values = (value,) * dimensions if isinstance(value, int) else tuple(value)
-    if len(values) != dimensions or min(values) < smallest:
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """The entries of a sequence; of anything else none."""
+    try:
+        return tuple(value)
+    except TypeError:
+        return ()
+
+
+def _for_each(value: Any, dimensions: int, name: str, *, smallest: int) -> tuple[int, ...]:
+    values = (value,) * dimensions if is_integer(value) else _as_tuple(value)
+    if len(values) != dimensions or not all(is_integer(number) and number >= smallest for number in values):
         raise ValueError(
             f"{name}: got {value!r}, expected {dimensions} numbers of at least {smallest}, or one for all."
         )
-    return values
+    return tuple(map(int, values))
 
 
 def _check_padding(size: tuple[int, ...], padding: tuple[tuple[int, int], ...], mode: str) -> None:

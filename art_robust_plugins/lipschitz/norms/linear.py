@@ -15,6 +15,7 @@ class Linear:
         weight: W, [outputs, inputs].
 
     Raises:
+        TypeError: for a weight that is no tensor.
         ValueError: for a weight of another rank, or one that is not real floating point.
 
     Example:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from ...checks import check_sizes
 from .convolution import Convolution
 from .linear import Linear
 
@@ -25,7 +26,7 @@ def operator_of(module: nn.Module, input_shape: Sequence[int]) -> Linear | Convo
         >>> operator_of(nn.Conv2d(3, 8, 3, padding="same"), (3, 32, 32)).output_shape
         (8, 32, 32)
     """
-    shape = tuple(input_shape)
+    shape = check_sizes("input_shape", input_shape)
     operator: Linear | Convolution
     if isinstance(module, nn.Linear):
         operator = Linear(module.weight)

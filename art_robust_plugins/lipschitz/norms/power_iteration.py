@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...checks import check_count
 from .bounds import LinearMap, fixed_direction
 
 
@@ -24,7 +25,8 @@ def lower_estimate(operator: LinearMap, vector: Tensor | None = None, *, steps: 
         the estimate (a scalar), and the vector [*input_shape] of norm 1 for the next call.
 
     Raises:
-        ValueError: for a vector of another shape, or no steps.
+        TypeError: for a vector that is no tensor.
+        ValueError: for a vector of another shape, or steps that are not a positive whole number.
 
     Example:
         >>> weight = torch.tensor([[3.0, 0.0], [0.0, 4.0]], requires_grad=True)
@@ -32,14 +34,17 @@ def lower_estimate(operator: LinearMap, vector: Tensor | None = None, *, steps: 
         >>> norm
         tensor(4., grad_fn=<LinalgVectorNormBackward0>)
     """
-    if steps < 1:
-        raise ValueError(f"steps: got {steps}, expected at least 1.")
+    steps = check_count("steps", steps)
+    if vector is not None and not isinstance(vector, Tensor):
+        raise TypeError(f"vector: got {type(vector).__name__}, expected a tensor, or None.")
     weight = operator.weight
     with torch.no_grad():
         if vector is None:
             vector = fixed_direction(operator.input_shape).to(weight)
         elif tuple(vector.shape) != tuple(operator.input_shape):
             raise ValueError(f"vector: got shape {tuple(vector.shape)}, expected {tuple(operator.input_shape)}.")
+        elif vector.is_complex():
+            raise ValueError(f"vector: got {vector.dtype}, expected real numbers.")
         vector = vector.to(weight)
         smallest = torch.finfo(weight.dtype).tiny
         for _ in range(steps):

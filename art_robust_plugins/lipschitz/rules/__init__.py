@@ -1,7 +1,7 @@
 """One rule for each ATen operation: from bounds of its inputs to a bound of its output.
 
 A rule is a function of the `Call` and of the operation's own arguments, in ATen's order. Tensors that depend on the
-network's input come as a `Value`; all others (weights, buffers, constants) as tensors with their present values. It
+network's input come as a `Value`; all others (weights, buffers, constants) as tensors with their current values. It
 returns a `Value`, a tensor that does not depend on the input, or a tuple of these where the operation has several
 outputs. What has no rule has no bound: there is no default.
 """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .registry import lipschitz_rule
-from .values import PRODUCT, Call, Value
+from .values import PRODUCT, SMALLEST, Call, Value
 
 aten = torch.ops.aten
 
@@ -90,7 +90,7 @@ def _by_statistics(call: Call, x: Value, weight: Tensor | None, variance: Tensor
 
 def _by_own_size(call: Call, x: Value, weight: Tensor | None, eps: float, deviations: int | None = None) -> Value:
     """See the module; ``deviations`` is how many entries are taken together less their mean, None for no mean."""
-    if not eps > 0:
-        call.refuse(f"with eps {eps} it has no global bound, expected a positive one")
+    if not eps >= SMALLEST:  # squares of deviations that count beside it are then within float64's range
+        call.refuse(f"with eps {eps} it has no global bound, expected at least {SMALLEST}")
     inner = call.function(x, 0.0 if deviations == 1 else 1.0)  # one number less its mean is 0
     return call.scaled(inner, 1 / math.sqrt(eps) if weight is None else weight / math.sqrt(eps))

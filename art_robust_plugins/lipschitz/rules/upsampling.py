@@ -21,7 +21,7 @@ aten = torch.ops.aten
     aten._upsample_bilinear2d_aa.vec,
     aten._upsample_bicubic2d_aa.vec,
 )
-def _interpolated(
+def interpolate(
     call: Call,
     x: Value,
     output_size: Sequence[int] | None,

@@ -1,0 +1,192 @@
+"""What a certifier keeps of a network: its copy in float64, its graph, its bound, and whether these still hold."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from ..bridge import clip_range, device_of, preprocessing_modules
+from ..network_outputs import check_outputs
+from .agreement import check_agreement, check_own_precision, make_probes
+from .certificate import certify_logits
+from .graph import LipschitzGraph
+from .network_bound import NetworkBound
+from .precision import check_precision
+from .structure import describe_structure
+from .tensors import check_initialised, tensors_of
+
+DIFFERENCE = 1e-11
+"""What a logit may differ by between the network and its graph besides the proven bound of rounding, as a share of the
+largest logit: for constants that both compute from parameters."""
+
+COMPARED = 32
+"""On how many samples, spread over all that are certified, the network is compared with its graph; besides the first
+batch."""
+
+Constants = tuple[Tensor, Tensor] | None
+"""The mean and standard deviation that act before the network."""
+
+
+class NetworkAnalysis:
+    """A network's copy in float64, with the preprocessing that belongs to it, its graph, and its proven bound.
+
+    Raises:
+        ValueError: for a network that cannot be copied, run in float64, traced or bounded.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier, network: nn.Module, constants: Constants) -> None:
+        check_initialised(network)
+        self._parts = [classifier.model, *preprocessing_modules(classifier)]
+        self._structure = describe_structure(network)
+        self._shape, self._classes, self._constants = tuple(classifier.input_shape), classifier.nb_classes, constants
+        low, high = clip_range(classifier)
+        ends = [torch.as_tensor(default if end is None else end) for end, default in ((low, 0.0), (high, 1.0))]
+        self._probes = make_probes(self._shape, *(end.to("cpu", torch.float64) for end in ends))
+        self._network = _copy_in_float64(network)
+        self._bound: NetworkBound | None = None
+        self._precise = False
+        self._check_outputs()
+        check_precision(network, self._shape)
+        std = None if constants is None else constants[1].abs()
+        self._graph = LipschitzGraph(self._network, self._shape, std=std, dtype=torch.float64)
+        others = self._graph.dtypes - {torch.float64}
+        if others:
+            raise ValueError(
+                f"classifier: the network in float64 still computes in {min(map(str, others))}, expected one that "
+                f"converts to no data type of its own."
+            )
+
+    def fits(self, classifier: PyTorchClassifier, network: nn.Module, constants: Constants) -> bool:
+        """Whether all but the values of weights and buffers is as it was, as far as it can be compared."""
+        parts = [classifier.model, *preprocessing_modules(classifier)]
+        if parts != self._parts or (constants is None) != (self._constants is None):
+            return False
+        if constants is not None and self._constants is not None:
+            for now, then in zip(constants, self._constants, strict=True):
+                if not torch.equal(now, then):
+                    return False
+        return (tuple(classifier.input_shape), classifier.nb_classes) == (self._shape, self._classes) and (
+            describe_structure(network) == self._structure
+        )
+
+    def update(self, network: nn.Module) -> None:
+        """Take over the network as it is now: weights, buffers, and what its forward reads."""
+        twin = _copy_in_float64(network)
+        pairs = zip(tensors_of(self._network), tensors_of(twin), strict=True)
+        changed = [(mine != live).any() for mine, live in pairs]
+        if changed and bool(torch.stack(changed).any()):
+            self._bound = None
+        self._network = self._graph.network = twin
+
+    @property
+    def bound(self) -> NetworkBound:
+        """The proven bound for the weights as they are."""
+        if self._bound is None:
+            self._bound = self._graph.upper_bound()
+        return self._bound
+
+    def check(self, network: nn.Module) -> None:
+        """Compare graph and network on the same few samples, and once the network with itself in its own precision.
+
+        Raises:
+            DisagreementError: they differ by more than rounding.
+        """
+        logits, errors = self._run(self._probes)
+        inputs = self._inputs(self._probes)
+        check_agreement(self._network, inputs, logits, _tolerance(logits, errors))
+        if not self._precise:
+            check_own_precision(copy_network(network).eval(), inputs, logits, errors)
+            self._precise = True
+
+    def certify(self, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """The predicted classes and the L2 radii of samples in the estimator's range.
+
+        Raises:
+            ValueError: logits that are NaN or infinite.
+            DisagreementError: the network computes other logits than its graph.
+        """
+        bound = self.bound
+        parts = [self._run(x[start : start + batch_size]) for start in range(0, len(x), batch_size)]
+        logits, errors = (torch.cat(part) for part in zip(*parts, strict=True))
+        if not bool(logits.isfinite().all()):
+            raise ValueError("x: the network's logits for it hold NaN or infinity, expected finite numbers.")
+        tolerance = _tolerance(logits, errors)
+        spread = torch.linspace(0, len(x) - 1, min(len(x), COMPARED)).long()
+        for chosen in (torch.arange(min(len(x), batch_size)), spread):
+            check_agreement(self._network, self._inputs(x[chosen]), logits[chosen], tolerance[chosen])
+        return certify_logits(logits, bound.pairwise, tolerance, bound.rounding.slope)
+
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The graph's logits [N, nb_classes], each sample alone, and bounds [N] of their errors by rounding."""
+        rounding = self.bound.rounding
+        logits, norms = self._graph.run(self._inputs(x), rounding.nodes)
+        return logits, rounding.errors(norms)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        """[N, *input_shape] of the estimator -> float64 as the network takes them, on its device."""
+        x = x.to(device_of(self._network), torch.float64)
+        if self._constants is None:
+            return x
+        mean, std = (constant.to(x.device) for constant in self._constants)
+        return (x - mean) / std
+
+    def _check_outputs(self) -> None:
+        try:
+            outputs = self._network(self._inputs(torch.zeros(2, *self._shape)))
+        except Exception as error:  # whatever the network raises
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"classifier: the network in float64 fails on inputs (2, {', '.join(map(str, self._shape))}) "
+                f"({type(error).__name__}: {reason}), expected one of this input_shape, without a data type of its own."
+            ) from error
+        check_outputs(
+            outputs,
+            self._classes,
+            single=False,
+            otherwise="nn.Linear(1, 2) after it, with weight [[0], [1]] and bias 0, gives the two logits of one output",
+        )
+
+
+def _tolerance(logits: Tensor, errors: Tensor) -> Tensor:
+    """[N, 1]: how far a logit may lie from that of another evaluation of the same network in float64."""
+    tolerance = 2 * errors + DIFFERENCE * logits.abs().amax(dim=1)
+    return tolerance.nan_to_num(nan=math.inf, posinf=math.inf)[:, None]
+
+
+@contextmanager
+def plain_mode(device: torch.device) -> Iterator[None]:
+    """No gradients, and nothing of the caller's modes: inference tensors or mixed precision."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _copy_in_float64(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode."""
+    twin = copy_network(network)
+    twin.zero_grad(set_to_none=True)
+    return twin.double().eval()
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """A deep copy; what hooks compute is copied by its values."""
+    # Weights that a hook computes (weight normalisation, pruning) are results with a history, which cannot be copied.
+    results = [
+        value
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    try:
+        return copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
+    except Exception as error:  # whatever the network's attributes raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"classifier: the network cannot be copied ({type(error).__name__}: {reason}), expected one that "
+            f"copy.deepcopy copies."
+        ) from error

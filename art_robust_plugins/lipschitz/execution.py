@@ -1,0 +1,90 @@
+"""Running a traced graph: what it computes for a batch, each sample for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from .tracing import NetworkTrace
+
+
+@torch.no_grad()
+def run_graph(trace: NetworkTrace, network: nn.Module, x: Tensor, nodes: Sequence[Node] = ()) -> tuple[Tensor, Tensor]:
+    """What the graph computes with the network's current parameters and buffers.
+
+    Args:
+        trace: of the network.
+        network: with the weights to use.
+        x: [N, *input_shape], on the network's device.
+        nodes: of the graph.
+
+    Returns:
+        the logits [N, C], and the L2 norms [N, len(nodes)] of these nodes' values.
+    """
+    users = _last_users(trace)
+
+    def run_sample(sample: Tensor) -> tuple[Tensor, Tensor]:
+        values: dict[Node, Any] = {}
+        norms: dict[Node, Tensor] = {}
+        for node in trace.nodes:
+            values[node] = _compute(trace, network, node, values, sample)
+            if node in nodes:
+                norms[node] = _norm(values[node])
+            for source in users.get(node, ()):
+                if source is not trace.output:
+                    del values[source]
+        found = [norms[node] for node in nodes]
+        return values[trace.output][0], torch.stack(found) if found else sample.new_zeros(0)
+
+    logits, norms = torch.vmap(run_sample)(x[:, None])
+    return logits, norms
+
+
+def _last_users(trace: NetworkTrace) -> dict[Node, list[Node]]:
+    """For each node, those whose values nothing after it needs."""
+    last_use = {source: node for node in trace.nodes for source in (*node.all_input_nodes, node)}
+    users: dict[Node, list[Node]] = {}
+    for source, user in last_use.items():
+        users.setdefault(user, []).append(source)
+    return users
+
+
+def _compute(trace: NetworkTrace, network: nn.Module, node: Node, values: Mapping[Node, Any], sample: Tensor) -> Any:
+    if trace.is_input(node):
+        return sample
+    if node.op != "call_function":
+        return trace.constant(node, network)
+    arguments: Any = torch.fx.map_arg(node.args, lambda n: values[n])
+    options: Any = dict(torch.fx.map_arg(node.kwargs, lambda n: values[n]))
+    if "device" in options:
+        options["device"] = sample.device
+    target: Any = _BATCHED.get(node.target, node.target)
+    return target(*arguments, **options)
+
+
+def _norm(value: Any) -> Tensor:
+    """The L2 norm of an operation's floating-point outputs together."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    tensors = [part.flatten() for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+    norm: Tensor = torch.linalg.vector_norm(torch.cat(tensors))
+    return norm
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Tensor, variance: Tensor, momentum: float, eps: float
+) -> tuple[Tensor]:
+    shape = (-1, *[1] * (x.dim() - 2))
+    scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight)
+    normalised = (x - mean.view(shape)) * scale.view(shape)
+    return (normalised if bias is None else normalised + bias.view(shape),)
+
+
+_BATCHED: dict[Any, Any] = {
+    torch.ops.aten.view.default: torch.reshape,  # the batch's strides may differ from one sample's
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
+}
+"""Operations that torch.vmap runs only one sample after the other, or not at all, and what is computed instead."""
