@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from .bridge import check_classifier
 from .classifier_record import check_record, is_loss
-from .files import json_text, load_tensors, save_tensors, sha256_of
+from .files import json_text, load_tensors, read_sealed, save_tensors, sha256_of, write_sealed
 from .models import MODELS, create_model
 from .randomness import cuda_devices
-from .sealed import read_sealed, write_sealed
 from .weight_map import PyTorchWeightMapClassifier, WeightMapPreprocessor
 from .weight_map.insert import attach_described, describe_weight_maps
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .entries import Entry
+from .files import Entry
 
 ESTIMATOR_NAMES = ("PyTorchClassifier", "PyTorchWeightMapClassifier")
 _FEATURES = 2**28

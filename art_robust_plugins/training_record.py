@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import CLASSIFIER_FILE, describe_classifier
-from .entries import Entry
+from .files import Entry
 
 
 def read_training_record(run: Path) -> Mapping[str, Any]:

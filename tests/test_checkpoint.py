@@ -18,11 +18,11 @@ from art_robust_plugins.files import (
     read_json,
     save_state,
     save_tensors,
+    seal,
     write_atomically,
     write_json,
 )
 from art_robust_plugins.models import create_model
-from art_robust_plugins.sealed import seal
 
 SHAPE = (1, 8, 8)
 X = np.random.default_rng(0).random((5, *SHAPE), dtype=np.float32)

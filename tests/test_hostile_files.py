@@ -177,7 +177,7 @@ def test_npz_files_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
     np.savez_compressed(path, x_train=x, y_train=y, x_test=x, y_test=y)
     assert path.stat().st_size < 20_000
     load_data(path)
-    monkeypatch.setattr("art_robust_plugins.npz.physical_memory", lambda: 2**22)
+    monkeypatch.setattr("art_robust_plugins.files.npz.physical_memory", lambda: 2**22)
     refused(load_data, path, "more than half of the memory")
 
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from art_robust_plugins import ThreatModel
-from art_robust_plugins.bridge import EstimatorModule, clip_range
+from art_robust_plugins.bridge import EstimatorModule, InputRange, bounded_range, clip_range, read_clip_values
 from art_robust_plugins.evaluation import Evaluator
-from art_robust_plugins.input_range import InputRange, bounded_range, read_clip_values
 from art_robust_plugins.threat import check_radius
 
 SHAPE = (3, 4, 5)

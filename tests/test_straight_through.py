@@ -13,8 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 from torch import nn
 
-from art_robust_plugins.bridge import EstimatorModule
-from art_robust_plugins.straight_through import StraightThrough, clip_above
+from art_robust_plugins.bridge import EstimatorModule, StraightThrough, clip_above
 
 SHAPE = (3, 8, 8)
 

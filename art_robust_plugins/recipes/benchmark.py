@@ -27,12 +27,11 @@ from ..checkpoint import CLASSIFIER_FILE, load_classifier
 from ..data import Dataset, load_data
 from ..evaluation import EvaluationReport, Evaluator, save_comparison
 from ..evaluation.suites import package_versions, resolve
-from ..files import remove_temporaries, write_json
+from ..files import read_sealed, remove_temporaries, write_json, write_sealed
 from ..lipschitz import NoLipschitzRuleError
 from ..locks import is_unused, locked_folder
 from ..record import PACKAGES, conditions, installed
 from ..runs import CERTIFICATES, EVALUATIONS, certify_run, evaluate_run, processes_here, train_run
-from ..sealed import read_sealed, write_sealed
 from ..terminal import console
 from ..threat import ThreatModel
 from ..training_record import training_seconds

@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.suites import SUITES, resolve
-from ..files import regular_file
+from ..files import DEPTH_LIMIT, depth_of, regular_file
 from ..registry import available_instruments, method, parameters_of
 from ..runs import TrainingPlan, is_trainable
-from ..strict_json import DEPTH_LIMIT, depth_of
 from ..threat import ThreatModel
 from ..training import TrainingOptions
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import regular_file
-from .memory import in_gigabytes, physical_memory
+from ..memory import in_gigabytes, physical_memory
+from .reading import regular_file
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 

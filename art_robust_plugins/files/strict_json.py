@@ -38,7 +38,7 @@ def parse_json(content: bytes) -> Any:
         >>> parse_json(b'{"seed": 1, "seed": 2}')
         Traceback (most recent call last):
             ...
-        art_robust_plugins.strict_json.UnfitError: JSON with the key 'seed' twice
+        art_robust_plugins.files.strict_json.UnfitError: JSON with the key 'seed' twice
     """
     if len(content) > SIZE_LIMIT:
         raise UnfitError(f"JSON of more than {SIZE_LIMIT // 2**20} MB")
