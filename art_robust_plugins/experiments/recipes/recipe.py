@@ -24,14 +24,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from ..evaluation.suites import SUITES, resolve
-from ..files import DEPTH_LIMIT, depth_of, regular_file
-from ..registry import available_instruments, method, parameters_of
-from ..runs import TrainingPlan, is_trainable
-from ..threat import ThreatModel
-from ..training import TrainingOptions
+from ...evaluation.suites import SUITES, resolve
+from ...files import DEPTH_LIMIT, depth_of, regular_file
+from ...registry import available_instruments, method, parameters_of
+from ...threat import ThreatModel
+from ...training import TrainingOptions
+from ..plans import TrainingPlan, is_trainable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,16 +63,17 @@ _RECIPE: dict[str, Any] = {
     "quick": dict,
     "rows": list,
 }
-_TRAINING: dict[str, Any] = {
-    "epochs": int,
-    "batch_size": int,
-    "optimizer": str,
-    "lr": _NUMBER,
-    "momentum": _NUMBER,
-    "weight_decay": _NUMBER,
-    "train": int,
-    "validation": int,
-}
+_TRAINING_FIELDS = ("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "train", "validation")
+
+
+def _kind_in_file(annotation: Any) -> Any:
+    """What a TOML file holds for a field of `TrainingPlan`."""
+    if annotation is float:
+        return _NUMBER
+    return int if annotation in (int, int | None) else str
+
+
+_TRAINING = {name: _kind_in_file(get_type_hints(TrainingPlan)[name]) for name in _TRAINING_FIELDS}
 _EVALUATION: dict[str, Any] = {"threats": list, "attacks": list, "points": int, "noise": list, "certify": list}
 _QUICK: dict[str, Any] = {"data": str, "train": int, "epochs": int, "points": int, "attacks": list, "noise": list}
 _ROW: dict[str, Any] = {

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .files import Entry
+from ..files import Entry
+from .extensions import DEFENCES, ESTIMATORS, PARTS
 
-ESTIMATOR_NAMES = ("PyTorchClassifier", "PyTorchWeightMapClassifier")
 _FEATURES = 2**28
 """Values of one input; a volume of 512 pixels a side has half as many."""
 _MANY = 1_000_000
@@ -29,7 +29,7 @@ def check_record(record: dict[str, Any], place: str) -> None:
     """
     entry = Entry(record, f"{place}:")
     if (estimator := entry.find("estimator")) is not None:
-        estimator.text(ESTIMATOR_NAMES)
+        estimator.text(ESTIMATORS)
     shape = [size.whole(1) for size in entry["input_shape"].list_of(8)]
     if not shape or math.prod(shape) > _FEATURES:
         entry["input_shape"].refuse(f"positive whole numbers whose product is at most {_FEATURES}")
@@ -56,18 +56,16 @@ def _check_modules(entry: Entry) -> None:
     for defence in entry["preprocessing_defences"].list_of(100):
         if not isinstance(defence.value, str):
             defence.table(("class", "settings"))
-            defence["class"].text(("WeightMapPreprocessor",))
-            for size in defence["settings"]["input_shape"].list_of(3, length=3):
-                size.whole(1)
+            kind = defence["class"].text(DEFENCES)
+            DEFENCES[kind].check_settings(defence["settings"])
     model = entry["model"]
-    model.table(("class", "recipe", "weight_maps"))
+    model.table(("class", "recipe", *PARTS))
     model["class"].text()
     if (recipe := model.find("recipe")) is not None:
         _check_recipe(recipe)
-    for each in maps.list_of(10_000) if (maps := model.find("weight_maps")) is not None else ():
-        each["after"].text()
-        for size in each["size"].list_of(3, length=3):
-            size.whole(1)
+    for key, part in PARTS.items():
+        if (described := model.find(key)) is not None:
+            part.check(described)
 
 
 def _numbers(entry: Entry, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

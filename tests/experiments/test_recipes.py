@@ -15,10 +15,10 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_robust_plugins import EvaluationReport, PyTorchLipschitzCertifier, load_classifier
 from art_robust_plugins.data import Dataset
+from art_robust_plugins.experiments.recipes import benchmark, networks
 from art_robust_plugins.files import load_tensors
-from art_robust_plugins.recipes import available_recipes, benchmark, load_recipe, result_rows, run_recipe
-from art_robust_plugins.recipes.recipe import Recipe
-from art_robust_plugins.record import installed
+from art_robust_plugins.provenance import installed
+from art_robust_plugins.recipes import Recipe, available_recipes, load_recipe, result_rows, run_recipe
 
 SMALL = """
 description = "two rows"
@@ -184,7 +184,7 @@ def test_what_is_done_is_not_done_again(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(benchmark, "train_run", never)
+    monkeypatch.setattr(networks, "train_run", never)
     again = run_recipe(recipe_of(SMALL, tmp_path), out, command="art-robust benchmark small")
     assert again == record
     for change, names in (("lr = 1e-3", "rows"), ("points = 12", "evaluation")):
@@ -217,7 +217,7 @@ def test_a_stopped_recipe_goes_on_and_gives_the_same(
 ) -> None:
     recipe, out = recipe_of(MINI, tmp_path), tmp_path / "out"
     calls = []
-    evaluate = benchmark.evaluate_run
+    evaluate = networks.evaluate_run
 
     def stopped(*arguments: Any, **settings: Any) -> Any:
         calls.append(arguments[0])
@@ -226,7 +226,7 @@ def test_a_stopped_recipe_goes_on_and_gives_the_same(
         return evaluate(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "evaluate_run", stopped)
+        patch.setattr(networks, "evaluate_run", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, out, command="")
     assert (out / "plain" / "seed-0" / "result.json").exists()

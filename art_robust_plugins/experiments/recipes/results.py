@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..files import Entry, read_sealed, write_sealed
+from ...files import Entry, read_sealed, write_sealed
 from .recipe import Recipe
 
 _FORMAT = "art-robust-plugins result 2"

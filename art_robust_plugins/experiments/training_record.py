@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CLASSIFIER_FILE, describe_classifier
-from .files import Entry
+from ..files import Entry
+from ..saved_classifier import CLASSIFIER_FILE, describe_classifier
 
 
 def read_training_record(run: Path) -> Mapping[str, Any]:
