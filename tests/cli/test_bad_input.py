@@ -36,7 +36,7 @@ BAD = [
         "error: layers: got 3 for '*', expected a mapping",
     ),
     (["train", "bang", "--compile", "fast", "--out", "{new}"], "'fast' is not one of 'no', 'default'"),
-    (["train", "bang", "--ema-decay", "1", "--out", "{new}"], "error: ema_decay: got 1.0, expected a number between 0"),
+    (["train", "bang", "--ema-decay", "1", "--out", "{new}"], "error: ema_decay: got 1.0, expected a number above 0"),
     (
         ["train", "bang", "--schedule", "linear", "--out", "{new}"],
         "'linear' is not one of 'constant'",
