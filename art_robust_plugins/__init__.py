@@ -1,10 +1,10 @@
 """Robust training, certification and standard evaluation of PyTorch classifiers, as a plugin to ART."""
 
-from .checkpoint import load_classifier, save_classifier
 from .evaluation import EvaluationReport, Evaluator
 from .export import export_classifier
 from .lipschitz import PyTorchLipschitzCertifier
 from .registry import available_methods, create
+from .saved_classifier import load_classifier, save_classifier
 from .threat import ThreatModel
 from .training import (
     BANGTrainer,

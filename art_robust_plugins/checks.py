@@ -6,7 +6,9 @@ Each refuses in the same form: ``name: got value, expected ...``. NumPy's number
 from __future__ import annotations
 
 import math
+import os
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -118,3 +120,14 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """A path of text or of ``pathlib`` as a `Path`.
+
+    Raises:
+        ValueError: ``value`` is anything else, or text that no path may have.
+    """
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes) or "\0" in os.fspath(value):
+        raise ValueError(f"{name}: got {value!r}, expected a path.")
+    return Path(value)

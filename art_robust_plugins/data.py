@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from .files import read_npz
 from .labels import warn_of_missing_classes
-from .npz import read_npz
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]

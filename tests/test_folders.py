@@ -12,11 +12,13 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from typer.testing import CliRunner
 
-from art_robust_plugins import Evaluator, ThreatModel, cli, runs
-from art_robust_plugins.cli import app
+from art_robust_plugins import Evaluator, ThreatModel
+from art_robust_plugins.cli import app, demo
+from art_robust_plugins.cli import data as command_data
 from art_robust_plugins.data import Dataset
+from art_robust_plugins.experiments.recipes import benchmark, networks
+from art_robust_plugins.experiments.runs import RUN_FILES
 from art_robust_plugins.locks import FolderInUseError, locked_folder
-from art_robust_plugins.recipes import benchmark as benchmarks
 from art_robust_plugins.recipes import load_recipe, run_recipe
 
 
@@ -26,7 +28,7 @@ def untouched(*_: object, **__: object) -> Dataset:
 
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cli, benchmarks):
+    for module in (command_data, demo, benchmark, networks):
         monkeypatch.setattr(module, "load_data", untouched)
 
 
@@ -59,14 +61,14 @@ def tiny() -> Dataset:
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load_data", lambda name: tiny())
+    monkeypatch.setattr(command_data, "load_data", lambda name: tiny())
     command = ["--debug", "train", "standard", "--epochs", "1", "--out", str(tmp_path)]
     with locked_folder("--out", tmp_path, "run"), pytest.raises(FolderInUseError, match=r"^--out: .* is in use"):
         CliRunner().invoke(app, command, catch_exceptions=False)
     (tmp_path / ".0123abcd.training.pt").touch()  # of a training that was killed as it wrote its first checkpoint
     (tmp_path / ".training.art-robust.lock").touch()
     assert CliRunner().invoke(app, [*command, "--resume"], catch_exceptions=False).exit_code == 0
-    assert {path.name for path in tmp_path.iterdir()} == set(runs.RUN_FILES)
+    assert {path.name for path in tmp_path.iterdir()} == set(RUN_FILES)
 
 
 def test_a_recipe_begins_in_a_folder_where_another_was_killed_at_once(
@@ -75,8 +77,8 @@ def test_a_recipe_begins_in_a_folder_where_another_was_killed_at_once(
     def reached(*_: object) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(benchmarks, "load_data", lambda name: tiny())
-    monkeypatch.setattr(benchmarks, "package_versions", reached)
+    monkeypatch.setattr(benchmark, "load_data", lambda name: tiny())
+    monkeypatch.setattr(benchmark, "package_versions", reached)
     recipe = load_recipe("digits", quick=True)
     (tmp_path / ".0123abcd.recipe.json").touch()
     (tmp_path / ".benchmark.art-robust.lock").touch()

@@ -1,0 +1,68 @@
+"""An ART estimator as a torch module, and back: ranges, preprocessing, labels, modes.
+
+Everything that this package must know about ART's `PyTorchClassifier` stands here.
+"""
+
+from ..processes import find_processes as processes_of
+from .estimators import check_certified, check_classifier, overrides_predict, warn_of_own_predict
+from .module import EstimatorModule
+from .networks import device_of, preserved
+from .outputs import (
+    check_outputs,
+    class_logits,
+    loss_of,
+    outputs_are_probabilities,
+    predict_outputs,
+    random_inputs,
+)
+from .preprocessing import (
+    augmentations,
+    preprocessing_modules,
+    preprocessing_operations,
+    standardisation,
+    standardisation_of,
+)
+from .ranges import (
+    RANGE_TOLERANCE,
+    InputRange,
+    bounded_range,
+    check_threat,
+    clip_range,
+    input_range,
+    read_clip_values,
+)
+from .straight_through import StraightThrough, clip_above
+from .tensors import image_tensor, label_tensor
+
+__all__ = [
+    "RANGE_TOLERANCE",
+    "EstimatorModule",
+    "InputRange",
+    "StraightThrough",
+    "augmentations",
+    "bounded_range",
+    "check_certified",
+    "check_classifier",
+    "check_outputs",
+    "check_threat",
+    "class_logits",
+    "clip_above",
+    "clip_range",
+    "device_of",
+    "image_tensor",
+    "input_range",
+    "label_tensor",
+    "loss_of",
+    "outputs_are_probabilities",
+    "overrides_predict",
+    "predict_outputs",
+    "preprocessing_modules",
+    "preprocessing_operations",
+    "preserved",
+    "processes_of",
+    "random_inputs",
+    "read_clip_values",
+    "standardisation",
+    "standardisation_of",
+    "warn_of_own_predict",
+]

@@ -1,0 +1,114 @@
+"""The settings of ``art-robust train``: those of its dataclasses, and those of methods as NAME=VALUE."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..experiments import TrainingPlan
+from ..experiments.plans import SCHEDULE
+from ..models import MODELS
+from ..registry import available_instruments
+from ..training import TrainingOptions
+from .derived import Setting, default_of
+
+PLAN = (
+    Setting(TrainingPlan, "network", "--model", f"{', '.join(MODELS)}."),
+    Setting(TrainingPlan, "weight_map", help="Add weight maps of this kernel to the network, whatever the method."),
+    Setting(TrainingPlan, "epochs", min=1),
+    Setting(TrainingPlan, "batch_size", min=1),
+    Setting(TrainingPlan, "optimizer"),
+    Setting(TrainingPlan, "lr", help="Learning rate."),
+    Setting(
+        TrainingPlan,
+        "momentum",
+        help=f"For sgd; {default_of(TrainingPlan, 'momentum')} by default.",
+        kind=float | None,
+        default=None,  # so that one that is given for another optimizer is known
+    ),
+    Setting(TrainingPlan, "weight_decay"),
+    Setting(TrainingPlan, "validation", help="Training images held out to measure each epoch on.", min=0),
+)
+OPTIONS = (
+    Setting(TrainingOptions, "schedule", help="Of the learning rate, over all steps.", default=SCHEDULE),
+    Setting(TrainingOptions, "warmup_epochs", "--warmup", "Epochs in which the rate grows first, for cosine."),
+    Setting(
+        TrainingOptions,
+        "milestones",
+        "--milestone",
+        "Then the rate falls to a tenth, for piecewise; repeatable.",
+        metavar="EPOCH",
+        kind=list[float] | None,
+        default=None,
+    ),
+    Setting(TrainingOptions, "keep_best", help="End with the best epoch's weights; needs --validation."),
+    Setting(
+        TrainingOptions,
+        "channels_last",
+        "--channels-last",
+        "The memory format in which most convolutions compute faster.",
+    ),
+    Setting(TrainingOptions, "compile", "--compile", "Forward passes of the training through torch.compile."),
+    Setting(TrainingOptions, "fused_optimizer", "--fused", "Steps of the optimizer in one kernel."),
+    Setting(
+        TrainingOptions,
+        "ema_decay",
+        help="Validate and save a moving average of the weights, with 0.999 as an example.",
+    ),
+    Setting(
+        TrainingOptions,
+        "accumulation_steps",
+        "--accumulate",
+        "Parts that a batch is cut into, to save memory.",
+        metavar="PARTS",
+    ),
+    Setting(
+        TrainingOptions,
+        "max_gradient_norm",
+        "--clip",
+        "Clip the gradient of all weights to this L2 norm.",
+        metavar="NORM",
+    ),
+    Setting(TrainingOptions, "augmentation", "--augment", "Random flips, or crops and flips, of the training images."),
+    Setting(
+        TrainingOptions,
+        "freeze_batch_norm",
+        "--freeze-batch-norm",
+        "Keep batch normalisation's running statistics as they are.",
+        kind=bool,
+    ),
+)
+
+
+def take(settings: tuple[Setting, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """The values of these settings, among all that the command line gave."""
+    return {setting.field: given[setting.field] for setting in settings}
+
+
+def parse_setting(text: str, option: str = "--set") -> tuple[str, Any]:
+    """NAME=VALUE as the name and the value, which is JSON or text."""
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise ValueError(f"{option}: got {text!r}, expected NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def sort_settings(texts: list[str], instruments: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What --set gives to the method, and to each instrument that --with names."""
+    parameters: dict[str, Any] = {}
+    joined: dict[str, dict[str, Any]] = {}
+    for instrument in instruments:
+        if instrument in joined:
+            raise ValueError(f"--with: got {instrument} twice, expected it once.")
+        joined[instrument] = {}
+    for text in texts:
+        name, value = parse_setting(text)
+        owner, found, own = name.partition(".")
+        if found and owner not in joined:
+            known = ", ".join(available_instruments())
+            raise ValueError(f"--set: got {name}, expected a name of the method, or --with {owner or known} beside it.")
+        (joined[owner] if found else parameters)[own if found else name] = value
+    return parameters, joined

@@ -1,0 +1,56 @@
+"""Tables that several commands print."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from art.defences.preprocessor.preprocessor import Preprocessor
+from art.defences.trainer import Trainer
+from rich.table import Column, Table
+
+from ..evaluation import EvaluationReport, save_comparison
+from ..evaluation.rendering.labels import worst_case_mark
+from ..registry import parameters_of
+from ..terminal import console
+
+
+def show_comparison(reports: dict[str, EvaluationReport], out: Path) -> None:
+    page = save_comparison(reports, out)
+    print_comparison(reports)
+    console.print(f"Open {page} in a browser.", soft_wrap=True)
+
+
+def print_comparison(reports: dict[str, EvaluationReport]) -> None:
+    table = Table(
+        Column("run", overflow="fold"),
+        "clean",
+        "AutoAttack",
+        "worst case",
+        "certified",
+        Column("flags", overflow="fold"),
+    )
+    for name, result in reports.items():
+        standard = result.autoattack_accuracy
+        table.add_row(
+            name,
+            f"{result.clean_accuracy:.1%}",
+            "not run" if standard is None else f"{standard:.1%}",
+            f"{result.robust_accuracy:.1%} {worst_case_mark(result)}".rstrip(),
+            "no" if result.certified_accuracy is None else f"{result.certified_accuracy:.1%}",
+            ", ".join(flag.name for flag in result.flags) or "none",
+        )
+    console.print(table)
+
+
+def name_kind(kind: type) -> str:
+    if issubclass(kind, Trainer):
+        return "Trainer"
+    return "Preprocessor" if issubclass(kind, Preprocessor) else "estimator"
+
+
+def list_parameters(kind: type) -> str:
+    """A method's parameters with their defaults, as they are shown."""
+    return ", ".join(
+        key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in parameters_of(kind).items()
+    )

@@ -1,0 +1,148 @@
+"""How one network is made and trained, by names: what the command line and the row of a recipe say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from art.defences.trainer import Trainer
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from ..checks import check_choice, check_count, check_number, plain_number
+from ..data import Dataset
+from ..memory import in_gigabytes, physical_memory
+from ..models import create_model
+from ..registry import create, create_instrument, method, parameters_of
+from ..training import RobustTrainer, TrainingOptions
+from ..training.schedules import Schedule
+from ..weight_map import PyTorchWeightMapClassifier
+from ..weight_map.layer import Kernel
+
+SCHEDULE: Schedule = "cosine"
+"""The schedule of a plan whose options name none."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a network is made and trained, by names: what ``art-robust train`` and the row of a recipe say.
+
+    Args:
+        method: a trainer, or an estimator whose network is changed first and then trained plainly.
+        network: a name of `models`.
+        network_arguments: what `create_model` takes besides.
+        parameters: the method's own.
+        instruments: attached in training, with the parameters of each.
+        weight_map: the kernel of weight maps that the network is given, whatever the method; None for no maps.
+        epochs: passes over the training data.
+        batch_size: samples in a batch.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        lr: learning rate.
+        momentum: of ``"sgd"``.
+        weight_decay: of the optimizer.
+        train: how many training images, the first ones; None for all.
+        validation: how many of them are held out, to measure each epoch on.
+        options: fields of `TrainingOptions`, other than the seed and where checkpoints are; the schedule is
+            `SCHEDULE` unless they name another.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    method: str
+    network: str = "small-cnn"
+    network_arguments: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    instruments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    weight_map: Kernel | None = None
+    epochs: int = 20
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    train: int | None = None
+    validation: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            check_count(name, getattr(self, name))
+        check_count("validation", self.validation, zero=True)
+        if self.train is not None:
+            check_count("train", self.train)
+        check_choice("optimizer", self.optimizer, ("sgd", "adam"))
+        check_number("lr", self.lr)
+        for name in ("momentum", "weight_decay"):
+            check_number(name, getattr(self, name), zero=True)
+        for each in fields(self):
+            object.__setattr__(self, each.name, plain_number(getattr(self, each.name)))
+
+    def images(self, data: Dataset) -> int:
+        """How many images of the data are for training and validation."""
+        return len(data.x_train) if self.train is None else min(self.train, len(data.x_train))
+
+    def trainer(
+        self, data: Dataset, *, seed: int, checkpoint_dir: Path | None = None, resume: bool = False
+    ) -> tuple[RobustTrainer, dict[str, Any]]:
+        """A trainer of a new network for these data, and the method's parameters with their defaults."""
+        if self.validation >= self.images(data):
+            raise ValueError(
+                f"validation: got {self.validation} of {self.images(data)} training images, expected fewer."
+            )
+        self._check_memory(data)
+        torch.manual_seed(seed)
+        network = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
+        descent: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            descent = torch.optim.SGD(network.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
+        else:
+            descent = torch.optim.Adam(network.parameters(), self.lr, weight_decay=self.weight_decay)
+        classifier = PyTorchClassifier(
+            network, nn.CrossEntropyLoss(), data.input_shape, data.nb_classes, optimizer=descent, clip_values=(0.0, 1.0)
+        )
+        given = {"schedule": SCHEDULE, **self.options}
+        options = TrainingOptions(**given, seed=seed, checkpoint_dir=checkpoint_dir, resume=resume)
+        attached = [create_instrument(instrument, **values) for instrument, values in self.instruments.items()]
+        training = {"options": options, **({"instruments": attached} if attached else {})}
+        if self.weight_map is not None:
+            classifier = PyTorchWeightMapClassifier.from_classifier(classifier, kernel=self.weight_map)
+        trainer: RobustTrainer
+        if issubclass(method(self.method), Trainer):
+            trainer = create(self.method, classifier, **training, **self.parameters)
+            return trainer, trainer.parameters
+        classifier = create(self.method, classifier, **self.parameters)
+        trainer = create("standard", classifier, **training)
+        return trainer, {key: getattr(classifier, key) for key in parameters_of(type(classifier))}
+
+    def _check_memory(self, data: Dataset) -> None:
+        """Refuse a network that is larger than the memory, before it is made."""
+        try:
+            with torch.device("meta"):
+                twin = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
+        except RuntimeError as error:  # sizes below 0, or beyond any memory
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"network: got arguments that make no network ({reason}), expected others.") from error
+        size = sum(tensor.numel() * tensor.element_size() for tensor in twin.state_dict().values())
+        if size > physical_memory():
+            raise ValueError(
+                f"network: got arguments that make {in_gigabytes(size)} of weights, expected at most the memory, "
+                f"{in_gigabytes(physical_memory())}."
+            )
+
+    def check(self, trainer: RobustTrainer, data: Dataset) -> None:
+        """Refuse what training with these data would refuse, before it begins.
+
+        Raises:
+            ValueError: the sentence names the setting.
+        """
+        samples = self.images(data) - self.validation
+        trainer.check_fit(samples, self.batch_size, self.epochs, validated=self.validation > 0)
+
+
+def is_trainable(kind: type) -> bool:
+    """Trainers, and the one estimator whose network is changed first and then trained plainly."""
+    return issubclass(kind, Trainer | PyTorchWeightMapClassifier)

@@ -1,0 +1,246 @@
+"""A run: the folder of one network that was trained by names, and in it its evaluations and certificates."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from ..bridge import check_threat
+from ..checks import plain_number
+from ..data import Dataset, Images, Labels
+from ..evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
+from ..evaluation.diagnostics import TRANSFER
+from ..evaluation.report import REPORT_FILE, REPORT_FILES
+from ..evaluation.suites import Backend
+from ..files import read_json, save_tensors, write_json
+from ..labels import MissingClassWarning
+from ..lipschitz import LipschitzReport, NoLipschitzRuleError, PyTorchLipschitzCertifier
+from ..processes import find_processes
+from ..saved_classifier import CLASSIFIER_FILE, WEIGHTS_FILE, load_classifier, save_classifier
+from ..terminal import console
+from ..threat import ThreatModel
+from ..training.checkpoints import CHECKPOINT
+from ..training.processes import Processes
+from .plans import TrainingPlan
+from .training_record import read_training_record
+
+EVALUATIONS = "evaluations"
+
+CERTIFICATES = "certificates"
+
+CERTIFICATE_FILE = "certificate.json"
+
+RADII_FILE = "radii.safetensors"
+
+RUN_FILES = (CHECKPOINT, WEIGHTS_FILE, CLASSIFIER_FILE)
+"""What `train_run` writes."""
+
+STATE = "state"
+
+BATCH_SIZE = 250
+
+
+def train_run(
+    plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resume: bool = False, verbose: bool = True
+) -> None:
+    """Train a network and save it in the folder ``out``, with a record of how it was made.
+
+    Raises:
+        ValueError: as many validation images as there are, a folder that cannot be written to, and what networks,
+            methods and options refuse.
+        FolderInUseError: another process trains into this folder.
+    """
+    with Processes(find_processes().device).held_folder("--out", out, "run", RUN_FILES):
+        _train_run(plan, data, out, seed=seed, resume=resume, verbose=verbose)
+
+
+def _train_run(plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resume: bool, verbose: bool) -> None:
+    # On its own device each process makes its network; the first one writes.
+    processes = find_processes()
+    trainer, parameters = plan.trainer(data, seed=seed, checkpoint_dir=out, resume=resume)
+    classifier = trainer.classifier
+    images = plan.images(data)
+    held_out = np.random.default_rng(0).permutation(images)[: plan.validation]
+    kept = np.setdiff1d(np.arange(images), held_out)
+    with warnings.catch_warnings():
+        if data.name.endswith(".npz"):  # what was told when the data were loaded
+            warnings.simplefilter("ignore", MissingClassWarning)
+        trainer.fit(
+            data.x_train[kept],
+            data.y_train[kept],
+            validation_data=(data.x_train[held_out], data.y_train[held_out]) if plan.validation else None,
+            batch_size=plan.batch_size,
+            nb_epochs=plan.epochs,
+            verbose=verbose,
+        )
+    record = {
+        "method": plan.method,
+        "parameters": {key: _recorded(value) for key, value in parameters.items()},
+        "weight_map": plan.weight_map,
+        "data": str(Path(data.name).resolve()) if data.name.endswith(".npz") else data.name,
+        "train": plan.train,
+        "epochs": plan.epochs,
+        "batch_size": plan.batch_size,
+        "seed": seed,
+        "history": trainer.history,
+    }
+    if processes.is_main_process:
+        save_classifier(classifier, out, extra=record)
+    Processes(
+        processes.device,
+        moment="while the first one saved the trained network",
+        advice=f"start all of them again with resume (--resume), to save it from {out / CHECKPOINT}.",
+    ).wait()  # all may read it now
+
+
+def evaluate_run(
+    run: Path,
+    data: Dataset,
+    threats: Sequence[ThreatModel],
+    attacks: Sequence[str],
+    transfers: Sequence[Path] = (),
+    *,
+    points: int,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    physical_batch_size: int | None = None,
+    backend: Backend = "native",
+    certify: Literal["always", "if possible", "never"] = "never",
+    out: Path | None = None,
+    verbose: bool = True,
+) -> list[EvaluationReport]:
+    """The report of each threat, saved; several threats in folders of their own, with a page that compares them."""
+    others = {path.resolve().name: path for path in transfers}
+    if len(others) < len(transfers):
+        raise ValueError(f"--transfer: got {', '.join(map(str, transfers))}, expected runs of different names.")
+    names = [*attacks, *(f"{TRANSFER}{other}" for other in others)]
+    name = _label(run, data, threats, names, points=points, seed=seed, batch=batch_size, backend=backend)
+    folder = out or run / EVALUATIONS / name
+    processes = find_processes()
+    classifier = load_classifier(run)
+    if _holds_certificate(folder / REPORT_FILE):
+        certify = "always"  # a report that is made again keeps what it has
+    if certify != "never":
+        try:
+            classifier = PyTorchLipschitzCertifier.from_classifier(classifier)
+        except NoLipschitzRuleError as reason:
+            if certify == "always":
+                raise
+            if processes.is_main_process:
+                console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
+    chosen = [*attacks, *(transfer(load_classifier(path), other) for other, path in others.items())]
+    settings: dict[str, Any] = {
+        "attacks": chosen,
+        "backend": backend,
+        "batch_size": batch_size,
+        "physical_batch_size": physical_batch_size,
+        "seed": seed,
+        "verbose": verbose,
+    }
+    x, y = data.x_test[:points], data.y_test[:points]
+    with Processes(processes.device).held_folder("--out", folder, "report", REPORT_FILES):
+        return _reports(classifier, x, y, threats, folder, settings)
+
+
+def _reports(
+    classifier: PyTorchClassifier,
+    x: Images,
+    y: Labels,
+    threats: Sequence[ThreatModel],
+    folder: Path,
+    settings: Mapping[str, Any],
+) -> list[EvaluationReport]:
+    """Evaluate and save, in a folder that nobody else writes to."""
+    writes = find_processes().is_main_process
+    if len(threats) == 1:
+        report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
+        if writes:
+            report.save(folder)
+        return [report]
+    reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
+    if writes:
+        for eps, report in reports.items():
+            report.save(folder / f"{eps:g}")
+        save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
+    return list(reports.values())
+
+
+def certify_run(
+    run: Path,
+    data: Dataset,
+    threats: Sequence[ThreatModel],
+    out: Path,
+    *,
+    points: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[dict[str, Any], LipschitzReport]:
+    """Certify test images within the threats, which have one norm; what is written in ``out``, and the bound."""
+    norm = threats[0].norm
+    images, labels = data.x_test[:points], data.y_test[:points]
+    classifier = load_classifier(run)
+    for threat in threats:
+        check_threat(threat, classifier)
+    certifier = PyTorchLipschitzCertifier.from_classifier(classifier)
+    prediction, radius = certifier.certify(images, batch_size, norm=norm)
+    correct, bound = prediction == labels, certifier.lipschitz_report()
+    save_tensors(out / RADII_FILE, {"radius": torch.from_numpy(radius), "prediction": torch.from_numpy(prediction)})
+    accuracies = {threat.eps: float((correct & (radius >= threat.eps)).mean()) for threat in threats}
+    summary = {
+        "norm": norm,
+        "data": data.name,
+        "points": len(images),
+        "clean_accuracy": float(correct.mean()),
+        "certified_accuracy": [{"eps": eps, "accuracy": accuracy} for eps, accuracy in accuracies.items()],
+        "median_radius": float(np.median(radius)),
+        "lipschitz": bound.lipschitz,
+        "largest_pair": bound.largest_pair,
+        "operators": bound.rows,
+    }
+    write_json(out / CERTIFICATE_FILE, summary)
+    return summary, bound
+
+
+def _holds_certificate(report: Path) -> bool:
+    try:
+        return report.exists() and read_json(report)["settings"]["certificate"] is not None
+    except (ValueError, KeyError, TypeError):  # a damaged or older report, which the new one replaces
+        return False
+
+
+def _label(
+    run: Path,
+    data: Dataset,
+    threats: Sequence[ThreatModel],
+    attacks: Sequence[str],
+    *,
+    points: int,
+    seed: int,
+    batch: int,
+    backend: Backend,
+) -> str:
+    """A folder's name for an evaluation: another one of the same run gets another name."""
+    radii = [str(threat).split(" ")[1] for threat in threats[1:]]
+    parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
+    trained_on = read_training_record(run).get("data")
+    if trained_on is not None and Path(data.name).name != Path(trained_on).name:
+        parts.append(Path(data.name).stem)
+    parts += [f"seed{seed}"] if seed else []
+    parts += [f"batch{batch}"] if batch != BATCH_SIZE else []
+    parts += [backend] if backend != "native" else []
+    return "-".join(parts).replace("/", "_").replace(" ", "-")
+
+
+def _recorded(value: Any) -> Any:
+    """A parameter as JSON data."""
+    value = plain_number(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _recorded(entry) for key, entry in value.items()}
+    return [_recorded(entry) for entry in value] if isinstance(value, list | tuple) else str(value)

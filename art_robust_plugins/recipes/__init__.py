@@ -1,6 +1,0 @@
-"""Recipes: comparisons of trainings in TOML files, and what runs them."""
-
-from .benchmark import result_rows, run_recipe
-from .recipe import Recipe, Row, available_recipes, load_recipe
-
-__all__ = ["Recipe", "Row", "available_recipes", "load_recipe", "result_rows", "run_recipe"]

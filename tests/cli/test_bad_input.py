@@ -1,0 +1,111 @@
+"""Bad input gets one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+BAD = [
+    (["train", "bnag", "--out", "{new}"], "error: name: got 'bnag', expected one of"),
+    (
+        ["train", "lipschitz-certifier", "--out", "{new}"],
+        "METHOD: 'lipschitz-certifier' is an ART estimator, expected a",
+    ),
+    (["train", "bang", "--data", "minst", "--out", "{new}"], "did you mean 'mnist'?"),
+    (["train", "bang", "--model", "lenett", "--out", "{new}"], "did you mean 'lenet'?"),
+    (["train", "bang", "--model", "lenet", "--out", "{new}"], "expected (C, H, W) of at least 16 x 16 pixels"),
+    (["train", "bang", "--set", "beta", "--out", "{new}"], "error: --set: got 'beta', expected NAME=VALUE."),
+    (["train", "bang", "--set", "bta=1", "--out", "{new}"], "bta: 'bang' has no such parameter; did you mean 'beta'?"),
+    (["train", "bang", "--set", "beta=-1", "--out", "{new}"], "beta: got -1, expected a number that is not negative."),
+    (["train", "bang", "--eps", "8/0", "--out", "{new}"], "error: eps: got '8/0', expected a positive number"),
+    (["train", "bang", "--norm", "L2", "--out", "{new}"], "error: --norm: got L2 without --eps, expected both."),
+    (["train", "bang", "--with", "bnag", "--out", "{new}"], "name: got 'bnag', expected one of 'bang', 'layerwise'"),
+    (["train", "bang", "--with", "bang", "--with", "bang", "--out", "{new}"], "--with: got bang twice, expected it"),
+    (
+        ["train", "bang", "--set", "bang.beta=1", "--out", "{new}"],
+        "--set: got bang.beta, expected a name of the method, or",
+    ),
+    (["train", "trades", "--out", "{new}"], "--eps: got none, which 'trades' trains against, expected a radius"),
+    (["train", "bang", "--lr", "0", "--out", "{new}"], "error: --lr: got 0.0, expected a positive number."),
+    (["train", "bang", "--optimizer", "adam", "--momentum", "0.5", "--out", "{new}"], "error: --momentum: got 0.5 for"),
+    (["train", "bang", "--set", "threat=0.1", "--out", "{new}"], "error: --set: threat is no setting of 'bang'"),
+    (
+        ["train", "bang", "--set", 'layers={{"*": 3}}', "--out", "{new}"],
+        "error: layers: got 3 for '*', expected a mapping",
+    ),
+    (["train", "bang", "--compile", "fast", "--out", "{new}"], "'fast' is not one of 'no', 'default'"),
+    (["train", "bang", "--ema-decay", "1", "--out", "{new}"], "error: ema_decay: got 1.0, expected a number above 0"),
+    (
+        ["train", "bang", "--schedule", "linear", "--out", "{new}"],
+        "'linear' is not one of 'constant'",
+    ),
+    (["train", "bang", "--schedule", "piecewise", "--out", "{new}"], "error: milestones: got () with schedule"),
+    (["train", "bang", "--milestone", "3", "--out", "{new}"], "error: milestones: got [3.0] with schedule 'cosine', "),
+    (
+        ["train", "bang", "--schedule", "constant", "--warmup", "1", "--out", "{new}"],
+        "error: warmup_epochs: got 1.0 with schedule 'constant', expected it with 'cosine'.",
+    ),
+    (
+        ["train", "bang", "--clip", "0", "--out", "{new}"],
+        "error: max_gradient_norm: got 0.0, expected a positive number",
+    ),
+    (["train", "bang", "--accumulate", "0", "--out", "{new}"], "error: accumulation_steps: got 0, expected a positive"),
+    (["train", "bang", "--augment", "crop", "--out", "{new}"], "'crop' is not one of 'none', 'flip'"),
+    (["train", "bang", "--keep-best", "--out", "{new}"], "error: --keep-best: got no --validation"),
+    (["train", "bang", "--validation", "5000", "--out", "{new}"], "error: --validation: got 5000 of 1437"),
+    (["train", "bang", "--out", "{trained}"], "holds a trained network already, expected another folder."),
+    (["evaluate", "{new}", "--eps", "0.1"], "error: "),
+    (["evaluate", "{trained}", "--eps", "0.1", "--attacks", "standrd"], "did you mean 'standard'?"),
+    (["evaluate", "{trained}"], "Missing option"),
+    (["certify", "{trained}"], "Missing option"),
+    (["certify", "{trained}", "--eps", "big"], "error: eps: got 'big', expected a positive number"),
+    (["certify", "{new}", "--eps", "0.1"], "error: "),
+    (["train", "bang", "--model-set", "depth", "--out", "{new}"], "error: --model-set: got 'depth', expected NAME="),
+    (["train", "bang", "--model-set", "depth=4", "--out", "{new}"], "depth: the network 'small-cnn' has no such"),
+    (["train", "bang", "--model-set", "hiden=4", "--out", "{new}"], "did you mean 'hidden'?"),
+    (["train", "bang", "--model-set", "input_shape=4", "--out", "{new}"], "error: --model-set: got input_shape, which"),
+    (["evaluate", "{pickle}", "--eps", "0.1"], "weights.safetensors"),
+    (["export", "{trained}", "--batch", "all"], "--batch: got 'all', expected a positive whole number or dynamic."),
+    (["export", "{trained}", "--out", "{new}"], "expected a name that ends in .pt2 for torch-export."),
+    (["export", "{trained}", "--format", "torchscript", "--batch", "4"], "batch: got 4 for torchscript"),
+    (["export", "{pickle}"], "weights.safetensors"),
+    (["benchmark"], "NAME: got none, expected one of cifar10, cifar10-lipschitz, digits, mnist, or a .toml file."),
+    (["benchmark", "mnits"], "NAME: got 'mnits', expected one of mnist, digits, "),
+    (["benchmark", "{new}/own.toml"], "own.toml: no such file, expected a recipe."),
+    (["benchmark", "digits", "--quick", "--record", "{new}"], "--record: got it with --quick"),
+    (["benchmark", "digits", "--out", "{trained}"], "holds other files, expected a new folder or one of this recipe."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_gets_one_sentence(run, trained: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:  # type: ignore[no-untyped-def]
+    broken = tmp_path / "pickle"
+    broken.mkdir()
+    (broken / "classifier.json").write_bytes((trained / "classifier.json").read_bytes())
+    (broken / "weights.safetensors").write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+    places = {"new": tmp_path / "new", "trained": trained, "pickle": broken}
+    code, text = run(*[argument.format(**places) for argument in arguments])
+    assert code == 2
+    assert sentence in " ".join(text.split())
+    assert "Traceback" not in text
+    assert not (tmp_path / "new").exists()
+
+
+def test_debug_shows_where_an_error_came_from(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="name: got 'bnag'"):
+        run("--debug", "train", "bnag", "--out", tmp_path / "new")
+
+
+def test_radii_in_other_units_are_refused_by_every_command(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for arguments in (
+        ("train", "local-ball", "--eps", "8", "--out", tmp_path / "train"),
+        ("train", "standard", "--eps", "8", "--validation", "50", "--out", tmp_path / "train"),
+        ("evaluate", trained, "--eps", "0.1", "--eps", "8", "--out", tmp_path / "evaluate"),
+        ("certify", trained, "--eps", "0.5", "--eps", "8", "--out", tmp_path / "certify"),
+    ):
+        code, text = run(*arguments)
+        assert code == 2
+        assert "eps: got 8 for inputs in [0, 1], expected less than" in text
+    assert not any(tmp_path.iterdir())

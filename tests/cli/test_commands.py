@@ -1,0 +1,213 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from art_robust_plugins import (
+    EvaluationReport,
+    PyTorchLipschitzCertifier,
+    available_methods,
+    load_classifier,
+)
+from art_robust_plugins.cli.showing import print_comparison
+from art_robust_plugins.data import Dataset
+from art_robust_plugins.files import load_tensors
+from art_robust_plugins.lipschitz.rules import RULES
+
+
+def test_methods_lists_sources_and_parameters(run) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("methods")
+    assert code == 0
+    assert "arXiv" in text
+    assert "1612.00138" in text
+    assert "epsilon=0.815" in text.replace("\n", "")
+
+
+def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("--help")
+    assert code == 0
+    assert "art-robust demo --out runs/demo" in text
+    for command in ("methods", "demo", "train", "evaluate", "certify", "export", "report", "benchmark"):
+        assert command in text
+        assert run(command, "--help")[0] == 0
+
+
+def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for eps in ("0.05", "0.1"):
+        arguments = ["--eps", eps, "--attacks", "fgsm", "--attacks", "apgd-ce", "--points", 30]
+        code, text = run("evaluate", trained, *arguments)
+        assert code == 0
+        assert "apgd-ce" in text
+    folders = sorted((trained / "evaluations").iterdir())
+    assert [folder.name for folder in folders] == ["Linf-0.05-fgsm-apgd-ce-30", "Linf-0.1-fgsm-apgd-ce-30"]
+    report = EvaluationReport.load(folders[1])
+    assert len(report.robust) == 30
+    assert (folders[1] / "report.html").exists()
+    code, text = run("report", trained, "--out", tmp_path / "page")
+    assert code == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "bang, Linf-0.05-fgsm-apgd-ce-30" in page
+    # Another number of points is another evaluation, and one that was stopped does not keep others from the page.
+    assert run("evaluate", trained, "--eps", "0.1", "--attacks", "fgsm", "--points", 20)[0] == 0
+    stopped = trained / "evaluations" / "Linf-0.2-standard-30"
+    (stopped / "state").mkdir(parents=True)
+    code, text = run("report", trained.parent, "--out", tmp_path / "page")
+    assert code == 0
+    assert f"{stopped}: left out, its evaluation is not finished." in text.replace("\n", "")
+    assert "bang, Linf-0.1-fgsm-20" in (tmp_path / "page" / "index.html").read_text()
+    code, text = run("report", tmp_path / "nothing")
+    assert code == 2
+    assert "RUNS: got no folder with a report" in text
+
+
+def test_the_authors_autoattack_and_the_size_of_a_pass(run, trained: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("pyautoattack")
+    arguments = ["--eps", "0.1", "--attacks", "apgd-ce", "--points", 12, "--batch-size", 5]
+    assert run("evaluate", trained, *arguments, "--physical-batch-size", 3)[0] == 0
+    assert run("evaluate", trained, *arguments, "--backend", "reference")[0] == 0
+    evaluations = trained / "evaluations"
+    ours, theirs = (
+        EvaluationReport.load(evaluations / f"Linf-0.1-apgd-ce-12-batch5{end}") for end in ("", "-reference")
+    )
+    assert (ours.settings["backend"], ours.settings["physical_batch_size"]) == ("native", 3)
+    assert theirs.settings["backend"] == "reference"
+    assert (ours.robust == theirs.robust).all()
+
+
+def test_the_comparison_marks_what_is_not_standard(run, trained: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["--attacks", "apgd-ce", "--points", 10, "--out", tmp_path]
+    assert run("evaluate", trained, "--eps", "0.1", *arguments)[0] == 0
+    report = EvaluationReport.load(tmp_path)
+    quick = replace(report, settings={**report.settings, "fast": True})
+    known = replace(report, settings={**report.settings, "reused": {"eps": 0.05, "points": 2}})
+    for one, said in ((report, ""), (quick, "(fast, NOT standard)"), (known, "(in a sweep)")):
+        print_comparison({"run": one})
+        text = capsys.readouterr().out
+        assert ("(" in text) == bool(said)
+        assert all(word in text for word in said.split())
+
+
+def test_a_sweep_over_eps(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    copied = tmp_path / "swept"
+    shutil.copytree(trained, copied, ignore=shutil.ignore_patterns("evaluations"))
+    code, text = run("evaluate", copied, "--eps", "0.1", "--eps", "0.05", "--attacks", "apgd-ce", "--points", 20)
+    assert code == 0
+    said = " ".join(text.split())
+    assert said.index("Linf 0.05: 20 points") < said.index("Linf 0.1, in a sweep over eps: 20 points")
+    (folder,) = (copied / "evaluations").iterdir()
+    assert folder.name == "Linf-0.1-0.05-apgd-ce-20"
+    small, large = (EvaluationReport.load(folder / eps) for eps in ("0.05", "0.1"))
+    assert large.robust_accuracy <= small.robust_accuracy
+    assert large.settings["reused"]["eps"] == 0.05
+    assert "points broken within 0.05, not attacked again" in (folder / "index.md").read_text()
+    (folder / "0.2").mkdir()
+    (folder / "0.2" / "evaluation.pt").touch()
+    code, text = run("report", copied, "--out", tmp_path / "page")
+    assert code == 0
+    assert f"{folder / '0.2'}: left out, its evaluation is not finished." in text.replace("\n", "")
+    page = (tmp_path / "page" / "index.html").read_text()
+    for eps in ("0.05", "0.1"):
+        assert f"swept, Linf-0.1-0.05-apgd-ce-20/{eps}" in page
+
+
+def test_the_gradients_of_another_run(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = shutil.copytree(trained, tmp_path / "other", ignore=shutil.ignore_patterns("evaluations"))
+    arguments = ["--eps", "0.1", "--attacks", "apgd-ce", "--points", 10, "--out", tmp_path / "out"]
+    code, text = run("evaluate", trained, "--transfer", other, *arguments)
+    assert code == 0
+    assert "transfer-other" in text
+    assert [attack.name for attack in EvaluationReport.load(tmp_path / "out").attacks] == ["apgd-ce", "transfer-other"]
+    code, text = run("evaluate", trained, "--transfer", other, "--transfer", other, *arguments)
+    assert code == 2
+    assert "expected runs of different names" in " ".join(text.split())
+
+
+def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("certify", trained, "--eps", "0.05", "--eps", "8/255", "--points", 100)
+    assert code == 0
+    assert "layers.0" in text
+    assert "cholesky" in text
+    folder = trained / "certificates" / "L2-0.05-8_255-digits-100"
+    told = json.loads((folder / "certificate.json").read_text())
+    radii = load_tensors(folder / "radii.safetensors")
+    certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(trained))
+    prediction, radius = certifier.certify(digits.x_test[:100])
+    np.testing.assert_allclose(radii["radius"].numpy(), radius, rtol=1e-9)
+    assert np.array_equal(radii["prediction"].numpy(), prediction)
+    correct = prediction == digits.y_test[:100]
+    expected = [{"eps": eps, "accuracy": float((correct & (radius >= eps)).mean())} for eps in (0.05, 8 / 255)]
+    assert told["certified_accuracy"] == expected
+    assert told["clean_accuracy"] == correct.mean()
+    assert told["largest_pair"] == certifier.lipschitz_constants().max()
+    assert f"{expected[0]['accuracy']:.2%}" in text
+
+    code, text = run("certify", trained, "--eps", "0.01", "--norm", "Linf", "--out", tmp_path / "linf")
+    assert code == 0
+    assert "which is loose" in " ".join(text.split())
+    linf = load_tensors(tmp_path / "linf" / "radii.safetensors")["radius"]
+    np.testing.assert_allclose(8 * linf[:100].numpy(), radius, rtol=1e-9)
+
+    arguments = ["--norm", "L2", "--eps", "0.05", "--attacks", "apgd-ce", "--points", 30]
+    assert run("evaluate", trained, *arguments)[0] == 0
+    code, text = run("evaluate", trained, *arguments, "--certify")  # the attacks are taken from the first call's state
+    assert code == 0
+    assert "certified" in text
+    report = EvaluationReport.load(trained / "evaluations" / "L2-0.05-apgd-ce-30")
+    assert report.certified_accuracy == float((correct[:30] & (radius[:30] >= 0.05)).mean())
+    assert run("evaluate", trained, *arguments)[0] == 0  # and kept, when the report is made again
+    again = EvaluationReport.load(trained / "evaluations" / "L2-0.05-apgd-ce-30")
+    assert again.certified_accuracy == report.certified_accuracy
+
+
+def test_export(run, trained: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("export", trained)
+    assert code == 0
+    assert f"Saved {trained / 'network.pt2'}: logits of 16 test images differ by" in " ".join(text.split())
+    assert run("export", trained, "--format", "torchscript", "--out", tmp_path / "bang.pt")[0] == 0
+    wanted = load_classifier(trained, device="cpu").predict(digits.x_test[:3])
+    for network in (torch.export.load(trained / "network.pt2").module(), torch.jit.load(tmp_path / "bang.pt")):
+        np.testing.assert_allclose(network(torch.from_numpy(digits.x_test[:3])).detach().numpy(), wanted, atol=1e-5)
+    (trained / "network.pt2").unlink()
+
+
+def test_a_network_without_a_bound_is_not_certified(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("train", "standard", "--model", "2c2f", "--epochs", 1, "--out", tmp_path / "run")[0] == 0
+    assert run("certify", tmp_path / "run", "--eps", "0")[0] == 2
+    code, text = run("certify", tmp_path / "run", "--eps", "0.1", "--points", 0)
+    assert code == 2
+    assert "--points: got 0, expected at least 1." in text
+    rule = RULES.pop(torch.ops.aten.relu.default)
+    try:
+        code, text = run("certify", tmp_path / "run", "--eps", "0.1")
+    finally:
+        RULES[torch.ops.aten.relu.default] = rule
+    assert code == 2
+    assert "relu" in text
+    assert "no Lipschitz rule" in " ".join(text.split())
+
+
+def test_the_demo_compares_every_method(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _ = run("demo", "--out", tmp_path, "--epochs", 2, "--points", 4)
+    assert code == 0
+    page = (tmp_path / "index.html").read_text()
+    for name in available_methods():
+        shown = name not in ("lipschitz-certifier", "weight-map-preprocessor")  # nothing to train
+        assert (f">{name}<" in page) == shown, name
+    assert "local-ball+layerwise" in page
+    assert "<td>certified</td>" in page
+    assert "AutoAttack" in page
+    report = EvaluationReport.load(next((tmp_path / "bang" / "evaluations").iterdir()))
+    names = [attack.name for attack in report.attacks]
+    assert {"apgd-ce", "apgd-t", "fab-t", "square", "fgsm", "pgd-20"} <= set(names)
+    assert report.autoattack_accuracy is not None
+    code, text = run("demo", "--out", tmp_path, "--epochs", 3, "--points", 4)
+    assert code == 2
+    assert "holds a network of 2 epochs and seed 0, expected 3 and 0; take another folder." in text

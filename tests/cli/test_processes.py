@@ -1,0 +1,143 @@
+"""Several processes, and what launchers set."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from art_robust_plugins import (
+    available_methods,
+)
+from art_robust_plugins.cli import demo, running, showing
+from art_robust_plugins.data import Dataset
+from art_robust_plugins.experiments import runs
+from art_robust_plugins.runs import TrainingPlan, train_run
+from art_robust_plugins.training.processes import Processes, ProcessLostError
+
+
+def test_one_process_where_several_were_asked_for_says_so(
+    run,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    code, text = run("methods")
+    assert code == 0
+    assert "note: accelerate launch started one process, as it does on CPUs" in text
+    monkeypatch.setenv("RANK", "0")
+    assert "note:" not in run("methods")[1]
+
+
+BY_A_LAUNCHER = [
+    ("MIXED_PRECISION", "fp16", "got 'fp16', expected 'no' or 'bf16'; --bf16 asks for the latter here as well."),
+    ("GRADIENT_ACCUMULATION_STEPS", "4", "got '4', expected '1'; --accumulate cuts batches into parts here."),
+    ("DYNAMO_BACKEND", "INDUCTOR", "got 'INDUCTOR', expected 'no'; --compile default goes through torch.compile here."),
+    ("USE_FSDP", "true", "got 'true', expected 'false'; each process holds the whole network here."),
+    ("USE_DEEPSPEED", "true", "got 'true', expected 'false'; each process holds the whole network here."),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), BY_A_LAUNCHER, ids=[name for name, *_ in BY_A_LAUNCHER])
+def test_what_a_launcher_is_asked_for_and_training_lacks_is_refused(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    sentence: str,
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    code, text = run("train", "bang", "--out", tmp_path / "new")
+    assert (code, text) == (2, f"error: ACCELERATE_{name}: {sentence}\n")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_what_accelerate_launch_sets_by_itself_is_no_error(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed = tmp_path / "environment.py"
+    printed.write_text("import json, os\nprint(json.dumps({k: v for k, v in os.environ.items() if 'ACCEL' in k}))")
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", str(printed)]
+    launched = subprocess.run(launch, check=True, capture_output=True, text=True)
+    set_by_it = json.loads(launched.stdout.splitlines()[-1])
+    assert {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= set_by_it.keys()
+    for name, value in set_by_it.items():
+        monkeypatch.setenv(name, value)
+    assert run("train", "standard", "--epochs", 1, "--out", tmp_path / "run")[0] == 0
+
+
+@pytest.mark.parametrize("command", [["certify", "{run}", "--eps", "0.1"], ["export", "{run}"], ["report", "{run}"]])
+def test_commands_that_share_nothing_refuse_several_processes(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+) -> None:
+    monkeypatch.setattr(running, "find_processes", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
+    code, text = run(*(argument.format(run=tmp_path) for argument in command))
+    assert code == 2
+    assert text == f"error: {command[0]}: got several processes, expected one; start it without a launcher.\n"
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_one_process_shows_the_demo(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    main: bool,
+) -> None:
+    monkeypatch.setattr(running, "find_processes", lambda: SimpleNamespace(num_processes=2, is_main_process=main))
+    monkeypatch.setattr(demo, "available_methods", lambda: {"standard": available_methods()["standard"]})
+    monkeypatch.setattr(demo, "DEMO_COMPOSITIONS", ())
+    monkeypatch.setattr(demo, "train_run", lambda *_, **__: None)
+    monkeypatch.setattr(demo, "evaluate_run", lambda *_, **__: [object()])
+    monkeypatch.setattr(showing, "print_comparison", lambda _: print("table"))
+    monkeypatch.setattr(showing, "save_comparison", lambda _, out: out / "index.html")
+    code, text = run("demo", "--out", tmp_path)
+    assert code == 0
+    assert ("table" in text, "in a browser" in text, text == "") == (main, main, not main)
+
+
+def test_a_lost_process_at_the_end_of_a_run_is_told_of_as_such(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    digits: Dataset,
+) -> None:
+    class Two(Processes):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.count = 2
+
+    def lost(_: object) -> None:
+        raise RuntimeError("Connection closed by peer\nand more")
+
+    monkeypatch.setattr(runs, "Processes", Two)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lost)
+    plan = TrainingPlan("standard", epochs=1, train=64)
+    sentence = (
+        "another process ended while the first one saved the trained network, or did not answer in time (Connection "
+        f"closed by peer); start all of them again with resume (--resume), to save it from {tmp_path / 'training.pt'}."
+    )
+    with pytest.raises(ProcessLostError, match=f"^{re.escape(sentence)}$"):
+        train_run(plan, digits, tmp_path, seed=0, verbose=False)
