@@ -23,7 +23,7 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delitem(sys.modules, "readme", raising=False)
     import readme
 
-    assert readme.written(README) == README
+    assert readme.renew(README) == README
 
 
 @pytest.mark.parametrize(
