@@ -5,18 +5,15 @@
 The set-up is the paper's (Rozsa et al., arXiv 1612.00138): LeNet, pixels / 256, batch 64, 10,000 iterations, SGD with
 learning rate .01 * (1 + 1e-4 it)^-.75 (twice that for biases), momentum .9, weight decay 5e-4; BANG with beta 1,
 epsilon .815, ratio 1. DIR holds mnist.npz as ART's loader keeps it. Clean accuracy is on all 10,000 test images,
-accuracy under attack on the first ones (see POINTS). Work in progress is kept under runs/bang_mnist, and taken up
-again when restarted.
+accuracy under attack on the first ones (see POINTS). No recipe says this: the optimizer's groups, and iterations in
+place of epochs. Work in progress is kept under runs/bang_mnist, and continued by the same command.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +21,22 @@ import art.config
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from comparison import measure_once, network_folder, parse_arguments, run_jobs, train_once, work_folder
 from record import save, table
 from torch import Tensor, nn
 
+from art_robust_plugins import (
+    BANGTrainer,
+    EvaluationReport,
+    Evaluator,
+    RobustTrainer,
+    StandardTrainer,
+    ThreatModel,
+    TrainingOptions,
+)
 from art_robust_plugins.bridge import EstimatorModule
-from art_robust_plugins.checkpoint import load_classifier, save_classifier
 from art_robust_plugins.data import load_data
-from art_robust_plugins.evaluation import EvaluationReport, Evaluator
 from art_robust_plugins.models import LeNet
-from art_robust_plugins.threat import ThreatModel
-from art_robust_plugins.training import BANGTrainer, RobustTrainer, StandardTrainer, TrainingOptions
 
 METHODS = {"R0": (StandardTrainer, {}), "B1": (BANGTrainer, {"beta": 1.0, "epsilon": 0.815, "ratio": 1.0})}
 # How many of the first test images are attacked at each eps. An image that stays robust costs about 10,000 passes, and
@@ -48,11 +51,10 @@ NAMES = {
     "apgd-t": "correct under APGD-T",
     "autoattack": "correct under AutoAttack (standard)",
 }
-WORK = Path("runs/bang_mnist")
 
 
 class Iterations:
-    """Batches counted in iterations rather than in passes over the data: ``steps`` of them each time it is iterated."""
+    """Batches that are counted in iterations, not in passes over the data: each iteration over it gives ``steps``."""
 
     def __init__(self, x: Tensor, y: Tensor, batch_size: int, steps: int) -> None:
         self.x, self.y, self.batch_size, self.steps = x, y, batch_size, steps
@@ -67,7 +69,7 @@ class Iterations:
             yield self.x[rows], self.y[rows]
 
 
-def lenet_classifier() -> PyTorchClassifier:
+def build_lenet() -> PyTorchClassifier:
     # Images are pixel / 255; the paper's are pixel / 256. channels_last is the faster layout for LeNet on a CPU.
     network = LeNet().to(memory_format=torch.channels_last)
     biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
@@ -85,30 +87,29 @@ def lenet_classifier() -> PyTorchClassifier:
     )
 
 
-def trained(name: str, seed: int, folder: Path, quick: bool) -> PyTorchClassifier:
-    if (folder / "classifier.json").exists():
-        classifier = load_classifier(folder)
-        classifier.model.to(memory_format=torch.channels_last)
-        return classifier
-    data = load_data("mnist")
-    torch.manual_seed(seed)
-    classifier = lenet_classifier()
-    scheduler = torch.optim.lr_scheduler.LambdaLR(classifier.optimizer, lambda it: (1 + 1e-4 * it) ** -0.75)
-    options = TrainingOptions(seed=seed, scheduler_interval="step", checkpoint_dir=folder / "training", resume=True)
-    method, parameters = METHODS[name]
-    trainer: RobustTrainer = method(classifier, options=options, **parameters)
-    x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
-    steps = 20 if quick else 1000
-    trainer.fit_loader(Iterations(x, y, 64, steps), nb_epochs=10, scheduler=scheduler, verbose=False)
-    save_classifier(classifier, folder, extra={"method": name, "seed": seed, "history": trainer.history})
+def train_network(method: str, seed: int, folder: Path, quick: bool) -> PyTorchClassifier:
+    """Train the LeNet of a method, or load it."""
+
+    def train(classifier: PyTorchClassifier, options: TrainingOptions) -> RobustTrainer:
+        data = load_data("mnist")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(classifier.optimizer, lambda it: (1 + 1e-4 * it) ** -0.75)
+        kind, parameters = METHODS[method]
+        trainer: RobustTrainer = kind(classifier, options=options, **parameters)
+        x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
+        batches = Iterations(x, y, 64, 20 if quick else 1000)
+        trainer.fit_loader(batches, nb_epochs=10, scheduler=scheduler, verbose=False)
+        return trainer
+
+    classifier = train_once(folder, build_lenet, train, seed=seed, method=method)
+    classifier.model.to(memory_format=torch.channels_last)
     return classifier
 
 
-def accuracy(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
+def measure_accuracy(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
     return float((classifier.predict(x, batch_size=1000).argmax(axis=1) == y).mean())
 
 
-def gradient_share(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
+def measure_zero_gradients(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> float:
     """The share of images whose loss gradient is exactly zero in float32: the plainest sign of masking."""
     images = torch.from_numpy(x).requires_grad_()
     logits = EstimatorModule(classifier)(images)
@@ -117,57 +118,58 @@ def gradient_share(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) 
     return float((gradient.flatten(1).abs().amax(dim=1) == 0).float().mean())
 
 
-def clean_job(name: str, seed: int, data_dir: str, quick: bool) -> dict[str, Any]:
-    """Train one network, or load it, and measure it on clean images."""
+def run_job(method: str, seed: int, eps: list[float], data_dir: str, work: Path, quick: bool) -> dict[str, Any]:
+    """Train one network, and measure it on clean images and under each attack at each eps."""
     art.config.set_data_path(data_dir)
-    classifier, data = trained(name, seed, work(name, seed, quick), quick), load_data("mnist")
-    return {
-        "method": name,
-        "seed": seed,
-        "clean": accuracy(classifier, data.x_test, data.y_test),
-        "zero gradients": gradient_share(classifier, data.x_test[:GRADIENT_POINTS], data.y_test[:GRADIENT_POINTS]),
-    }
+    folder = network_folder(work, method, seed)
+
+    def measure() -> dict[str, Any]:
+        classifier, data = train_network(method, seed, folder, quick), load_data("mnist")
+        few = slice(GRADIENT_POINTS)
+        result = {
+            "method": method,
+            "seed": seed,
+            "clean": measure_accuracy(classifier, data.x_test, data.y_test),
+            "zero gradients": measure_zero_gradients(classifier, data.x_test[few], data.y_test[few]),
+        }
+        for each in eps:
+            points = slice(50 if quick else POINTS[each])
+            result |= attack_network(classifier, data.x_test[points], data.y_test[points], each, folder)
+        return result
+
+    return measure_once(folder, measure)
 
 
-def attack_job(name: str, seed: int, eps: float, data_dir: str, quick: bool) -> dict[str, Any]:
+def attack_network(
+    classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray, eps: float, folder: Path
+) -> dict[str, Any]:
     """Accuracy under each attack at one eps.
 
     APGD-T meets every point once: in AutoAttack those that APGD-CE left, and after it those that APGD-CE broke.
     """
-    art.config.set_data_path(data_dir)
-    folder = work(name, seed, quick)
-    classifier, data = load_classifier(folder), load_data("mnist")
-    classifier.model.to(memory_format=torch.channels_last)
-    count = 50 if quick else POINTS[eps]
-    x, y = data.x_test[:count], data.y_test[:count]
 
-    def evaluated(attacks: str | list[str], rows: np.ndarray) -> EvaluationReport:
+    def evaluate(attacks: str | list[str], rows: np.ndarray) -> EvaluationReport:
         label = attacks if isinstance(attacks, str) else "-".join(attacks)
         state = folder / f"{label}-{eps}"
         evaluator = Evaluator(classifier, ThreatModel("Linf", eps), attacks=attacks, state_dir=state, verbose=False)
         return evaluator.evaluate(x[rows], y[rows])
 
     every = np.arange(len(x))
-    weak = evaluated(["fgsm", "pgd-20"], every)
-    standard = evaluated("standard", every)
+    weak = evaluate(["fgsm", "pgd-20"], every)
+    standard = evaluate("standard", every)
     stages = {attack.name: attack for attack in standard.attacks}
     correct = classifier.predict(x).argmax(axis=1) == y
     broken_by_ce = np.flatnonzero(correct & ~stages["apgd-ce"].robust)
     left = int(stages["apgd-t"].robust.sum())
     if len(broken_by_ce):
-        left += int(evaluated("apgd-t", broken_by_ce).robust.sum())
+        left += int(evaluate("apgd-t", broken_by_ce).robust.sum())
     result = {attack.name: attack.robust_accuracy for attack in weak.attacks}
     result |= {"apgd-t": left / len(x), "autoattack": standard.robust_accuracy, "clean": weak.clean_accuracy}
-    print(name, seed, eps, json.dumps(result), flush=True)
     return {
         **{f"{attack} {eps}": value for attack, value in result.items()},
         f"stages {eps}": {stage: attack.robust_accuracy for stage, attack in stages.items()},
         f"flags {eps}": sorted({flag.name for report in (weak, standard) for flag in report.flags}),
     }
-
-
-def work(name: str, seed: int, quick: bool) -> Path:
-    return WORK / ("quick" if quick else "full") / f"{name}-{seed}"
 
 
 def summary(results: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -186,27 +188,13 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--eps", type=float, nargs="+", default=list(POINTS), choices=list(POINTS))
-    parser.add_argument("--quick", action="store_true", help="a minute, and not recorded: one seed, one eps, 50 images")
-    args = parser.parse_args()
-    seeds = (0,) if args.quick else (0, 1, 2)
-    nets = [(name, seed) for seed in seeds for name in METHODS]
+    args = parse_arguments(__doc__)
+    seeds, eps = ((0,), list(POINTS)[:1]) if args.quick else ((0, 1, 2), list(POINTS))
+    work = work_folder("bang_mnist", args.quick)
     threads = max(1, (os.cpu_count() or 1) // args.workers)
-    with ProcessPoolExecutor(args.workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        clean = [pool.submit(clean_job, *net, args.data, args.quick) for net in nets]
-        results = [future.result() for future in clean]
-        attacked = [
-            (result, pool.submit(attack_job, *net, eps, args.data, args.quick))
-            for eps in (args.eps[:1] if args.quick else args.eps)
-            for result, net in zip(results, nets, strict=True)
-        ]
-        for result, future in attacked:
-            result.update(future.result())
-    rows = summary(results)
-    print(table(rows))
+    cases = [(method, seed, eps, args.data, work, args.quick) for seed in seeds for method in METHODS]
+    results = run_jobs(run_job, cases, args.workers, threads)
+    print(table(summary(results)))
     if not args.quick:
         print(save("bang_mnist", results, worker_threads=threads))
 

@@ -1,261 +1,157 @@
-"""The comparison of adversarial trainings that local_ball_digits.py and local_ball_mnist.py run, each with its set-up.
+"""Does a weak adversary with the local ball reach the strong one, and in what share of its time?
 
-Every row has the same network, epochs and batches, in the same engine: PGD-k and TRADES-k, local ball with k steps,
-what is left of it without the local term (which is PGD-k), and the TRADES-k and PGD-k that cost the same. Times are
-those of whole epochs, taken in turns in one process with one thread when all networks are done; a ratio is the median
-over rounds.
+    python benchmarks/local_ball.py digits [--workers 2] [--quick]
+    python benchmarks/local_ball.py mnist [--workers 2] [--quick]
+    python benchmarks/local_ball.py search [--workers 2] [--quick]
+
+Each runs a recipe in recipes/, as ``art-robust benchmark`` does, and the first two then measure what a recipe cannot
+say: how long an epoch of each row takes beside one of TRADES-10. The rows take turns in one process with one thread; a
+ratio is the median over rounds. ``search`` compares forms of the local term on training images that no row is trained
+on. MNIST is where ART keeps its data. Work in progress is kept under runs/, and continued by the same command.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import art.config
+import numpy as np
 import torch
-from art.estimators.classification import PyTorchClassifier
+from comparison import format_percent
 from record import save, table
-from torch import nn
 
-from art_robust_plugins import Evaluator, LocalBallTrainer, ThreatModel, TrainingOptions
-from art_robust_plugins.checkpoint import load_classifier, save_classifier
+from art_robust_plugins import RobustTrainer
 from art_robust_plugins.data import Dataset, load_data
 from art_robust_plugins.files import read_json, write_json
-from art_robust_plugins.models import create_model
+from art_robust_plugins.recipes import Recipe, Row, load_recipe, run_recipe
 
-PGD: dict[str, Any] = {"local_weight": 0.0}
-TRADES: dict[str, Any] = {"local_weight": 0.0, "global_loss": "kl"}
-ROWS: dict[str, dict[str, Any]] = {
-    "PGD-1": {**PGD, "steps": 1},
-    "PGD-2": {**PGD, "steps": 2},
-    "PGD-3": {**PGD, "steps": 3},
-    "PGD-4": {**PGD, "steps": 4},
-    "PGD-10": {**PGD, "steps": 10},
-    "TRADES-1": {**TRADES, "steps": 1},
-    "TRADES-2": {**TRADES, "steps": 2},
-    "TRADES-3": {**TRADES, "steps": 3},
-    "TRADES-10": {**TRADES, "steps": 10},
-    "local ball, 1 step": {"steps": 1},
-    "local ball, 2 steps": {"steps": 2},
-    "local ball, 2 steps, local weight 18": {"steps": 2, "local_weight": 18.0},
-    "local ball, 2 steps, global term KL": {"steps": 2, "global_loss": "kl"},
-    "local ball, 10 steps": {"steps": 10},
-}
+NAMES = {"digits": "local_ball_digits", "mnist": "local_ball_mnist", "search": "local_ball_mnist_search"}
+RECIPES = Path(__file__).parent / "recipes"
 BESIDE = "TRADES-10"
-QUESTION = (
-    "PGD-3",
-    "TRADES-2",
-    "TRADES-3",
-    BESIDE,
-    "local ball, 1 step",
-    "local ball, 2 steps",
-    "local ball, 2 steps, local weight 18",
-    "local ball, 2 steps, global term KL",
-    "local ball, 10 steps",
-)
-SEARCH: dict[str, dict[str, Any]] = {
-    "local ball, 1 step": {},
-    "xl not kept within B(x, eps)": {"within_threat": False},
-    "global term KL, as in TRADES": {"global_loss": "kl"},
-    "radius 0.25": {"radius": 0.25},
-    "radius 1": {"radius": 1.0},
-    "p(xa) constant": {"constant_target": True},
-    "adversary from x itself": {"start": "none"},
-    "2 steps": {"steps": 2},
-    "2 steps, local term at both": {"steps": 2, "every_iterate": True},
-    "2 steps, global term KL": {"steps": 2, "global_loss": "kl"},
-    "2 steps, local weight 2": {"steps": 2, "local_weight": 2.0},
-    "2 steps, radius 0.25": {"steps": 2, "radius": 0.25},
-    "2 steps, clean loss too": {"steps": 2, "clean_weight": 1.0},
-    "2 steps, local weight 12": {"steps": 2, "local_weight": 12.0},
-    "2 steps, local weight 18": {"steps": 2, "local_weight": 18.0},
-    "2 steps, radius 1": {"steps": 2, "radius": 1.0},
-    "TRADES-10, to compare with": {"steps": 10, **TRADES},
-}
-"""What is tried: the default form, and one thing changed in each row. Judged on images of the training set that no row
-is trained on."""
+TIMED = 5000
+"""Images in an epoch that is timed, at most."""
+HELD_OUT = 1000
+"""Images that the forms of the local term are judged on."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What all rows of one table share."""
-
-    data: str
-    network: str
-    eps: float
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    warmup: float
-    train: int
-    points: int
-    timed: int  # images in an epoch whose time is taken
-    network_arguments: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    context_seeds: tuple[int, ...] = (0, 1, 2)  # of the rows that the question is not about
-
-    @property
-    def threat(self) -> ThreatModel:
-        return ThreatModel("Linf", self.eps)
-
-    def quick(self) -> Setup:
-        return Setup(
-            **{
-                **asdict(self),
-                "epochs": 1,
-                "train": 256,
-                "points": 8,
-                "timed": 128,
-                "seeds": (0,),
-                "context_seeds": (0,),
-            }
-        )
+def create_trainer(row: Row, data: Dataset) -> RobustTrainer:
+    """The trainer of a row as it is timed: without a schedule, and without measuring overfitting."""
+    parameters = {**row.plan.parameters, "overfitting": "ignore"}
+    plan = replace(row.plan, parameters=parameters, options={"schedule": "constant"})
+    return plan.trainer(data, seed=0)[0]
 
 
-def classifier_of(setup: Setup, data: Dataset, seed: int) -> PyTorchClassifier:
-    torch.manual_seed(seed)
-    network = create_model(setup.network, data.input_shape, data.nb_classes, **setup.network_arguments)
-    return PyTorchClassifier(
-        network,
-        nn.CrossEntropyLoss(),
-        data.input_shape,
-        data.nb_classes,
-        optimizer=torch.optim.Adam(network.parameters(), setup.learning_rate),
-        clip_values=(0, 1),
-        device_type="cpu",
-    )
-
-
-def trainer_of(setup: Setup, row: str, classifier: PyTorchClassifier, **options: Any) -> LocalBallTrainer:
-    settings = {**{**SEARCH, **ROWS}[row], "eps_warmup_epochs": setup.warmup, "overfitting": "ignore"}
-    return LocalBallTrainer(classifier, threat=setup.threat, **settings, options=TrainingOptions(**options))
-
-
-def seconds_per_epoch(setup: Setup, rounds: int) -> dict[str, list[float]]:
-    """Of each row in each round, for ``setup.timed`` images; the order turns with the rounds."""
-    data = load_data(setup.data)
-    x, y = data.x_train[: setup.timed], data.y_train[: setup.timed]
-    trainers = {row: trainer_of(setup, row, classifier_of(setup, data, 0), seed=0) for row in ROWS}
-    seconds: dict[str, list[float]] = {row: [] for row in ROWS}
+def time_epochs(recipe: Recipe, data: Dataset, images: int, rounds: int) -> dict[str, list[float]]:
+    """The seconds of an epoch of each row in each round; each round begins with the next row."""
+    x, y = data.x_train[:images], data.y_train[:images]
+    trainers = {row.name: create_trainer(row, data) for row in recipe.rows}
+    batch_sizes = {row.name: row.plan.batch_size for row in recipe.rows}
+    names = list(trainers)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds + 1):
-        names = list(ROWS)[index % len(ROWS) :] + list(ROWS)[: index % len(ROWS)]
-        for row in names:
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            trainers[row].fit(x, y, batch_size=setup.batch_size, nb_epochs=1, verbose=False)
+            trainers[name].fit(x, y, batch_size=batch_sizes[name], nb_epochs=1, verbose=False)
             if index:  # the first round warms up
-                seconds[row].append(time.perf_counter() - started)
+                seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
-def job(setup: Setup, row: str, seed: int, search: bool, data_dir: str, work: Path) -> dict[str, Any]:
-    """Train one network and attack it; what is done already is taken up."""
-    art.config.set_data_path(data_dir)
-    folder = work / f"{row}-{seed}".replace(" ", "-").replace(",", "")
-    result_file = folder / "result.json"
-    if result_file.exists():
-        done: dict[str, Any] = read_json(result_file)
-        return done
-    data = load_data(setup.data)
-    if (folder / "classifier.json").exists():
-        classifier = load_classifier(folder)
-    else:
-        classifier = classifier_of(setup, data, seed)
-        steps = setup.epochs * -(-setup.train // setup.batch_size)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(classifier.optimizer, steps)
-        kept = {"scheduler_interval": "step", "checkpoint_dir": folder / "training", "resume": True}
-        trainer = trainer_of(setup, row, classifier, seed=seed, **kept)
-        x, y = data.x_train[: setup.train], data.y_train[: setup.train]
-        trainer.fit(x, y, None, setup.batch_size, setup.epochs, scheduler, verbose=False)
-        save_classifier(classifier, folder, extra={"row": row, "seed": seed, "history": trainer.history})
-    attacks = ["apgd-ce", "apgd-t"] if search else ["standard"]
-    evaluator = Evaluator(classifier, setup.threat, attacks=attacks, state_dir=folder / "state", verbose=False)
-    x, y = data.x_test[: setup.points], data.y_test[: setup.points]
-    if search:
-        x, y = (each[setup.train : setup.train + setup.points] for each in (data.x_train, data.y_train))
-    report = evaluator.evaluate(x, y)
-    result = {
-        "row": row,
-        "seed": seed,
-        "clean": float((classifier.predict(data.x_test, 500).argmax(axis=1) == data.y_test).mean()),
-        "robust": report.robust_accuracy,
-        "stages": {attack.name: attack.robust_accuracy for attack in report.attacks},
-        "flags": [flag.name for flag in report.flags],
-    }
-    write_json(result_file, result)
-    print(json.dumps(result), flush=True)
-    return result
+def write_held_out(path: Path) -> None:
+    """MNIST's first training images, and the next ones in place of the test images."""
+    data, train = load_data("mnist"), load_recipe(RECIPES / "local_ball_mnist.toml").rows[0].plan.train
+    held_out = slice(train, train + HELD_OUT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path,
+        x_train=data.x_train[:train],
+        y_train=data.y_train[:train],
+        x_test=data.x_train[held_out],
+        y_test=data.y_train[held_out],
+    )
 
 
-def accuracies(networks: list[dict[str, Any]], row: str, attack: str) -> dict[str, str]:
-    """In percent, the means over seeds, with the lowest and the highest."""
+def list_networks(recipe: Recipe, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The networks of a recipe's record, with their accuracies within its one threat."""
+    (threat,) = recipe.threats
+    return [
+        {
+            "row": result["row"],
+            "seed": result["seed"],
+            "clean": result["clean"],
+            "robust": result["threats"][threat]["robust"],
+            "stages": result["threats"][threat]["attacks"],
+            "flags": result["threats"][threat]["flags"],
+        }
+        for result in record["results"]
+        if "diverged" not in result
+    ]
+
+
+def accuracies(networks: Iterable[dict[str, Any]], row: str, attack: str) -> dict[str, str]:
+    """The number of seeds, and the accuracies in percent: means over seeds, with the lowest and the highest."""
     runs = [network for network in networks if network["row"] == row]
-    shown = {"seeds": str(len(runs))}
-    for key, title in {"clean": "clean", "robust": attack}.items():
-        values = [100 * run[key] for run in runs]
-        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-        shown[title] = f"{statistics.mean(values):.1f}{spread}"
-    return shown
+    columns = {
+        title: format_percent([run[key] for run in runs]) for key, title in (("clean", "clean"), ("robust", attack))
+    }
+    return {"seeds": str(len(runs)), **columns}
 
 
 def summary(results: dict[str, Any]) -> list[dict[str, str]]:
     """A row for each training, with its time beside that of TRADES-10."""
     rows = []
-    for name in ROWS:
-        if name not in results["seconds"]:
-            continue
-        ratios = [a / b for a, b in zip(results["seconds"][name], results["seconds"][BESIDE], strict=True)]
+    for name, seconds in results["seconds"].items():
+        ratios = [own / beside for own, beside in zip(seconds, results["seconds"][BESIDE], strict=True)]
         rows.append(
             {
                 "training": name,
                 "passes forward, backward": "{}, {}".format(*results["passes"][name][:2]),
                 **accuracies(results["networks"], name, "AutoAttack"),
                 f"time / {BESIDE}": f"{statistics.median(ratios):.2f}",
-                "s per 1000 images": f"{1000 * statistics.median(results['seconds'][name]) / results['timed']:.2f}",
+                "s per 1000 images": f"{1000 * statistics.median(seconds) / results['timed']:.2f}",
             }
         )
     return rows
 
 
 def search_summary(networks: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """A row for each form that was tried."""
-    return [{"form": row, **accuracies(networks, row, "APGD-CE and APGD-T")} for row in SEARCH]
+    """A row for each form of the local term."""
+    names = dict.fromkeys(network["row"] for network in networks)
+    return [{"form": name, **accuracies(networks, name, "APGD-CE and APGD-T")} for name in names]
 
 
-def run(name: str, setup: Setup, description: str | None) -> None:
-    """The command line of a comparison."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if setup.data == "mnist":
-        parser.add_argument("--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", choices=list(NAMES))
     parser.add_argument("--workers", type=int, default=2)
-    if setup.data == "mnist":  # the digits are all trained on
-        parser.add_argument("--search", action="store_true", help="the forms of the local term, under APGD-CE and -T")
-    parser.add_argument("--quick", action="store_true", help="a minute, and not recorded")
+    parser.add_argument("--quick", action="store_true", help="a run of about a minute, which is not recorded")
     args = parser.parse_args()
-    search = getattr(args, "search", False)
-    data_dir = getattr(args, "data", art.config.ART_DATA_PATH)
-    art.config.set_data_path(data_dir)
-    setup = setup.quick() if args.quick else setup
-    cases = [(row, seed) for seed in setup.seeds for row in ROWS if seed in setup.context_seeds or row in QUESTION]
-    if search:
-        cases, name = [(row, 0) for row in SEARCH], f"{name}_search"
-    work = Path("runs") / name / ("quick" if args.quick else "full")
-    torch.set_num_threads(1)  # the networks are too small for a second thread to pay
-    with ProcessPoolExecutor(args.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        jobs = [pool.submit(job, setup, *case, search, data_dir, work) for case in cases]
-        networks = [each.result() for each in jobs]
+    name = NAMES[args.comparison]
+    recipe = load_recipe(RECIPES / f"{name}.toml", quick=args.quick)
+    out = Path("runs") / name / ("quick" if args.quick else "full")
+    if args.comparison == "search" and not args.quick and not Path(recipe.data).exists():
+        write_held_out(Path(recipe.data))
+    record = run_recipe(recipe, out, command=f"python benchmarks/local_ball.py {args.comparison}", workers=args.workers)
+    networks = list_networks(recipe, record)
     results: Any = networks
-    if not search:
-        data, times = load_data(setup.data), work / "seconds.json"
-        passes = {row: list(trainer_of(setup, row, classifier_of(setup, data, 0)).passes) for row in ROWS}
+    if args.comparison != "search":
+        data, times = load_data(recipe.data), out / "seconds.json"
+        images = min(128 if args.quick else TIMED, len(data.x_train))
+        torch.set_num_threads(1)  # the networks are too small for a second thread to pay
         if not times.exists():
-            write_json(times, seconds_per_epoch(setup, 2 if args.quick else 7))
-        results = {"networks": networks, "seconds": read_json(times), "passes": passes, "timed": setup.timed}
-    print(table(search_summary(results) if search else summary(results)))
+            write_json(times, time_epochs(recipe, data, images, 2 if args.quick else 7))
+        passes = {row.name: list(create_trainer(row, data).passes) for row in recipe.rows}
+        results = {"networks": networks, "seconds": read_json(times), "passes": passes, "timed": images}
+    print(table(search_summary(results) if args.comparison == "search" else summary(results)))
     if not args.quick:
-        print(save(name, results, setup=asdict(setup), worker_threads=1))
+        print(save(name, results, recipe=recipe.table, worker_threads=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,7 @@ from art_robust_plugins.record import described
 ROOT = Path(__file__).parents[1]
 
 
-def blocks() -> dict[str, str]:
+def make_blocks() -> dict[str, str]:
     """The generated parts of the README by name."""
     records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
 
@@ -62,12 +62,13 @@ def blocks() -> dict[str, str]:
         "weight_map_digits": summary("weight_map_digits", weight_maps.summary),
         "weight_map_mnist": summary("weight_map_mnist", weight_maps.summary),
         "weight_map_speed": tables("weight_map_speed"),
-        "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary),
-        **{f"recipe_{name}": recipe(name, records.get(f"recipe_{name}")) for name in available_recipes()},
+        # The names of layers are code, whose backticks a table of any text would escape.
+        "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary).replace("\\`", "`"),
+        **{f"recipe_{name}": describe_recipe(name, records.get(f"recipe_{name}")) for name in available_recipes()},
     }
 
 
-def recipe(name: str, record: dict[str, Any] | None) -> str:
+def describe_recipe(name: str, record: dict[str, Any] | None) -> str:
     """The table of a recipe, or how to measure it."""
     if record is None:
         path = (RESULTS / f"recipe_{name}.json").relative_to(ROOT)
@@ -77,9 +78,9 @@ def recipe(name: str, record: dict[str, Any] | None) -> str:
     return f"{table(result_rows(record))}\n\n{described(record)}"
 
 
-def written(text: str) -> str:
+def renew(text: str) -> str:
     """The README ``text`` with its generated parts renewed."""
-    for name, block in blocks().items():
+    for name, block in make_blocks().items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         parts = re.split(pattern, text, flags=re.DOTALL)
         text = "".join([parts[0], parts[1], block, "\n", *parts[2:]]) if len(parts) == 4 else text
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--weight-maps", action="store_true", help="draw docs/weight_maps.png")
     args = parser.parse_args()
     docs, readme = ROOT / "docs", ROOT / "README.md"
-    readme.write_text(written(readme.read_text()))
+    readme.write_text(renew(readme.read_text()))
     if args.figure:
         found = sorted(args.figure.glob("*/evaluations/*/"))
         folders = sorted(found, key=lambda folder: folder.parts[-3] != "standard")
@@ -103,7 +104,7 @@ def main() -> None:
         comparison_figure(reports).savefig(docs / "demo.png", dpi=130, facecolor="white")
     if args.weight_maps:
         records = {name: json.loads((RESULTS / f"weight_map_{name}.json").read_text()) for name in ("digits", "mnist")}
-        drawn = weight_maps.figure({name: record["results"] for name, record in records.items()})
+        drawn = weight_maps.draw_figure({name: record["results"] for name, record in records.items()})
         drawn.savefig(docs / "weight_maps.png", dpi=110, facecolor="white")
 
 

@@ -1,8 +1,9 @@
-"""Draws the house: which room of the package imports which, from the imports themselves.
+"""Draws the house: which room of the package imports which, found in the imports themselves.
 
 python docs/house.py            writes docs/house.svg
-python docs/house.py --check    exits with 1 where the drawing is not the one that stands there, or rooms go in a circle
+python docs/house.py --check    compares it with the drawing that is there, and writes nothing
 
+Both exit with 1 for modules or rooms that import each other in a circle, and for an import of a room on a higher floor.
 A room is a module or a folder directly in the package. Imports inside functions and under TYPE_CHECKING count.
 """
 
@@ -13,11 +14,42 @@ import ast
 import html
 import sys
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "art_robust_plugins"
 DRAWING = ROOT / "docs" / "house.svg"
+
+FLOORS: list[tuple[str, tuple[str, ...]]] = [
+    ("ground floor", ()),
+    ("bridge to ART,\ndata", ("bridge", "data")),
+    ("networks,\ncertificates,\ntraining", ("models", "weight_map", "lipschitz", "training")),
+    ("evaluation", ("evaluation",)),
+    (
+        "saved classifiers,\nexport, registry",
+        ("saved_classifier", "checkpoint", "training_record", "export", "registry"),
+    ),
+    ("experiments", ("experiments", "runs", "recipes")),
+    ("command line", ("cli",)),
+]
+"""The floors, upwards, and the rooms on each. A room that is not named is on the ground floor, and may not import one
+that is."""
+DOORS = ("__main__",)
+"""Modules that open the package, and hold nothing."""
+
+WIDTH, HEIGHT, GAP, PITCH, MARGIN, LABELS = (
+    150,
+    32,
+    16,
+    76,
+    20,
+    140,
+)  # pixels: rooms, between them, rows, around, labels
+LINE_HEIGHT = 18
+SWEEPS = 24
+"""How often the rows are ordered."""
+LINE, TEXT, BOX, BANDS = "#4a5f80", "#16233a", "#ffffff", ("#e3eaf5", "#f2f5fa")
 
 Imports = Mapping[str, set[str]]
 
@@ -53,11 +85,11 @@ def _resolve(node: ast.ImportFrom, here: str) -> str:
 
 
 def room_imports(modules: Imports) -> dict[str, set[str]]:
-    """The same between rooms; the package's own ``__init__`` is the door, and no room."""
+    """The same between rooms; the package's ``__init__`` and `DOORS` are no rooms."""
 
     def room(name: str) -> str | None:
         parts = name.split(".")
-        return parts[1] if len(parts) > 1 else None
+        return parts[1] if len(parts) > 1 and parts[1] not in DOORS else None
 
     rooms: dict[str, set[str]] = {}
     for name, imported in modules.items():
@@ -95,54 +127,181 @@ def find_circles(imports: Imports) -> list[list[str]]:
     return circles
 
 
-def find_floors(rooms: Imports) -> list[list[str]]:
-    """The rooms by floor, the ground floor first: each stands on the floor above the highest that it imports."""
-    floor: dict[str, int] = {}
+def find_floor(name: str) -> int:
+    """The floor of a room: its place in `FLOORS`; 0, the ground floor, for a room that is not named there."""
+    return next((floor for floor, (_, names) in enumerate(FLOORS) if name in names), 0)
 
-    def height(name: str) -> int:
-        if name not in floor:
-            floor[name] = 1 + max((height(other) for other in rooms[name]), default=-1)
-        return floor[name]
 
-    for name in rooms:
-        height(name)
-    return [sorted(name for name in rooms if floor[name] == level) for level in range(max(floor.values()) + 1)]
+def find_upward(rooms: Imports) -> list[tuple[str, str]]:
+    """The imports that run up: the room, and the one on a higher floor that it imports."""
+    return [
+        (name, other)
+        for name, others in rooms.items()
+        for other in sorted(others)
+        if find_floor(other) > find_floor(name)
+    ]
+
+
+def drop_implied(imports: Imports) -> dict[str, set[str]]:
+    """The imports that no chain of others implies (the transitive reduction; there must be no circle)."""
+
+    def reach(name: str) -> set[str]:
+        return set().union(*({other} | reach(other) for other in imports[name]))
+
+    return {name: others - set().union(*map(reach, others)) for name, others in imports.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- the drawing
+
+Point = tuple[str, int]
+"""A room at its row, or a place at which an arrow from the room passes through a row."""
+
+
+def find_rows(rooms: Imports) -> dict[str, int]:
+    """The row of each room above the ground floor, from 0: above the rooms of its floor that it imports."""
+    rows: dict[str, int] = {}
+    for floor in range(1, len(FLOORS)):
+        first = max(rows.values(), default=-1) + 1
+        names = [name for name in rooms if find_floor(name) == floor]
+
+        def height(name: str, first: int = first, names: list[str] = names) -> int:
+            return max((height(other) + 1 for other in rooms[name] if other in names), default=first)
+
+        rows |= {name: height(name) for name in names}
+    return rows
+
+
+def lay_out(imports: Imports, rows: Mapping[str, int]) -> tuple[dict[Point, float], list[list[Point]]]:
+    """The horizontal centre of each room and passing place, and the arrows as the points that they go through.
+
+    Rows are ordered by the mean of the neighbours (Sugiyama, Tagawa, Toda 1981), which leaves few crossings.
+    """
+    arrows = [
+        [
+            (name, rows[name]),
+            *((f"{name} > {other}", row) for row in range(rows[name] - 1, rows[other], -1)),
+            (other, rows[other]),
+        ]
+        for name in sorted(rows)
+        for other in sorted(imports[name])
+    ]
+    neighbours: dict[Point, list[Point]] = {(name, row): [] for name, row in sorted(rows.items())}
+    for arrow in arrows:
+        for above, below in pairwise(arrow):
+            neighbours.setdefault(above, []).append(below)
+            neighbours.setdefault(below, []).append(above)
+    levels = [[point for point in neighbours if point[1] == row] for row in range(max(rows.values()) + 1)]
+    centre = {point: float(place) * (WIDTH + GAP) for level in levels for place, point in enumerate(level)}
+    for sweep in range(SWEEPS):
+        for level in levels if sweep % 2 else reversed(levels):
+            wanted = {
+                point: sum(centre[other] for other in neighbours[point]) / len(neighbours[point])
+                if neighbours[point]
+                else centre[point]
+                for point in level
+            }
+            level.sort(key=lambda point: (wanted[point], point))
+            centre |= _spread(level, wanted, rows)
+    left = min(centre.values())
+    return {point: round(x - left) for point, x in centre.items()}, arrows
+
+
+def _spread(level: list[Point], wanted: Mapping[Point, float], rows: Mapping[str, int]) -> dict[Point, float]:
+    """Places as near to the wanted ones as their order and widths allow: groups that touch move as one."""
+    size = {point: (WIDTH if point[0] in rows else 0) + GAP for point in level}
+    groups: list[tuple[list[Point], float, float]] = []  # points, the wanted left end, the width
+    for point in level:
+        group = ([point], wanted[point] - size[point] / 2, float(size[point]))
+        while groups and groups[-1][1] + groups[-1][2] > group[1]:
+            points, start, width = groups.pop()
+            count = len(points) + len(group[0])
+            start = (start * len(points) + (group[1] - width) * len(group[0])) / count
+            group = (points + group[0], start, width + group[2])
+        groups.append(group)
+    centre: dict[Point, float] = {}
+    for points, left, _ in groups:
+        for point, before in zip(points, accumulate((size[each] for each in points), initial=0), strict=False):
+            centre[point] = left + before + size[point] / 2
+    return centre
 
 
 def draw(rooms: Imports) -> str:
-    """The house as SVG: a box a room, and a line an import, down to what is used; hovering names the imports."""
-    floors = find_floors(rooms)
-    width, height, gap_x, gap_y, margin = 118, 30, 14, 64, 20
-    widest = max(map(len, floors)) * (width + gap_x) - gap_x
-    total = (widest + 2 * margin, len(floors) * (height + gap_y) - gap_y + 2 * margin)
-    place: dict[str, tuple[float, float]] = {}
-    for level, names in enumerate(floors):
-        left = margin + (widest - len(names) * (width + gap_x) + gap_x) / 2
-        y = total[1] - margin - height - level * (height + gap_y)
-        place |= {name: (left + number * (width + gap_x), y) for number, name in enumerate(names)}
+    """The house as SVG: a box for each room, and an arrow down to each room that it imports.
+
+    Imports that a chain of arrows implies, and those of the ground floor, are not drawn: hovering names all of them.
+    """
+    rows = find_rows(rooms)
+    upper = {name: {other for other in others if other in rows} for name, others in rooms.items() if name in rows}
+    centre, arrows = lay_out(drop_implied(upper), rows)
+    ground = sorted(name for name in rooms if name not in rows)
+    count = max(rows.values()) + 1
+    columns = max(4, (max(centre.values()) + WIDTH) // (WIDTH + GAP))
+    inner = max(max(centre.values()) + WIDTH, columns * (WIDTH + GAP) - GAP)
+    slab = -(-len(ground) // columns) * (HEIGHT + GAP) - GAP
+    total = (inner + LABELS + 3 * MARGIN, count * PITCH + slab + 3 * MARGIN)
+
+    def top(row: int) -> int:
+        return MARGIN + (count - 1 - row) * PITCH + (PITCH - HEIGHT) // 2
+
+    shift = LABELS + 2 * MARGIN + WIDTH // 2 + (inner - WIDTH - max(centre.values())) // 2
+    place = {name: (centre[name, row] + shift - WIDTH // 2, top(row)) for name, row in rows.items()}
+    first = count * PITCH + 2 * MARGIN
+    for number, name in enumerate(ground):
+        line, column = divmod(number, columns)
+        place[name] = (LABELS + 2 * MARGIN + column * (WIDTH + GAP), first + line * (HEIGHT + GAP))
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total[0]} {total[1]}" role="img" '
-        f'font-family="sans-serif" font-size="13">',
-        "<title>The rooms of the package: each imports only rooms on lower floors</title>",
+        f'font-family="sans-serif" font-size="14">',
+        "<title>The rooms of the package: each imports only rooms below it</title>",
+        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<path d="M0 0 8 4 0 8z" fill="{LINE}"/></marker></defs>',
         f'<rect width="{total[0]}" height="{total[1]}" fill="#ffffff"/>',
     ]
-    for name, others in sorted(rooms.items()):
-        x, y = place[name]
-        for other in sorted(others):
-            to_x, to_y = place[other]
-            lines.append(
-                f'<line x1="{x + width / 2:g}" y1="{y + height:g}" x2="{to_x + width / 2:g}" y2="{to_y:g}" '
-                f'stroke="#8a94a6"><title>{html.escape(name)} imports {html.escape(other)}</title></line>'
-            )
+    for floor, (title, _) in enumerate(FLOORS):
+        names = ground if floor == 0 else [name for name in rows if find_floor(name) == floor]
+        if names:
+            around = MARGIN if floor == 0 else (PITCH - HEIGHT) // 2
+            high = min(place[name][1] for name in names) - around + 2
+            low = max(place[name][1] for name in names) + HEIGHT + around - 2
+            lines += _draw_band(title, BANDS[floor % 2], high, low, total[0])
+    for arrow in arrows:
+        lines.append(_draw_arrow(arrow, [(centre[point] + shift, top(point[1])) for point in arrow]))
     for name, (x, y) in sorted(place.items()):
         uses = ", ".join(sorted(rooms[name])) or "nothing of the package"
         lines.append(
             f"<g><title>{html.escape(name)} imports {html.escape(uses)}</title>"
-            f'<rect x="{x:g}" y="{y:g}" width="{width}" height="{height}" rx="4" fill="#eef3fb" stroke="#33517e"/>'
-            f'<text x="{x + width / 2:g}" y="{y + 20:g}" text-anchor="middle" fill="#16233a">{html.escape(name)}</text>'
+            f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="4" fill="{BOX}" stroke="{LINE}"/>'
+            f'<text x="{x + WIDTH // 2}" y="{y + 21}" text-anchor="middle" fill="{TEXT}">{html.escape(name)}</text>'
             "</g>"
         )
     return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _draw_band(title: str, colour: str, high: int, low: int, width: int) -> list[str]:
+    parts = title.split("\n")
+    first = (high + low) // 2 + 5 - LINE_HEIGHT * (len(parts) - 1) // 2
+    return [
+        f'<rect x="{MARGIN // 2}" y="{high}" width="{width - MARGIN}" height="{low - high}" fill="{colour}"/>',
+        *(
+            f'<text x="{MARGIN}" y="{first + LINE_HEIGHT * number}" fill="{TEXT}">{html.escape(part)}</text>'
+            for number, part in enumerate(parts)
+        ),
+    ]
+
+
+def _draw_arrow(arrow: list[Point], points: list[tuple[float, int]]) -> str:
+    """A curve that leaves the upper room at its lower edge, and runs straight down through the rows that it passes."""
+    x, y = points[0][0], points[0][1] + HEIGHT
+    path = f"M{x:g} {y:g}"
+    for number, (next_x, next_y) in enumerate(points[1:], 1):
+        middle = (y + next_y) / 2
+        path += f" C{x:g} {middle:g} {next_x:g} {middle:g} {next_x:g} {next_y:g}"
+        x, y = next_x, next_y
+        if number < len(points) - 1:
+            y += HEIGHT
+            path += f" V{y:g}"
+    title = f"<title>{html.escape(arrow[0][0])} imports {html.escape(arrow[-1][0])}</title>"
+    return f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.3" marker-end="url(#head)">{title}</path>'
 
 
 def main() -> int:
@@ -154,7 +313,10 @@ def main() -> int:
     circles = find_circles(modules) + find_circles(rooms)
     for circle in circles:
         print(f"circle: {' <-> '.join(circle)}")
-    if circles:
+    upward = find_upward(rooms)
+    for name, other in upward:
+        print(f"upward: {name} imports {other}, which is on a higher floor")
+    if circles or upward:
         return 1
     drawing = draw(rooms)
     if check and (not DRAWING.exists() or DRAWING.read_text(encoding="utf-8") != drawing):

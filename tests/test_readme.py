@@ -1,4 +1,4 @@
-"""What the README says: its tables are the measured ones, its Python runs, its commands exist."""
+"""What the README and CONTRIBUTING say: tables are the measured ones, Python runs, commands and files exist."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from art_robust_plugins.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,7 @@ def test_the_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delitem(sys.modules, "readme", raising=False)
     import readme
 
-    assert readme.written(README) == README
+    assert readme.renew(README) == README
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,28 @@ def test_recorded_recipes_are_those_of_the_package(path: Path) -> None:
     assert {**record["recipe"], "description": ""} == {**now, "description": ""}
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_of_the_benchmarks_are_recipes(path: Path, quick: bool) -> None:
+    recipe = load_recipe(path, quick=quick)
+    assert recipe.quick == quick
+    assert recipe.rows
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"`([\w/-]+(?:/|\.py|\.toml))`|\]\((\w[\w/.-]*)", CONTRIBUTING))), ids="".join
+)
+def test_the_files_that_contributing_names_exist(name: tuple[str, str]) -> None:
+    path = "".join(name)
+    folders = (ROOT, ROOT / "art_robust_plugins", ROOT / "benchmarks", ROOT / "art_robust_plugins" / "cli")
+    # In the row of a room, a file is named from its folder.
+    rooms = [
+        ROOT / "art_robust_plugins" / room for room in ("models", "weight_map", "lipschitz", "training", "evaluation")
+    ]
+    assert any((folder / path).exists() for folder in (*folders, *rooms))
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README + CONTRIBUTING, re.DOTALL))
 def test_the_python_examples_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyautoattack")
     monkeypatch.chdir(tmp_path)
