@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..bridge import class_logits, device_of, preprocessing_modules, processes_of
 from ..threat import Bound, ThreatModel
+from .engine.processes import Share
 from .instruments import Instrument
-from .processes import Share
 
 Action = Literal["warn", "rollback", "ignore"]
 

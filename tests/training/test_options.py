@@ -30,10 +30,10 @@ from art_robust_plugins import (
     TrainingOptions,
 )
 from art_robust_plugins.training import BANG, Layerwise, TRADESTrainer
-from art_robust_plugins.training.augmentation import cropped_and_flipped
-from art_robust_plugins.training.compiling import Compiled
-from art_robust_plugins.training.prefetch import prefetched
-from art_robust_plugins.training.schedules import one_cycle
+from art_robust_plugins.training.engine.augmentation import cropped_and_flipped
+from art_robust_plugins.training.engine.compiling import Compiled
+from art_robust_plugins.training.engine.learning_rates import one_cycle
+from art_robust_plugins.training.engine.prefetch import prefetched
 
 DIGITS, LABELS = load_digits(return_X_y=True)
 X = (DIGITS / 16).astype(np.float32).reshape(-1, 1, 8, 8)[:200]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..processes import Share
+from ..engine.processes import Share
 from .pairing import other_class_slots
 from .signs import PackedSigns
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..processes import Share
+from ..engine.processes import Share
 
 LayerPattern = str | type[nn.Module]
 """A module's qualified name, in which ``*`` and ``?`` stand for anything, or a type of module."""

@@ -21,9 +21,9 @@ from ...bridge import check_threat, class_logits
 from ...checks import check_choice, check_count, check_number
 from ...threat import ThreatModel, clip
 from ..instruments import Instrument
-from ..loop import RobustTrainer
 from ..options import TrainingOptions
 from ..overfitting import Action, OverfittingWatch
+from ..trainer import RobustTrainer
 
 Start = Literal["uniform", "gaussian", "none"]
 

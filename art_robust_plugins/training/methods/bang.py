@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from ...checks import check_number, plain_number, to_float
 from ...threat import ThreatModel
+from ..engine.processes import Share
 from ..instruments import Instrument, LayerPattern, in_order, select_modules
 from ..instruments.misclassified import ForwardPass
 from ..instruments.scaled_gradients import SCALABLE, scaled_convolution, scaled_linear
-from ..loop import RobustTrainer
 from ..options import TrainingOptions
-from ..processes import Share
+from ..trainer import RobustTrainer
 
 Layers = Iterable[LayerPattern] | Mapping[LayerPattern, Mapping[str, float]]
 

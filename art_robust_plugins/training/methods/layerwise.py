@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from ...checks import check_flag, check_number, plain_number
 from ...threat import ThreatModel
+from ..engine.memory_format import layout_of
 from ..instruments import Instrument, LayerPattern, in_order, select_modules
 from ..instruments.blocks import CONVOLUTIONS, NORMALISATIONS, ConvolutionBlocks
 from ..instruments.gradient_store import GradientStore
 from ..instruments.signs import PackedSigns
-from ..loop import RobustTrainer
-from ..memory_format import layout_of
 from ..options import TrainingOptions
+from ..trainer import RobustTrainer
 
 MOMENTUM = 0.5
 """Weight of the newest value in the running mean of |h_l|; the first value starts it."""

@@ -29,8 +29,8 @@ from ...lipschitz import LipschitzGraph, batch_variances
 from ...lipschitz.preprocessing import bounded_network
 from ...threat import ThreatModel
 from ..instruments import Instrument
-from ..loop import RobustTrainer
 from ..options import TrainingOptions
+from ..trainer import RobustTrainer
 
 Margin = Literal["sample", "class"]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from ..threat import Bound
-
-Augmentation = Literal["none", "flip", "crop-flip"]
+from ...threat import Bound
 
 
 def cropped_and_flipped(x: Tensor, padding: int, fill: Bound = 0.0) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import label_tensor
-from ..labels import warn_of_missing_classes
+from ...bridge import label_tensor
+from ...labels import warn_of_missing_classes
 
 SUM_TOLERANCE = 1e-3
 """How far the sum of a row of probabilities may be from 1."""

@@ -8,7 +8,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import class_logits, loss_of
+from ...bridge import class_logits, loss_of
 
 IMAGES = 500
 """How many training images are looked at."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checks import is_number
-from ..files import load_state
-from ..fingerprints import excerpts_at_difference
+from ...checks import is_number
+from ...files import load_state
+from ...fingerprints import excerpts_at_difference
 from .identity import CODE
 
 _ENTRIES: dict[str, Any] = {

@@ -6,8 +6,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import loss_of, outputs_are_probabilities
-from ..randomness import restored_random_states
+from ...bridge import loss_of, outputs_are_probabilities
+from ...randomness import restored_random_states
 
 _NORMALISED = (nn.CrossEntropyLoss, nn.NLLLoss)
 """Losses that divide by the weights of the samples, which may all be 0."""

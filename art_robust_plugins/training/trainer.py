@@ -42,12 +42,12 @@ from ..bridge import (
 from ..checks import check_count
 from ..randomness import restored_random_states, seed_torch
 from ..threat import Bound, ThreatModel
-from .augmentation import cropped_and_flipped
-from .averaging import WeightAverage
-from .chance import ChanceWatch
-from .checkpoints import CHECKPOINT, TrainingRun, checksum, tensors_of
-from .compiling import Compiled
-from .first_step import (
+from .engine.augmentation import cropped_and_flipped
+from .engine.averaging import WeightAverage
+from .engine.chance import ChanceWatch
+from .engine.checkpointer import CHECKPOINT, TrainingRun, checksum, tensors_of
+from .engine.compiling import Compiled
+from .engine.first_step import (
     check_optimizer,
     check_outputs,
     check_single_samples,
@@ -56,16 +56,16 @@ from .first_step import (
     raise_single_sample,
     restored_buffers,
 )
-from .fused import check_fused, fused_steps
+from .engine.fused import check_fused, fused_steps
+from .engine.learning_rates import schedule_factor, scheduled
+from .engine.loss_checks import check_averages, check_counted, check_reduction, check_scalar, uncounted_classes
+from .engine.memory_format import in_channels_last
+from .engine.prefetch import Batch, prefetched
+from .engine.processes import Processes, Share
+from .engine.schedulers import check_scheduler, step_scheduler
+from .engine.targets import ClassCensus, training_labels
 from .instruments import Instrument
-from .loss_checks import check_averages, check_counted, check_reduction, check_scalar, uncounted_classes
-from .memory_format import in_channels_last
 from .options import TrainingOptions
-from .prefetch import Batch, prefetched
-from .processes import Processes, Share
-from .schedules import schedule_factor, scheduled
-from .scheduling import check_scheduler, step_scheduler
-from .targets import ClassCensus, training_labels
 
 logger = logging.getLogger(__name__)
 

@@ -6,16 +6,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-if TYPE_CHECKING:
-    from .options import TrainingOptions
-
-Schedule = Literal["constant", "cosine", "one-cycle", "piecewise"]
+from ..options import TrainingOptions
 
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 250_000
 """Of one cycle: the share of its steps that rise, and the first and last factor (the constants of torch's own)."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, SequentialLR
 
-from ..checks import is_integer
+from ...checks import is_integer
 
 
 def check_scheduler(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from ..bridge import preserved
-from ..randomness import restored_random_states
-from .instruments import select_modules
+from ...bridge import preserved
+from ...randomness import restored_random_states
+from ..instruments import select_modules
 
 
 def check_optimizer(optimizer: Optimizer, modules: Sequence[nn.Module]) -> None:

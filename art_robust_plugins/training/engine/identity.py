@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..bridge import preprocessing_modules
-from ..fingerprints import digest
+from ...bridge import preprocessing_modules
+from ...fingerprints import digest
 
 CODE = "code of the "
 """Begins the names of what only one version of Python compiles alike."""

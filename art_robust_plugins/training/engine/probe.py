@@ -8,8 +8,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from ..bridge import EstimatorModule, random_inputs
-from ..randomness import cuda_devices, restored_random_states, seed_everything
+from ...bridge import EstimatorModule, random_inputs
+from ...randomness import cuda_devices, restored_random_states, seed_everything
 
 INPUTS = 8
 # Of the largest output. Two GPUs, or a GPU and a CPU, round by far more than one CPU does with other threads.

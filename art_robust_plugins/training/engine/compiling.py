@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
-from typing import Literal
 
 import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
-Compile = Literal["no", "default", "reduce-overhead"]
+from ..options import Compile
 
 
 class Compiled:
