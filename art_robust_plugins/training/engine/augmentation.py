@@ -8,7 +8,7 @@ from torch import Tensor
 from ...threat import Bound
 
 
-def cropped_and_flipped(x: Tensor, padding: int, fill: Bound = 0.0) -> Tensor:
+def crop_and_flip(x: Tensor, padding: int, fill: Bound = 0.0) -> Tensor:
     """Move each image by up to ``padding`` pixels along both axes, then mirror every second one, by chance.
 
     Args:
@@ -22,7 +22,7 @@ def cropped_and_flipped(x: Tensor, padding: int, fill: Bound = 0.0) -> Tensor:
 
     Example:
         >>> x = torch.arange(1.0, 5).view(1, 1, 2, 2)
-        >>> cropped_and_flipped(x, 0).sort().values
+        >>> crop_and_flip(x, 0).sort().values
         tensor([[[[1., 2.],
                   [3., 4.]]]])
     """

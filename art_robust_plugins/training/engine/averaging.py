@@ -40,7 +40,7 @@ class WeightAverage:
             average.copy_(held)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def use(self) -> Iterator[None]:
         """A context within which the weights are their averages."""
         self.exchange()
         try:

@@ -40,9 +40,9 @@ class Compiled:
             torch.is_autocast_enabled(x.device.type),
         )
         if kind not in self._passes:
-            self._passes[kind] = self._compiled()
+            self._passes[kind] = self._compile()
         try:
-            with _backward_compiled_at_once():
+            with _compile_backward_at_once():
                 outputs = self._passes[kind](x)
             # The memory of a CUDA graph's outputs belongs to the graph, whose next run writes there.
             return outputs.clone() if self.mode == "reduce-overhead" else outputs
@@ -59,7 +59,7 @@ class Compiled:
         )
         return outputs
 
-    def _compiled(self) -> Callable[[Tensor], Tensor]:
+    def _compile(self) -> Callable[[Tensor], Tensor]:
         module = self.module
 
         def forward(x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Compiled:
         return compiled
 
 
-def _backward_compiled_at_once() -> AbstractContextManager[None]:
+def _compile_backward_at_once() -> AbstractContextManager[None]:
     """Otherwise the backward pass is compiled when it runs, where nothing can take a failure up."""
     config = torch._functorch.config
     if not hasattr(config, "force_non_lazy_backward_lowering"):

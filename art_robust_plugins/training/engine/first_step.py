@@ -36,7 +36,7 @@ def check_optimizer(optimizer: Optimizer, modules: Sequence[nn.Module]) -> None:
         raise ValueError(f"classifier: its optimizer {name} holds {found}, expected some to train.")
 
 
-def first_step_of(optimizer: Optimizer) -> None:
+def take_first_step(optimizer: Optimizer) -> None:
     """A step, which an optimizer of another library may refuse without a closure.
 
     Raises:
@@ -70,7 +70,7 @@ def check_outputs(outputs: object) -> Tensor:
     return outputs
 
 
-def frozen_layers(network: nn.Module, which: bool | Sequence[str]) -> list[nn.Module]:
+def find_frozen_layers(network: nn.Module, which: bool | Sequence[str]) -> list[nn.Module]:
     """The batch normalisations of ``network`` that stay in evaluation mode: all, none, or those that patterns name.
 
     Raises:
@@ -107,14 +107,14 @@ def check_single_samples(
         return
     devices = [sample.device] if sample.device.type == "cuda" else []
     try:
-        with torch.no_grad(), restored_random_states(devices), preserved(network), restored_buffers([network]):
+        with torch.no_grad(), restored_random_states(devices), preserved(network), restore_buffers([network]):
             module(sample)
     except ValueError as error:
-        raise_single_sample(error, at)
+        explain_single_sample(error, at)
         raise
 
 
-def raise_single_sample(error: ValueError, at: str) -> None:
+def explain_single_sample(error: ValueError, at: str) -> None:
     """Say in a sentence that batch normalisation met one sample, where that is what ``error`` says."""
     if "more than 1 value per channel" in str(error):
         raise ValueError(
@@ -124,7 +124,7 @@ def raise_single_sample(error: ValueError, at: str) -> None:
 
 
 @contextmanager
-def restored_buffers(modules: Sequence[nn.Module], *, only_on_error: bool = False) -> Iterator[None]:
+def restore_buffers(modules: Sequence[nn.Module], *, only_on_error: bool = False) -> Iterator[None]:
     """A context that leaves the buffers of ``modules`` as they were; with ``only_on_error``, where it raises."""
     owners = list(chain.from_iterable(module.modules() for module in modules))
     before = [

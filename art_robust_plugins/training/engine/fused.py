@@ -28,7 +28,7 @@ def check_fused(optimizer: Optimizer) -> None:
 
 
 @contextmanager
-def fused_steps(optimizer: Optimizer) -> Iterator[None]:
+def fuse_steps(optimizer: Optimizer) -> Iterator[None]:
     """A context within which the steps of ``optimizer`` are fused; others than `check_fused` takes are refused."""
     check_fused(optimizer)
     before = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]

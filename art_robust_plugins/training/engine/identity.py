@@ -110,7 +110,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, str]:
 
 def describe_scheduler_code(scheduler: Any) -> dict[str, str]:
     """The functions of one's own by which a scheduler computes rates; its state does not hold them."""
-    return {f"{CODE}scheduler": _code([] if scheduler is None else _functions_held(scheduler))}
+    return {f"{CODE}scheduler": _code([] if scheduler is None else _find_functions(scheduler))}
 
 
 def describe_arrays(x: Tensor, y: Tensor, prefix: str = "") -> dict[str, str]:
@@ -123,7 +123,7 @@ def describe_loader(loader: object) -> dict[str, str]:
 
     Nothing is drawn from it: of a data set that reads files, only its type and length are known.
     """
-    return dict(_described_source(loader, "loader", depth=4))
+    return dict(_describe_source(loader, "loader", depth=4))
 
 
 def describe_object(value: Any, left_out: Iterable[str] = ()) -> str:
@@ -157,9 +157,6 @@ def describe_value(value: Any) -> str:
     if named or (kind.__repr__ is object.__repr__ and kind.__str__ is object.__str__):
         return str(value.__qualname__ if named else kind.__qualname__)
     return plain_text(repr(value))
-
-
-# ------------------------------------------------------------------------------------------------------- the inside
 
 
 def _describe_array(value: Tensor | np.ndarray[Any, Any]) -> str:
@@ -205,7 +202,7 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
         yield place, describe_value(value)
 
 
-def _described_source(source: object, place: str, depth: int) -> Iterator[tuple[str, str]]:
+def _describe_source(source: object, place: str, depth: int) -> Iterator[tuple[str, str]]:
     """Pairs of a place and what is there, for whatever holds data or chooses among them."""
     if isinstance(source, Tensor | np.ndarray):
         mapped = isinstance(source, np.memmap)  # as large as a disk, perhaps
@@ -214,7 +211,7 @@ def _described_source(source: object, place: str, depth: int) -> Iterator[tuple[
         yield from _described_list(source, place, depth)
     else:
         yield place, type(source).__name__
-        yield from _described_attributes(source, place, depth)
+        yield from _describe_attributes(source, place, depth)
 
 
 def _described_list(source: Sequence[object], place: str, depth: int) -> Iterator[tuple[str, str]]:
@@ -224,10 +221,10 @@ def _described_list(source: Sequence[object], place: str, depth: int) -> Iterato
     elif depth:
         for number, each in enumerate(source):
             if isinstance(each, Tensor | np.ndarray | list | tuple | Dataset):
-                yield from _described_source(each, f"{place}[{number}]", depth - 1)
+                yield from _describe_source(each, f"{place}[{number}]", depth - 1)
 
 
-def _described_attributes(source: object, place: str, depth: int) -> Iterator[tuple[str, str]]:
+def _describe_attributes(source: object, place: str, depth: int) -> Iterator[tuple[str, str]]:
     held = dict(vars(source)) if hasattr(source, "__dict__") else {}
     if isinstance(source, DataLoader):
         held = {key: getattr(source, key) for key in ("dataset", "batch_size", "drop_last", "sampler", "batch_sampler")}
@@ -243,7 +240,7 @@ def _described_attributes(source: object, place: str, depth: int) -> Iterator[tu
             or (chooses and isinstance(value, list | tuple))
             or (isinstance(value, Dataset | Sampler) and depth)
         ):
-            yield from _described_source(value, f"{place}.{key}", depth - 1)
+            yield from _describe_source(value, f"{place}.{key}", depth - 1)
 
 
 def _length(source: Any) -> int | None:
@@ -259,7 +256,7 @@ def _code(owners: Iterable[object]) -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}: SHA-256 {digest(*parts)[:16]}" if parts else "none"
 
 
-def _functions_held(owner: object) -> Iterator[object]:
+def _find_functions(owner: object) -> Iterator[object]:
     """What an object and those inside it call: itself, and functions in its attributes."""
     yield owner
     for value in vars(owner).values():
@@ -267,7 +264,7 @@ def _functions_held(owner: object) -> Iterator[object]:
             if isinstance(each, FunctionType | partial):
                 yield each
             elif isinstance(each, torch.optim.lr_scheduler.LRScheduler):
-                yield from _functions_held(each)
+                yield from _find_functions(each)
 
 
 def _functions_of(owner: Any) -> Iterator[FunctionType]:

@@ -74,7 +74,7 @@ def schedule_factor(options: TrainingOptions, steps: int, epochs: int) -> Callab
 
 
 @contextmanager
-def scheduled(optimizer: Optimizer, factor: Callable[[int], float]) -> Iterator[LambdaLR]:
+def follow_schedule(optimizer: Optimizer, factor: Callable[[int], float]) -> Iterator[LambdaLR]:
     """A scheduler, to be stepped after each step of the optimizer; at the end the learning rates are the first ones."""
     # A rate that is a tensor is filled in place.
     before = [

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 
 @contextmanager
-def in_channels_last(network: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+def use_channels_last(network: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     """A context within which weights of four axes lie in channels_last; afterwards they lie as they did."""
     before = [(tensor, tensor.stride()) for tensor in _tensors(network)]
     try:
@@ -22,7 +22,7 @@ def in_channels_last(network: nn.Module, optimizer: Optimizer) -> Iterator[None]
         yield
     finally:
         for tensor, strides in before:
-            tensor.data = _laid_out(tensor.data, strides)
+            tensor.data = _lay_out(tensor.data, strides)
         align_state(optimizer)
 
 
@@ -35,11 +35,11 @@ def align_state(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for weight in group["params"]:
             if weight.grad is not None and weight.grad.layout == torch.strided:
-                weight.grad = _laid_out(weight.grad, weight.stride())
+                weight.grad = _lay_out(weight.grad, weight.stride())
             state = optimizer.state.get(weight, {})
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
-                    state[name] = _laid_out(value, weight.stride())
+                    state[name] = _lay_out(value, weight.stride())
 
 
 def layout_of(tensor: Tensor) -> torch.memory_format:
@@ -49,12 +49,12 @@ def layout_of(tensor: Tensor) -> torch.memory_format:
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Those of four axes, but for expanded ones, which lie nowhere as a whole."""
+    """Yields the 4-D tensors, skipping expanded ones (stride 0)."""
     tensors = (tensor for tensor in chain(network.parameters(), network.buffers()) if tensor.dim() == 4)
     return (tensor for tensor in tensors if 0 not in tensor.stride())
 
 
-def _laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+def _lay_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     if tensor.stride() == strides:
         return tensor
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -10,10 +10,10 @@ from torch import Tensor
 Batch = tuple[Tensor, Tensor]
 
 
-def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """The same batches on ``device``, one after the other.
 
-    On CUDA one batch is fetched ahead: while the present one is computed on, the next is read, pinned, and copied on a
+    On CUDA one batch is fetched ahead: while the current one is computed on, the next is read, pinned, and copied on a
     stream of its own. Elsewhere nothing is read ahead.
     """
     if device.type != "cuda":
@@ -24,23 +24,23 @@ def prefetched(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     for x, y in batches:
         with torch.cuda.stream(side):
-            copies = _copied(x, device), _copied(y, device)
+            copies = _copy(x, device), _copy(y, device)
             done = side.record_event()
         if ahead is not None:
-            yield _received(*ahead, device)
+            yield _receive(*ahead, device)
         ahead = copies, done
     if ahead is not None:
-        yield _received(*ahead, device)
+        yield _receive(*ahead, device)
 
 
-def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+def _copy(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
 
 
-def _received(batch: Batch, done: torch.cuda.Event, device: torch.device) -> Batch:
-    """A batch whose copy the present stream waits for; the memory is not given to another copy before it is used."""
-    present = torch.cuda.current_stream(device)
-    present.wait_event(done)
+def _receive(batch: Batch, done: torch.cuda.Event, device: torch.device) -> Batch:
+    """A batch whose copy the current stream waits for; its memory is not given to another copy before it is used."""
+    current = torch.cuda.current_stream(device)
+    current.wait_event(done)
     for tensor in batch:
-        tensor.record_stream(present)
+        tensor.record_stream(current)
     return batch

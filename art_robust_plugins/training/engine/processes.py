@@ -1,11 +1,12 @@
 """Several processes that train together: each computes its share of every batch, and the result is that of one.
 
 What is done with a whole batch before it reaches the method (its choice, augmentation, the random numbers of
-`RobustTrainer.drawn`) is done alike by all; then each goes on with its own samples.
+`RobustTrainer.draw`) is done alike by all; then each goes on with its own samples.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Processes:
         self.is_local_main = bool(state.is_local_main_process)
         self.device: torch.device = state.device
         self.moment, self.advice = moment, advice
-        self._other_noise: list[Tensor] = []
+        self._own_noise: list[Tensor] = []
 
     @property
     def is_main(self) -> bool:
@@ -151,7 +152,7 @@ class Processes:
         self.raise_together(error)
 
     @contextmanager
-    def held_folder(self, name: str, folder: str | Path, purpose: str, files: Collection[str]) -> Iterator[None]:
+    def hold_folder(self, name: str, folder: str | Path, purpose: str, files: Collection[str]) -> Iterator[None]:
         """A context in which these processes alone write ``files`` in a folder; see `locked_folder`.
 
         What killed processes left of these files is removed.
@@ -166,16 +167,18 @@ class Processes:
             self.do_in_main(hold)
             yield
 
+    held_folder = hold_folder  # the name by which runs call it
+
     def seed_own_noise(self, seed: int) -> None:
-        """Begin the random numbers of `exchanged_noise`."""
+        """Begin the random numbers of `use_own_noise`."""
         if self.count > 1:
             with torch.random.fork_rng(self._cuda_devices()):
                 seed_torch(seed, self.device)
-                self._other_noise = self._noise()
+                self._own_noise = self._noise()
 
     @contextmanager
-    def exchanged_noise(self) -> Iterator[None]:
-        """A context with torch's other random numbers: this process's own instead of those common to all, or back."""
+    def use_own_noise(self) -> Iterator[None]:
+        """A context in which torch draws this process's own random numbers, or within such a context those of all."""
         if self.count == 1:
             yield
             return
@@ -186,11 +189,11 @@ class Processes:
             self._exchange_noise()
 
     def _exchange_noise(self) -> None:
-        present = self._noise()
-        torch.set_rng_state(self._other_noise[0])
-        if len(self._other_noise) > 1:
-            torch.cuda.set_rng_state(self._other_noise[1], self.device)
-        self._other_noise = present
+        current = self._noise()
+        torch.set_rng_state(self._own_noise[0])
+        if len(self._own_noise) > 1:
+            torch.cuda.set_rng_state(self._own_noise[1], self.device)
+        self._own_noise = current
 
     def _noise(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
@@ -260,18 +263,18 @@ class Share:
         """What to multiply a mean over this process's samples by: the mean over processes is then that of the batch."""
         return self.size * self.processes.count / self.whole
 
-    def drawn(self, draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-        """This process's rows of what one process draws for the whole batch; see `RobustTrainer.drawn`."""
+    def draw(self, draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """This process's rows of what one process draws for the whole batch; see `RobustTrainer.draw`."""
         own = self.rows.stop - self.rows.start
         copies, rest = divmod(len(like), own)
         if rest:
             raise ValueError(f"like: got {len(like)} samples, expected the {own} of this process or a multiple.")
         whole = like.new_empty((copies * self.whole, *like.shape[1:]))
         whole = whole.contiguous(memory_format=layout_of(like))  # random numbers follow the order in memory
-        with self.processes.exchanged_noise():
-            return self.of_copies(draw(whole))
+        with self.processes.use_own_noise():
+            return self.select(draw(whole))
 
-    def of_copies(self, whole: Tensor) -> Tensor:
+    def select(self, whole: Tensor) -> Tensor:
         """The rows of this process from m copies of the batch: [m * N, ...] -> [m * n, ...]."""
         return whole.view(-1, self.whole, *whole.shape[1:])[:, self.rows].flatten(0, 1)
 
@@ -287,7 +290,7 @@ class Share:
         self.processes.maximum(largest)
         return largest
 
-    def gathered(self, own: Tensor, at_most: int | None = None) -> Tensor:
+    def gather(self, own: Tensor, at_most: int | None = None) -> Tensor:
         """The whole batch in its order, from each process's rows: [m * n, ...] -> [m * N, ...].
 
         With ``at_most`` each process holds (and gives) only so many of its first rows.
@@ -299,3 +302,22 @@ class Share:
         padded[:, :computed] = copies
         parts = [part[:, :size] for part, size in zip(self.processes.gather(padded), sizes, strict=True)]
         return torch.cat(parts, dim=1).flatten(0, 1)
+
+    def drawn(self, draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """Deprecated: the earlier name of `draw`."""
+        _warn_of_name("Share.drawn", "draw")
+        return self.draw(draw, like)
+
+    def of_copies(self, whole: Tensor) -> Tensor:
+        """Deprecated: the earlier name of `select`."""
+        _warn_of_name("Share.of_copies", "select")
+        return self.select(whole)
+
+    def gathered(self, own: Tensor, at_most: int | None = None) -> Tensor:
+        """Deprecated: the earlier name of `gather`."""
+        _warn_of_name("Share.gathered", "gather")
+        return self.gather(own, at_most)
+
+
+def _warn_of_name(name: str, new: str) -> None:
+    warnings.warn(f"{name} is deprecated, expected {new} instead.", DeprecationWarning, stacklevel=3)

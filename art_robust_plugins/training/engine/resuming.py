@@ -38,7 +38,7 @@ _LATER_ENTRIES: dict[str, Any] = {  # which older checkpoints lack
     "probe": dict,
 }
 # Optimizers of torch keep these in their parameter's shape; others may keep anything.
-_OF_A_PARAMETER = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "sum")
+_SHAPED_AS_PARAMETER = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "sum")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def check_optimizer(path: Path, saved: Mapping[str, Any], optimizer: Optimizer) 
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, weight in zip(numbers, weights, strict=True):
         kept = saved["state"].get(number, {})
-        for name in _OF_A_PARAMETER:
+        for name in _SHAPED_AS_PARAMETER:
             if isinstance(kept.get(name), Tensor):
                 check_same(path, f"shape of {name} of parameter {number}", _shape(kept[name]), _shape(weight))
 
