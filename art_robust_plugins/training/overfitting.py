@@ -95,7 +95,7 @@ class OverfittingWatch:
         own, strong = own_right / images, strong_right / images
         record |= {"own_adversary_accuracy": own, "strong_adversary_accuracy": strong}
         if strong >= own / 2 or own - strong < GAP:
-            self._good = self._state() if self.action == "rollback" else None
+            self._good = self._copy_state() if self.action == "rollback" else None
             return
         if self._good is not None:
             self._restore(self._good)
@@ -121,7 +121,7 @@ class OverfittingWatch:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the state of an earlier run, as `state_dict` gave it, when all else is taken up already."""
         if bool(state.get("good", False)):
-            self._good = self._state()
+            self._good = self._copy_state()
 
     def count_resisting(self) -> tuple[int, int, int]:
         """The numbers of images that resist the trainer's adversary, that resist the strong one, and of all."""
@@ -161,7 +161,7 @@ class OverfittingWatch:
 
         return trainer.current_threat.ascend(loss, x, start, steps=steps, step_size=step_size, low=low, high=high)
 
-    def _state(self) -> dict[str, Any]:
+    def _copy_state(self) -> dict[str, Any]:
         trainer = self.trainer
         state = {
             "network": trainer.classifier.model.state_dict(),

@@ -48,7 +48,7 @@ class ChanceWatch:
             self._images += len(self._kept[-1][0])
 
     @torch.no_grad()
-    def warning(self, classifier: PyTorchClassifier, module: nn.Module, batch_size: int, epochs: int) -> str | None:
+    def describe(self, classifier: PyTorchClassifier, module: nn.Module, batch_size: int, epochs: int) -> str | None:
         """A sentence for a network at chance; None for others, and after few steps.
 
         Args:

@@ -46,9 +46,9 @@ def fuse_steps(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _complete_momentum(optimizer: Optimizer) -> None:
-    """A fused step of SGD wants momentum for all weights or for none: what has none yet gets zeros, which is the same.
+    """Give zero momentum to weights without any: a fused step of SGD wants it for all weights or for none.
 
-    With dampening it is not, as a first step is not damped.
+    Zeros change nothing, except with dampening, as a first step is not damped; such groups are left alone.
     """
     for group in optimizer.param_groups:
         if not isinstance(optimizer, SGD) or not group["momentum"] or group["dampening"]:

@@ -203,7 +203,7 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def _describe_source(source: object, place: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Pairs of a place and what is there, for whatever holds data or chooses among them."""
+    """Yields (place, description) for each part of an object that holds data or chooses among them."""
     if isinstance(source, Tensor | np.ndarray):
         mapped = isinstance(source, np.memmap)  # as large as a disk, perhaps
         yield place, f"{source.dtype} {list(source.shape)} in a file" if mapped else describe_value(source)
@@ -257,7 +257,7 @@ def _code(owners: Iterable[object]) -> str:
 
 
 def _find_functions(owner: object) -> Iterator[object]:
-    """What an object and those inside it call: itself, and functions in its attributes."""
+    """Yields an object, the functions in its attributes, and the same of the schedulers inside it."""
     yield owner
     for value in vars(owner).values():
         for each in value if isinstance(value, list | tuple) else (value,):

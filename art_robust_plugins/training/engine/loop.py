@@ -287,7 +287,7 @@ class Loop:
         # A randomised network must not move the caller's random stream.
         with self._restore_random_states():
             batch_size = min(self.batch_loss.largest, _LARGEST_PASS)
-            told = self.chance.warning(self.classifier, self.method.estimator_module, batch_size, self.nb_epochs)
+            told = self.chance.describe(self.classifier, self.method.estimator_module, batch_size, self.nb_epochs)
         if told is not None:
             warnings.warn(told, stacklevel=2)
 

@@ -1,7 +1,7 @@
 """Several processes that train together: each computes its share of every batch, and the result is that of one.
 
-What is done with a whole batch before it reaches the method (its choice, augmentation, the random numbers of
-`RobustTrainer.draw`) is done alike by all; then each goes on with its own samples.
+All of them choose and augment the whole batch alike, and draw the random numbers of `RobustTrainer.draw` for it; then
+each goes on with its own samples.
 """
 
 from __future__ import annotations

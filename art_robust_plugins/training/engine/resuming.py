@@ -54,24 +54,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint_dir: {path} is not a checkpoint of this loop, expected another folder.")
     for name, kind in _LATER_ENTRIES.items():
         if name in state and not isinstance(state[name], kind):
-            raise _damaged(path, name)
+            raise _damage_error(path, name)
     for name in ("preprocessing", "instruments", "history"):
         if not all(isinstance(entry, dict) for entry in state.get(name, ())):
-            raise _damaged(path, name)
+            raise _damage_error(path, name)
     best = state["best"]
     if best is not None and not (
         {"epoch", "measure"} <= best.keys()
         and isinstance(best.get("network"), dict)
         and isinstance(best.get("preprocessing", []), list)
     ):
-        raise _damaged(path, "best")
+        raise _damage_error(path, "best")
     probe = state.get("probe")
     if probe is not None and not (isinstance(probe.get("outputs"), Tensor) and isinstance(probe.get("device"), str)):
-        raise _damaged(path, "probe")
+        raise _damage_error(path, "probe")
     return state
 
 
-def _damaged(path: Path, name: str) -> ValueError:
+def _damage_error(path: Path, name: str) -> ValueError:
     return ValueError(f"checkpoint_dir: {path} has a damaged entry {name!r}, expected another folder.")
 
 
@@ -97,7 +97,7 @@ def check_identity(
 
     Args:
         path: the checkpoint.
-        written: what the run was made of when it began; what one of the two does not name is not compared.
+        written: what the run was made of when it began; entries that only one side has are not compared.
         progress: the entries of the optimizer and the scheduler as they were when the checkpoint was written.
         now: what this run is made of.
         moving: begins the names of a scheduler's entries: those that moved since the run began are its progress.
@@ -121,9 +121,9 @@ def check_optimizer(path: Path, saved: Mapping[str, Any], optimizer: Optimizer) 
     """Refuse the saved state of an optimizer with other groups, or for parameters of other shapes."""
     groups = saved.get("param_groups")
     if not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
-        raise _damaged(path, "optimizer")
+        raise _damage_error(path, "optimizer")
     if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
-        raise _damaged(path, "optimizer")
+        raise _damage_error(path, "optimizer")
     sizes = [str([len(group["params"]) for group in each]) for each in (groups, optimizer.param_groups)]
     check_same(path, "sizes of the optimizer's groups", *sizes)
     numbers = [number for group in groups for number in group["params"]]

@@ -49,7 +49,7 @@ def check_scheduler(
         )
     if not plateau:
         _check_arguments(scheduler)
-    for each in _with_inner(scheduler):
+    for each in _walk_schedulers(scheduler):
         name = type(each).__name__
         if each is not scheduler and isinstance(each, ReduceLROnPlateau):
             raise ValueError(f"scheduler: got {name} within {kind}, which gives it no metric, expected it alone.")
@@ -64,14 +64,14 @@ def check_scheduler(
 
 
 def step_scheduler(scheduler: Any, record: Mapping[str, float]) -> None:
-    """One step after an epoch of which ``record`` tells; what is monitored says `monitored`."""
+    """One step after an epoch of which ``record`` tells; `read_metric` says what a plateau monitors."""
     if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(monitored(scheduler, record))
+        scheduler.step(read_metric(scheduler, record))
     else:
         scheduler.step()
 
 
-def monitored(scheduler: ReduceLROnPlateau, record: Mapping[str, float]) -> float:
+def read_metric(scheduler: ReduceLROnPlateau, record: Mapping[str, float]) -> float:
     """The metric of an epoch: with mode ``"max"`` robust validation accuracy, else clean one; or the training loss."""
     if scheduler.mode == "max":
         return record.get("validation_robust_accuracy", record["validation_accuracy"])
@@ -92,11 +92,11 @@ def _check_arguments(scheduler: Any) -> None:
         )
 
 
-def _with_inner(scheduler: Any) -> Iterator[Any]:
-    """A scheduler and those that it drives."""
+def _walk_schedulers(scheduler: Any) -> Iterator[Any]:
+    """Yields a scheduler and the schedulers that it drives."""
     yield scheduler
     for inner in getattr(scheduler, "_schedulers", ()):
-        yield from _with_inner(inner)
+        yield from _walk_schedulers(inner)
 
 
 def _check_length(scheduler: Any, calls: int, resumed: bool) -> None:

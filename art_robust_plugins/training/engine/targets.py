@@ -32,7 +32,7 @@ def training_labels(y: Any, classifier: PyTorchClassifier, *, samples: int) -> T
     Raises:
         ValueError: as `label_tensor`; rows that are no probabilities, or that the loss does not take.
     """
-    rows = _rows(y, classifier.nb_classes)
+    rows = _read_rows(y, classifier.nb_classes)
     if rows is None:
         return label_tensor(y, classifier.nb_classes, samples=samples)
     if len(rows) != samples:
@@ -56,8 +56,8 @@ def training_labels(y: Any, classifier: PyTorchClassifier, *, samples: int) -> T
     return rows.float()
 
 
-def _rows(y: Any, nb_classes: int) -> Tensor | None:
-    """``y`` as numbers [N, C] in float64, where it is such and not one-hot."""
+def _read_rows(y: Any, nb_classes: int) -> Tensor | None:
+    """``y`` as rows [N, C] in float64; None where it has another form, or is one-hot."""
     given = y.detach() if isinstance(y, Tensor) else None
     if given is None:
         array = np.asarray(y)

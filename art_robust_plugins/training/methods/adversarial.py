@@ -121,7 +121,7 @@ class AdversarialTrainer(RobustTrainer):
             return threat.ascend(objective, x, start, steps=self.steps, step_size=step_size, low=low, high=high)
 
     def start_point(self, x: Tensor) -> Tensor:
-        """Where the ascent begins."""
+        """Where the ascent begins: a point [N, ...] in the ball around each sample."""
         threat, (low, high) = self.current_threat, self.input_range
         if self.start == "uniform":
             return clip(x + self.draw(threat.random_change, x), low, high)

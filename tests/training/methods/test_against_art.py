@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,12 @@ from art.attacks.evasion import ProjectedGradientDescent
 from art.data_generators import NumpyDataGenerator
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch, Trainer
 from art.estimators.classification import PyTorchClassifier
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TRADESTrainer, TrainingOptions
 
-DIGITS, LABELS = load_digits(return_X_y=True)
-IMAGES = (DIGITS / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+from ..builders import IMAGES, LABELS, make_classifier
+
 X, Y, TEST, TEST_Y = IMAGES[:400], LABELS[:400], IMAGES[1000:1400], LABELS[1000:1400]
 EPS, STEP, STEPS, BETA = 0.1, 0.03, 5, 6.0
 
@@ -37,16 +36,8 @@ class Network(nn.Module):
 
 def classifier(seed: int = 0, optimizer: str = "Adam") -> PyTorchClassifier:
     torch.manual_seed(seed)
-    model = Network()
     rates = {"Adam": 0.01, "SGD": 0.1}
-    return PyTorchClassifier(
-        model,
-        nn.CrossEntropyLoss(),
-        (1, 8, 8),
-        10,
-        optimizer=getattr(torch.optim, optimizer)(model.parameters(), rates[optimizer]),
-        clip_values=(0, 1),
-    )
+    return make_classifier(Network(), partial(getattr(torch.optim, optimizer), lr=rates[optimizer]))
 
 
 def attack(estimator: PyTorchClassifier, max_iter: int = STEPS, eps_step: float = STEP) -> ProjectedGradientDescent:

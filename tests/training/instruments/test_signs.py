@@ -34,16 +34,16 @@ def test_what_is_packed_is_unpacked(shape: tuple[int, ...], last: bool, dtype: t
     values = numbers(shape, seed).sign().to(dtype)
     layout = LAYOUTS.get(len(shape), torch.contiguous_format) if last else torch.contiguous_format
     signs = PackedSigns.of(values, layout)
-    assert torch.equal(signs.unpacked(), values.to(torch.int8))
+    assert torch.equal(signs.unpack(), values.to(torch.int8))
     if math.prod(shape[1:]) % 4 == 0:  # nothing fills up the last byte
-        assert signs.unpacked().is_contiguous(memory_format=layout)
+        assert signs.unpack().is_contiguous(memory_format=layout)
     assert (len(signs), *signs.shape) == shape
     assert signs.packed.numel() * signs.packed.element_size() == shape[0] * math.ceil(math.prod(shape[1:]) / 4)
 
 
 def test_signs_of_numbers_of_all_sizes() -> None:
     values = torch.tensor([[0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, math.inf, -math.inf, math.nan, 1.0, -1.0]])
-    found = PackedSigns.of(values, torch.contiguous_format).unpacked()
+    found = PackedSigns.of(values, torch.contiguous_format).unpack()
     assert found.tolist() == [[0, 0, 1, -1, 1, -1, 1, -1, 0, 1, -1]]
 
 
@@ -51,9 +51,9 @@ def test_signs_of_numbers_of_all_sizes() -> None:
 def test_gradients_that_are_not_dense_are_packed_in_the_asked_order(layout: torch.memory_format) -> None:
     """The gradient of a mean is one number, expanded."""
     values = numbers((3, 5, 1, 1), 0).expand(3, 5, 2, 3)
-    assert torch.equal(PackedSigns.of(values, layout).unpacked(), values.sign().to(torch.int8))
+    assert torch.equal(PackedSigns.of(values, layout).unpack(), values.sign().to(torch.int8))
     turned = numbers((3, 2, 5, 3), 1).permute(0, 2, 3, 1)
-    assert torch.equal(PackedSigns.of(turned, layout).unpacked(), turned.sign().to(torch.int8))
+    assert torch.equal(PackedSigns.of(turned, layout).unpack(), turned.sign().to(torch.int8))
 
 
 @given(

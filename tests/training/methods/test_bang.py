@@ -18,6 +18,8 @@ from torch.nn import functional
 from art_robust_plugins.training import BANG, BANGTrainer, StandardTrainer, TrainingOptions, bang_gradients
 from art_robust_plugins.training.methods.bang import bang_factors
 
+from ..builders import make_classifier
+
 # ------------------------------------------------------------------------------------------------- the factors
 
 
@@ -412,8 +414,8 @@ def test_a_ratio_needs_labels_and_a_whole_forward_pass() -> None:
 def classifier(seed: int = 0) -> PyTorchClassifier:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(36, 4))
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
-    return PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 5, 5), 4, optimizer=optimizer, clip_values=(0, 1))
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    return make_classifier(network, optimizer, input_shape=(1, 5, 5), nb_classes=4)
 
 
 def weights_after(trainer: type, data: tuple[np.ndarray, np.ndarray], **settings: object) -> list[Tensor]:
