@@ -1,7 +1,7 @@
 """Training methods: each an ART ``Trainer`` on one loop."""
 
+from .engine.processes import ProcessLostError, Share
 from .instruments import Instrument
-from .loop import RobustTrainer
 from .methods.bang import BANG, BANGTrainer, bang_gradients
 from .methods.layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturbations
 from .methods.lipschitz_margin import LipschitzMarginTrainer
@@ -10,7 +10,7 @@ from .methods.pgd import PGDTrainer
 from .methods.standard import StandardTrainer
 from .methods.trades import TRADESTrainer
 from .options import TrainingOptions
-from .processes import ProcessLostError, Share
+from .trainer import RobustTrainer
 
 __all__ = [
     "BANG",

@@ -18,9 +18,10 @@ from ..checks import (
     is_number,
     plain_number,
 )
-from .augmentation import Augmentation
-from .compiling import Compile
-from .schedules import Schedule
+
+Schedule = Literal["constant", "cosine", "one-cycle", "piecewise"]
+Augmentation = Literal["none", "flip", "crop-flip"]
+Compile = Literal["no", "default", "reduce-overhead"]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..bridge import class_logits, device_of, preprocessing_modules, processes_of
 from ..threat import Bound, ThreatModel
+from .engine.processes import Share
 from .instruments import Instrument
-from .processes import Share
 
 Action = Literal["warn", "rollback", "ignore"]
 
@@ -91,11 +91,11 @@ class OverfittingWatch:
         """Judge the epoch and act."""
         if not self.watching:
             return
-        own_right, strong_right, images = self._counts()
+        own_right, strong_right, images = self.count_resisting()
         own, strong = own_right / images, strong_right / images
         record |= {"own_adversary_accuracy": own, "strong_adversary_accuracy": strong}
         if strong >= own / 2 or own - strong < GAP:
-            self._good = self._state() if self.action == "rollback" else None
+            self._good = self._copy_state() if self.action == "rollback" else None
             return
         if self._good is not None:
             self._restore(self._good)
@@ -121,10 +121,10 @@ class OverfittingWatch:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the state of an earlier run, as `state_dict` gave it, when all else is taken up already."""
         if bool(state.get("good", False)):
-            self._good = self._state()
+            self._good = self._copy_state()
 
-    def _counts(self) -> tuple[int, int, int]:
-        """Images that resist the trainer's adversary, that resist the strong one, and all."""
+    def count_resisting(self) -> tuple[int, int, int]:
+        """The numbers of images that resist the trainer's adversary, that resist the strong one, and of all."""
         trainer = self.trainer
         x, y = self._images()
         labels, threat = y.argmax(dim=1) if y.dim() == 2 else y, trainer.current_threat
@@ -145,13 +145,13 @@ class OverfittingWatch:
         return own_right, strong_right, len(x)
 
     def _images(self) -> tuple[Tensor, Tensor]:
-        """Those that were kept, and forgets them; where processes shared the batch, of its first ones in each."""
+        """The images that were kept, which are then forgotten; where processes shared the batch, its first ones."""
         assert self._seen is not None
         (x, y), share = self._seen, self._share
         self._seen = None
         if share is None:
             return x, y
-        return share.gathered(x, SAMPLES)[:SAMPLES], share.gathered(y, SAMPLES)[:SAMPLES]
+        return share.gather(x, SAMPLES)[:SAMPLES], share.gather(y, SAMPLES)[:SAMPLES]
 
     def _adversary(self, x: Tensor, y: Tensor, start: Tensor, steps: int, step_size: float) -> Tensor:
         trainer, (low, high) = self.trainer, self.trainer.input_range
@@ -161,7 +161,7 @@ class OverfittingWatch:
 
         return trainer.current_threat.ascend(loss, x, start, steps=steps, step_size=step_size, low=low, high=high)
 
-    def _state(self) -> dict[str, Any]:
+    def _copy_state(self) -> dict[str, Any]:
         trainer = self.trainer
         state = {
             "network": trainer.classifier.model.state_dict(),

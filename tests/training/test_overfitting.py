@@ -5,22 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TrainingOptions, WeightMapPreprocessor
 from art_robust_plugins.training import Instrument
 from art_robust_plugins.training.overfitting import OverfittingWatch
 
-DIGITS, LABELS = load_digits(return_X_y=True)
-X = torch.from_numpy((DIGITS / 16).astype(np.float32).reshape(-1, 1, 8, 8))
+from .builders import IMAGES, LABELS, make_classifier, same, weights
+
+X = torch.from_numpy(IMAGES)
 Y = torch.from_numpy(LABELS)
 THREAT = ThreatModel("Linf", 0.1)
 GOOD, BAD = (0.9, 0.8), (0.9, 0.1)
@@ -40,21 +40,12 @@ def network(width: int = 4) -> nn.Sequential:
 
 
 def classifier(model: nn.Module | None = None, optimizer: str = "Adam", lr: float = 0.01) -> PyTorchClassifier:
-    model = network() if model is None else model
-    rule = getattr(torch.optim, optimizer)(model.parameters(), lr)
-    return PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=rule, clip_values=(0, 1))
-
-
-def weights(trained: PyTorchClassifier) -> list[Tensor]:
-    return [tensor.clone() for tensor in trained.model.state_dict().values()]
+    rule = partial(getattr(torch.optim, optimizer), lr=lr)
+    return make_classifier(network() if model is None else model, rule)
 
 
 def moments(trained: PyTorchClassifier) -> list[Tensor]:
     return [value.clone() for state in trained.optimizer.state_dict()["state"].values() for value in state.values()]
-
-
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def fit(trainer: LocalBallTrainer, epochs: int, samples: int = 80, batch_size: int = 40, **arguments: Any) -> None:
@@ -80,7 +71,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             own, strong = accuracies[len(watch.trainer.history)]
             return 64 * own, 64 * strong, 64
 
-        monkeypatch.setattr(OverfittingWatch, "_counts", counts)
+        monkeypatch.setattr(OverfittingWatch, "count_resisting", counts)
 
     return follow
 
@@ -232,13 +223,13 @@ def test_the_accuracies_are_those_of_the_two_adversaries(monkeypatch: pytest.Mon
 
 def test_few_images_are_all_used_and_a_small_last_batch_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    counts = OverfittingWatch._counts
+    counts = OverfittingWatch.count_resisting
 
     def counted(watch: OverfittingWatch) -> tuple[int, int, int]:
         sizes.append(counts(watch)[2])
         return 64, 64, 64
 
-    monkeypatch.setattr(OverfittingWatch, "_counts", counted)
+    monkeypatch.setattr(OverfittingWatch, "count_resisting", counted)
     fit(LocalBallTrainer(classifier(), threat=THREAT), 2, samples=50, batch_size=20)
     fit(LocalBallTrainer(classifier(), threat=THREAT), 1, samples=300, batch_size=300)
     assert sizes == [20, 20, 64]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..processes import Share
+from ..engine.memory_format import layout_of
+from ..engine.processes import Share
 from .pairing import other_class_slots
 from .signs import PackedSigns
 
@@ -25,7 +28,7 @@ class GradientStore:
     signs: dict[tuple[str, int], PackedSigns] = field(default_factory=dict)  # of m * N samples for N labels
     share: Share | None = None  # of the process whose signs these are
     passes: int = 0
-    calls: Counter[str] = field(default_factory=Counter)  # of each layer in the present pass
+    calls: Counter[str] = field(default_factory=Counter)  # of each layer in the current pass
     recorded: dict[tuple[str, int], int] = field(default_factory=dict)  # the pass that the signs are from
     measured: set[str] = field(default_factory=set)  # layers whose |h_l| was taken up
     pairings: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -39,8 +42,36 @@ class GradientStore:
         """Take up the signs of all processes that share this batch."""
         if self.share is not None:
             for call, signs in self.signs.items():
-                self.signs[call] = replace(signs, packed=self.share.gathered(signs.packed))
+                self.signs[call] = replace(signs, packed=self.share.gather(signs.packed))
             self.share = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """``labels``, int64 [N]; ``number`` of the step; ``sign:k:name``, of call k of a layer, int8 [m * N, ...]."""
+        signs = {f"sign:{call}:{name}": signs.unpack().contiguous() for (name, call), signs in self.signs.items()}
+        return {"labels": self.labels.clone(), "number": torch.tensor(self.number), **signs}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> GradientStore:
+        """The mini-batch of `state_dict`; one without signs for an empty state.
+
+        Raises:
+            ValueError: for entries that it does not give, or that do not fit each other.
+        """
+        signs = {}
+        for key, tensor in state.items():
+            if parts := re.fullmatch(r"sign:(\d+):(.*)", key):
+                signs[parts[2], int(parts[1])] = tensor
+            elif key not in ("labels", "number"):
+                raise ValueError(f"state: got the entry {key!r}, expected those of Layerwise.state_dict.")
+        labels, number = state.get("labels", torch.empty(0)), state.get("number", torch.tensor(0))
+        for (name, _), tensor in signs.items():
+            if tensor.dtype != torch.int8 or not len(labels) or not len(tensor) or len(tensor) % len(labels):
+                raise ValueError(
+                    f"state: got {tensor.dtype} of shape {tuple(tensor.shape)} for the layer {name!r} and "
+                    f"{len(labels)} labels, expected int8 signs of as many samples or a multiple."
+                )
+        packed = {call: PackedSigns.of(tensor, layout_of(tensor)) for call, tensor in signs.items()}
+        return cls(labels.clone(), int(number), packed)
 
     def pairing(self, previous: GradientStore, stored: int, h: Tensor) -> tuple[Tensor, Tensor]:
         """For an output of m * N samples and slots of m' * N': each sample's slot, and 1 where it counts, else 0."""
@@ -51,7 +82,7 @@ class GradientStore:
             earlier = _repeat_labels(previous.labels, stored, h.device)
             slots, found = other_class_slots(labels, earlier, turn=self.number * GOLDEN % 1)
             if self.share is not None:
-                slots, found = self.share.of_copies(slots), self.share.of_copies(found)
+                slots, found = self.share.select(slots), self.share.select(found)
             self.pairings[samples, stored] = slots, found.to(h.dtype)
         slots, found = self.pairings[samples, stored]
         return slots, found.to(h.dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class ForwardPass:
@@ -15,6 +17,7 @@ class ForwardPass:
         self._wrong: Tensor | None = None
 
     def finish(self, logits: Tensor) -> None:
+        """Compare the pass's logits [m * N, C] with the labels."""
         copies, rest = divmod(len(logits), len(self.labels))
         if rest:
             raise RuntimeError(
@@ -34,3 +37,35 @@ class ForwardPass:
         if self._wrong is None:
             raise RuntimeError("ratio: a backward pass began before the network's forward pass had ended.")
         return self._wrong
+
+
+class ForwardPasses:
+    """Follows the forward passes of a network in training, for those that need to know what each misclassifies.
+
+    Attributes:
+        labels: int64 [N], of the passes to come.
+        current: the pass that runs now; None outside of one, in evaluation mode and without gradients.
+    """
+
+    def __init__(self) -> None:
+        self.labels: Tensor | None = None
+        self.current: ForwardPass | None = None
+
+    def follow(self, network: nn.Module) -> list[RemovableHandle]:
+        """Follow the passes of ``network`` until the handles are removed."""
+        return [
+            network.register_forward_pre_hook(lambda module, _: self._begin(module.training)),
+            network.register_forward_hook(lambda _, __, logits: self._finish(logits)),
+        ]
+
+    def _begin(self, training: bool) -> None:
+        self.current = ForwardPass(self.labels) if training and torch.is_grad_enabled() else None
+
+    def _finish(self, logits: Tensor) -> None:
+        if not isinstance(logits, Tensor):
+            raise RuntimeError(
+                f"ratio: the network's output is a {type(logits).__name__}, expected a tensor of logits."
+            )
+        if self.current is not None:
+            self.current.finish(logits)
+            self.current = None

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..processes import Share
+from ..engine.processes import Share
 
 LayerPattern = str | type[nn.Module]
 """A module's qualified name, in which ``*`` and ``?`` stand for anything, or a type of module."""
@@ -79,6 +79,25 @@ def select_modules(
 def in_order(patterns: Iterable[LayerPattern]) -> list[LayerPattern]:
     """The patterns as they come; those of a set, whose order differs between processes, sorted."""
     return sorted(patterns, key=repr) if isinstance(patterns, Set) else list(patterns)
+
+
+def list_patterns(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerPattern] | None:
+    """One pattern or several as a list; None for None.
+
+    Raises:
+        ValueError: for anything else, and for no pattern.
+    """
+    if layers is None:
+        return None
+    if not isinstance(layers, Iterable | type):
+        raise ValueError(f"layers: got {layers!r}, expected names of layers or types of modules.")
+    listed = [layers] if isinstance(layers, str | type) else in_order(layers)
+    for pattern in listed:
+        if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
+            raise ValueError(f"layers: got {pattern!r}, expected names of layers or types of modules.")
+    if not listed:
+        raise ValueError("layers: got none, expected at least one name or type, or None for the convolutional blocks.")
+    return listed
 
 
 def _fits(name: str, module: nn.Module, pattern: LayerPattern) -> bool:

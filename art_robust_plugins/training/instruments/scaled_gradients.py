@@ -6,6 +6,9 @@ beta * s_i * g_i, and the layer's input receives the gradient of the unscaled g_
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +20,8 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SCALABLE = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 """The types of layers that can be computed here, where they have torch's own forward."""
+
+_PLAIN_FORWARDS = {kind.forward for kind in SCALABLE}
 
 
 class GradientScale(Protocol):
@@ -44,7 +49,48 @@ def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t.to(dtype) if t is not None and t.dtype == torch.float32 else t for t in tensors]
 
 
-def scaled_linear(module: nn.Linear, scale: GradientScale, x: Tensor) -> Tensor:
+def check_scalable(network: nn.Module, names: Container[str]) -> None:
+    """Refuse layers of ``names`` whose forward is not torch's own.
+
+    Raises:
+        ValueError: names such a layer.
+    """
+    for name, module in network.named_modules():
+        if name in names and (type(module).forward not in _PLAIN_FORWARDS or "forward" in module.__dict__):
+            own = type(module).forward not in _PLAIN_FORWARDS
+            reason = "computes in a way of its own" if own else "is taken by another instrument"
+            raise ValueError(
+                f"layers: the {type(module).__name__} {name!r} {reason}, expected layers of torch's own kinds; "
+                f"name the others with layers."
+            )
+
+
+@contextmanager
+def replaced_forwards(network: nn.Module, forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """A context in which layers compute by other functions.
+
+    Args:
+        network: whose layers they are.
+        forwards: by the layer's name; called with the module, its own forward, and what the layer is called with.
+    """
+    modules = dict(network.named_modules())
+    try:
+        for name, forward in forwards.items():
+            modules[name].forward = partial(forward, modules[name], modules[name].forward)
+        yield
+    finally:
+        for name in forwards:
+            modules[name].__dict__.pop("forward", None)
+
+
+def scaled_forward(module: nn.Module, scale: GradientScale, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    """The output of a linear or convolution layer for x, whose parameters' gradients ``scale`` weighs."""
+    if isinstance(module, nn.Linear):
+        return _scaled_linear(module, scale, x)
+    return _scaled_convolution(module, scale, x, output_size)
+
+
+def _scaled_linear(module: nn.Linear, scale: GradientScale, x: Tensor) -> Tensor:
     # The function sees rows [N * ..., features]: an output that is a view could not be changed in place afterwards.
     rows: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
         scale, len(x), *_cast(x.flatten(0, -2), module.weight, module.bias)
@@ -52,7 +98,7 @@ def scaled_linear(module: nn.Linear, scale: GradientScale, x: Tensor) -> Tensor:
     return rows.view(*x.shape[:-1], -1)
 
 
-def scaled_convolution(module: Any, scale: GradientScale, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+def _scaled_convolution(module: Any, scale: GradientScale, x: Tensor, output_size: list[int] | None = None) -> Tensor:
     dimensions = len(module.kernel_size)
     transposed = isinstance(module, TRANSPOSED)
     padding, output_padding = module.padding, (0,) * dimensions

@@ -49,7 +49,7 @@ class PackedSigns:
     def __len__(self) -> int:
         return len(self.packed)
 
-    def unpacked(self, slots: Tensor | None = None) -> Tensor:
+    def unpack(self, slots: Tensor | None = None) -> Tensor:
         """The signs of all samples, or of those at ``slots`` [M]: int8 [M, ...], laid out in ``layout``."""
         packed = self.packed if slots is None else self.packed.to(slots.device).index_select(0, slots)
         places = torch.arange(0, 8, 2, dtype=torch.int8, device=packed.device)[:, None]
@@ -59,7 +59,19 @@ class PackedSigns:
             return rows.view(len(rows), *self.shape)
         return rows.view(len(rows), *self.shape[1:], self.shape[0]).movedim(-1, 1)
 
+    def check_shape(self, name: str, output: Tensor) -> None:
+        """Refuse an output [N, ...] of the layer ``name`` whose samples have another shape.
+
+        Raises:
+            RuntimeError: for such an output.
+        """
+        if self.shape != output.shape[1:]:
+            raise RuntimeError(
+                f"layers: the output of {name!r} has the shape {tuple(output.shape)}, expected (N, "
+                f"{', '.join(map(str, self.shape))}) as in the step before, or in the state that was loaded."
+            )
+
     def add_to(self, tensor: Tensor, slots: Tensor, factors: Tensor, eps: float) -> None:
         """``tensor[n] += eps * factors[n] * signs[slots[n]]`` in place, with slots and factors [M]."""
-        signs = self.unpacked(slots).to(tensor.dtype)
+        signs = self.unpack(slots).to(tensor.dtype)
         tensor.addcmul_(signs, factors.view(-1, *[1] * len(self.shape)), value=eps)

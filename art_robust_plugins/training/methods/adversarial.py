@@ -21,9 +21,9 @@ from ...bridge import check_threat, class_logits
 from ...checks import check_choice, check_count, check_number
 from ...threat import ThreatModel, clip
 from ..instruments import Instrument
-from ..loop import RobustTrainer
 from ..options import TrainingOptions
 from ..overfitting import Action, OverfittingWatch
+from ..trainer import RobustTrainer
 
 Start = Literal["uniform", "gaussian", "none"]
 
@@ -90,7 +90,7 @@ class AdversarialTrainer(RobustTrainer):
         self.step_size = own_size if step_size is None else check_number("step_size", step_size)
         self.eps_warmup_epochs = check_number("eps_warmup_epochs", eps_warmup_epochs, zero=True)
         self.start, self.overfitting = start, overfitting
-        self._watch = OverfittingWatch(self, overfitting)
+        self.overfitting_watch = OverfittingWatch(self, overfitting)
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
         if step_size is not None:
             check_threat(threat, classifier, name="step_size", value=self.step_size)
@@ -113,7 +113,7 @@ class AdversarialTrainer(RobustTrainer):
 
     def adversary(self, x: Tensor, y: Tensor) -> Tensor:
         """xa [N, ...], detached."""
-        self._watch.begin_step(x, y)
+        self.overfitting_watch.begin_step(x, y)
         threat, (low, high) = self.current_threat, self.input_range
         step_size = self.step_size * threat.eps / self.threat.eps
         with self.evaluation_mode():
@@ -121,13 +121,13 @@ class AdversarialTrainer(RobustTrainer):
             return threat.ascend(objective, x, start, steps=self.steps, step_size=step_size, low=low, high=high)
 
     def start_point(self, x: Tensor) -> Tensor:
-        """Where the ascent begins."""
+        """Where the ascent begins: a point [N, ...] in the ball around each sample."""
         threat, (low, high) = self.current_threat, self.input_range
         if self.start == "uniform":
-            return clip(x + self.drawn(threat.random_change, x), low, high)
+            return clip(x + self.draw(threat.random_change, x), low, high)
         if self.start == "none":
             return x
-        return threat.project(x + GAUSSIAN_START * threat.eps * self.drawn(torch.randn_like, x), x, low, high)
+        return threat.project(x + GAUSSIAN_START * threat.eps * self.draw(torch.randn_like, x), x, low, high)
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
@@ -145,25 +145,25 @@ class AdversarialTrainer(RobustTrainer):
 
     def prepare(self) -> None:
         super().prepare()
-        self._watch.reset()
+        self.overfitting_watch.reset()
 
     def end_epoch(self, record: dict[str, float]) -> None:
         """Look for catastrophic overfitting."""
-        self._watch.end_epoch(record)
+        self.overfitting_watch.end_epoch(record)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the watch for catastrophic overfitting remembers."""
-        return self._watch.state_dict()
+        return self.overfitting_watch.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the state of an earlier run, as `state_dict` gave it."""
-        self._watch.load_state_dict(state)
+        self.overfitting_watch.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_watch"}
+        return {name: value for name, value in super().__getstate__().items() if name != "overfitting_watch"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._watch = OverfittingWatch(self, state["overfitting"])
+        self.overfitting_watch = OverfittingWatch(self, state["overfitting"])
         super().__setstate__(state)
 
 

@@ -16,9 +16,10 @@ BANG uses no adversarial images, and it can mask gradients: judge it with AutoAt
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar
 
@@ -28,16 +29,14 @@ from torch import Tensor, nn
 
 from ...checks import check_number, plain_number, to_float
 from ...threat import ThreatModel
+from ..engine.processes import Share
 from ..instruments import Instrument, LayerPattern, in_order, select_modules
-from ..instruments.misclassified import ForwardPass
-from ..instruments.scaled_gradients import SCALABLE, scaled_convolution, scaled_linear
-from ..loop import RobustTrainer
+from ..instruments.misclassified import ForwardPass, ForwardPasses
+from ..instruments.scaled_gradients import SCALABLE, check_scalable, replaced_forwards, scaled_forward
 from ..options import TrainingOptions
-from ..processes import Share
+from ..trainer import RobustTrainer
 
 Layers = Iterable[LayerPattern] | Mapping[LayerPattern, Mapping[str, float]]
-
-_PLAIN_FORWARDS = {kind.forward for kind in SCALABLE}
 
 
 def bang_factors(
@@ -76,12 +75,12 @@ class BANGSetting:
         for field in fields(self):
             object.__setattr__(self, field.name, check_number(field.name, getattr(self, field.name), zero=True))
 
-    def replaced(self, **values: float) -> BANGSetting:
+    def replace(self, **values: float) -> BANGSetting:
         """A copy with some numbers replaced."""
         unknown = sorted(set(values) - {field.name for field in fields(self)})
         if unknown:
             raise ValueError(f"layers: got the setting {unknown[0]!r}, expected beta, epsilon or ratio.")
-        return replace(self, **values)
+        return dataclasses.replace(self, **values)
 
 
 class BANG(Instrument):
@@ -127,7 +126,7 @@ class BANG(Instrument):
             for pattern, values in layers.items():
                 if not isinstance(values, Mapping):
                     raise ValueError(f"layers: got {values!r} for {pattern!r}, expected a mapping of settings.")
-            self.layers = {pattern: self.setting.replaced(**values) for pattern, values in layers.items()}
+            self.layers = {pattern: self.setting.replace(**values) for pattern, values in layers.items()}
         elif layers is not None:
             if not isinstance(layers, Iterable):
                 raise ValueError(f"layers: got {layers!r}, expected names or types of layers, or a mapping from them.")
@@ -135,8 +134,7 @@ class BANG(Instrument):
         if cap is not None and not to_float(cap) >= 1:
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
         self.cap = plain_number(cap)
-        self._labels: Tensor | None = None
-        self._forward_pass: ForwardPass | None = None
+        self._passes = ForwardPasses()
 
     def __repr__(self) -> str:
         return f"BANG({self.setting}, layers={self.layers}, cap={self.cap})"
@@ -146,29 +144,23 @@ class BANG(Instrument):
 
         int64 [N] or class probabilities [N, C]. A forward pass over k * N samples is read as k versions of this batch.
         """
-        self._labels = y.argmax(dim=1) if y.dim() == 2 else y
+        self._passes.labels = y.argmax(dim=1) if y.dim() == 2 else y
 
     @contextmanager
     def attached(self, network: nn.Module) -> Iterator[BANG]:
         """Adjust the gradients that backward passes through ``network`` give to its layers' parameters."""
-        modules = dict(network.named_modules())
         settings = self.adjusted_layers(network)
         handles = []
         if any(setting.ratio != 1 for setting in settings.values()):
-            handles = [
-                network.register_forward_pre_hook(lambda module, _: self._enter_forward(module.training)),
-                network.register_forward_hook(lambda _, __, logits: self._leave_forward(logits)),
-            ]
+            handles = self._passes.follow(network)
+        forwards = {name: partial(self._forward_layer, setting) for name, setting in settings.items()}
         try:
-            for name, setting in settings.items():
-                modules[name].forward = partial(self._layer_forward, modules[name], modules[name].forward, setting)
-            yield self
+            with replaced_forwards(network, forwards):
+                yield self
         finally:
-            for name in settings:
-                modules[name].__dict__.pop("forward", None)
             for handle in handles:
                 handle.remove()
-            self._labels = self._forward_pass = None
+            self._passes = ForwardPasses()
 
     def adjusted_layers(self, network: nn.Module) -> dict[str, BANGSetting]:
         """The layers of ``network`` that are adjusted, by qualified name, with their settings."""
@@ -180,48 +172,27 @@ class BANG(Instrument):
             selected = select_modules(network, self.layers, SCALABLE)
             layers = {name: self.layers[pattern] for name, pattern in selected.items()}
         layers = {name: setting for name, setting in layers.items() if setting.beta != 0}
-        for name, module in network.named_modules():
-            if name in layers and (type(module).forward not in _PLAIN_FORWARDS or "forward" in module.__dict__):
-                own = type(module).forward not in _PLAIN_FORWARDS
-                reason = "computes in a way of its own" if own else "is taken by another instrument"
-                raise ValueError(
-                    f"layers: the {type(module).__name__} {name!r} {reason}, expected layers of torch's own kinds; "
-                    f"name the others with layers."
-                )
+        check_scalable(network, layers)
         return layers
 
-    def _enter_forward(self, training: bool) -> None:
-        self._forward_pass = ForwardPass(self._labels) if training and torch.is_grad_enabled() else None
-
-    def _leave_forward(self, logits: Tensor) -> None:
-        if not isinstance(logits, Tensor):
-            raise RuntimeError(
-                f"ratio: the network's output is a {type(logits).__name__}, expected a tensor of logits."
-            )
-        if self._forward_pass is not None:
-            self._forward_pass.finish(logits)
-            self._forward_pass = None
-
-    def _layer_forward(
+    def _forward_layer(
         self,
+        setting: BANGSetting,
         module: nn.Module,
         plain: Callable[..., Tensor],
-        setting: BANGSetting,
         input: Tensor,
         output_size: list[int] | None = None,
     ) -> Tensor:
-        untouched = setting.epsilon == 0 and setting.beta == 1
-        if untouched or not module.training or not torch.is_grad_enabled():
+        unadjusted = setting.epsilon == 0 and setting.beta == 1
+        if unadjusted or not module.training or not torch.is_grad_enabled():
             return plain(input) if output_size is None else plain(input, output_size)
-        if setting.ratio != 1 and self._forward_pass is None:
+        if setting.ratio != 1 and self._passes.current is None:
             raise RuntimeError(
                 "ratio: a layer was called outside a forward pass of the network (as activation checkpointing does), "
                 "so its misclassified samples are unknown; expected ratio 1 there."
             )
-        adjustment = _Adjustment(setting, self.cap, self._forward_pass, self.share)
-        if isinstance(module, nn.Linear):
-            return scaled_linear(module, adjustment, input)
-        return scaled_convolution(module, adjustment, input, output_size)
+        adjustment = _Adjustment(setting, self.cap, self._passes.current, self.share)
+        return scaled_forward(module, adjustment, input, output_size)
 
 
 @contextmanager

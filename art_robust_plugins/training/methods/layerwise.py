@@ -15,7 +15,6 @@ default layers; what happens to batches of another size and to several passes in
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,13 +26,13 @@ from torch import Tensor, nn
 
 from ...checks import check_flag, check_number, plain_number
 from ...threat import ThreatModel
-from ..instruments import Instrument, LayerPattern, in_order, select_modules
+from ..engine.memory_format import layout_of
+from ..instruments import Instrument, LayerPattern, list_patterns, select_modules
 from ..instruments.blocks import CONVOLUTIONS, NORMALISATIONS, ConvolutionBlocks
 from ..instruments.gradient_store import GradientStore
 from ..instruments.signs import PackedSigns
-from ..loop import RobustTrainer
-from ..memory_format import layout_of
 from ..options import TrainingOptions
+from ..trainer import RobustTrainer
 
 MOMENTUM = 0.5
 """Weight of the newest value in the running mean of |h_l|; the first value starts it."""
@@ -43,6 +42,19 @@ MEASURED_EVERY = 10
 
 _SAVE_NO_OUTPUT = {*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm}
 """Kinds whose backward pass does not look at their output, so that it may be changed in place."""
+
+
+def perturb(h: Tensor, gradients: PackedSigns, pairing: Tensor, weights: Tensor, eps: float) -> None:
+    """h~_l = h_l + eps_l * sign(R_l[pairing]), in place.
+
+    Args:
+        h: the layer's output, [N, ...].
+        gradients: the signs of R_l, of M samples.
+        pairing: the sample of R_l that each sample of h meets, int64 [N].
+        weights: eps_l / eps for each sample, [N]; 0 for one that meets none.
+        eps: a number, not negative.
+    """
+    gradients.add_to(h, pairing, weights, eps)
 
 
 class Layerwise(Instrument):
@@ -85,9 +97,9 @@ class Layerwise(Instrument):
         check_number("eps", eps, zero=True)
         check_flag("relative", relative)
         self.eps, self.relative = float(eps), relative
-        self.layers = _listed(layers)
-        self._step: GradientStore | None = None
-        self._previous: GradientStore | None = None
+        self.layers = list_patterns(layers)
+        self.current: GradientStore | None = None
+        self.previous: GradientStore | None = None
         self._means: dict[str, Tensor] = {}
         self._chosen: set[str] | None = None  # the default layers, once they are known
         self._blocks = ConvolutionBlocks()
@@ -100,14 +112,14 @@ class Layerwise(Instrument):
         if y.dim() not in (1, 2) or (y.dim() == 2 and y.shape[1] < 2):
             raise ValueError(f"y: got labels of shape {tuple(y.shape)}, expected (N,) or (N, C) with C > 1.")
         self._settle_layers()
-        if self._step is not None and self._step.signs:
-            self._step.gather()
-            self._previous = self._step
+        if self.current is not None and self.current.signs:
+            self.current.gather()
+            self.previous = self.current
         labels = (y.argmax(dim=1) if y.dim() == 2 else y).detach().to(torch.int64, copy=True)
         if self.share is not None:
-            labels = self.share.gathered(labels)
-        number = 0 if self._previous is None else self._previous.number + 1
-        self._step = GradientStore(labels, number, share=self.share)
+            labels = self.share.gather(labels)
+        number = 0 if self.previous is None else self.previous.number + 1
+        self.current = GradientStore(labels, number, share=self.share)
 
     @contextmanager
     def attached(self, network: nn.Module) -> Iterator[Layerwise]:
@@ -115,7 +127,7 @@ class Layerwise(Instrument):
         handles = []
         try:
             candidates = self.candidate_layers(network)
-            stored = {name for name, _ in self._previous.signs} if self._previous is not None else set()
+            stored = {name for name, _ in self.previous.signs} if self.previous is not None else set()
             strange = sorted((stored | set(self._means)) - set(candidates))
             if strange:
                 raise ValueError(f"state: got the layer {strange[0]!r}, expected those that {self} perturbs here.")
@@ -148,55 +160,38 @@ class Layerwise(Instrument):
         self._settle_layers()
         state = {f"layer:{name}": torch.tensor(torch.nan) for name in self._chosen or ()}
         state |= {f"layer:{name}": mean.clone() for name, mean in self._means.items()}
-        last = self._step if self._step is not None and self._step.signs else self._previous
+        last = self.current if self.current is not None and self.current.signs else self.previous
         if last is not None:
             last.gather()
-            state |= {"labels": last.labels.clone(), "number": torch.tensor(last.number)}
-            state |= {
-                f"sign:{call}:{name}": signs.unpacked().contiguous() for (name, call), signs in last.signs.items()
-            }
+            state |= last.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the state of an earlier run, as `state_dict` gave it."""
         self._forget()
-        signs, layers = {}, {}
-        for key, tensor in state.items():
-            if parts := re.fullmatch(r"sign:(\d+):(.*)", key):
-                signs[parts[2], int(parts[1])] = tensor
-            elif key.startswith("layer:"):
-                layers[key.removeprefix("layer:")] = tensor.clone()
-            elif key not in ("labels", "number"):
-                raise ValueError(f"state: got the entry {key!r}, expected those of Layerwise.state_dict.")
-        labels, number = state.get("labels", torch.empty(0)), state.get("number", torch.tensor(0))
-        for (name, _), tensor in signs.items():
-            if tensor.dtype != torch.int8 or not len(labels) or not len(tensor) or len(tensor) % len(labels):
-                raise ValueError(
-                    f"state: got {tensor.dtype} of shape {tuple(tensor.shape)} for the layer {name!r} and "
-                    f"{len(labels)} labels, expected int8 signs of as many samples or a multiple."
-                )
-        self._means = {name: mean for name, mean in layers.items() if self.relative and not mean.isnan()}
+        layers = {key.removeprefix("layer:"): mean for key, mean in state.items() if key.startswith("layer:")}
+        previous = GradientStore.from_state({key: value for key, value in state.items() if key[:6] != "layer:"})
+        self._means = {name: mean.clone() for name, mean in layers.items() if self.relative and not mean.isnan()}
         self._chosen = set(layers) if layers and self.layers is None else None
-        packed = {call: PackedSigns.of(tensor, layout_of(tensor)) for call, tensor in signs.items()}
-        self._previous = GradientStore(labels.clone(), int(number), packed) if signs else None
+        self.previous = previous if previous.signs else None
 
     def _forget(self) -> None:
-        self._step = self._previous = self._chosen = None
+        self.current = self.previous = self._chosen = None
         self._means, self._blocks = {}, ConvolutionBlocks()
 
     def _settle_layers(self) -> None:
         """After the first step the default layers are known; what was recorded of others is dropped."""
-        if self.layers is None and self._chosen is None and self._blocks.ends and self._step is not None:
+        if self.layers is None and self._chosen is None and self._blocks.ends and self.current is not None:
             chosen = self._chosen = set(self._blocks.ends.values())
             self._means = {name: mean for name, mean in self._means.items() if name in chosen}
-            for key in [key for key in self._step.signs if key[0] not in chosen]:
-                del self._step.signs[key]
+            for key in [key for key in self.current.signs if key[0] not in chosen]:
+                del self.current.signs[key]
             self._blocks = ConvolutionBlocks()
 
     def _begin_pass(self, training: bool) -> None:
-        if self._step is not None and training and torch.is_grad_enabled():
-            self._step.passes += 1
-            self._step.calls.clear()
+        if self.current is not None and training and torch.is_grad_enabled():
+            self.current.passes += 1
+            self.current.calls.clear()
 
     def _after_layer(
         self, network: nn.Module, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any
@@ -218,27 +213,27 @@ class Layerwise(Instrument):
             )
         if not output.requires_grad:
             return None
-        step, previous = self._fitting_step(name, output), self._previous
+        step, previous = self._current_step(name, output), self.previous
         call = (name, step.calls[name])
         step.calls[name] += 1
         signs = None if previous is None else previous.signs.get(call)
         h: Tensor = output
         mean = self._running_mean(name, h, step) if self.relative else None
         if previous is not None and signs is not None:
-            _check_shape(name, signs, h)
-            slots, factors = step.pairing(previous, len(signs), h)
-            factors = factors if mean is None else factors * mean  # eps_l / eps, or 0 without a slot
+            signs.check_shape(name, h)
+            slots, weights = step.pairing(previous, len(signs), h)
+            weights = weights if mean is None else weights * mean
             if type(module) not in _SAVE_NO_OUTPUT or h._is_view():
                 h = h.clone()
             with torch.no_grad():  # as h~ - h is a constant, the gradient of h~ is that of h
-                signs.add_to(h, slots, factors, self.eps)
+                perturb(h, signs, slots, weights, self.eps)
         # Processes that exchange signs need the same layout, and an output's may depend on the size of a share.
         layout = torch.contiguous_format if step.share is not None else layout_of(h)
         h.register_hook(partial(step.record, call, step.passes, layout))  # type: ignore[no-untyped-call]
         return h
 
-    def _fitting_step(self, name: str, output: Tensor) -> GradientStore:
-        step = self._step
+    def _current_step(self, name: str, output: Tensor) -> GradientStore:
+        step = self.current
         if step is None:
             raise RuntimeError("y: no labels are known for this forward pass, expected begin_step(y) before it.")
         if output.dim() == 0 or len(output) == 0 or step.samples == 0 or len(output) % step.samples:
@@ -338,25 +333,3 @@ class LayerwiseAdversarialTrainer(RobustTrainer):
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The classifier's own loss; the perturbations act in its forward pass."""
         return self.loss(self.logits(x), y)
-
-
-def _listed(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[LayerPattern] | None:
-    if layers is None:
-        return None
-    if not isinstance(layers, Iterable | type):
-        raise ValueError(f"layers: got {layers!r}, expected names of layers or types of modules.")
-    listed = [layers] if isinstance(layers, str | type) else in_order(layers)
-    for pattern in listed:
-        if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
-            raise ValueError(f"layers: got {pattern!r}, expected names of layers or types of modules.")
-    if not listed:
-        raise ValueError("layers: got none, expected at least one name or type, or None for the convolutional blocks.")
-    return listed
-
-
-def _check_shape(name: str, signs: PackedSigns, output: Tensor) -> None:
-    if signs.shape != output.shape[1:]:
-        raise RuntimeError(
-            f"layers: the output of {name!r} has the shape {tuple(output.shape)}, expected (N, "
-            f"{', '.join(map(str, signs.shape))}) as in the step before, or in the state that was loaded."
-        )

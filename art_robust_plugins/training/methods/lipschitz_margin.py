@@ -29,8 +29,8 @@ from ...lipschitz import LipschitzGraph, batch_variances
 from ...lipschitz.preprocessing import bounded_network
 from ...threat import ThreatModel
 from ..instruments import Instrument
-from ..loop import RobustTrainer
 from ..options import TrainingOptions
+from ..trainer import RobustTrainer
 
 Margin = Literal["sample", "class"]
 
@@ -171,7 +171,7 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     def prepare(self) -> None:
         super().prepare()
-        if self._module.single:
+        if self.estimator_module.single:
             raise ValueError(
                 "classifier: its network has one output, expected a logit for each class: nn.Linear(1, 2) after it, "
                 "with weight [[0], [1]] and bias 0, gives two, for CrossEntropyLoss."

@@ -171,7 +171,7 @@ class LocalBallTrainer(AdversarialTrainer):
         ball = threat.scaled(self.radius)
         with torch.no_grad():
             at_xa = self.logits(xa)
-        noise = self.drawn(ball.scaled(NOISE).random_change, xa)
+        noise = self.draw(ball.scaled(NOISE).random_change, xa)
         beside = clip(xa + noise, low, high).requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.divergence(at_xa, self.logits(beside)), beside)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..loop import RobustTrainer
+from ..trainer import RobustTrainer
 
 
 class StandardTrainer(RobustTrainer):

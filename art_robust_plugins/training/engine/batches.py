@@ -1,0 +1,161 @@
+"""Where the batches of a training come from: arrays, or anything that yields them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from art.data_generators import DataGenerator
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ...bridge import device_of, image_tensor
+from .prefetch import Batch, prefetch
+from .processes import Processes
+from .settings import checksum
+from .targets import ClassCensus, training_labels
+
+
+class BatchSource(Protocol):
+    """What the loop takes its batches from."""
+
+    steps: int | None
+    """Batches in an epoch; None for a stream, whose length shows when it ends."""
+    sizes: set[int]
+    """Numbers of samples that batches have, as far as they are known before they come."""
+    settings: dict[str, int]
+    """What a resumed run must keep."""
+    generators: Sequence[torch.Generator]
+    """A loader's own, whose states checkpoints hold."""
+    whole: Batch | None
+    """All the data, where they are in memory."""
+    origin: object
+    """What gives the batches otherwise."""
+
+    def epoch(self, order: torch.Generator, processes: Processes, census: ClassCensus | None) -> Iterator[Batch]:
+        """The batches of an epoch on the device: x [N, ...], y [N] or [N, C]; ``census`` is shown their labels."""
+
+
+class ArrayBatches:
+    """Batches cut on the device from images [N, ...] and labels that lie there."""
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, *, shuffle: bool, drop_last: bool) -> None:
+        self.images, self.labels, self.batch_size, self.shuffle = images, labels, batch_size, shuffle
+        self.steps: int | None = count_steps(len(images), batch_size, drop_last)
+        self.sizes = batch_sizes(len(images), batch_size, drop_last)
+        self.settings = {"samples": len(images), "batch_size": batch_size}
+        self.generators: Sequence[torch.Generator] = ()
+        self.whole: Batch | None = (images, labels)
+        self.origin: object = None
+
+    def epoch(self, order: torch.Generator, processes: Processes, census: ClassCensus | None) -> Iterator[Batch]:
+        samples, size = len(self.images), self.batch_size
+        index = torch.randperm(samples, generator=order) if self.shuffle else torch.arange(samples)
+        index = index.to(self.images.device)
+        for step in range(self.steps or 0):
+            rows = index[step * size : (step + 1) * size]
+            yield self.images[rows], self.labels[rows]
+
+
+class LoadedBatches:
+    """Batches (x, y) that something else yields, checked and brought to the device.
+
+    Args:
+        classifier: that they are for.
+        iterate: begins an epoch.
+        origin: what gives the batches: a loader or generator.
+        steps: batches in an epoch, or None.
+    """
+
+    def __init__(
+        self, classifier: PyTorchClassifier, iterate: Callable[[], Iterator[Any]], origin: object, steps: int | None
+    ) -> None:
+        self.classifier, self.iterate, self.origin, self.steps = classifier, iterate, origin, steps
+        self.device = device_of(classifier.model)
+        self.sizes: set[int] = set()
+        self.settings: dict[str, int] = {}
+        self.generators: Sequence[torch.Generator] = ()
+        self.whole: Batch | None = None
+
+    @classmethod
+    def from_loader(cls, classifier: PyTorchClassifier, loader: Iterable[Any]) -> LoadedBatches:
+        """The batches of a ``DataLoader``, or of anything that can be iterated every epoch."""
+        try:
+            steps = len(loader)  # type: ignore[arg-type]
+        except TypeError:  # a stream: its length shows when it ends
+            steps = None
+        batches = cls(classifier, lambda: iter(loader), loader, steps)
+        batches.sizes, batches.generators = _known_sizes(loader), _find_generators(loader)
+        return batches
+
+    @classmethod
+    def from_generator(cls, classifier: PyTorchClassifier, generator: DataGenerator) -> LoadedBatches:
+        """The batches of an ART generator: iterated every epoch where it can be, else as many as its size makes."""
+        if isinstance(generator, Iterable):
+            return cls(classifier, lambda: iter(generator), generator, None)
+        if generator.size is None:
+            raise ValueError("generator: its size is None, expected the number of samples of an epoch.")
+        steps = -(-generator.size // generator.batch_size)
+        return cls(classifier, lambda: (generator.get_batch() for _ in range(steps)), generator, steps)
+
+    def epoch(self, order: torch.Generator, processes: Processes, census: ClassCensus | None) -> Iterator[Batch]:
+        # Batches are compared on the host: labels need not be read back from the device.
+        return prefetch(_compare(self._check(census), processes), self.device)
+
+    def _check(self, census: ClassCensus | None) -> Iterator[Batch]:
+        empty = True
+        for batch in self.iterate():
+            empty = False
+            if not isinstance(batch, Sequence) or len(batch) != 2:
+                raise ValueError(f"loader: got a batch of type {type(batch).__name__}, expected a pair (x, y).")
+            x = image_tensor(batch[0], self.classifier)
+            y = training_labels(batch[1], self.classifier, samples=len(x))
+            if census is not None:
+                census.count(y)
+            yield x, y
+        if empty:
+            raise ValueError("loader: got no batch in an epoch, expected at least one.")
+
+
+def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:
+    """Batches in an epoch."""
+    return samples // batch_size if drop_last else -(-samples // batch_size)
+
+
+def batch_sizes(samples: int, batch_size: int, drop_last: bool) -> set[int]:
+    """The numbers of samples that the batches of an epoch have."""
+    whole, last = divmod(samples, batch_size)
+    return ({batch_size} if whole else set()) | ({last} if last and not drop_last else set())
+
+
+def _known_sizes(loader: object) -> set[int]:
+    """`batch_sizes` of a ``DataLoader`` with torch's own batches; of others none is known before they come."""
+    if not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return set()
+    try:
+        samples = len(loader.sampler)  # type: ignore[arg-type]
+    except TypeError:  # a stream
+        return set()
+    return batch_sizes(samples, loader.batch_size, loader.drop_last)
+
+
+def _find_generators(loader: object) -> list[torch.Generator]:
+    """The generators that a loader and its samplers draw from, each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
+def _compare(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
+    """Batches that are the same in all processes, and end in all at once; others are refused."""
+    if processes.count == 1:
+        yield from batches
+        return
+    samples, labels = "loader, samples in a batch (0 after the last)", "loader, checksum of a batch's labels"
+    for x, y in batches:
+        processes.check_same({samples: len(x), labels: checksum(y)})
+        yield x, y
+    processes.check_same({samples: 0, labels: 0})

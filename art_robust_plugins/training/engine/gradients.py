@@ -1,0 +1,44 @@
+"""The gradients of a batch: cut into parts, and averaged over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .prefetch import Batch
+from .processes import Processes
+
+
+def split_batch(x: Tensor, y: Tensor, count: int) -> list[Batch]:
+    """A batch cut into ``count`` parts, or as many as it has samples."""
+    count = min(count, len(x))
+    if count == 1:
+        return [(x, y)]
+    return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor, processes: Processes) -> Tensor:
+    """Replace all gradients by their means over the processes, in one reduction with the loss, whose mean it returns.
+
+    Unlike DDP it allows any number of forward and backward passes in a step.
+    """
+    if processes.count == 1:
+        return loss
+    reached = [p.grad is not None for p in parameters]
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    flat = torch.cat([*parts, torch.tensor(reached, device=loss.device, dtype=loss.dtype), loss.view(1)])
+    processes.sum(flat)
+    flat /= processes.count
+    *means, anywhere, mean_loss = torch.split(flat, [*(len(part) for part in parts), len(parameters), 1])
+    if not all(reached):
+        # A parameter that the loss reaches in no process must get no gradient: weight decay would move it. Reading
+        # this makes a GPU's host wait in each step; what the others reached cannot be known in another way, as it may
+        # change from step to step in any of them.
+        reached = [share > 0 for share in anywhere.tolist()]
+    for parameter, mean, wanted in zip(parameters, means, reached, strict=True):
+        if wanted:
+            # In the parameter's own order in memory, which fused optimizers follow.
+            parameter.grad = torch.empty_like(parameter).copy_(mean.view_as(parameter))
+    return mean_loss[0]

@@ -1,0 +1,41 @@
+"""What the loop asks of a trainer; `RobustTrainer` is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from ...bridge import EstimatorModule
+from ...threat import Bound, ThreatModel
+from ..instruments import Instrument
+from ..options import TrainingOptions
+from .processes import Processes, Share
+
+
+class TrainingMethod(Protocol):
+    """A method with its classifier, as the loop drives it; see `RobustTrainer` for what each member is."""
+
+    classifier: PyTorchClassifier
+    threat: ThreatModel | None
+    instruments: tuple[Instrument, ...]
+    options: TrainingOptions
+    history: list[dict[str, float]]
+    epochs_done: float
+    share: Share | None
+    processes: Processes | None
+    input_range: tuple[Bound | None, Bound | None]
+    training_defences: list[PreprocessorPyTorch]
+    estimator_module: EstimatorModule
+    forward_pass: Callable[[Tensor], Tensor]
+
+    @property
+    def parameters(self) -> dict[str, Any]: ...
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def enter_training_mode(self) -> None: ...
+    def end_epoch(self, record: dict[str, float]) -> None: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...

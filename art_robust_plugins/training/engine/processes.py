@@ -1,0 +1,323 @@
+"""Several processes that train together: each computes its share of every batch, and the result is that of one.
+
+All of them choose and augment the whole batch alike, and draw the random numbers of `RobustTrainer.draw` for it; then
+each goes on with its own samples.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed
+
+from ...bridge import processes_of
+from ...files import remove_temporaries
+from ...fingerprints import excerpts_at_difference
+from ...locks import check_output_folder, locked_folder
+from ...randomness import seed_torch
+from .memory_format import layout_of
+
+
+class ProcessLostError(ConnectionError):
+    """Another process that trains together with this one ended, or did not answer."""
+
+
+class Processes:
+    """This process among those that train together; alone, nothing here costs anything.
+
+    Attributes:
+        count, index: how many there are, and which one this is.
+        is_local_main: whether this is the first one of its machine.
+        device: where this process works.
+        moment, advice: when and what to do, for the sentence that tells of a lost process.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        moment: str = "before the first epoch",
+        advice: str = "start all of them again.",
+    ) -> None:
+        state = processes_of(device)
+        self.count, self.index = int(state.num_processes), int(state.process_index)
+        self.is_local_main = bool(state.is_local_main_process)
+        self.device: torch.device = state.device
+        self.moment, self.advice = moment, advice
+        self._own_noise: list[Tensor] = []
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.index == 0
+
+    def share_of(self, samples: int) -> Share | None:
+        """This process's part of a batch; None for one process, to which the whole batch belongs."""
+        return None if self.count == 1 else Share(self, samples)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.count > 1:
+            with self._together():
+                here = torch.zeros(1, device=self.device)
+                distributed.all_reduce(here)
+                here.item()  # a GPU is only told to add; the host waits by reading
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the processes."""
+        if self.count > 1:
+            with self._together():
+                distributed.all_reduce(tensor)
+
+    def maximum(self, tensor: Tensor) -> None:
+        """Replace a tensor by its largest values over the processes."""
+        if self.count > 1:
+            with self._together():
+                distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, which have one shape."""
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        with self._together():
+            distributed.all_gather(parts, tensor)
+        return parts
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the main process."""
+        if self.count == 1:
+            return
+        for tensor in tensors:
+            sent = tensor.detach().to(self.device).contiguous()
+            with self._together():
+                distributed.broadcast(sent, 0)
+            tensor.detach().copy_(sent)
+
+    def check_same(self, numbers: Mapping[str, int]) -> None:
+        """Refuse, in all processes, a number that differs between them.
+
+        Raises:
+            ValueError: names the first one that does.
+        """
+        if self.count == 1:
+            return
+        gathered = self.gather(torch.tensor(list(numbers.values()), device=self.device))
+        for name, values in zip(numbers, torch.stack(gathered, dim=1).tolist(), strict=True):
+            _check_equal(name, [str(value) for value in values])
+
+    def check_same_settings(self, settings: Mapping[str, str]) -> None:
+        """Refuse, in all processes, a setting that differs between them, or that only some of them have.
+
+        Raises:
+            ValueError: names the first one that does.
+        """
+        if self.count == 1:
+            return
+        gathered: list[dict[str, str]] = [{} for _ in range(self.count)]
+        with self._together():
+            distributed.all_gather_object(gathered, dict(settings))
+        for name in dict.fromkeys(name for each in gathered for name in each):
+            _check_equal(name, [each.get(name, "none") for each in gathered])
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise this process's ``error``, or say in the others that one was raised; nothing where no process has one.
+
+        All processes call it, so that none waits for one that has given up.
+        """
+        if self.count > 1:
+            found: list[str | None] = [None] * self.count
+            with self._together():
+                distributed.all_gather_object(found, None if error is None else str(error))
+            said = next((each for each in found if each is not None), None)
+            if error is None and said is not None:
+                raise ValueError(said)
+        if error is not None:
+            raise error
+
+    def do_in_main(self, work: Callable[[], object]) -> None:
+        """Do something in the main process; what it raises is raised in all.
+
+        Only errors of files and of values are expected of it.
+        """
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                work()
+            except (OSError, ValueError) as raised:
+                error = raised
+        self.raise_together(error)
+
+    @contextmanager
+    def hold_folder(self, name: str, folder: str | Path, purpose: str, files: Collection[str]) -> Iterator[None]:
+        """A context in which these processes alone write ``files`` in a folder; see `locked_folder`.
+
+        What killed processes left of these files is removed.
+        """
+        with ExitStack() as stack:
+
+            def hold() -> None:
+                check_output_folder(name, folder, files)
+                stack.enter_context(locked_folder(name, folder, purpose))
+                remove_temporaries(folder, files)
+
+            self.do_in_main(hold)
+            yield
+
+    held_folder = hold_folder  # the name by which runs call it
+
+    def seed_own_noise(self, seed: int) -> None:
+        """Begin the random numbers of `use_own_noise`."""
+        if self.count > 1:
+            with torch.random.fork_rng(self._cuda_devices()):
+                seed_torch(seed, self.device)
+                self._own_noise = self._noise()
+
+    @contextmanager
+    def use_own_noise(self) -> Iterator[None]:
+        """A context in which torch draws this process's own random numbers, or within such a context those of all."""
+        if self.count == 1:
+            yield
+            return
+        self._exchange_noise()
+        try:
+            yield
+        finally:
+            self._exchange_noise()
+
+    def _exchange_noise(self) -> None:
+        current = self._noise()
+        torch.set_rng_state(self._own_noise[0])
+        if len(self._own_noise) > 1:
+            torch.cuda.set_rng_state(self._own_noise[1], self.device)
+        self._own_noise = current
+
+    def _noise(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
+
+    def _cuda_devices(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError:  # of this process itself
+            raise
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ProcessLostError(
+                f"another process ended {self.moment}, or did not answer in time ({reason}); {self.advice}"
+            ) from error
+
+
+def _check_equal(name: str, values: Sequence[str]) -> None:
+    """Refuse values, one of each process, of which one is not that of the first process."""
+    first = values[0]
+    for index, value in enumerate(values):
+        if value != first:
+            here, there = excerpts_at_difference(first, value)
+            raise ValueError(
+                f"{name}: got {here} in process 0 and {there} in process {index}, expected the same in all processes."
+            )
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of a batch, for methods and instruments that look at the whole batch.
+
+    The processes take the samples in turn of their index, as equally many as possible. One for which none is left
+    computes the first sample, which counts for nothing: all of them run the same passes, and can wait for each other.
+
+    Args:
+        processes: those that share the batch.
+        whole: its number of samples.
+    """
+
+    processes: Processes
+    whole: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many samples count in each process."""
+        least, rest = divmod(self.whole, self.processes.count)
+        return [least + (index < rest) for index in range(self.processes.count)]
+
+    @property
+    def size(self) -> int:
+        """How many samples count in this process: 0 is possible."""
+        return self.sizes[self.processes.index]
+
+    @property
+    def rows(self) -> slice:
+        """The samples that this process computes, at least one."""
+        start = sum(self.sizes[: self.processes.index]) if self.size else 0
+        return slice(start, start + max(self.size, 1))
+
+    @property
+    def weight(self) -> float:
+        """What to multiply a mean over this process's samples by: the mean over processes is then that of the batch."""
+        return self.size * self.processes.count / self.whole
+
+    def draw(self, draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """This process's rows of what one process draws for the whole batch; see `RobustTrainer.draw`."""
+        own = self.rows.stop - self.rows.start
+        copies, rest = divmod(len(like), own)
+        if rest:
+            raise ValueError(f"like: got {len(like)} samples, expected the {own} of this process or a multiple.")
+        whole = like.new_empty((copies * self.whole, *like.shape[1:]))
+        whole = whole.contiguous(memory_format=layout_of(like))  # random numbers follow the order in memory
+        with self.processes.use_own_noise():
+            return self.select(draw(whole))
+
+    def select(self, whole: Tensor) -> Tensor:
+        """The rows of this process from m copies of the batch: [m * N, ...] -> [m * n, ...]."""
+        return whole.view(-1, self.whole, *whole.shape[1:])[:, self.rows].flatten(0, 1)
+
+    def mean(self, own_mean: Tensor) -> Tensor:
+        """The mean over the samples of the batch, from that over the samples of each process."""
+        total = own_mean * (self.size / self.whole)
+        self.processes.sum(total)
+        return total
+
+    def maximum(self, own: Tensor) -> Tensor:
+        """The largest value over the processes."""
+        largest = own.clone()
+        self.processes.maximum(largest)
+        return largest
+
+    def gather(self, own: Tensor, at_most: int | None = None) -> Tensor:
+        """The whole batch in its order, from each process's rows: [m * n, ...] -> [m * N, ...].
+
+        With ``at_most`` each process holds (and gives) only so many of its first rows.
+        """
+        sizes = [size if at_most is None else min(size, at_most) for size in self.sizes]
+        computed = max(sizes[self.processes.index], 1)
+        copies = own.reshape(-1, computed, *own.shape[1:])
+        padded = copies.new_zeros((len(copies), max(sizes), *own.shape[1:]))
+        padded[:, :computed] = copies
+        parts = [part[:, :size] for part, size in zip(self.processes.gather(padded), sizes, strict=True)]
+        return torch.cat(parts, dim=1).flatten(0, 1)
+
+    def drawn(self, draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """Deprecated: the earlier name of `draw`."""
+        _warn_of_name("Share.drawn", "draw")
+        return self.draw(draw, like)
+
+    def of_copies(self, whole: Tensor) -> Tensor:
+        """Deprecated: the earlier name of `select`."""
+        _warn_of_name("Share.of_copies", "select")
+        return self.select(whole)
+
+    def gathered(self, own: Tensor, at_most: int | None = None) -> Tensor:
+        """Deprecated: the earlier name of `gather`."""
+        _warn_of_name("Share.gathered", "gather")
+        return self.gather(own, at_most)
+
+
+def _warn_of_name(name: str, new: str) -> None:
+    warnings.warn(f"{name} is deprecated, expected {new} instead.", DeprecationWarning, stacklevel=3)

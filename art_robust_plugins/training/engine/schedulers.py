@@ -1,0 +1,122 @@
+"""Schedulers that a user gives to ``fit``: what they must be over, how far they reach, and what they monitor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau, SequentialLR
+
+from ...checks import is_integer
+
+
+def check_scheduler(
+    scheduler: Any, optimizer: Optimizer, *, per_step: bool, calls: int | None, validated: bool, resumed: bool = False
+) -> None:
+    """Refuse a scheduler that would fail, or do nothing, after the first steps.
+
+    Args:
+        scheduler: what ``fit`` was given; None for none.
+        optimizer: the classifier's.
+        per_step: whether it is called after each step rather than after each epoch.
+        calls: how often it will be called; None where that is not known.
+        validated: whether there are validation data.
+        resumed: whether its state will be that of a checkpoint.
+
+    Raises:
+        ValueError: no object with a method ``step`` that takes no argument; a scheduler over another optimizer; one
+            that ends before the training does; `ReduceLROnPlateau` per step, within another scheduler, or with mode
+            ``"max"`` and nothing to be measured.
+    """
+    if scheduler is None:
+        return
+    kind = type(scheduler).__name__
+    if isinstance(scheduler, type):
+        raise ValueError(
+            f"scheduler: got the class {scheduler.__name__}, expected an object of it, over the classifier's optimizer."
+        )
+    if not callable(getattr(scheduler, "step", None)):
+        raise ValueError(f"scheduler: got {kind}, expected an object with a method step().")
+    plateau = isinstance(scheduler, ReduceLROnPlateau)
+    if plateau and per_step:
+        raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
+    if plateau and scheduler.mode == "max" and not validated:
+        raise ValueError(
+            "scheduler: got ReduceLROnPlateau with mode 'max', which monitors validation accuracy, without "
+            "validation_data, expected these, or mode 'min' for the training loss."
+        )
+    if not plateau:
+        _check_arguments(scheduler)
+    for each in _walk_schedulers(scheduler):
+        name = type(each).__name__
+        if each is not scheduler and isinstance(each, ReduceLROnPlateau):
+            raise ValueError(f"scheduler: got {name} within {kind}, which gives it no metric, expected it alone.")
+        for own in (getattr(each, "optimizer", None), getattr(each, "_optimizer", None)):
+            if isinstance(own, Optimizer) and own is not optimizer:
+                raise ValueError(
+                    f"scheduler: got {name} over another {type(own).__name__}, expected one over the classifier's "
+                    f"optimizer, whose learning rate it would not change."
+                )
+    if calls is not None:
+        _check_length(scheduler, calls, resumed)
+
+
+def step_scheduler(scheduler: Any, record: Mapping[str, float]) -> None:
+    """One step after an epoch of which ``record`` tells; `read_metric` says what a plateau monitors."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(read_metric(scheduler, record))
+    else:
+        scheduler.step()
+
+
+def read_metric(scheduler: ReduceLROnPlateau, record: Mapping[str, float]) -> float:
+    """The metric of an epoch: with mode ``"max"`` robust validation accuracy, else clean one; or the training loss."""
+    if scheduler.mode == "max":
+        return record.get("validation_robust_accuracy", record["validation_accuracy"])
+    return record["loss"]
+
+
+def _check_arguments(scheduler: Any) -> None:
+    try:
+        parameters = inspect.signature(scheduler.step).parameters.values()
+    except (TypeError, ValueError):  # a function that tells nothing of itself
+        return
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind not in variable]
+    if needed:
+        raise ValueError(
+            f"scheduler: step() of {type(scheduler).__name__} needs {', '.join(needed)}, expected one without "
+            f"arguments, or a ReduceLROnPlateau."
+        )
+
+
+def _walk_schedulers(scheduler: Any) -> Iterator[Any]:
+    """Yields a scheduler and the schedulers that it drives."""
+    yield scheduler
+    for inner in getattr(scheduler, "_schedulers", ()):
+        yield from _walk_schedulers(inner)
+
+
+def _check_length(scheduler: Any, calls: int, resumed: bool) -> None:
+    """Refuse one of a given number of steps, such as ``OneCycleLR``, that training would overstep."""
+    inner = list(getattr(scheduler, "_schedulers", ()))
+    if isinstance(scheduler, SequentialLR):
+        last = calls + (0 if resumed else scheduler.last_epoch)
+        # At a milestone the next one begins, which is no step of it.
+        ends = [min(milestone - 1, last) for milestone in scheduler._milestones]
+        for each, start, end in zip(inner, [0, *scheduler._milestones], [*ends, last], strict=True):
+            _check_length(each, end - start, resumed=True)
+        return
+    for each in inner:
+        _check_length(each, calls, resumed)
+    total = getattr(scheduler, "total_steps", None)
+    if total is None or not is_integer(total):
+        return
+    done = 0 if resumed else getattr(scheduler, "last_epoch", 0)
+    if calls > total - done:
+        raise ValueError(
+            f"scheduler: got {type(scheduler).__name__} with {total - done} of {total} steps to go, expected at least "
+            f"the {calls} of this training."
+        )

@@ -1,0 +1,60 @@
+"""The settings of a run as texts by name: a checkpoint's must be those of the run that continues it.
+
+`identity` describes what the run is made of besides: data, network, code.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from torch import Tensor
+
+from .identity import plain_text
+from .prefetch import Batch
+from .run_state import RunState, tensors_of
+
+_IGNORED = {"checkpoint_dir", "resume", "seed"}
+
+
+def describe_settings(state: RunState, data: Mapping[str, int]) -> dict[str, str]:
+    """What must be the same for a checkpoint to be continued; nb_epochs may grow.
+
+    Args:
+        state: of the run.
+        data: sizes of the data and of a schedule.
+    """
+    method, options, optimizer = state.method, state.options, state.optimizer
+    described: dict[str, Any] = {"method": type(method).__name__, **method.parameters}
+    described |= {f.name: asdict(options)[f.name] for f in fields(options) if f.name not in _IGNORED}
+    if options.seed is not None:
+        described["seed"] = options.seed
+    described["instruments"] = list(method.instruments)
+    described["optimizer"] = f"{type(optimizer).__name__} {optimizer.defaults}"
+    described["scheduler"] = type(state.scheduler).__name__
+    described["weights"] = {name: tuple(t.shape) for name, t in tensors_of(state.network.state_dict()).items()}
+    described["preprocessing"] = state.preprocessing
+    return {name: plain_text(value) for name, value in {**described, **data}.items()}
+
+
+def describe_for_processes(
+    settings: Mapping[str, str], state: RunState, nb_epochs: int, whole: Batch | None, validation: Batch | None
+) -> dict[str, str]:
+    """What must be the same in all processes; the weights need not, as the first process's count."""
+    described = {**settings, "nb_epochs": str(nb_epochs), "resume": str(state.options.resume)}
+    for number, group in enumerate(state.optimizer.param_groups):
+        shapes = [tuple(weight.shape) for weight in group["params"]]
+        described[f"optimizer, group {number}"] = plain_text({**group, "params": shapes})
+    if hasattr(state.scheduler, "state_dict"):
+        described["scheduler, state"] = plain_text(state.scheduler.state_dict())
+    names = ("x", "y", "validation_data[0]", "validation_data[1]")
+    for name, tensor in zip(names, (*(whole or (None, None)), *(validation or (None, None))), strict=True):
+        described[f"{name}, checksum"] = "none" if tensor is None else str(checksum(tensor))
+    return described
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's numbers."""
+    return zlib.crc32(tensor.cpu().contiguous().numpy().data)

@@ -1,0 +1,92 @@
+"""The labels that training takes: class indices, or class probabilities where the loss takes these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from ...bridge import label_tensor
+from ...labels import warn_of_missing_classes
+
+SUM_TOLERANCE = 1e-3
+"""How far the sum of a row of probabilities may be from 1."""
+
+EXPECTED = 10
+"""A class without images is told of where equally common classes would have so many images each."""
+
+_OF_INDICES = (nn.NLLLoss, nn.MultiMarginLoss)
+
+
+def training_labels(y: Any, classifier: PyTorchClassifier, *, samples: int) -> Tensor:
+    """Labels as int64 class indices [N], or rows of class probabilities as float32 [N, C].
+
+    Args:
+        y: as `label_tensor` takes them, or rows [N, C] that are not negative and sum to 1.
+        classifier: whose loss must take probabilities, where rows are not one-hot.
+        samples: how many there must be.
+
+    Raises:
+        ValueError: as `label_tensor`; rows that are no probabilities, or that the loss does not take.
+    """
+    rows = _read_rows(y, classifier.nb_classes)
+    if rows is None:
+        return label_tensor(y, classifier.nb_classes, samples=samples)
+    if len(rows) != samples:
+        raise ValueError(f"y: got {len(rows)} labels for {samples} samples, expected one for each.")
+    sums = rows.sum(dim=1)
+    wrong = ~((rows >= 0).all(dim=1) & ((sums - 1).abs() <= SUM_TOLERANCE))  # NaN is wrong too
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        shown = ", ".join(f"{value:g}" for value in rows[first, :4].tolist())
+        more = ", ..." if rows.shape[1] > 4 else ""
+        raise ValueError(
+            f"y: got [{shown}{more}] in row {first}, expected class indices, one-hot rows, or probabilities, not "
+            f"negative and with sum 1."
+        )
+    loss = classifier.loss
+    binary = isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss) and classifier.nb_classes == 2
+    ignoring = isinstance(loss, nn.CrossEntropyLoss) and loss.ignore_index >= 0
+    if isinstance(loss, _OF_INDICES) or binary or ignoring:
+        name = type(loss).__name__ + (" with an ignore_index" if ignoring else "")
+        raise ValueError(f"y: got rows that are not one-hot, which {name} does not take, expected class indices.")
+    return rows.float()
+
+
+def _read_rows(y: Any, nb_classes: int) -> Tensor | None:
+    """``y`` as rows [N, C] in float64; None where it has another form, or is one-hot."""
+    given = y.detach() if isinstance(y, Tensor) else None
+    if given is None:
+        array = np.asarray(y)
+        if array.dtype.kind != "f" or array.dtype == np.longdouble:
+            return None
+        given = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+    if not given.is_floating_point() or given.dim() != 2 or given.shape[1] != nb_classes or nb_classes < 2:
+        return None
+    one_hot = ((given == 0) | (given == 1)).all() and (given.sum(dim=1) == 1).all()
+    return None if one_hot or not len(given) else given.double()
+
+
+class ClassCensus:
+    """Counts the samples of each class, to tell of a class that has none."""
+
+    def __init__(self, nb_classes: int) -> None:
+        self._counts = torch.zeros(nb_classes, dtype=torch.float64, device="cpu")
+        self._samples = 0
+
+    def count(self, y: Tensor) -> None:
+        """Take up labels: int64 [N], or class probabilities [N, C]."""
+        if y.dim() == 2:
+            self._counts += y.double().sum(dim=0).cpu()
+        else:
+            self._counts += torch.bincount(y, minlength=len(self._counts)).cpu()
+        self._samples += len(y)
+
+    def warn(self) -> None:
+        """Warn of classes without samples, where so many samples should have some."""
+        if self._samples >= EXPECTED * len(self._counts):
+            missing = torch.nonzero(self._counts == 0)[:, 0].tolist()
+            warn_of_missing_classes("y", missing, len(self._counts))

@@ -1,0 +1,110 @@
+"""Arrays, generators and loaders in one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from art.data_generators import DataGenerator, NumpyDataGenerator, PyTorchDataGenerator
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from art_robust_plugins import StandardTrainer, TrainingOptions
+
+from ..builders import same, weights
+from .digits import X, Y, classifier
+
+
+class Custom(DataGenerator):
+    """A generator that can only be asked for the next batch."""
+
+    def __init__(self) -> None:
+        super().__init__(size=100, batch_size=32)
+        self.asked = 0
+
+    def get_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        rows = slice(32 * (self.asked % 4), 32 * (self.asked % 4) + 32)
+        self.asked += 1
+        return X[:100][rows], Y[:100][rows]
+
+
+def test_three_ways_in_one_loop() -> None:
+    """The same batches in the same order give the same weights, wherever they come from."""
+    results = []
+    options = TrainingOptions(seed=0, shuffle=False)
+    dataset = TensorDataset(torch.from_numpy(X[:100]), torch.from_numpy(Y[:100]))
+    loader = DataLoader(dataset, batch_size=32)
+    sources = {
+        "fit": lambda t: t.fit(X[:100], Y[:100], batch_size=32, nb_epochs=2, verbose=False),
+        "fit_loader": lambda t: t.fit_loader(loader, nb_epochs=2, verbose=False),
+        "numpy": lambda t: t.fit_generator(
+            NumpyDataGenerator(X[:100], np.eye(10)[Y[:100]], 32, drop_remainder=False), nb_epochs=2, verbose=False
+        ),
+        "torch": lambda t: t.fit_generator(PyTorchDataGenerator(loader, 100, 32), nb_epochs=2, verbose=False),
+        "custom": lambda t: t.fit_generator(Custom(), nb_epochs=2, verbose=False),
+    }
+    for run in sources.values():
+        trained = classifier()
+        trained.model[6].p = 0.0  # a loader draws from the random stream that dropout draws from
+        run(StandardTrainer(trained, options=options))
+        results.append(weights(trained))
+    assert all(same(results[0], other) for other in results[1:])
+
+
+def test_a_whole_epoch_sees_each_sample_once_and_drop_last_leaves_out_the_rest() -> None:
+    seen: list[Tensor] = []
+
+    class Watching(StandardTrainer):
+        def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+            seen.append(x)
+            return super().training_loss(x, y)
+
+    Watching(classifier()).fit(X[:100], Y[:100], batch_size=32, nb_epochs=1, verbose=False)
+    assert [len(x) for x in seen] == [32, 32, 32, 4]
+    assert sorted(torch.cat(seen).flatten(1).tolist()) == sorted(X[:100].reshape(100, -1).tolist())
+    seen.clear()
+    Watching(classifier(), options=TrainingOptions(drop_last=True)).fit(X[:100], Y[:100], batch_size=32, nb_epochs=1)
+    assert [len(x) for x in seen] == [32, 32, 32]
+
+
+def test_streams_have_no_length() -> None:
+    class Stream(IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+            yield from zip(torch.from_numpy(X[:50]), Y[:50].tolist(), strict=True)
+
+    trainer = StandardTrainer(classifier())
+    trainer.fit_loader(DataLoader(Stream(), batch_size=16), nb_epochs=2, verbose=False)
+    assert len(trainer.history) == 2
+
+
+def test_loaders_are_checked() -> None:
+    trainer = StandardTrainer(classifier())
+    with pytest.raises(TypeError, match="generator: got list, expected an ART DataGenerator"):
+        trainer.fit_generator([(X, Y)], verbose=False)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="loader: got list_iterator, expected an iterable"):
+        trainer.fit_loader(iter([(X, Y)]), verbose=False)
+    with pytest.raises(ValueError, match=r"loader: got a batch of type Tensor, expected a pair"):
+        trainer.fit_loader([torch.zeros(3)], verbose=False)
+    with pytest.raises(ValueError, match="loader: got no batch in an epoch"):
+        trainer.fit_loader([], verbose=False)
+    with pytest.raises(ValueError, match="validation_data: got none with keep_best"):
+        StandardTrainer(classifier(), options=TrainingOptions(keep_best=True)).fit(X, Y, verbose=False)
+
+
+def test_a_sampler_of_its_own_random_numbers_resumes(tmp_path: Path) -> None:
+    def run(folder: Path, *ends: int) -> dict[str, torch.Tensor]:
+        for epochs in ends:
+            draws = torch.Generator().manual_seed(5)
+            sampler = torch.utils.data.WeightedRandomSampler(torch.ones(60), 60, generator=draws)
+            data = torch.utils.data.TensorDataset(torch.from_numpy(X[:60]), torch.from_numpy(Y[:60]))
+            loader = torch.utils.data.DataLoader(data, batch_size=20, sampler=sampler)
+            trained = classifier()
+            options = TrainingOptions(seed=0, checkpoint_dir=folder, resume=True)
+            StandardTrainer(trained, options=options).fit_loader(loader, nb_epochs=epochs, verbose=False)
+        return trained.model.state_dict()
+
+    whole, parts = run(tmp_path / "whole", 3), run(tmp_path / "parts", 1, 3)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

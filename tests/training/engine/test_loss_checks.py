@@ -1,0 +1,88 @@
+"""Losses that are not the mean over samples."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_robust_plugins import (
+    StandardTrainer,
+    TrainingOptions,
+)
+
+from ..builders import weights
+from .small import X, Y, classifier, fit, refused
+
+
+class Coupled(nn.Module):
+    def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return (outputs - y).square().mean() + (outputs - outputs.mean(dim=0)).square().mean()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(ignore_index=3),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0] * 9 + [1.01])),
+        nn.CrossEntropyLoss(weight=torch.arange(1.0, 11), label_smoothing=0.1),
+        nn.CrossEntropyLoss(reduction="sum"),
+        nn.NLLLoss(ignore_index=0),
+        nn.MSELoss(reduction="sum"),
+        Coupled(),
+    ],
+)
+def test_losses_that_are_no_means_over_samples_are_not_cut(loss: nn.Module) -> None:
+    trainer = StandardTrainer(classifier(loss=loss), options=TrainingOptions(accumulation_steps=4))
+    refused(trainer, "accumulation_steps average over samples", type(loss).__name__)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        nn.MultiMarginLoss(weight=torch.arange(1.0, 11)),
+        nn.BCEWithLogitsLoss(pos_weight=torch.full((10,), 3.0)),
+        nn.HuberLoss(),
+    ],
+)
+def test_the_gradients_of_parts_are_those_of_the_batch(loss: nn.Module) -> None:
+    model = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # noqa: E731
+    states = []
+    for parts in (1, 5):
+        torch.manual_seed(0)
+        estimator = classifier(model(), copy.deepcopy(loss))
+        fit(StandardTrainer(estimator, options=TrainingOptions(seed=0, accumulation_steps=parts)))
+        states.append(weights(estimator))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*states, strict=True))
+
+
+def test_a_batch_that_counts_for_nothing_is_refused_by_its_reason() -> None:
+    weight = torch.ones(10)
+    weight[2] = 0
+    ignoring = StandardTrainer(classifier(loss=nn.CrossEntropyLoss(ignore_index=2)))
+    for trainer in (ignoring, StandardTrainer(classifier(loss=nn.CrossEntropyLoss(weight)))):
+        refused(trainer, "y: got a batch of 20 labels all of class 2", x=X[:20], y=np.full(20, 2))
+        fit(trainer, batch_size=300)  # a batch with others trains
+
+
+def test_losses_that_give_no_number_are_refused() -> None:
+    class OfEach(nn.Module):
+        def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return (outputs - y).square().mean(dim=1)
+
+    refused(StandardTrainer(classifier(loss=nn.CrossEntropyLoss(reduction="none"))), "reduction 'none'")
+    refused(StandardTrainer(classifier(loss=OfEach())), "a tensor of shape (64,)")
+
+
+def test_binary_losses_of_several_outputs_are_one_class_against_the_rest() -> None:
+    estimator = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), nn.BCEWithLogitsLoss())
+    trainer = StandardTrainer(estimator)
+    x, y = torch.from_numpy(X[:8]), torch.from_numpy(Y[:8])
+    expected = functional.binary_cross_entropy_with_logits(trainer.logits(x), functional.one_hot(y, 10).float())
+    assert torch.equal(trainer.training_loss(x, y), expected)
+    assert fit(trainer, nb_epochs=10).history[-1]["loss"] < 0.35
