@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ..entries import Entry
 from ..threat import Norm, ThreatModel
-from .diagnostics import SEVERITIES
-from .suites import SUITES, Backend, Constraint
+from .flags import SEVERITIES
+from .libraries import SUITES, Backend
+from .results import Constraint
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -21,7 +21,7 @@ from torch import nn
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Attack, Evaluator, Setting
 
-from .conftest import Data, custom, digits, step, trained, wrap
+from .builders import Data, custom, digits, step, trained, wrap
 
 
 def noisy(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
@@ -153,7 +153,7 @@ def test_a_foreign_state_is_refused_with_its_difference(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "9.0")
         refused(rf"version of torch \({re.escape(torch_version)}, now 9\.0\)", evaluator(network, made, tmp_path))
-        patch.setattr("art_robust_plugins.evaluation.evaluator.version", lambda name: "9.0")
+        patch.setattr("art_robust_plugins.evaluation.settings.version", lambda name: "9.0")
         refused(r"version of art-robust-plugins \(.*, now 9\.0\) and .*", evaluator(network, made, tmp_path))
     refused("batch_size", evaluator(network, made, tmp_path, batch_size=11))
     refused("choice of attacks", evaluator(network, made[:2], tmp_path))

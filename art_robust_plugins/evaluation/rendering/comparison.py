@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..results import EvaluationResults
-from .labels import fast, mark, median_radius, range_text
+from .labels import is_fast, mark, median_radius, range_text
 from .tables import setting_rows
 
 
@@ -20,7 +20,7 @@ def accuracies(report: EvaluationResults) -> dict[str, float]:
     return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **proven, **stages}
 
 
-def compared_rows(reports: Mapping[str, EvaluationResults]) -> list[str]:
+def list_compared_rows(reports: Mapping[str, EvaluationResults]) -> list[str]:
     """The rows of a comparison: what any of the runs has, the totals first."""
     names = dict.fromkeys(name for report in reports.values() for name in accuracies(report))
     totals = [name for name in ("clean", "AutoAttack (standard)", "worst case", "certified") if name in names]
@@ -34,9 +34,9 @@ def comparison_rows(reports: Mapping[str, EvaluationResults]) -> tuple[list[str]
         ["threat model", *(report.settings["threat"]["text"] for report in reports.values())],
         ["points", *(str(report.settings["points"]) for report in reports.values())],
     ]
-    if any(fast(report) for report in reports.values()):
-        rows.append(["level", *("fast, NOT standard" if fast(report) else "" for report in reports.values())])
-    for name in compared_rows(reports):
+    if any(is_fast(report) for report in reports.values()):
+        rows.append(["level", *("fast, NOT standard" if is_fast(report) else "" for report in reports.values())])
+    for name in list_compared_rows(reports):
         rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
     if any(report.radii is not None for report in reports.values()):
         rows.append(["median certified radius", *map(median_radius, reports.values())])

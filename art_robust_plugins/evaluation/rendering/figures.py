@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from ...escapes import drawable
 from ..results import EvaluationResults
-from .comparison import accuracies, compared_rows
-from .labels import fast, mark
+from .comparison import accuracies, list_compared_rows
+from .labels import is_fast, mark
 
 CLEAN, BOUNDED, OWN_MEASURE, WORST, INK = "#8d99ae", "#3a6ea5", "#c9d3df", "#b23a48", "#1f2933"
 CERTIFIED = "#3f8f5f"
@@ -151,12 +151,12 @@ def examples_figure(report: EvaluationResults) -> tuple[Figure, float] | None:
 
 
 def comparison_figure(reports: Mapping[str, EvaluationResults]) -> Figure:
-    rows = compared_rows(reports)
+    rows = list_compared_rows(reports)
     drawing, axes = figure(6.4, 0.9 + 0.32 * len(rows))
     for (name, report), (colour, marker) in zip(reports.items(), appearances(len(reports)), strict=True):
         values = accuracies(report)
         points = [(100 * values[row], index) for index, row in enumerate(rows) if row in values]
-        label = f"{name}\n(fast, NOT standard)" if fast(report) else name
+        label = f"{name}\n(fast, NOT standard)" if is_fast(report) else name
         axes.plot(*zip(*points, strict=True), marker, color=colour, label=drawable(label), markersize=7, alpha=0.85)
     axes.set_yticks(range(len(rows)), [drawable(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...escapes import escape_markdown
-from ..diagnostics import Flag
+from ..flags import Flag
 from ..results import EvaluationResults
 from .comparison import comparison_rows, difference_note, settings_columns
 from .labels import attack_notes, constraint_notes, robust_label, title
