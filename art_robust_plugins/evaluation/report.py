@@ -146,7 +146,7 @@ class EvaluationReport(EvaluationResults):
             PAGE_FILE: render_report(self),
         }
         for name, text in texts.items():
-            write_atomically(folder / name, _write_text(text))
+            write_atomically(folder / name, _make_writer(text))
         return folder / PAGE_FILE
 
     @classmethod
@@ -225,11 +225,9 @@ def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path)
         ValueError: no reports.
     """
     folder = Path(folder)
-    pages = dict(
-        zip(COMPARISON_FILES, (comparison_markdown(_check_any(reports)), render_comparison(reports)), strict=True)
-    )
-    for name, text in pages.items():
-        write_atomically(folder / name, _write_text(text))
+    texts = comparison_markdown(_check_any(reports)), render_comparison(reports)
+    for name, text in zip(COMPARISON_FILES, texts, strict=True):
+        write_atomically(folder / name, _make_writer(text))
     return folder / COMPARISON_FILES[-1]
 
 
@@ -243,5 +241,5 @@ def _to_tensor(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _write_text(text: str) -> Any:
+def _make_writer(text: str) -> Any:
     return lambda temporary: temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a saved report may say: kinds and ranges of its entries, and totals that its arrays bear out."""
+"""Checks of a saved report: kinds and ranges of its entries, and totals that agree with its arrays."""
 
 from __future__ import annotations
 

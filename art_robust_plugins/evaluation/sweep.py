@@ -112,7 +112,7 @@ def sweep(
 
 
 def _check_radii(path: Path, threats: Sequence[ThreatModel]) -> None:
-    """Each radius attacks what the smaller ones left, so that in one folder only larger ones may join."""
+    """Each radius attacks the points that smaller ones left, so only larger radii may join a folder."""
     now = [f"{threat.norm} {threat.eps:g}" for threat in threats]
     was = _read_radii(path) if path.exists() else []
     common = min(len(was), len(now))
@@ -141,7 +141,7 @@ def _read_radii(path: Path) -> list[str]:
 
 
 def merge_reports(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any]) -> EvaluationReport:
-    """The report of all points at the larger eps, ``after`` being that of the points ``left``."""
+    """The report of all points at the larger eps; ``after`` is the report of the points ``left`` alone."""
     adversarial = before.adversarial.copy()
     adversarial[left] = after.adversarial
     robust = _spread(after.robust, left, len(before.robust))
@@ -164,7 +164,7 @@ def merge_reports(before: EvaluationReport, after: EvaluationReport, left: NDArr
 
 
 def _report_all_broken(before: EvaluationReport, threat: ThreatModel) -> EvaluationReport:
-    """The report at a larger eps when no point is left: nothing has to be run."""
+    """The report at a larger eps when no point is left: no attack has to run."""
     idle: dict[str, Any] = {"seconds": 0.0, "forward_calls": 0, "backward_calls": 0}
     attacks: list[AttackResult] = [replace(result, **idle) for result in before.attacks]
     described = describe_threat(threat, *before.settings["clip_values"])

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_robust_plugins.evaluation import Attack, EvaluationReport, Setting
+from art_robust_plugins.evaluation import Attack, AttackResult, EvaluationReport, Setting
 from art_robust_plugins.evaluation.diagnostics import Findings, ShortAttacks
 from art_robust_plugins.evaluation.progress import CleanFindings
 from art_robust_plugins.input_range import InputRange
@@ -139,7 +139,7 @@ def healthy_findings(**changed: object) -> Findings:
         clean_accuracy=1.0,
         clean=clean,
         progress={},
-        results=[],
+        results=[AttackResult("healthy", "", 0.5, np.arange(10) < 5, 0.0, 0, 0, True, False, {})],
         short_attacks=short,
         input_range=InputRange(0.0, 1.0),
         straight_through=[],

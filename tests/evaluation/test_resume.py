@@ -222,6 +222,22 @@ def test_a_file_that_is_no_state_is_refused(network: nn.Module, data: Data, tmp_
         evaluator(network, made, tmp_path).evaluate(*data)
 
 
+@pytest.mark.parametrize("entry", ["clean", "outputs", "difference", "passes", "memory", "moved", "tied", "gradients"])
+def test_a_state_without_an_entry_is_refused_with_its_name(
+    entry: str, network: nn.Module, data: Data, tmp_path: Path
+) -> None:
+    stopped, _ = attacks(stop_at=0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(network, stopped, tmp_path).evaluate(*data)
+    state = torch.load(tmp_path / "evaluation.pt", weights_only=True)
+    del state[entry]
+    torch.save(state, tmp_path / "evaluation.pt")
+    made, calls = attacks()
+    with pytest.raises(ValueError, match=rf"evaluation\.pt: {entry}"):
+        evaluator(network, made, tmp_path).evaluate(*data)
+    assert calls == []
+
+
 def test_a_file_that_was_being_written_is_passed_over(network: nn.Module, data: Data, tmp_path: Path) -> None:
     made, _ = attacks()
     expected = evaluator(network, made, tmp_path).evaluate(*data)

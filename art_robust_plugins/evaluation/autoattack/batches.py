@@ -18,10 +18,10 @@ Found = TypeVar("Found")
 Draw = Callable[..., Tensor]
 """`torch.rand` or `torch.randn`."""
 
-# What a pass may take of the memory that is free; the attacks' own tensors need the rest.
+# The share of the free memory that a pass may take; the attacks' own tensors need the rest.
 MEMORY_SHARE = 0.5
 LARGEST_BATCH = 1024
-# Numbers in the images that keep a CPU busy.
+# A CPU is busy with images that hold so many numbers in total.
 BUSY = 2**17
 _PROBE = 8
 
@@ -66,7 +66,7 @@ class Streams:
 
 
 class BatchedPasses:
-    """Runs a network, and what surrounds it, on physical batches. What does not fit into memory is halved.
+    """Runs a network on physical batches. A batch that does not fit into memory is halved.
 
     Args:
         model: images in [0, 1] -> logits; it gets copies of them, which it may change.
@@ -78,7 +78,7 @@ class BatchedPasses:
         self.model, self.size, self.precision = model, size, precision
 
     def run_over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """``run`` on consecutive slices of ``count`` rows; what it returned, joined again."""
+        """Call ``run`` on consecutive slices of ``count`` rows, and join what it returns."""
         parts: list[tuple[Tensor, ...]] = []
         done = 0
         while done < count:
@@ -95,7 +95,7 @@ class BatchedPasses:
         return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
     def run_whole(self, work: Callable[[int], Found]) -> Found:
-        """What ``work`` gives with passes of some size; it is begun anew with half of it where they do not fit."""
+        """Call ``work`` with the size of a pass; where memory does not suffice, call it again with half the size."""
         while True:
             try:
                 return work(self.size)
@@ -110,7 +110,7 @@ class BatchedPasses:
             torch.cuda.empty_cache()
 
     def suggest_rows(self, x: Tensor) -> int:
-        """How many images like these [N, ...] are worth running at once, where there is a choice.
+        """How many images like these [N, ...] to run at once, where an attack may choose.
 
         A CPU gains nothing from more images than keep it from idling between operations.
         """
@@ -155,12 +155,12 @@ def find_misclassified(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def widen(values: Tensor, like: Tensor) -> Tensor:
-    """Numbers [N] -> [N, 1, ...], to meet a batch ``like``."""
+    """Numbers [N] -> [N, 1, ...], which broadcast against a batch ``like``."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
 class ChannelsLast(nn.Module):
-    """A model that gets its images with the channels of a pixel side by side: a layout, not another shape."""
+    """A model whose images are laid out in memory with the channels of a pixel side by side."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -205,5 +205,5 @@ def find_fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is a lack of memory; the CPU's has no type of its own."""
+    """Whether memory ran out; on a CPU the error has no type of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -198,7 +198,7 @@ class FAB:
 
 
 def find_first_of_each(values: Tensor) -> Tensor:
-    """Where each number of ``values`` [n] stands for the first time: two targets may break one point at once."""
+    """The position of the first occurrence of each number in ``values`` [n]: two targets may break a point at once."""
     ordered, order = values.sort(stable=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
@@ -216,7 +216,7 @@ class RunRows:
     at: Tensor
 
     def select(self, rows: Tensor) -> RunRows:
-        """Only these, given as bool [n]."""
+        """Only these runs, given as bool [n]."""
         target = None if self.target is None else self.target[rows]
         return RunRows(self.index[rows], self.x[rows], self.y[rows], target, self.at[rows])
 

@@ -129,7 +129,7 @@ class _Search:
         best = (x + self.eps * _take_signs(stripes)).clamp(0, 1)
         margin = self._compute_margin(best, y)
         corners, signs, identity, batch = self._draw_proposals()
-        # What is known to change nothing or to be worse than the best image; until that one changes.
+        # Proposals that are known to change nothing or to be worse than the best image, until that image changes.
         known = torch.zeros(n, int(identity.max()) + 1, dtype=torch.bool, device=x.device)
         reached = torch.zeros(n, dtype=torch.long, device=x.device)
         changing, accepting = 1.0, 1.0
@@ -204,7 +204,7 @@ class _Search:
         return torch.minimum(torch.maximum(moved, x - self.eps), x + self.eps).clamp(0, 1)
 
     def run_sparse(self, norm: Norm) -> tuple[Tensor, Tensor]:
-        """The same for L2 and L1: the random numbers of a query depend on how many points are left before it."""
+        """As `run_linf`, for L2 and L1, where a query's random numbers depend on how many points are left before it."""
         best = self._fill_ball(norm, self.x, self._draw_tiles(norm))
         margin = self._compute_margin(best, self.y)
         h, w = self.x.shape[-2:]
@@ -226,7 +226,7 @@ class _Search:
         return margin <= 0, best
 
     def _draw_tiles(self, norm: Norm) -> Tensor:
-        """Changes to begin with: tiles of random signs side by side."""
+        """Initial changes: tiles of random signs side by side."""
         h, w = self.x.shape[2:]
         side = max(h // 5, 1)
         first = max((h - 5 * side) // 2, 0)
@@ -241,7 +241,7 @@ class _Search:
         return delta
 
     def _merge_windows(self, norm: Norm, delta: Tensor, side: int, generator: torch.Generator) -> Tensor:
-        """Changes [n, C, H, W] with those of two windows brought together in the first one."""
+        """Changes [n, C, H, W], those within two windows merged into the first window."""
         c, h, w = delta.shape[1:]
         room = torch.tensor([h - side, w - side] * 2, device="cpu")
         places = torch.rand(4, generator=generator, device="cpu") * room
@@ -275,7 +275,7 @@ class _Search:
         return (pattern * signs).to(self.x.device)
 
     def _fill_ball(self, norm: Norm, x: Tensor, delta: Tensor) -> Tensor:
-        """The image of a change that fills the ball, in [0, 1]."""
+        """The image x + delta in [0, 1], with the change scaled to fill the ball."""
         if norm == "L2":
             return (x + delta / (_measure_length(norm, delta, (1, 2, 3)) + 1e-12) * self.eps).clamp(0, 1)
         return x + delta + correct_to_l1_ball(x, delta, self.eps * (1 - 1e-6))

@@ -1,8 +1,8 @@
-"""Whether an evaluation judges what it means to judge, looked at before any attack.
+"""Checks before any attack: whether the verdicts are about the function that is attacked.
 
 Attacks follow the network after ART's preprocessing, verdicts come from ``predict``: both must compute the same. And an
-image must have one answer, whatever passed before it and beside it. What contradicts the first is refused; what
-contradicts the second becomes a flag, see ``answers.py``.
+image must have one answer, whatever passed before it and beside it. An estimator that breaks the first rule is
+refused; one that breaks the second gets a flag, see ``answers.py``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .differences import RANDOM_DIFFERENCE, measure_difference, measure_differen
 Outputs = Callable[[Tensor], Tensor]
 """Images [n, ...] in the estimator's range -> outputs [n, classes], on the CPU."""
 
-# How many images of the evaluation are looked at; as many are made beside them.
+# How many of the evaluation's images are checked; as many others are generated.
 IMAGES = 8
 # Passes of a randomised network whose means are compared, and the standard errors by which they may differ.
 PASSES = 10
 ERRORS = 8.0
-# Passes of another shape round otherwise: in bfloat16, or with TensorFloat-32, by up to this share of the length.
+# Rounding depends on a pass's shape: in bfloat16, or with TensorFloat-32, by up to this share of the length.
 SHAPE_DIFFERENCE = 1e-2
 # How many of these images also pass alone.
 _ALONE = 4
@@ -153,7 +153,7 @@ def measure_seeded_difference(predict: Outputs, x: Tensor, seed: int) -> float:
 
 
 def measure_memory(unrestored: Outputs, x: Tensor, low: Bound, high: Bound) -> float:
-    """How far outputs for the same images lie apart when other images passed between: what the network remembers.
+    """The difference between outputs for the same images when other images pass in between.
 
     Args:
         unrestored: the estimator's ``predict``, whose state stays as each pass leaves it.

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ...escapes import printable
 from ..results import EvaluationResults
-from .comparison import by_units, comparison_rows, difference_note, settings_columns
+from .comparison import comparison_rows, difference_note, group_by_units, settings_columns
 from .figures import accuracy_figure, comparison_figure, curve_figure, draw_picture, examples_figure
 from .labels import attack_notes, constraint_notes, join_versions, robust_label, title
 from .tables import (
@@ -49,7 +49,7 @@ def render_report(report: EvaluationResults) -> str:
         title=title(report),
         report=report,
         told=", ".join(map(str, told)),
-        numbers=_numbers(report),
+        numbers=_list_numbers(report),
         accuracy_figure=_encode(accuracy_figure(report)),
         attack_notes=" ".join(attack_notes(report)),
         attack_head=ATTACK_HEAD,
@@ -80,7 +80,7 @@ def render_comparison(reports: Mapping[str, EvaluationResults]) -> str:
         constraint_notes=" ".join(constraint_notes(reports.values())),
         accuracy_figure=_encode(comparison_figure(reports)),
         reports=list(reports.items()),
-        curves=[(unit, _encode(curve_figure(runs))) for unit, runs in by_units(reports).items()],
+        curves=[(unit, _encode(curve_figure(runs))) for unit, runs in group_by_units(reports).items()],
         curve_note=curve_note(list(reports.values())),
         not_run=list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"])),
         setting_head=setting_head,
@@ -88,7 +88,7 @@ def render_comparison(reports: Mapping[str, EvaluationResults]) -> str:
     )
 
 
-def _numbers(report: EvaluationResults) -> list[tuple[str, str]]:
+def _list_numbers(report: EvaluationResults) -> list[tuple[str, str]]:
     """The large numbers at the head of a page, and what they are."""
     points = report.settings["points"]
     numbers = [

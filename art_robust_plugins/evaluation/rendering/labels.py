@@ -1,4 +1,4 @@
-"""Words for an evaluation: its title, and how each of its numbers is to be read."""
+"""Words for an evaluation: its title, and what each of its numbers means."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def range_text(settings: Mapping[str, Any]) -> str:
 
 
 def is_fast(report: EvaluationResults) -> bool:
-    """Whether stages of the fast level stand where AutoAttack's would."""
+    """Whether stages of the fast level ran in place of AutoAttack's."""
     return bool(report.settings.get("fast")) and not report.settings["autoattack"]
 
 
@@ -49,7 +49,7 @@ def robust_label(report: EvaluationResults) -> str:
 
 
 def worst_case_mark(report: EvaluationResults) -> str:
-    """How the worst case is to be read where it is not that of a whole evaluation at one eps."""
+    """A note beside the worst case where it is not that of a whole evaluation at one eps."""
     found = [*(["fast, NOT standard"] if is_fast(report) else []), *(["in a sweep"] if is_swept(report) else [])]
     return f"({', '.join(found)})" if found else ""
 
@@ -70,7 +70,7 @@ def interval(report: EvaluationResults, accuracy: float) -> str:
 
 
 def mark(result: AttackResult) -> str:
-    """How the accuracy of an attack that is not bound to the ball is to be read."""
+    """A note beside the accuracy of an attack that is not bound to the ball."""
     return {"ball": "", "minimal": "(smallest change)", "none": "(own measure)"}[result.constraint]
 
 
@@ -117,7 +117,7 @@ def certificate_text(report: EvaluationResults) -> str:
 
 
 def median_radius(report: EvaluationResults) -> str:
-    """Of all points, those that are misclassified with 0."""
+    """The median over all points, where misclassified points count as 0."""
     if report.radii is None:
         return "not certified"
     return f"{report.settings['threat']['norm']} {np.median(report.radii.clip(0)):.2g}"
