@@ -1,10 +1,10 @@
 """Evaluation of a classifier's robustness: attacks, verdicts that are checked, diagnostics, reports."""
 
-from .diagnostics import Flag
 from .evaluator import Evaluator
+from .flags import Flag
+from .libraries import ATTACKS, SUITES, Attack, NotApplicable, Setting
 from .report import EvaluationReport, compare, save_comparison
 from .results import AttackResult
-from .suites import ATTACKS, SUITES, Attack, NotApplicable, Setting
 from .sweep import sweep
 from .transfer import transfer
 

@@ -1,4 +1,4 @@
-"""The result of an evaluation: numbers, arrays, and everything needed to trust them; saved and read back."""
+"""The report of an evaluation: its results, saved, read back, rendered and compared."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..escapes import csv_cell
-from ..files import load_tensors, read_json, save_archive, save_tensors, sha256_of, write_atomically, write_json
+from ..files import load_tensors, read_json, save_tensors, sha256_of, write_atomically
 from ..sealed import read_sealed, write_sealed
-from ..threat import ThreatModel
-from .diagnostics import Flag
+from .flags import Flag
 from .rendering import comparison_markdown, render_comparison, render_report, report_markdown, summary
-from .rendering.labels import swept
 from .report_record import check_report
 from .results import AttackResult, EvaluationResults, Examples
+from .robustbench import LeaderboardEntry, export_to_robustbench
 
 REPORT_FILE = "report.json"
 ARRAYS_FILE = "arrays.safetensors"
@@ -34,10 +33,6 @@ REPORT_FILES = (REPORT_FILE, ARRAYS_FILE, VERDICTS_FILE, MARKDOWN_FILE, PAGE_FIL
 _FORMAT = "art-robust-plugins report 4"
 _UNSEALED = ("art-robust-plugins report 3",)
 _EARLIER = ("art-robust-plugins report 1", "art-robust-plugins report 2")
-
-ROBUSTBENCH_POINTS = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
-"""The data sets of RobustBench's leaderboards, and how many test images its entries are evaluated on."""
-ROBUSTBENCH_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,68 +101,20 @@ class EvaluationReport(EvaluationResults):
             ...     "Accuracy", authors="Hongyang Zhang, and others", dataset="cifar10",
             ...     architecture="WideResNet-34-10", model_id="Zhang2019Theoretically")   # doctest: +SKIP
         """
-        accuracy, settings = self.autoattack_accuracy, self.settings
-        model_id = settings["network"] if model_id is None else model_id
-        if accuracy is None or accuracy != self.robust_accuracy or settings["verdict_passes"] > 1:
-            raise ValueError(
-                "report: it is not one of standard AutoAttack alone on a deterministic network, expected one of "
-                "attacks='standard'."
-            )
-        if swept(self):
-            raise ValueError(
-                "report: it is one of a sweep, with points known from a smaller eps, expected one of an evaluation at "
-                "this eps alone."
-            )
-        if dataset not in ROBUSTBENCH_POINTS:
-            known = ", ".join(map(repr, ROBUSTBENCH_POINTS))
-            raise ValueError(f"dataset: got {dataset!r}, expected one of {known}.")
-        shape, channels_first = settings["input_shape"], settings["channels_first"]
-        classes, of_dataset = settings["classes"], ROBUSTBENCH_CLASSES[dataset]
-        if len(shape) != 3 or shape[0 if channels_first else -1] != 3 or classes != of_dataset:
-            raise ValueError(
-                f"dataset: got {dataset!r} for {classes} classes and inputs of shape {tuple(shape)}, expected "
-                f"{of_dataset} classes and images of 3 channels."
-            )
-        norm = settings["threat"]["norm"]
-        if norm not in ("Linf", "L2"):
-            raise ValueError(f"report: its threat model is {norm}, expected Linf or L2.")
-        if not model_id or Path(model_id).name != model_id:
-            raise ValueError(f"model_id: got {model_id!r}, expected the name of a file without folders.")
-        if settings.get("clip_values_by_feature") is not None:
-            raise ValueError(
-                f"report: its clip_values differ by feature ({settings['clip_values_by_feature']}), expected one pair "
-                f"of numbers, of which eps is a share."
-            )
-        low, high = settings["clip_values"]
-        threat = ThreatModel(norm, settings["threat"]["eps"] / (high - low))
-        notes = [] if footnote is None else [footnote]
-        points, asked = settings["points"], ROBUSTBENCH_POINTS[dataset]
-        if points != asked:
-            notes.append(f"Evaluated on {points} of {asked} points.")
-        percent = {"clean_acc": self.clean_accuracy, "autoattack_acc": accuracy}
-        shown = {key: f"{100 * value:.2f}" for key, value in percent.items()}
-        information = {
-            "link": link,
-            "name": name,
-            "authors": authors,
-            "additional_data": additional_data,
-            "number_forward_passes": number_forward_passes,
-            "dataset": dataset,
-            "venue": venue,
-            "architecture": architecture,
-            "eps": str(threat).split(" ")[1],
-            "clean_acc": shown["clean_acc"],
-            "reported": shown["autoattack_acc"] if reported is None else f"{reported:.2f}",
-            "autoattack_acc": shown["autoattack_acc"],
-            **({"footnote": " ".join(notes)} if notes else {}),
-            "unreliable": any(flag.severity == "severe" for flag in self.flags),
-        }
-        images = ((_tensor(self.adversarial).double() - low) / (high - low)).float().clamp(0, 1)
-        images = images if channels_first else images.movedim(-1, 1).contiguous()
-        save_archive(Path(folder) / f"{model_id}.pt", images)
-        path = Path(folder) / f"{model_id}.json"
-        write_json(path, information)
-        return path
+        entry = LeaderboardEntry(
+            name=name,
+            authors=authors,
+            dataset=dataset,
+            architecture=architecture,
+            model_id=self.settings["network"] if model_id is None else model_id,
+            link=link,
+            venue=venue,
+            additional_data=additional_data,
+            number_forward_passes=number_forward_passes,
+            reported=reported,
+            footnote=footnote,
+        )
+        return export_to_robustbench(self, entry, folder)
 
     def __str__(self) -> str:
         return summary(self)
@@ -191,15 +138,15 @@ class EvaluationReport(EvaluationResults):
             **{f"examples.{name}": values for name, values in vars(self.examples).items()},
             **({} if self.radii is None else {"radii": self.radii}),
         }
-        save_tensors(folder / ARRAYS_FILE, {name: _tensor(values) for name, values in arrays.items()})
-        write_sealed(folder / REPORT_FILE, {**self._plain(), "arrays_sha256": sha256_of(folder / ARRAYS_FILE)})
+        save_tensors(folder / ARRAYS_FILE, {name: _to_tensor(values) for name, values in arrays.items()})
+        write_sealed(folder / REPORT_FILE, {**self._describe(), "arrays_sha256": sha256_of(folder / ARRAYS_FILE)})
         texts = {
             VERDICTS_FILE: self.verdicts_csv(),
             MARKDOWN_FILE: report_markdown(self),
             PAGE_FILE: render_report(self),
         }
         for name, text in texts.items():
-            write_atomically(folder / name, _writer(text))
+            write_atomically(folder / name, _make_writer(text))
         return folder / PAGE_FILE
 
     @classmethod
@@ -249,7 +196,7 @@ class EvaluationReport(EvaluationResults):
             radii=arrays.get("radii"),
         )
 
-    def _plain(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """Everything but the arrays."""
         return {
             "format": _FORMAT,
@@ -268,7 +215,7 @@ def compare(reports: Mapping[str, EvaluationReport]) -> str:
     Raises:
         ValueError: no reports.
     """
-    return render_comparison(_some(reports))
+    return render_comparison(_check_any(reports))
 
 
 def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path) -> Path:
@@ -278,21 +225,21 @@ def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path)
         ValueError: no reports.
     """
     folder = Path(folder)
-    pages = dict(zip(COMPARISON_FILES, (comparison_markdown(_some(reports)), render_comparison(reports)), strict=True))
-    for name, text in pages.items():
-        write_atomically(folder / name, _writer(text))
+    texts = comparison_markdown(_check_any(reports)), render_comparison(reports)
+    for name, text in zip(COMPARISON_FILES, texts, strict=True):
+        write_atomically(folder / name, _make_writer(text))
     return folder / COMPARISON_FILES[-1]
 
 
-def _some(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationReport]:
+def _check_any(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationReport]:
     if not reports:
         raise ValueError("reports: got none, expected at least one named report.")
     return reports
 
 
-def _tensor(values: NDArray[Any]) -> Tensor:
+def _to_tensor(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _writer(text: str) -> Any:
+def _make_writer(text: str) -> Any:
     return lambda temporary: temporary.write_text(text, encoding="utf-8")

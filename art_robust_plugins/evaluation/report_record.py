@@ -1,4 +1,4 @@
-"""What a saved report may say: kinds and ranges of its entries, and totals that its arrays bear out."""
+"""Checks of a saved report: kinds and ranges of its entries, and totals that agree with its arrays."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ..entries import Entry
 from ..threat import Norm, ThreatModel
-from .diagnostics import SEVERITIES
-from .suites import SUITES, Backend, Constraint
+from .flags import SEVERITIES
+from .libraries import SUITES, Backend
+from .results import Constraint
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -1,15 +1,18 @@
-"""What an evaluation found: numbers and arrays, and nothing of how they are shown or kept."""
+"""What an evaluation found: numbers and arrays. Data only: saving, rendering and exports are elsewhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .diagnostics import Flag
-from .suites import Constraint
+from .flags import Flag
+
+Constraint = Literal["ball", "minimal", "none"]
+"""What an attack's candidates are bound to: the threat's ball ("ball"); nothing, but it looks for the smallest change,
+so that candidates within the ball count ("minimal"); nothing, and it succeeds by its own measure ("none")."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
             f"DataLoader of pairs (x, y)."
         )
     parts = []
-    # A loader draws a random number for its workers.
+    # A DataLoader draws a random number for its workers.
     with restored_random_states(cuda_devices()):
         for images, targets in _batches(x):
             samples = image_tensor(images, estimator).cpu()

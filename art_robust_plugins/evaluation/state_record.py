@@ -13,7 +13,7 @@ from ..entries import Entry
 
 
 def check_opened(state: Any, path: Path, *, points: int, classes: int) -> None:
-    """Refuse what stays of an evaluation, where its entries are of another kind; ``points`` were evaluated.
+    """Refuse an evaluation's clean findings where an entry is of another kind; ``points`` were evaluated.
 
     Raises:
         ValueError: the sentence names the entry.
@@ -21,13 +21,19 @@ def check_opened(state: Any, path: Path, *, points: int, classes: int) -> None:
     entry = Entry(state, f"{path}:")
     entry["mark"].text()
     passes = entry["passes"].whole(1, 1000)
-    entry["difference"].number(0)
     entry["probabilities"].flag()
     for name in ("nan", "infinite"):
         entry[name].whole(0, points)
     outputs = _tensor(entry["outputs"], torch.float32, (None, classes))
     if not 1 <= len(outputs) <= points:
         entry["outputs"].refuse(f"the outputs of 1 to {points} points")
+    for name in ("undecided", "tied"):
+        entry[name].whole(0, points)
+    entry["gradients"].flag()
+    entry["moved"].texts()
+    for name in ("difference", "memory", "seeded_difference", "batch_difference"):
+        if entry[name].value != float("inf"):
+            entry[name].number(0)
     if passes == 1 or entry["clean"].value is not None:
         _indices(entry["clean"], -1, classes - 1, length=points)
 
@@ -45,7 +51,7 @@ def read_fingerprint(state: Any, path: Path) -> dict[str, str]:
 def check_change(
     state: Any, path: Path, *, attacks: Collection[str], counts: Collection[str], x: Tensor
 ) -> dict[str, Any]:
-    """Refuse what a batch changed, where its entries are of another kind; ``x`` [N, ...] are the samples.
+    """Refuse a batch's changes where an entry is of another kind; ``x`` [N, ...] are the samples.
 
     Raises:
         ValueError: the sentence names the entry.

@@ -17,12 +17,13 @@ from ..files import read_json
 from ..locks import check_output_folder
 from ..sealed import read_sealed, write_sealed
 from ..threat import ThreatModel
-from . import diagnostics
-from .evaluator import Evaluator, describe_threat
+from .evaluator import Evaluator
+from .flags import merge_flags
+from .libraries import resolve
 from .report import EvaluationReport
 from .results import AttackResult
 from .samples import read_samples
-from .suites import resolve
+from .settings import describe_threat
 
 SWEEP_FILE = "sweep.json"
 _FORMAT = "art-robust-plugins sweep 2"
@@ -103,15 +104,15 @@ def sweep(
         if before is None:
             report = evaluator.evaluate(images, labels)
         elif len(left):
-            report = _merged(before, evaluator.evaluate(images[left], labels[left]), left)
+            report = merge_reports(before, evaluator.evaluate(images[left], labels[left]), left)
         else:
-            report = _all_broken(before, evaluator.threat)
+            report = _report_all_broken(before, evaluator.threat)
         reports[evaluator.threat.eps] = before = report
     return reports
 
 
 def _check_radii(path: Path, threats: Sequence[ThreatModel]) -> None:
-    """Each radius attacks what the smaller ones left, so that in one folder only larger ones may join."""
+    """Each radius attacks the points that smaller ones left, so only larger radii may join a folder."""
     now = [f"{threat.norm} {threat.eps:g}" for threat in threats]
     was = _read_radii(path) if path.exists() else []
     common = min(len(was), len(now))
@@ -139,8 +140,8 @@ def _read_radii(path: Path) -> list[str]:
     return entry.texts()
 
 
-def _merged(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any]) -> EvaluationReport:
-    """The report of all points at the larger eps, ``after`` being that of the points ``left``."""
+def merge_reports(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any]) -> EvaluationReport:
+    """The report of all points at the larger eps; ``after`` is the report of the points ``left`` alone."""
     adversarial = before.adversarial.copy()
     adversarial[left] = after.adversarial
     robust = _spread(after.robust, left, len(before.robust))
@@ -155,19 +156,21 @@ def _merged(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any
         robust=robust,
         adversarial=adversarial,
         attacks=attacks,
-        flags=diagnostics.merged(before.flags + after.flags),
+        flags=merge_flags(before.flags + after.flags),
         # The curve stays that of the first points, and so does what is told of it.
-        settings={**after.settings, "diagnostics": before.settings["diagnostics"], **_reused(before)},
+        settings={**after.settings, "diagnostics": before.settings["diagnostics"], **_describe_reused(before)},
         examples=examples if len(examples.indices) else before.examples,
     )
 
 
-def _all_broken(before: EvaluationReport, threat: ThreatModel) -> EvaluationReport:
-    """The report at a larger eps when no point is left: nothing has to be run."""
+def _report_all_broken(before: EvaluationReport, threat: ThreatModel) -> EvaluationReport:
+    """The report at a larger eps when no point is left: no attack has to run."""
     idle: dict[str, Any] = {"seconds": 0.0, "forward_calls": 0, "backward_calls": 0}
     attacks: list[AttackResult] = [replace(result, **idle) for result in before.attacks]
     described = describe_threat(threat, *before.settings["clip_values"])
-    return replace(before, attacks=attacks, settings={**before.settings, "threat": described, **_reused(before)})
+    return replace(
+        before, attacks=attacks, settings={**before.settings, "threat": described, **_describe_reused(before)}
+    )
 
 
 def _spread(stands: NDArray[np.bool_], left: NDArray[Any], points: int) -> NDArray[np.bool_]:
@@ -176,7 +179,7 @@ def _spread(stands: NDArray[np.bool_], left: NDArray[Any], points: int) -> NDArr
     return whole
 
 
-def _reused(before: EvaluationReport) -> dict[str, Any]:
+def _describe_reused(before: EvaluationReport) -> dict[str, Any]:
     broken = int((before.correct & ~before.robust).sum())
     return {
         "points": before.settings["points"],

@@ -13,9 +13,9 @@ from torch.nn import functional
 from ..bridge import EstimatorModule, preprocessing_modules, preserved
 from ..fingerprints import describe_value, digest
 from ..snapshot import restored_state
-from .diagnostics import TRANSFER, gradient_obstacle
-from .evaluator import preprocessing
-from .suites import Attack, Perturb, Setting
+from .diagnostics import find_gradient_obstacle
+from .libraries import TRANSFER, Attack, Perturb, Setting
+from .settings import describe_preprocessing
 
 STEPS = 50
 
@@ -59,7 +59,7 @@ def transfer(source: PyTorchClassifier, name: str) -> Attack:
         sources = nn.ModuleList([source.model, *preprocessing_modules(source)])
         with preserved(sources), restored_state(sources):
             source.model.eval()
-            missing = gradient_obstacle(module, torch.zeros(2, *shape, device=module.device))
+            missing = find_gradient_obstacle(module, torch.zeros(2, *shape, device=module.device))
         if missing is not None:
             raise ValueError(
                 f"attacks: the source of {TRANSFER + name!r} cannot be followed ({missing}), expected a network with "
@@ -77,7 +77,7 @@ def transfer(source: PyTorchClassifier, name: str) -> Attack:
                 start = threat.random_start(x, 0.0, 1.0)
                 return threat.ascend(loss, x, start, steps=STEPS, step_size=2.5 * threat.eps / STEPS, low=0.0, high=1.0)
 
-        weights = hashlib.sha256(str(preprocessing(source)).encode())
+        weights = hashlib.sha256(str(describe_preprocessing(source)).encode())
         for value in sources.state_dict().values():
             if isinstance(value, Tensor) and not value.is_quantized:
                 weights.update(value.detach().cpu().double().numpy().tobytes())

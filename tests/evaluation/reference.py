@@ -15,7 +15,7 @@ from torch.nn import functional
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.suites import reference_package
 
-from .conftest import digits
+from .builders import digits
 
 needs_reference = pytest.mark.skipif(
     not (importlib.util.find_spec("autoattack") or importlib.util.find_spec("pyautoattack")),

@@ -13,13 +13,8 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.suites import reference_package
 
-from .conftest import digits, trained
-from .reference import coloured, in_batches, needs_reference, trained_residual, verdicts
-
-
-@pytest.fixture(scope="module")
-def residual() -> nn.Module:
-    return trained_residual()
+from .builders import digits, trained
+from .reference import coloured, in_batches, needs_reference, verdicts
 
 
 class _Silent:

@@ -12,18 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
-from art_robust_plugins.evaluation.autoattack.fab import FAB, first_of_each
-from art_robust_plugins.evaluation.autoattack.projections import l1_ball_correction, onto_hyperplane
-from art_robust_plugins.evaluation.autoattack.square import Square, image_shape, tile
+from art_robust_plugins.evaluation.autoattack.fab import FAB, find_first_of_each
+from art_robust_plugins.evaluation.autoattack.projections import correct_to_l1_ball, project_onto_hyperplane
+from art_robust_plugins.evaluation.autoattack.square import Square, build_tile, find_image_shape
 from art_robust_plugins.evaluation.suites import reference_package
 
-from .conftest import digits, trained
-from .reference import coloured, in_batches, needs_reference, trained_residual, verdicts
-
-
-@pytest.fixture(scope="module")
-def residual() -> nn.Module:
-    return trained_residual()
+from .builders import digits, trained
+from .reference import coloured, in_batches, needs_reference, verdicts
 
 
 def correct(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,8 +69,8 @@ def test_square_on_logits_that_tie(network: nn.Module) -> None:
 
 
 def test_one_image_for_each_point_in_fab() -> None:
-    assert first_of_each(torch.tensor([4, 2, 4, 2, 7])).tolist() == [1, 0, 4]
-    assert first_of_each(torch.tensor([], dtype=torch.long)).tolist() == []
+    assert find_first_of_each(torch.tensor([4, 2, 4, 2, 7])).tolist() == [1, 0, 4]
+    assert find_first_of_each(torch.tensor([], dtype=torch.long)).tolist() == []
 
 
 SQUARE = [
@@ -130,16 +125,16 @@ def test_square_takes_small_flat_and_oblong_inputs(norm: str, shape: tuple[int, 
 
 
 def test_flat_inputs_are_images_with_sides_as_equal_as_possible() -> None:
-    assert image_shape((3, 5, 7)) == (3, 5, 7)
-    assert image_shape((784,)) == (1, 28, 28)
-    assert image_shape((3072,)) == (1, 48, 64)
-    assert image_shape((13,)) == (1, 1, 13)
+    assert find_image_shape((3, 5, 7)) == (3, 5, 7)
+    assert find_image_shape((784,)) == (1, 28, 28)
+    assert find_image_shape((3072,)) == (1, 48, 64)
+    assert find_image_shape((13,)) == (1, 1, 13)
 
 
 @pytest.mark.parametrize("norm", ["L2", "L1"])
 def test_a_tile_has_length_one_and_two_signs(norm: Any) -> None:
     for side in range(2, 9):
-        pattern = tile(side, norm)
+        pattern = build_tile(side, norm)
         assert torch.linalg.vector_norm(pattern, 2 if norm == "L2" else 1).item() == pytest.approx(1)
         assert (pattern[: side // 2] > 0).all()
         assert (pattern[side // 2 :] < 0).all()
@@ -195,13 +190,13 @@ def test_fab_keeps_as_many_images_as_some_passes_hold(network: nn.Module, monkey
     """Not all targets of all points, each with several images, whatever the size of a pass."""
     x, y = correct(network, *images_of("digits"))
     held: list[int] = []
-    run = FAB._run
+    run = FAB.run
 
     def recorded(attack: FAB, rows: Any) -> Any:
         held.append(len(rows.index))
         return run(attack, rows)
 
-    monkeypatch.setattr(FAB, "_run", recorded)
+    monkeypatch.setattr(FAB, "run", recorded)
     found = [FAB(network, ThreatModel("Linf", 0.11), steps=6, physical_batch_size=size)(x, y) for size in (1, 9, 99)]
     assert held == [9] * 22 + [36] * 5 + [18] + [198]
     for other in found[1:]:
@@ -230,7 +225,7 @@ def test_the_change_onto_a_hyperplane_is_the_smallest(seed: int, size: int, reac
     w = 2 * w - 1
     low, high = w.clamp_max(0).sum(dim=1), w.clamp_min(0).sum(dim=1)
     offset = low + reach * (high - low)
-    change = onto_hyperplane(x, w, offset, norm)
+    change = project_onto_hyperplane(x, w, offset, norm)
     assert torch.allclose((w * (x + change)).sum(dim=1), offset, atol=1e-8)
     assert (x + change >= -1e-9).all()
     assert (x + change <= 1 + 1e-9).all()
@@ -249,7 +244,7 @@ def test_the_projection_on_the_l1_ball_and_the_box(seed: int, size: int, radius:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(8, size, generator=generator, dtype=torch.float64)
     delta = torch.randn(8, size, generator=generator, dtype=torch.float64)
-    found = x + delta + l1_ball_correction(x, delta, radius)
+    found = x + delta + correct_to_l1_ball(x, delta, radius)
     assert ((found - x).abs().sum(dim=1) <= radius + 1e-9).all()
     assert (found >= -1e-12).all()
     assert (found <= 1 + 1e-12).all()

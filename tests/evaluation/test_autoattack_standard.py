@@ -16,9 +16,9 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Evaluator, compare
 from art_robust_plugins.evaluation.autoattack import AutoAttack, standard
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
-from art_robust_plugins.evaluation.autoattack.batches import ChannelsLast, Passes, Streams, laid_out
+from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses, ChannelsLast, Streams, choose_layout
 
-from .conftest import Data, digits, trained, wrap
+from .builders import Data, Small, digits, trained, wrap
 from .reference import needs_reference, reference_ensemble
 
 THREAT = ThreatModel("Linf", 0.11)
@@ -44,16 +44,6 @@ def test_parameters_are_the_references(version: Any, norm: Any, network: nn.Modu
             # The reference sets one restart when it runs fab-t.
             if hasattr(theirs, name) and own in ours and (stage, own) != ("fab-t", "restarts"):
                 assert ours[own] == getattr(theirs, name), (stage, own)
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage with a few iterations."""
-    for name, steps in (("APGD", {"steps": 10}), ("FAB", {"steps": 6}), ("Square", {"queries": 40})):
-        kind = getattr(standard, name)
-        monkeypatch.setattr(
-            standard, name, lambda *args, kind=kind, steps=steps, **given: kind(*args, **given, **steps)
-        )
 
 
 @needs_reference
@@ -190,21 +180,6 @@ def test_a_randomised_networks_passes_keep_to_the_logical_batch(data: Data, netw
     assert_array_equal(run(20).attacks[0].robust, expected.attacks[0].robust)
 
 
-class Small(nn.Module):
-    """Has memory for five images."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.largest = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 5:
-            raise torch.OutOfMemoryError("too many")
-        self.largest = max(self.largest, len(x))
-        return self.network(x)
-
-
 @pytest.mark.usefixtures("short")
 def test_what_does_not_fit_into_memory_is_halved(network: nn.Module) -> None:
     x, y = (torch.from_numpy(values[-20:]) for values in digits())
@@ -213,7 +188,7 @@ def test_what_does_not_fit_into_memory_is_halved(network: nn.Module) -> None:
     assert torch.equal(plain.robust, halved.robust)
     assert small.largest == 5
     with pytest.raises(torch.OutOfMemoryError):
-        Passes(Small(network), 8).over(1, lambda part: (small(x[:6]),))
+        BatchedPasses(Small(network), 8).run_over(1, lambda part: (small(x[:6]),))
 
 
 def test_a_network_that_takes_one_layout_of_images_gets_it(network: nn.Module) -> None:
@@ -226,15 +201,15 @@ def test_a_network_that_takes_one_layout_of_images_gets_it(network: nn.Module) -
             return self.convolution(x).view(len(x), -1)
 
     viewing = Viewing()
-    assert laid_out(viewing, torch.rand(1, 3, 8, 8)) is viewing
-    turned = laid_out(network, torch.rand(1, 1, 8, 8))
+    assert choose_layout(viewing, torch.rand(1, 3, 8, 8)) is viewing
+    turned = choose_layout(network, torch.rand(1, 1, 8, 8))
     assert isinstance(turned, ChannelsLast)
     assert turned.model is network
 
 
 def test_other_errors_are_raised(network: nn.Module) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        Passes(network, 8).logits(torch.rand(4, 1, 9, 9))
+        BatchedPasses(network, 8).logits(torch.rand(4, 1, 9, 9))
 
 
 def test_points_of_a_logical_batch_share_its_stream() -> None:
@@ -275,7 +250,7 @@ def test_an_interrupted_evaluation_is_resumed_inside_its_stage(
 
         return Counting()
 
-    monkeypatch.setattr("art_robust_plugins.evaluation.suites.stage_attack", stopped)
+    monkeypatch.setattr("art_robust_plugins.evaluation.libraries.autoattack.stage_attack", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     calls[0] = -1000

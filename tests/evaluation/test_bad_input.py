@@ -13,7 +13,7 @@ from torch import nn
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare
 
-from .conftest import Data, custom, step, wrap
+from .builders import Data, custom, step, wrap
 
 SUITE_NAMES = "'standard', 'plus', 'rand', 'fast', 'torchattacks', 'torchattacks-autoattack', 'noise'"
 A_SUITE = f"expected a suite ({SUITE_NAMES}) or an attack"

@@ -15,7 +15,7 @@ from torch import nn
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, save_comparison
 
-from .conftest import Data, custom, step, wrap
+from .builders import Data, custom, step, wrap
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import AttackResult, EvaluationReport, Evaluator, Setting
-from art_robust_plugins.evaluation.diagnostics import Flag, _Chunk, merged, of_results
+from art_robust_plugins.evaluation.diagnostics import run_diagnostics
+from art_robust_plugins.evaluation.diagnostics.short_attacks import Chunk
+from art_robust_plugins.evaluation.flags import Flag, merge_flags
 
-from .conftest import Data, custom, step, strong, wrap
+from .builders import Data, custom, healthy_findings, list_flags, step, strong, wrap
 
 
 class Around(nn.Module):
@@ -33,16 +35,12 @@ def run(network: nn.Module, data: Data, perturb: Any = step, **arguments: Any) -
     return Evaluator(wrap(network), ThreatModel("Linf", 0.1), **arguments).evaluate(*data)
 
 
-def names(report: EvaluationReport) -> list[str]:
-    return [flag.name for flag in report.flags]
-
-
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_a_healthy_network_has_no_flags(norm: str, network: nn.Module, data: Data) -> None:
     eps = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}[norm]
     evaluator = Evaluator(wrap(network), ThreatModel(norm, eps), attacks=custom(strong), verbose=False)
     report = evaluator.evaluate(*data)
-    assert names(report) == []
+    assert list_flags(report) == []
     radii, accuracies = zip(*report.curve, strict=True)
     assert radii[0] == 0
     assert radii[-1] == pytest.approx({"Linf": 1, "L2": 8, "L1": 64}[norm])
@@ -56,7 +54,7 @@ def test_a_healthy_network_has_no_flags(norm: str, network: nn.Module, data: Dat
 def test_a_randomised_network(network: nn.Module, data: Data) -> None:
     noisy = Around(network, after=lambda logits: logits + 3 * torch.randn_like(logits))
     report = run(noisy, data)
-    assert names(report)[0] == "randomised"
+    assert list_flags(report)[0] == "randomised"
     assert report.flags[0].severity == "severe"
     assert "'rand'" in report.flags[0].advice
     assert report.settings["verdict_passes"] == 10
@@ -76,18 +74,18 @@ def test_rand_on_a_randomised_network_is_a_milder_flag(network: nn.Module, data:
 
 def test_softmax_outputs(network: nn.Module, data: Data) -> None:
     report = run(Around(network, after=lambda logits: logits.softmax(dim=1)), data)
-    assert "probabilities" in names(report)
+    assert "probabilities" in list_flags(report)
     assert report.clean_accuracy == run(network, data).clean_accuracy
 
 
 def test_zero_gradients_and_eps_that_does_not_matter(network: nn.Module, data: Data) -> None:
     """Rounding the input has no gradient, except through a path that does nothing."""
     report = run(Around(network, before=lambda x: (x * 8).round() / 8 + 0 * x), data)
-    assert {"zero-gradients", "eps-does-not-matter"} <= set(names(report))
+    assert {"zero-gradients", "eps-does-not-matter"} <= set(list_flags(report))
     saturated = run(Around(network, after=lambda logits: 1000 * logits), data)
-    assert "zero-gradients" in names(saturated)
+    assert "zero-gradients" in list_flags(saturated)
     # The sweep follows logit differences, which do not saturate.
-    assert "eps-does-not-matter" not in names(saturated)
+    assert "eps-does-not-matter" not in list_flags(saturated)
 
 
 def blocked(x: Tensor) -> Tensor:
@@ -112,7 +110,7 @@ def test_no_gradients_at_all(before: Any, reason: str, network: nn.Module, data:
     pytest.importorskip("pyautoattack")
     few = data[0][:4], data[1][:4]
     report = run(Around(network, before=before), few, attacks=["standard", custom(step), "uniform-0.4"])
-    assert names(report) == ["no-gradients"]
+    assert list_flags(report) == ["no-gradients"]
     assert report.flags[0].severity == "severe"
     assert report.flags[0].evidence[1:] == f"{reason[1:]}."
     assert report.curve == [(0.0, report.clean_accuracy)]
@@ -151,7 +149,7 @@ def test_the_short_attack_beats_this_run(network: nn.Module, data: Data) -> None
     assert within < report.robust_accuracy
     # At least as many as the curve fell below the attacks' own accuracy.
     assert int(flag.evidence.split("within eps, ")[1].split(" ")[0]) >= round((report.robust_accuracy - within) * 40)
-    assert "short-attack-beats-this-run" not in names(run(saturated, data, perturb=strong))
+    assert "short-attack-beats-this-run" not in list_flags(run(saturated, data, perturb=strong))
 
 
 def test_random_gradients_of_a_network_that_is_not_random(network: nn.Module, data: Data) -> None:
@@ -164,7 +162,7 @@ def test_random_gradients_of_a_network_that_is_not_random(network: nn.Module, da
         def backward(ctx: Any, gradient: Tensor) -> Tensor:
             return gradient + gradient.abs().mean() * torch.randn_like(gradient)
 
-    assert "random-gradients" in names(run(Around(network, before=Noisy.apply), data, perturb=strong))
+    assert "random-gradients" in list_flags(run(Around(network, before=Noisy.apply), data, perturb=strong))
 
 
 def test_nan_logits(network: nn.Module, data: Data) -> None:
@@ -176,11 +174,11 @@ def test_nan_logits(network: nn.Module, data: Data) -> None:
 
     report = run(Around(network, after=poison), data)
     healthy = run(network, data)
-    assert "nan-logits" in names(report)
-    assert "infinite-logits" not in names(report)
+    assert "nan-logits" in list_flags(report)
+    assert "infinite-logits" not in list_flags(report)
     infinite = run(Around(network, after=lambda logits: torch.where(logits < -5, -torch.inf, logits)), data)
-    assert "infinite-logits" in names(infinite)
-    assert "nan-logits" not in names(infinite)
+    assert "infinite-logits" in list_flags(infinite)
+    assert "nan-logits" not in list_flags(infinite)
     assert not report.robust[data[1] == 3].any()
     assert report.clean_accuracy < healthy.clean_accuracy
     assert (report.robust <= healthy.robust).all()
@@ -204,7 +202,7 @@ def test_fgsm_beats_pgd(network: nn.Module, data: Data) -> None:
             return torch.where(on_grid[:, None, None, None], gradient, -gradient)
 
     report = run(Around(network, before=Fold.apply), data)
-    assert "fgsm-beats-pgd" in names(report)
+    assert "fgsm-beats-pgd" in list_flags(report)
 
 
 def result(name: str, accuracy: float, **fields: Any) -> AttackResult:
@@ -216,7 +214,8 @@ def result(name: str, accuracy: float, **fields: Any) -> AttackResult:
 
 
 def found(*results: AttackResult) -> list[str]:
-    return [flag.name for flag in of_results(results, 1.0)]
+    """The flags of these results, of a network that is healthy otherwise."""
+    return [flag.name for flag in run_diagnostics(healthy_findings(results=results))]
 
 
 @pytest.mark.parametrize(("norm", "single", "flagged"), [("Linf", 20, True), ("Linf", 17, False), ("L1", 20, False)])
@@ -224,7 +223,7 @@ def test_many_steps_that_find_far_more_than_one(
     norm: str, single: int, flagged: bool, network: nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a network that has overfitted to single steps: of 40 points one step leaves some, ten leave five."""
-    monkeypatch.setattr(_Chunk, "left_after", lambda chunk, threat, steps: single if steps == 1 else 5)
+    monkeypatch.setattr(Chunk, "count_left_after", lambda chunk, threat, steps: single if steps == 1 else 5)
     evaluator = Evaluator(wrap(network), ThreatModel(norm, 0.1), attacks=custom(strong), verbose=False)
     flags = [flag for flag in evaluator.evaluate(*data).flags if flag.name == "single-step-misleads"]
     assert len(flags) == flagged
@@ -271,7 +270,7 @@ def test_flags_of_one_name_become_one() -> None:
         Flag("b", "warning", "Two.", "Act."),
         Flag("a", "severe", "Three.", "Do."),
     ]
-    assert merged(flags) == [Flag("a", "severe", "One. Three.", "Do."), flags[1]]
+    assert merge_flags(flags) == [Flag("a", "severe", "One. Three.", "Do."), flags[1]]
 
 
 def test_the_gravest_flags_come_first(network: nn.Module, data: Data) -> None:

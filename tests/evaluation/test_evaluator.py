@@ -23,7 +23,7 @@ from art_robust_plugins.evaluation.autoattack import standard
 from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.suites import reference_package
 
-from .conftest import Data, custom, digits, step, strong, trained, wrap
+from .builders import Data, custom, digits, step, strong, trained, wrap
 from .reference import needs_reference
 
 
@@ -287,7 +287,7 @@ def test_only_autoattacks_own_attacks_are_autoattack(
         ):
             evaluate(classifier, data, attacks=custom(step, name=name))
     pretended = [custom(step, name=attack.name, cumulative=True) for attack in SUITES["standard"]]
-    monkeypatch.setattr("art_robust_plugins.evaluation.suites.ATTACKS", {})
+    monkeypatch.setattr("art_robust_plugins.evaluation.libraries.registry.ATTACKS", {})
     report = evaluate(classifier, data, attacks=pretended)
     assert report.autoattack_accuracy is None
     assert "AutoAttack" not in str(report)

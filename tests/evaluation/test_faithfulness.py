@@ -20,10 +20,10 @@ from torch.nn import functional
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Setting
 from art_robust_plugins.evaluation.autoattack import APGD, FAB, Square, standard
-from art_robust_plugins.evaluation.diagnostics import differences
+from art_robust_plugins.evaluation.diagnostics import measure_differences
 from art_robust_plugins.evaluation.transfer import transfer
 
-from .conftest import Data, custom, step, wrap
+from .builders import Data, custom, step, wrap
 
 Forward = Callable[["Around", Tensor], Tensor]
 SETTINGS: dict[str, Any] = {"input_shape": (1, 8, 8), "nb_classes": 10, "clip_values": (0.0, 1.0)}
@@ -352,7 +352,7 @@ def test_outputs_that_are_not_finite_have_differences() -> None:
     nan, inf = torch.nan, torch.inf
     one = torch.tensor([[nan, 1.0], [nan, 1.0], [inf, 1.0], [1.0, 0.0]])
     another = torch.tensor([[nan, 1.0], [2.0, 1.0], [inf, 1.0], [1.5, 0.0]])
-    assert differences(one, another).tolist() == [0, inf, 0, 0.5]
+    assert measure_differences(one, another).tolist() == [0, inf, 0, 0.5]
 
 
 # ------------------------------------------------------------------------------------------------------------- in place

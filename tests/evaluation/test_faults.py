@@ -22,13 +22,10 @@ from torch import nn
 from art_robust_plugins import EvaluationReport, Evaluator, ThreatModel
 from art_robust_plugins.evaluation import Setting
 from art_robust_plugins.evaluation.autoattack import AutoAttack
-from art_robust_plugins.evaluation.autoattack.batches import Passes
+from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses
 from art_robust_plugins.files import load_state
 
-from .conftest import Data, custom, digits, trained, wrap
-from .test_autoattack_standard import Small, short
-
-__all__ = ["short"]
+from .builders import Data, Small, custom, digits, trained, wrap
 
 THREAT = ThreatModel("Linf", 0.1)
 # Square's five thousand passes of a few images take longer than all others together.
@@ -130,8 +127,8 @@ def test_work_that_is_done_as_a_whole_is_begun_anew_with_smaller_passes() -> Non
             raise torch.OutOfMemoryError("too many")
         return "done"
 
-    passes = Passes(nn.Identity(), 10)
-    assert passes.whole(work) == "done"
+    passes = BatchedPasses(nn.Identity(), 10)
+    assert passes.run_whole(work) == "done"
     assert tried == [10, 5, 2]
     assert passes.size == 2
     with pytest.raises(torch.OutOfMemoryError):

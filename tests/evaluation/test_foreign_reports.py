@@ -22,7 +22,7 @@ from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, com
 from art_robust_plugins.files import load_tensors, save_tensors, sha256_of
 from art_robust_plugins.sealed import seal
 
-from .conftest import Data, custom, step, wrap
+from .builders import Data, custom, step, wrap
 
 
 @pytest.fixture(scope="module")

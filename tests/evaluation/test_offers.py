@@ -16,10 +16,10 @@ from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
-from art_robust_plugins.evaluation import EvaluationReport, Evaluator
+from art_robust_plugins.evaluation import Evaluator
 from art_robust_plugins.lipschitz import PyTorchLipschitzCertifier
 
-from .conftest import Data, wrap
+from .builders import Data, list_flags, wrap
 from .reference import needs_reference
 
 
@@ -31,10 +31,6 @@ def evaluate(classifier: PyTorchClassifier, x: Any, y: Any, eps: float = 0.1, **
 @pytest.fixture
 def few(data: Data) -> Data:
     return data[0][:16], data[1][:16]
-
-
-def names(report: EvaluationReport) -> list[str]:
-    return [flag.name for flag in report.flags]
 
 
 class Converted(nn.Module):
@@ -119,14 +115,14 @@ def test_a_probability_is_judged_at_one_half(network: nn.Sequential, few: Data) 
     assert_array_equal((classifier.predict(x)[:, 0] > 0.5) == y, report.correct)
     assert_array_equal((classifier.predict(report.adversarial)[:, 0] > 0.5) == y, report.robust)
     assert 0 < report.robust_accuracy < report.clean_accuracy
-    assert "probabilities" not in names(report)
+    assert "probabilities" not in list_flags(report)
 
 
 def test_a_probability_under_a_loss_of_logits_is_flagged(network: nn.Sequential, few: Data) -> None:
     loss = nn.BCEWithLogitsLoss()
     classifier = PyTorchClassifier(Single(network, sigmoid=True), loss, (1, 8, 8), 2, clip_values=(0, 1))
     report = evaluate(classifier, *binary(few), attacks="apgd-ce")
-    assert "probabilities" in names(report)
+    assert "probabilities" in list_flags(report)
     assert report.clean_accuracy == binary(few)[1].mean()
 
 
@@ -173,8 +169,8 @@ def test_a_range_for_each_feature_against_the_exact_answer(attacks: list[str]) -
     assert (report.adversarial >= low.numpy()).all()
     assert (report.adversarial <= high.numpy()).all()
     assert np.abs(report.adversarial - x.numpy()).max() <= eps + 1e-6
-    assert "uneven-range" in names(report)
-    assert "left-the-ball" not in names(report)
+    assert "uneven-range" in list_flags(report)
+    assert "left-the-ball" not in list_flags(report)
     # Without the range more would fall: it is not vacuous.
     free = exact_verdicts(
         network[1].weight.detach(), network[1].bias.detach(), flat[0], y, eps, flat[1] - 9, flat[2] + 9
@@ -206,7 +202,7 @@ def test_channels_that_are_moved_give_the_same_verdicts(
     moved = evaluate(wrap(Moved(moves), clip_values=(places, places + 1), **arguments), x + places, few[1])
     assert np.mean(moved.robust != plain.robust) <= 0.05
     assert 0 < moved.robust_accuracy < moved.clean_accuracy
-    assert "uneven-range" not in names(moved)
+    assert "uneven-range" not in list_flags(moved)
     assert moved.settings["clip_values"] == [-2.0, 2.0]
     assert moved.settings["clip_values_by_feature"] is not None
 
@@ -233,8 +229,8 @@ def test_a_numpy_defence_is_followed_and_judged(network: nn.Sequential, few: Dat
     broken = report.correct & ~report.robust
     assert_array_equal((classifier.predict(report.adversarial).argmax(1) != few[1])[broken], True)
     assert report.robust_accuracy < report.clean_accuracy - 0.2
-    assert "straight-through" in names(report)
-    assert "no-gradients" not in names(report)
+    assert "straight-through" in list_flags(report)
+    assert "no-gradients" not in list_flags(report)
     assert report.settings["straight_through"] == ["JpegCompression"]
     assert report.settings["could_not_run"] == []
 
@@ -247,7 +243,7 @@ def test_a_randomised_numpy_defence_is_randomised(network: nn.Sequential, few: D
     classifier = wrap(network, preprocessing_defences=Noisy((0, 1), channels_first=True))
     before = np.random.get_state()[1].copy()
     report = evaluate(classifier, few[0][:10], few[1][:10], attacks="apgd-ce")
-    assert {"randomised", "straight-through"} <= set(names(report))
+    assert {"randomised", "straight-through"} <= set(list_flags(report))
     assert_array_equal(np.random.get_state()[1], before)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from art_robust_plugins import EvaluationReport, save_classifier
 from art_robust_plugins.models import create_model
 
-from .conftest import digits
+from .builders import digits
 
 pytest.importorskip("pyautoattack")
 # What accelerate launch starts on GPUs; on CPUs it starts one process only.

@@ -24,7 +24,7 @@ from art_robust_plugins.evaluation.rendering.labels import certificate_text, int
 from art_robust_plugins.evaluation.rendering.tables import class_note, class_rows, curve_rows
 from art_robust_plugins.sealed import seal
 
-from .conftest import Data, custom, step, strong, trained, wrap
+from .builders import Data, custom, step, strong, trained, wrap
 
 
 @pytest.fixture(scope="module")

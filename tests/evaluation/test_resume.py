@@ -21,7 +21,7 @@ from torch import nn
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Attack, Evaluator, Setting
 
-from .conftest import Data, custom, digits, step, trained, wrap
+from .builders import Data, custom, digits, step, trained, wrap
 
 
 def noisy(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
@@ -153,7 +153,7 @@ def test_a_foreign_state_is_refused_with_its_difference(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "9.0")
         refused(rf"version of torch \({re.escape(torch_version)}, now 9\.0\)", evaluator(network, made, tmp_path))
-        patch.setattr("art_robust_plugins.evaluation.evaluator.version", lambda name: "9.0")
+        patch.setattr("art_robust_plugins.evaluation.settings.version", lambda name: "9.0")
         refused(r"version of art-robust-plugins \(.*, now 9\.0\) and .*", evaluator(network, made, tmp_path))
     refused("batch_size", evaluator(network, made, tmp_path, batch_size=11))
     refused("choice of attacks", evaluator(network, made[:2], tmp_path))
@@ -220,6 +220,22 @@ def test_a_file_that_is_no_state_is_refused(network: nn.Module, data: Data, tmp_
     torch.save({"format": "art-robust-plugins evaluation 1"}, tmp_path / "evaluation.pt")
     with pytest.raises(ValueError, match=r"by an earlier version of art-robust-plugins, expected this one"):
         evaluator(network, made, tmp_path).evaluate(*data)
+
+
+@pytest.mark.parametrize("entry", ["clean", "outputs", "difference", "passes", "memory", "moved", "tied", "gradients"])
+def test_a_state_without_an_entry_is_refused_with_its_name(
+    entry: str, network: nn.Module, data: Data, tmp_path: Path
+) -> None:
+    stopped, _ = attacks(stop_at=0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(network, stopped, tmp_path).evaluate(*data)
+    state = torch.load(tmp_path / "evaluation.pt", weights_only=True)
+    del state[entry]
+    torch.save(state, tmp_path / "evaluation.pt")
+    made, calls = attacks()
+    with pytest.raises(ValueError, match=rf"evaluation\.pt: {entry}"):
+        evaluator(network, made, tmp_path).evaluate(*data)
+    assert calls == []
 
 
 def test_a_file_that_was_being_written_is_passed_over(network: nn.Module, data: Data, tmp_path: Path) -> None:

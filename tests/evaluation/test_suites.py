@@ -15,7 +15,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import ATTACKS, SUITES, EvaluationReport, Evaluator
 from art_robust_plugins.evaluation.suites import package_versions, resolve
 
-from .conftest import Data, wrap
+from .builders import Data, wrap
 
 
 def run(network: nn.Module, data: Data, attacks: Any, norm: str = "Linf", eps: float = 0.1) -> EvaluationReport:

@@ -13,9 +13,9 @@ from torch import nn
 
 from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, sweep
-from art_robust_plugins.evaluation.sweep import _merged
+from art_robust_plugins.evaluation.sweep import merge_reports
 
-from .conftest import Data, trained, wrap
+from .builders import Data, trained, wrap
 
 pytest.importorskip("pyautoattack")
 RADII = (0.02, 0.05, 0.1)
@@ -124,7 +124,7 @@ def test_flags_and_the_curve_of_earlier_radii_are_kept(reports: dict[float, Eval
         adversarial=first.adversarial[left],
         examples=replace(first.examples, indices=first.examples.indices[:0]),
     )
-    assert _merged(replace(first, flags=[seen]), after, left).flags == [seen, other]
+    assert merge_reports(replace(first, flags=[seen]), after, left).flags == [seen, other]
 
 
 def test_what_cannot_be_swept(network: nn.Module, data: Data) -> None:

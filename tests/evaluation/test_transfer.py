@@ -10,7 +10,7 @@ from torch import nn
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Evaluator, transfer
 
-from .conftest import Data, custom, step, trained, wrap
+from .builders import Data, custom, step, trained, wrap
 
 
 class Quantised(nn.Module):

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from ...threat import ThreatModel
 from .ascent import ASCENTS, Ascent, RunRows
-from .batches import Passes, Streams, misclassified
+from .batches import BatchedPasses, Streams, find_misclassified
 from .losses import LOSSES, Loss
-from .projections import l1_ball_correction
+from .projections import correct_to_l1_ball
 from .turns import Turns
 
 # A point of the L1 ball is found by ascent in larger balls first: (radius / eps, share of the iterations).
@@ -86,7 +86,7 @@ class APGD:
         physical_batch_size: int = 250,
         precision: torch.dtype | None = None,
     ) -> None:
-        self.passes = Passes(model, physical_batch_size, precision)
+        self.passes = BatchedPasses(model, physical_batch_size, precision)
         self.threat, self.loss = threat, loss
         self.steps, self.restarts, self.samples, self.rho = steps, restarts, samples, rho
         self.targets = targets if loss == "dlr-targeted" else None
@@ -108,11 +108,13 @@ class APGD:
         clean = self.passes.logits(x)
         ranking = clean.sort(dim=1).indices
         # Of a randomised network one pass does not say which points are classified correctly.
-        left, found = ~misclassified(clean, y) | (self.samples > 1), x.clone()
+        left, found = ~find_misclassified(clean, y) | (self.samples > 1), x.clone()
         # The most probable class is the point's own.
         ranks = [1] if self.targets is None else range(2, self.targets + 2)
         turns = Turns(streams, [rank for rank in ranks for _ in range(self.restarts)])
-        while plan := turns.plan_next(left.cpu(), self.passes.room(x), partial(self._noise, shape=x.shape[1:])):
+        while plan := turns.plan_next(
+            left.cpu(), self.passes.suggest_rows(x), partial(self._draw_noise, shape=x.shape[1:])
+        ):
             index = torch.cat([part.points for part in plan]).to(x.device)
             counts = torch.tensor([len(part.points) for part in plan], device=x.device)
             batch, turn, rank = (
@@ -127,7 +129,7 @@ class APGD:
             left[index[valid]] = False
         return found
 
-    def _noise(self, count: int, generator: torch.Generator, shape: torch.Size) -> Tensor:
+    def _draw_noise(self, count: int, generator: torch.Generator, shape: torch.Size) -> Tensor:
         """What a run of so many points draws: the noise of its starts [count, *shape]."""
         kind = torch.rand if self.threat.norm == "Linf" else torch.randn
         noise = kind((count, *shape), generator=generator, device="cpu")
@@ -142,15 +144,15 @@ class APGD:
         norm, eps, x = self.threat.norm, self.threat.eps, rows.x
         if not self.larger_radii:
             if norm == "L1":
-                start = x + noise + l1_ball_correction(x, noise, eps)
+                start = x + noise + correct_to_l1_ball(x, noise, eps)
             else:
                 start = x + eps * ASCENTS[norm].normalise(2 * noise - 1 if norm == "Linf" else noise)
             return self._ascend(rows, start, eps, self.steps, whole=True)[1:]
         best = x + noise
-        best = best + l1_ball_correction(x, best - x, LARGER_RADII[0][0] * eps)
+        best = best + correct_to_l1_ball(x, best - x, LARGER_RADII[0][0] * eps)
         planned = [math.ceil(share * self.steps) for _, share in LARGER_RADII[:-1]]
         for (factor, _), steps in zip(LARGER_RADII, [*planned, self.steps - sum(planned)], strict=True):
-            start = best + l1_ball_correction(x, best - x, factor * eps)
+            start = best + correct_to_l1_ball(x, best - x, factor * eps)
             best, broken, at = self._ascend(rows, start, factor * eps, steps, whole=False, stop=factor == 1)
         return broken, at
 
@@ -159,13 +161,13 @@ class APGD:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ascent from ``start``: the points of largest loss, and as `_run`. With ``stop``, rows that are done leave."""
         start = start.clamp(0, 1)
-        logits, loss, gradient = self._gradient(start, rows)
+        logits, loss, gradient = self._compute_gradient(start, rows)
         kind = ASCENTS[self.threat.norm]
         run = kind(rows, start, loss, gradient, radius=radius, steps=steps, rho=self.rho, whole=whole)
         # Nor when a point is done: like the reference, keep the last image that was misclassified.
         again = self.samples > 1
         stop = stop and not again
-        run.note(misclassified(logits, rows.y), again=again)
+        run.note(find_misclassified(logits, rows.y), again=again)
         best, broken, found = start.clone(), torch.zeros_like(run.done), start.clone()
         place = torch.arange(len(start), device=start.device)
         between = ITERATIONS_BETWEEN_COUNTS if start.device.type == "cuda" else 1
@@ -187,14 +189,14 @@ class APGD:
                         break
                     place, run = place[~over], run.select(~over)
             run.move(first=step == 0)
-            logits, loss, gradient = self._gradient(run.at, run.rows)
-            run.note(misclassified(logits, run.rows.y), again=again)
+            logits, loss, gradient = self._compute_gradient(run.at, run.rows)
+            run.note(find_misclassified(logits, run.rows.y), again=again)
             run.learn(loss, gradient)
         run = self._confirm(run)
         write()
         return best, broken, found
 
-    def _gradient(self, at: Tensor, rows: RunRows) -> tuple[Tensor, Tensor, Tensor]:
+    def _compute_gradient(self, at: Tensor, rows: RunRows) -> tuple[Tensor, Tensor, Tensor]:
         def objective(logits: Tensor, part: slice) -> Tensor:
             return LOSSES[self.loss](logits, rows.y[part], rows.target[part])
 
@@ -209,5 +211,5 @@ class APGD:
         if self.passes.precision is not None:
             found = run.done.nonzero().flatten()
             if len(found):
-                run.done[found] = misclassified(self.passes.logits(run.found[found]), run.rows.y[found])
+                run.done[found] = find_misclassified(self.passes.logits(run.found[found]), run.rows.y[found])
         return run

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...threat import Norm
-from .batches import widened
-from .projections import l1_ball_correction
+from .batches import widen
+from .projections import correct_to_l1_ball
 
 Part = TypeVar("Part", bound="PointRows")
 
@@ -74,7 +74,7 @@ class Ascent(PointRows):
         self.gradient = self.best_gradient = gradient
         self.best_loss = loss
         self.done = torch.zeros_like(loss, dtype=torch.bool)
-        self.step = widened(torch.full_like(loss, self.first_step * radius), start)
+        self.step = widen(torch.full_like(loss, self.first_step * radius), start)
         self.until_check = 0
 
     @staticmethod
@@ -85,7 +85,7 @@ class Ascent(PointRows):
     def note(self, wrong: Tensor, *, again: bool) -> None:
         """Keep the first misclassified image of each row, or with ``again`` the last one."""
         wrong = wrong & self.at.flatten(1).isfinite().all(dim=1)
-        self.found = torch.where(widened(wrong if again else wrong & ~self.done, self.at), self.at, self.found)
+        self.found = torch.where(widen(wrong if again else wrong & ~self.done, self.at), self.at, self.found)
         self.done = self.done | wrong
 
     def move(self, *, first: bool) -> None:
@@ -96,8 +96,8 @@ class Ascent(PointRows):
         """Take the loss and the gradient at the new iterate; at a checkpoint, change what the norm changes."""
         self.gradient = gradient
         better = loss > self.best_loss
-        self.best = torch.where(widened(better, self.at), self.at, self.best)
-        self.best_gradient = torch.where(widened(better, self.at), gradient, self.best_gradient)
+        self.best = torch.where(widen(better, self.at), self.at, self.best)
+        self.best_gradient = torch.where(widen(better, self.at), gradient, self.best_gradient)
         self.best_loss = torch.where(better, loss, self.best_loss)
         self.until_check -= 1
         if self.until_check == 0:
@@ -108,8 +108,8 @@ class Ascent(PointRows):
         raise NotImplementedError
 
     def _return_to_best(self, rows: Tensor) -> None:
-        self.at = torch.where(widened(rows, self.at), self.best, self.at)
-        self.gradient = torch.where(widened(rows, self.at), self.best_gradient, self.gradient)
+        self.at = torch.where(widen(rows, self.at), self.best, self.at)
+        self.gradient = torch.where(widen(rows, self.at), self.best_gradient, self.gradient)
 
 
 class HalvingAscent(Ascent):
@@ -150,7 +150,7 @@ class HalvingAscent(Ascent):
         stuck = ~self.halved & (self.checked_loss >= self.best_loss)
         halve = (self.rises <= self.window * self.rho) | stuck
         self.halved, self.checked_loss = halve, self.best_loss
-        self.step = torch.where(widened(halve, self.step), self.step / 2, self.step)
+        self.step = torch.where(widen(halve, self.step), self.step / 2, self.step)
         self._return_to_best(halve)
         self.window = self.until_check = max(self.window - self.shortening, self.shortest)
         self.rises = torch.zeros_like(self.rises)
@@ -159,7 +159,7 @@ class HalvingAscent(Ascent):
 class LinfAscent(HalvingAscent):
     @staticmethod
     def normalise(delta: Tensor) -> Tensor:
-        return delta / (widened(delta.flatten(1).abs().amax(dim=1), delta) + 1e-12)
+        return delta / (widen(delta.flatten(1).abs().amax(dim=1), delta) + 1e-12)
 
     def direction(self) -> Tensor:
         return self.gradient.sign()
@@ -172,11 +172,11 @@ class LinfAscent(HalvingAscent):
 class L2Ascent(HalvingAscent):
     @staticmethod
     def normalise(delta: Tensor) -> Tensor:
-        return delta / (_length(delta) + 1e-12)
+        return delta / (_measure_length(delta) + 1e-12)
 
     def project(self, z: Tensor) -> Tensor:
         delta = z - self.rows.x
-        return (self.rows.x + self.normalise(delta) * _length(delta).clamp_max(self.radius)).clamp(0, 1)
+        return (self.rows.x + self.normalise(delta) * _measure_length(delta).clamp_max(self.radius)).clamp(0, 1)
 
 
 class L1Ascent(Ascent):
@@ -190,7 +190,7 @@ class L1Ascent(Ascent):
         super().__init__(rows, start, loss, gradient, steps=steps, whole=whole, **others)
         self.between_checks = self.until_check = max(int(0.04 * steps), 1)
         size = start[0].numel()
-        self.changed = torch.full_like(loss, size) if whole else _count(start - rows.x)
+        self.changed = torch.full_like(loss, size) if whole else _count_changed(start - rows.x)
         self.share = torch.full_like(loss, 0.2) if whole else self.changed / size / 1.5
 
     def move(self, *, first: bool) -> None:
@@ -198,18 +198,18 @@ class L1Ascent(Ascent):
         magnitude = self.gradient.abs()
         rank = ((1 - self.share) * size).clamp(0, size - 1).long()
         smallest = magnitude.flatten(1).sort(dim=1).values.gather(1, rank[:, None])
-        sparse = (self.gradient * (magnitude >= widened(smallest[:, 0], self.at))).sign()
-        ahead = self.at + self.step * sparse / (widened(sparse.abs().flatten(1).sum(dim=1), self.at) + 1e-10)
+        sparse = (self.gradient * (magnitude >= widen(smallest[:, 0], self.at))).sign()
+        ahead = self.at + self.step * sparse / (widen(sparse.abs().flatten(1).sum(dim=1), self.at) + 1e-10)
         delta = ahead - self.rows.x
         self.before = self.at
-        self.at = self.rows.x + delta + l1_ball_correction(self.rows.x, delta, self.radius)
+        self.at = self.rows.x + delta + correct_to_l1_ball(self.rows.x, delta, self.radius)
 
     def check(self) -> None:
-        changed = _count(self.best - self.rows.x)
+        changed = _count_changed(self.best - self.rows.x)
         sparser = changed / self.changed < 0.95
         self.share, self.changed = changed / self.at[0].numel() / 1.5, changed
         largest = self.first_step * self.radius
-        step = torch.where(widened(sparser, self.step), largest, self.step / 1.5)
+        step = torch.where(widen(sparser, self.step), largest, self.step / 1.5)
         self.step = step.clamp(largest / 10, largest)
         self._return_to_best(sparser)
         self.until_check = self.between_checks
@@ -218,10 +218,10 @@ class L1Ascent(Ascent):
 ASCENTS: dict[Norm, type[Ascent]] = {"Linf": LinfAscent, "L2": L2Ascent, "L1": L1Ascent}
 
 
-def _length(delta: Tensor) -> Tensor:
-    return widened((delta**2).flatten(1).sum(dim=1).sqrt(), delta)
+def _measure_length(delta: Tensor) -> Tensor:
+    return widen((delta**2).flatten(1).sum(dim=1).sqrt(), delta)
 
 
-def _count(delta: Tensor) -> Tensor:
+def _count_changed(delta: Tensor) -> Tensor:
     """How many coordinates are not 0."""
     return (delta != 0).flatten(1).sum(dim=1).to(delta.dtype)

@@ -18,10 +18,10 @@ Found = TypeVar("Found")
 Draw = Callable[..., Tensor]
 """`torch.rand` or `torch.randn`."""
 
-# What a pass may take of the memory that is free; the attacks' own tensors need the rest.
+# The share of the free memory that a pass may take; the attacks' own tensors need the rest.
 MEMORY_SHARE = 0.5
 LARGEST_BATCH = 1024
-# Numbers in the images that keep a CPU busy.
+# A CPU is busy with images that hold so many numbers in total.
 BUSY = 2**17
 _PROBE = 8
 
@@ -46,7 +46,7 @@ class Streams:
         self.batch = torch.arange(points, device="cpu") // batch_size
         self.generators = [torch.Generator("cpu").manual_seed(seed) for _ in range(math.ceil(points / batch_size))]
 
-    def groups(self, points: Tensor) -> Iterator[tuple[torch.Generator, slice]]:
+    def split_by_batch(self, points: Tensor) -> Iterator[tuple[torch.Generator, slice]]:
         """The stream of each logical batch that has some of these ascending indices [n], and where they are."""
         counts = torch.bincount(self.batch[points.cpu()], minlength=len(self.generators)).tolist()
         done = 0
@@ -60,13 +60,13 @@ class Streams:
         return torch.cat(
             [
                 kind((rows.stop - rows.start, *shape), generator=generator, device="cpu")
-                for generator, rows in self.groups(points)
+                for generator, rows in self.split_by_batch(points)
             ]
         )
 
 
-class Passes:
-    """Runs a network, and what surrounds it, on physical batches. What does not fit into memory is halved.
+class BatchedPasses:
+    """Runs a network on physical batches. A batch that does not fit into memory is halved.
 
     Args:
         model: images in [0, 1] -> logits; it gets copies of them, which it may change.
@@ -77,8 +77,8 @@ class Passes:
     def __init__(self, model: nn.Module, size: int, precision: torch.dtype | None = None) -> None:
         self.model, self.size, self.precision = model, size, precision
 
-    def over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """``run`` on consecutive slices of ``count`` rows; what it returned, joined again."""
+    def run_over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Call ``run`` on consecutive slices of ``count`` rows, and join what it returns."""
         parts: list[tuple[Tensor, ...]] = []
         done = 0
         while done < count:
@@ -88,19 +88,19 @@ class Passes:
                 done = part.stop
                 continue
             except RuntimeError as error:
-                if not _out_of_memory(error) or part.stop - part.start == 1:
+                if not _is_out_of_memory(error) or part.stop - part.start == 1:
                     raise
             # Outside of the handler: the error would keep the tensors of the pass alive.
             self._halve(part.stop - part.start)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
-    def whole(self, work: Callable[[int], Found]) -> Found:
-        """What ``work`` gives with passes of some size; it is begun anew with half of it where they do not fit."""
+    def run_whole(self, work: Callable[[int], Found]) -> Found:
+        """Call ``work`` with the size of a pass; where memory does not suffice, call it again with half the size."""
         while True:
             try:
                 return work(self.size)
             except RuntimeError as error:
-                if not _out_of_memory(error) or self.size == 1:
+                if not _is_out_of_memory(error) or self.size == 1:
                     raise
             self._halve(self.size)
 
@@ -109,8 +109,8 @@ class Passes:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def room(self, x: Tensor) -> int:
-        """How many images like these [N, ...] are worth running at once, where there is a choice.
+    def suggest_rows(self, x: Tensor) -> int:
+        """How many images like these [N, ...] to run at once, where an attack may choose.
 
         A CPU gains nothing from more images than keep it from idling between operations.
         """
@@ -125,7 +125,7 @@ class Passes:
     def logits(self, x: Tensor) -> Tensor:
         """The logits [N, classes] of images [N, ...]."""
         # Networks that take gradients inside may hand out their graph.
-        return self.over(len(x), lambda part: (self.forward(x[part]).detach(),))[0]
+        return self.run_over(len(x), lambda part: (self.forward(x[part]).detach(),))[0]
 
     def gradient(self, x: Tensor, objective: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [N, classes] of images ``x`` [N, ...], a value [N] of each, and its gradient [N, ...].
@@ -142,11 +142,11 @@ class Passes:
                 (gradient,) = torch.autograd.grad(values.sum(), images)
             return logits.detach().float(), values.detach(), gradient.contiguous()
 
-        logits, values, gradient = self.over(len(x), run)
+        logits, values, gradient = self.run_over(len(x), run)
         return logits, values, gradient
 
 
-def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+def find_misclassified(logits: Tensor, y: Tensor) -> Tensor:
     """Whether the class of each row of ``logits`` [N, classes] is not ``y`` [N].
 
     Logits with NaN, and logits that are the same for all classes, belong to no class.
@@ -154,13 +154,13 @@ def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1) | (logits == logits[:, :1]).all(dim=1)
 
 
-def widened(values: Tensor, like: Tensor) -> Tensor:
-    """Numbers [N] -> [N, 1, ...], to meet a batch ``like``."""
+def widen(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers [N] -> [N, 1, ...], which broadcast against a batch ``like``."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
 class ChannelsLast(nn.Module):
-    """A model that gets its images with the channels of a pixel side by side: a layout, not another shape."""
+    """A model whose images are laid out in memory with the channels of a pixel side by side."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class ChannelsLast(nn.Module):
         return logits
 
 
-def laid_out(model: nn.Module, image: Tensor) -> nn.Module:
+def choose_layout(model: nn.Module, image: Tensor) -> nn.Module:
     """The model, on a CPU behind `ChannelsLast`: convolutions there take down to half the time.
 
     The model itself where two images, made of this one [1, C, H, W], show that it does not take this layout, as with
@@ -182,13 +182,13 @@ def laid_out(model: nn.Module, image: Tensor) -> nn.Module:
     turned = ChannelsLast(model)
     try:
         pair = torch.cat([image, 1 - image])
-        logits = Passes(turned, 2).gradient(pair, lambda logits, _: logits.sum(dim=1))[0]
+        logits = BatchedPasses(turned, 2).gradient(pair, lambda logits, _: logits.sum(dim=1))[0]
     except RuntimeError:
         return model
-    return turned if torch.allclose(logits, Passes(model, 2).logits(pair), rtol=1e-4, atol=1e-4) else model
+    return turned if torch.allclose(logits, BatchedPasses(model, 2).logits(pair), rtol=1e-4, atol=1e-4) else model
 
 
-def fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
+def find_fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
     """How many images [1, ...] like this one a GPU's free memory holds in a pass with gradient; else ``otherwise``."""
     device = image.device
     if device.type != "cuda":
@@ -197,13 +197,13 @@ def fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     x = image.expand(_PROBE, *image.shape[1:]).contiguous()
-    Passes(model, _PROBE).gradient(x, lambda logits, _: logits.sum(dim=1))
+    BatchedPasses(model, _PROBE).gradient(x, lambda logits, _: logits.sum(dim=1))
     used = max(torch.cuda.max_memory_allocated(device) - before, 1)
     reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + reserved
     return int(min(max(MEMORY_SHARE * free * _PROBE / used, 1), LARGEST_BATCH))
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is a lack of memory; the CPU's has no type of its own."""
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out; on a CPU the error has no type of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

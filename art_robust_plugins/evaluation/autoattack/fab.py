@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from ...threat import Norm, ThreatModel
-from .batches import Passes, Streams, misclassified, widened
-from .projections import onto_hyperplane
+from .batches import BatchedPasses, Streams, find_misclassified, widen
+from .projections import project_onto_hyperplane
 
 # As in Auto-PGD: rows leave when so many are done, which a GPU is asked only now and then.
 DONE_SHARE = 0.1
 ITERATIONS_BETWEEN_COUNTS = 5
-# Passes whose rows are held at once: each row keeps several images, and there are as many rows as targets.
+# The rows of so many passes are held at once: each row keeps several images, and a point has a row for each target.
 PASSES_AT_ONCE = 4
 
 
@@ -74,7 +74,7 @@ class FAB:
     ) -> None:
         if targets is not None and restarts != 1:
             raise ValueError(f"restarts: got {restarts} with targets, expected 1.")
-        self.passes = Passes(model, physical_batch_size)
+        self.passes = BatchedPasses(model, physical_batch_size)
         self.threat, self.targets, self.steps, self.restarts = threat, targets, steps, restarts
         self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
         self.seed, self.batch_size = seed, batch_size
@@ -91,39 +91,39 @@ class FAB:
         x, y, found = x.detach().float(), y.long(), x.detach().float().clone()
         streams = Streams(len(x), self.batch_size, self.seed)
         clean = self.passes.logits(x)
-        left = ~misclassified(clean, y)
+        left = ~find_misclassified(clean, y)
         for restart in range(self.restarts):
             points = left.nonzero().flatten()
             if not len(points):
                 break
-            parts: Iterable[_Rows]
+            parts: Iterable[RunRows]
             if self.targets is None:
                 start = x[points] if restart == 0 else self._random_start(x[points], points, streams)
-                parts = [_Rows(points, x[points], y[points], None, start)]
+                parts = [RunRows(points, x[points], y[points], None, start)]
             else:
                 ranked = clean.sort(dim=1).indices.flip(1)[:, 1 : self.targets + 1]
-                parts = self._targeted(x, y, ranked, points)
+                parts = self._split_by_target(x, y, ranked, points)
             for rows in parts:
-                for where, images in self._run(rows):
+                for where, images in self.run(rows):
                     found[where] = images
                     left[where] = False
         return found
 
-    def _targeted(self, x: Tensor, y: Tensor, ranked: Tensor, points: Tensor) -> Iterator[_Rows]:
+    def _split_by_target(self, x: Tensor, y: Tensor, ranked: Tensor, points: Tensor) -> Iterator[RunRows]:
         """The runs of these points against each of their targets [N, targets], as many at once as keep passes full."""
         for some in torch.split(points, max(1, PASSES_AT_ONCE * self.passes.size // ranked.shape[1])):
             each = some.repeat_interleave(ranked.shape[1])
-            yield _Rows(each, x[each], y[each], ranked[some].flatten(), x[each])
+            yield RunRows(each, x[each], y[each], ranked[some].flatten(), x[each])
 
     def _random_start(self, x: Tensor, points: Tensor, streams: Streams) -> Tensor:
         kind = torch.rand if self.threat.norm == "Linf" else torch.randn
         noise = streams.draw(kind, points, x.shape[1:]).to(x.device)
         if self.threat.norm == "Linf":
             noise = 2 * noise - 1
-        length = widened(_length(self.threat.norm, noise), noise)
+        length = widen(_measure_length(self.threat.norm, noise), noise)
         return (x + self.threat.eps * noise / length * 0.5).clamp(0, 1)
 
-    def _run(self, rows: _Rows) -> list[tuple[Tensor, Tensor]]:
+    def run(self, rows: RunRows) -> list[tuple[Tensor, Tensor]]:
         """The points that were broken, with an image for each."""
         broken: list[tuple[Tensor, Tensor]] = []
         between = ITERATIONS_BETWEEN_COUNTS if rows.x.device.type == "cuda" else 1
@@ -132,12 +132,12 @@ class FAB:
         for step in range(self.steps):
             at = rows.at
 
-            def iterate(part: slice, rows: _Rows = rows) -> tuple[Tensor, ...]:
+            def iterate(part: slice, rows: RunRows = rows) -> tuple[Tensor, ...]:
                 return self._iterate(rows, part)
 
-            rows.at, new, wrong = self.passes.over(len(at), iterate)
-            success = wrong & (_length(self.threat.norm, new - rows.x) <= self.threat.eps) & ~done
-            found = torch.where(widened(success, new), new, found)
+            rows.at, new, wrong = self.passes.run_over(len(at), iterate)
+            success = wrong & (_measure_length(self.threat.norm, new - rows.x) <= self.threat.eps) & ~done
+            found = torch.where(widen(success, new), new, found)
             done = done | success
             if step % between == between - 1 or step == self.steps - 1:
                 if not bool(done.any()):
@@ -147,31 +147,31 @@ class FAB:
                 if int(over.sum()) < DONE_SHARE * len(over) and step < self.steps - 1:
                     continue
                 hits = done.nonzero().flatten()
-                hits = hits[first_of_each(rows.index[hits])]
+                hits = hits[find_first_of_each(rows.index[hits])]
                 broken.append((rows.index[hits], found[hits]))
                 if bool(over.all()):
                     break
-                rows, found, done = rows.kept(~over), found[~over], done[~over]
+                rows, found, done = rows.select(~over), found[~over], done[~over]
         return broken
 
-    def _iterate(self, rows: _Rows, part: slice) -> tuple[Tensor, ...]:
+    def _iterate(self, rows: RunRows, part: slice) -> tuple[Tensor, ...]:
         """The next iterate of some rows, the image on the way to it, and whether that one is misclassified."""
         norm, x, at, y = self.threat.norm, rows.x[part], rows.at[part], rows.y[part]
-        difference, gradient = self._boundary(at, y, None if rows.target is None else rows.target[part])
+        difference, gradient = self._linearise_boundary(at, y, None if rows.target is None else rows.target[part])
         normal = gradient.flatten(1)
         offset = (normal * at.flatten(1)).sum(dim=1) - difference
         both = torch.cat([at.flatten(1), x.flatten(1)])
-        change = onto_hyperplane(both, normal.repeat(2, 1), offset.repeat(2), norm)
-        length = widened(_length(norm, change).clamp_min(1e-8), at)
+        change = project_onto_hyperplane(both, normal.repeat(2, 1), offset.repeat(2), norm)
+        length = widen(_measure_length(norm, change).clamp_min(1e-8), at)
         from_here, from_clean = change.view(2, *at.shape)
         here, clean = length[: len(at)], length[len(at) :]
         weight = (here / (here + clean)).clamp(0, self.alpha_max)
         new = (at + self.eta * from_here) * (1 - weight) + (x + from_clean * self.eta) * weight
         new = new.clamp(0, 1)
-        wrong = misclassified(self.passes.forward(new), y)
-        return torch.where(widened(wrong, new), x + (new - x) * self.beta, new), new, wrong
+        wrong = find_misclassified(self.passes.forward(new), y)
+        return torch.where(widen(wrong, new), x + (new - x) * self.beta, new), new, wrong
 
-    def _boundary(self, at: Tensor, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _linearise_boundary(self, at: Tensor, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """z_t - z_y and its gradient, for the target class t or for the one whose boundary is the nearest."""
         images = at.detach().requires_grad_()
         with torch.enable_grad():
@@ -192,13 +192,13 @@ class FAB:
         differences, gradients = (logits - own).detach(), gradients - gradients[row, y][:, None]
         differences[row, y] = 1e10
         dual = {"Linf": "L1", "L2": "L2", "L1": "Linf"}[self.threat.norm]
-        slopes = _length(dual, gradients.flatten(0, 1)).view(differences.shape)
+        slopes = _measure_length(dual, gradients.flatten(0, 1)).view(differences.shape)
         nearest = (differences.abs() / (1e-12 + slopes)).argmin(dim=1)
         return differences[row, nearest], gradients[row, nearest]
 
 
-def first_of_each(values: Tensor) -> Tensor:
-    """Where each number of ``values`` [n] stands for the first time: two targets may break one point at once."""
+def find_first_of_each(values: Tensor) -> Tensor:
+    """The position of the first occurrence of each number in ``values`` [n]: two targets may break a point at once."""
     ordered, order = values.sort(stable=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
@@ -206,7 +206,7 @@ def first_of_each(values: Tensor) -> Tensor:
 
 
 @dataclass
-class _Rows:
+class RunRows:
     """The runs: index of the point, clean image, label, target class, iterate."""
 
     index: Tensor
@@ -215,13 +215,13 @@ class _Rows:
     target: Tensor | None
     at: Tensor
 
-    def kept(self, rows: Tensor) -> _Rows:
-        """Only these, given as bool [n]."""
+    def select(self, rows: Tensor) -> RunRows:
+        """Only these runs, given as bool [n]."""
         target = None if self.target is None else self.target[rows]
-        return _Rows(self.index[rows], self.x[rows], self.y[rows], target, self.at[rows])
+        return RunRows(self.index[rows], self.x[rows], self.y[rows], target, self.at[rows])
 
 
-def _length(norm: Norm | str, delta: Tensor) -> Tensor:
+def _measure_length(norm: Norm | str, delta: Tensor) -> Tensor:
     """The length of each row [N]."""
     flat = delta.flatten(1)
     if norm == "Linf":

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...threat import Norm
 
 
-def l1_ball_correction(x: Tensor, delta: Tensor, radius: float) -> Tensor:
+def correct_to_l1_ball(x: Tensor, delta: Tensor, radius: float) -> Tensor:
     """What to add to ``delta`` so that x + delta is the nearest point of the L1 ball around x and of [0, 1].
 
     Algorithm of Croce and Hein (arXiv 2103.01208, section 3): with m = |delta| and r the room of each coordinate up to
@@ -47,7 +47,7 @@ def l1_ball_correction(x: Tensor, delta: Tensor, radius: float) -> Tensor:
     return (change.sign() * reduction).view_as(delta)
 
 
-def onto_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+def project_onto_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Norm) -> Tensor:
     """The smallest change d in this norm with <normal, x + d> = offset and x + d in [0, 1].
 
     Where the box does not reach the hyperplane: the change to the corner of the box that is next to it.

@@ -29,17 +29,17 @@ import torch
 from torch import Tensor, nn
 
 from ...threat import Norm, ThreatModel
-from .batches import Passes, Streams, misclassified
-from .projections import l1_ball_correction
+from .batches import BatchedPasses, Streams, find_misclassified
+from .projections import correct_to_l1_ball
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# Tried at once: as many as bring this many accepted ones on average. Half of it is about the share of queries that are
-# for nothing.
+# Expected number of accepted proposals per speculative batch. About half of it is the share of queries that are wasted.
 WASTE = 0.2
+# Where at least this share of the proposals changes its image, all of them are queried: the pass keeps its size.
 FEW_SPARED = 0.9
-# Of a running mean of the shares of proposals that change an image, and that are accepted.
+# Decay of the running means of two shares: of proposals that change an image, and of proposals that are accepted.
 MEMORY = 0.9
-# Proposals of each point that are looked through at once, and numbers in the images that are made of them.
+# Proposals of each point that are examined at once, and numbers in the images that are made of them.
 AHEAD = 256
 LARGEST_LOOK = 2**21
 
@@ -74,7 +74,7 @@ class Square:
         batch_size: int = 250,
         physical_batch_size: int = 250,
     ) -> None:
-        self.passes = Passes(model, physical_batch_size)
+        self.passes = BatchedPasses(model, physical_batch_size)
         self.threat, self.queries, self.p_init = threat, queries, p_init
         self.seed, self.batch_size = seed, batch_size
 
@@ -89,19 +89,19 @@ class Square:
         images, labels, found = x.detach().float(), y.long(), x.detach().float().clone()
         streams = Streams(len(x), self.batch_size, self.seed)
         # By class and not by margin: of logits that tie, the first one's class counts.
-        points = (~misclassified(self.passes.logits(images), labels)).nonzero().flatten()
+        points = (~find_misclassified(self.passes.logits(images), labels)).nonzero().flatten()
         if len(points):
             search = _Search(self, images[points], labels[points], points, streams)
-            broken, best = search.linf() if self.threat.norm == "Linf" else search.sparse(self.threat.norm)
+            broken, best = search.run_linf() if self.threat.norm == "Linf" else search.run_sparse(self.threat.norm)
             found[points[broken]] = best[broken].view(-1, *x.shape[1:])
         return found
 
-    def side(self, query: int, area: int, smallest: int) -> int:
+    def compute_side(self, query: int, area: int, smallest: int) -> int:
         """The side of the square of a query, in an image of this area."""
         share = self.p_init / 2 ** bisect_left(HALVINGS, query)
         return max(round(math.sqrt(share * area)), smallest)
 
-    def _margin(self, x: Tensor, y: Tensor) -> Tensor:
+    def compute_margin(self, x: Tensor, y: Tensor) -> Tensor:
         logits = self.passes.logits(x).float()
         others = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
         margin = logits.gather(1, y[:, None])[:, 0] - others
@@ -115,25 +115,25 @@ class _Search:
     def __init__(self, attack: Square, x: Tensor, y: Tensor, index: Tensor, streams: Streams) -> None:
         self.attack, self.y, self.index, self.streams = attack, y, index, streams
         self.shape = tuple(x.shape[1:])
-        self.x = x.reshape(len(x), *image_shape(self.shape))
+        self.x = x.reshape(len(x), *find_image_shape(self.shape))
         self.eps = attack.threat.eps
 
-    def margin(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.attack._margin(x.reshape(-1, *self.shape), y)
+    def _compute_margin(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.attack.compute_margin(x.reshape(-1, *self.shape), y)
 
-    def linf(self) -> tuple[Tensor, Tensor]:
+    def run_linf(self) -> tuple[Tensor, Tensor]:
         """Which points were broken, and the best image of each."""
         x, y, queries = self.x, self.y, self.attack.queries
         n, c, _, w = x.shape
         stripes = self.streams.draw(torch.rand, self.index, (c, 1, w)).to(x.device)
-        best = (x + self.eps * _signs(stripes)).clamp(0, 1)
-        margin = self.margin(best, y)
-        corners, signs, identity, batch = self._proposals()
-        # What is known to change nothing or to be worse than the best image; until that one changes.
+        best = (x + self.eps * _take_signs(stripes)).clamp(0, 1)
+        margin = self._compute_margin(best, y)
+        corners, signs, identity, batch = self._draw_proposals()
+        # Proposals that are known to change nothing or to be worse than the best image, until that image changes.
         known = torch.zeros(n, int(identity.max()) + 1, dtype=torch.bool, device=x.device)
         reached = torch.zeros(n, dtype=torch.long, device=x.device)
         changing, accepting = 1.0, 1.0
-        room = self.attack.passes.room(x)
+        room = self.attack.passes.suggest_rows(x)
         while len(left := ((margin > 0) & (reached < queries)).nonzero().flatten()):
             # Powers of two: passes are to have few different sizes.
             wanted = 2 ** max(round(math.log2(WASTE / accepting)), 0)
@@ -147,7 +147,7 @@ class _Search:
             order = new.cumsum(dim=1)
             row, column = (new & (order <= looks)).nonzero(as_tuple=True)
             point, place = left[row], (which_batch[row, 0], query[row, column])
-            proposed = self._squares(x[point], best[point], corners[place], signs[place])
+            proposed = self._move_squares(x[point], best[point], corners[place], signs[place])
             changed = (proposed != best[point]).flatten(1).any(dim=1)
             asked = changed.nonzero().flatten()
             if len(asked) >= FEW_SPARED * len(changed):
@@ -155,7 +155,7 @@ class _Search:
                 asked = torch.arange(len(changed), device=x.device)
             found = torch.full(new.shape, torch.inf, device=x.device)
             if len(asked):
-                found[row[asked], column[asked]] = self.margin(proposed[asked], y[point[asked]])
+                found[row[asked], column[asked]] = self._compute_margin(proposed[asked], y[point[asked]])
             better = (found < margin[left, None]) | (found <= 0)
             accepted, first = better.any(dim=1), better.byte().argmax(dim=1)
             known[point, name[row, column]] = True
@@ -166,11 +166,11 @@ class _Search:
             best[took] = proposed[index[accepted, chosen]]
             margin[took] = found[accepted, chosen]
             reached[left] += torch.where(accepted, first + 1, (order <= looks).sum(dim=1))
-            changing = _mean(changing, len(asked) / max(len(row), 1), at_least=0.1)
-            accepting = _mean(accepting, len(took) / max(len(asked), 1), at_least=0.002)
+            changing = _update_mean(changing, len(asked) / max(len(row), 1), at_least=0.1)
+            accepting = _update_mean(accepting, len(took) / max(len(asked), 1), at_least=0.002)
         return margin <= 0, best
 
-    def _proposals(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _draw_proposals(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All proposals of each logical batch, whose points share them.
 
         Corners (top, bottom, left, right) [batches, queries, 4], signs [batches, queries, C], a number that only equal
@@ -178,20 +178,22 @@ class _Search:
         """
         c, h, w = self.x.shape[1:]
         queries, device = self.attack.queries, self.x.device
-        sides = torch.tensor([min(self.attack.side(query, h * w, 1), h, w) for query in range(queries)], device="cpu")
+        sides = torch.tensor(
+            [min(self.attack.compute_side(query, h * w, 1), h, w) for query in range(queries)], device="cpu"
+        )
         batch = torch.empty(len(self.x), dtype=torch.long, device="cpu")
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for generator, rows in self.streams.groups(self.index):
+        for generator, rows in self.streams.split_by_batch(self.index):
             batch[rows] = len(parts)
             numbers = torch.rand(queries, 2 + c, generator=generator, device="cpu")
             top, start = ((h - sides) * numbers[:, 0]).long(), ((w - sides) * numbers[:, 1]).long()
-            corners, signs = torch.stack([top, top + sides, start, start + sides], dim=1), _signs(numbers[:, 2:])
+            corners, signs = torch.stack([top, top + sides, start, start + sides], dim=1), _take_signs(numbers[:, 2:])
             same: Tensor = torch.unique(torch.cat([corners, signs.long()], dim=1), dim=0, return_inverse=True)[1]
             parts.append((corners, signs, same))
         corners, signs, identity = (torch.stack(each).to(device) for each in zip(*parts, strict=True))
         return corners, signs, identity, batch.to(device)
 
-    def _squares(self, x: Tensor, best: Tensor, corners: Tensor, signs: Tensor) -> Tensor:
+    def _move_squares(self, x: Tensor, best: Tensor, corners: Tensor, signs: Tensor) -> Tensor:
         """The images [m, C, H, W] that these proposals make of ``best``."""
         h, w = x.shape[-2:]
         top, bottom, start, end = corners[..., None].unbind(dim=1)
@@ -201,45 +203,45 @@ class _Search:
         moved = best + 2.0 * self.eps * signs[..., None, None] * inside
         return torch.minimum(torch.maximum(moved, x - self.eps), x + self.eps).clamp(0, 1)
 
-    def sparse(self, norm: Norm) -> tuple[Tensor, Tensor]:
-        """The same for L2 and L1: the random numbers of a query depend on how many points are left before it."""
-        best = self._within(norm, self.x, self._tiles(norm))
-        margin = self.margin(best, self.y)
+    def run_sparse(self, norm: Norm) -> tuple[Tensor, Tensor]:
+        """As `run_linf`, for L2 and L1, where a query's random numbers depend on how many points are left before it."""
+        best = self._fill_ball(norm, self.x, self._draw_tiles(norm))
+        margin = self._compute_margin(best, self.y)
         h, w = self.x.shape[-2:]
         for query in range(self.attack.queries):
             left = (margin > 0).nonzero().flatten()
             if not len(left):
                 break
-            side = self.attack.side(query, h * w, 3)
+            side = self.attack.compute_side(query, h * w, 3)
             side = min(side + (side % 2 == 0), h, w)
             x, at = self.x[left], best[left]
             delta = at - x
-            for generator, rows in self.streams.groups(self.index[left]):
-                delta[rows] = self._gathered(norm, delta[rows], side, generator)
-            proposed = self._within(norm, x, delta)
-            found = self.margin(proposed, self.y[left])
+            for generator, rows in self.streams.split_by_batch(self.index[left]):
+                delta[rows] = self._merge_windows(norm, delta[rows], side, generator)
+            proposed = self._fill_ball(norm, x, delta)
+            found = self._compute_margin(proposed, self.y[left])
             better = (found < margin[left]) | (found <= 0)
             margin[left] = torch.where(better, found, margin[left])
             best[left] = torch.where(better.view(-1, 1, 1, 1), proposed, at)
         return margin <= 0, best
 
-    def _tiles(self, norm: Norm) -> Tensor:
-        """Changes to begin with: tiles of random signs side by side."""
+    def _draw_tiles(self, norm: Norm) -> Tensor:
+        """Initial changes: tiles of random signs side by side."""
         h, w = self.x.shape[2:]
         side = max(h // 5, 1)
         first = max((h - 5 * side) // 2, 0)
         delta = torch.zeros_like(self.x)
-        for generator, rows in self.streams.groups(self.index):
+        for generator, rows in self.streams.split_by_batch(self.index):
             for top in range(first, first + side * (h // side), side):
                 for start in range(first, first + side * (w // side), side):
-                    change = self._tile(norm, side, rows.stop - rows.start, generator)
+                    change = self._draw_tile(norm, side, rows.stop - rows.start, generator)
                     # The last row and the last column of tiles may reach beyond the image.
                     change = change[:, :, : max(h - top, 0), : max(w - start, 0)]
                     delta[rows, :, top : top + side, start : start + side] += change
         return delta
 
-    def _gathered(self, norm: Norm, delta: Tensor, side: int, generator: torch.Generator) -> Tensor:
-        """Changes [n, C, H, W] with those of two windows brought together in the first one."""
+    def _merge_windows(self, norm: Norm, delta: Tensor, side: int, generator: torch.Generator) -> Tensor:
+        """Changes [n, C, H, W], those within two windows merged into the first window."""
         c, h, w = delta.shape[1:]
         room = torch.tensor([h - side, w - side] * 2, device="cpu")
         places = torch.rand(4, generator=generator, device="cpu") * room
@@ -249,11 +251,11 @@ class _Search:
         inside = torch.zeros(h, w, dtype=delta.dtype, device=delta.device)
         inside[window[1:]] = 1
         inside[other[1:]] = 1
-        image = _length(norm, delta, (1, 2, 3))
-        windows = _length(norm, delta * inside, (2, 3))
-        shape = self._tile(norm, side, len(delta), generator)
-        shape = shape + delta[window] / (1e-12 + _length(norm, delta[window], (2, 3)))
-        shape = shape / (1e-12 + _length(norm, shape, (2, 3)))
+        image = _measure_length(norm, delta, (1, 2, 3))
+        windows = _measure_length(norm, delta * inside, (2, 3))
+        shape = self._draw_tile(norm, side, len(delta), generator)
+        shape = shape + delta[window] / (1e-12 + _measure_length(norm, delta[window], (2, 3)))
+        shape = shape / (1e-12 + _measure_length(norm, shape, (2, 3)))
         radius = torch.full_like(image, self.eps)
         if norm == "L2":
             size = ((radius**2 - image**2).clamp_min(0) / c + windows**2).sqrt()
@@ -264,22 +266,22 @@ class _Search:
         delta[window] = shape * size
         return delta
 
-    def _tile(self, norm: Norm, side: int, count: int, generator: torch.Generator) -> Tensor:
+    def _draw_tile(self, norm: Norm, side: int, count: int, generator: torch.Generator) -> Tensor:
         """Tiles [n, C, side, side], turned or not, with a random sign for each point and channel."""
-        pattern = tile(side, norm)
+        pattern = build_tile(side, norm)
         if torch.rand(1, generator=generator, device="cpu") > 0.5:
             pattern = pattern.T
-        signs = _signs(torch.rand(count, self.x.shape[1], 1, 1, generator=generator, device="cpu"))
+        signs = _take_signs(torch.rand(count, self.x.shape[1], 1, 1, generator=generator, device="cpu"))
         return (pattern * signs).to(self.x.device)
 
-    def _within(self, norm: Norm, x: Tensor, delta: Tensor) -> Tensor:
-        """The image of a change that fills the ball, in [0, 1]."""
+    def _fill_ball(self, norm: Norm, x: Tensor, delta: Tensor) -> Tensor:
+        """The image x + delta in [0, 1], with the change scaled to fill the ball."""
         if norm == "L2":
-            return (x + delta / (_length(norm, delta, (1, 2, 3)) + 1e-12) * self.eps).clamp(0, 1)
-        return x + delta + l1_ball_correction(x, delta, self.eps * (1 - 1e-6))
+            return (x + delta / (_measure_length(norm, delta, (1, 2, 3)) + 1e-12) * self.eps).clamp(0, 1)
+        return x + delta + correct_to_l1_ball(x, delta, self.eps * (1 - 1e-6))
 
 
-def image_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def find_image_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """The image (C, H, W) as which an input is searched; flat ones have sides as equal as possible."""
     if len(shape) == 3:
         return tuple(shape)
@@ -289,14 +291,14 @@ def image_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=64)
-def tile(side: int, norm: Norm) -> Tensor:
+def build_tile(side: int, norm: Norm) -> Tensor:
     """The square [side, side] of length 1: a positive half over a negative one, each falling off from its middle."""
     half = side // 2
-    pattern = torch.cat([_hill(half, side, norm), -_hill(side - half, side, norm)])
-    return pattern / _total(norm, pattern)
+    pattern = torch.cat([_build_hill(half, side, norm), -_build_hill(side - half, side, norm)])
+    return pattern / _measure(norm, pattern)
 
 
-def _hill(height: int, width: int, norm: Norm) -> Tensor:
+def _build_hill(height: int, width: int, norm: Norm) -> Tensor:
     if height == 0:
         return torch.zeros(0, width, device="cpu")
     middle, centre = height // 2, width // 2
@@ -307,23 +309,23 @@ def _hill(height: int, width: int, norm: Norm) -> Tensor:
     hill = torch.zeros(height, width, device="cpu")
     for size in range(max(middle, centre) + 1):
         hill += (ring <= size) / torch.tensor(size + 1.0, device="cpu") ** (2 if norm == "L2" else 4)
-    return hill / _total(norm, hill)
+    return hill / _measure(norm, hill)
 
 
-def _total(norm: Norm, pattern: Tensor) -> Tensor:
+def _measure(norm: Norm, pattern: Tensor) -> Tensor:
     return (pattern**2).sum().sqrt() if norm == "L2" else pattern.abs().sum()
 
 
-def _length(norm: Norm, delta: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _measure_length(norm: Norm, delta: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The length over some axes, which stay with size 1."""
     if norm == "L2":
         return (delta**2).sum(dim=dims, keepdim=True).sqrt()
     return delta.abs().sum(dim=dims, keepdim=True)
 
 
-def _signs(uniform: Tensor) -> Tensor:
+def _take_signs(uniform: Tensor) -> Tensor:
     return (2 * uniform - 1).sign()
 
 
-def _mean(before: float, now: float, *, at_least: float) -> float:
+def _update_mean(before: float, now: float, *, at_least: float) -> float:
     return max(MEMORY * before + (1 - MEMORY) * now, at_least)

@@ -26,7 +26,7 @@ from ...bridge import device_of
 from ...checks import check_count
 from ...threat import Norm, ThreatModel, check_radius
 from .apgd import APGD
-from .batches import Passes, fitting_size, laid_out, misclassified
+from .batches import BatchedPasses, choose_layout, find_fitting_size, find_misclassified
 from .fab import FAB
 from .square import Square
 
@@ -43,7 +43,7 @@ STAGES: dict[Version, tuple[Stage, ...]] = {
 _CLASSES = {"apgd-t": (4, "the targeted DLR loss"), "apgd-dlr": (3, "the DLR loss")}
 
 
-def obstacle(stage: Stage, classes: int) -> str | None:
+def find_obstacle(stage: Stage, classes: int) -> str | None:
     """Why a stage does not exist for so many classes, as a clause; None if it does."""
     needed, what = _CLASSES.get(stage, (2, ""))
     return f"{what} needs {needed} classes, the network has {classes}" if classes < needed else None
@@ -175,19 +175,19 @@ class AutoAttack:
             return self._run(x, y, device)
 
     def _run(self, x: Tensor, y: Tensor, device: torch.device) -> Outcome:
-        size = self.physical_batch_size or fitting_size(self.model, x[:1].to(device), self.batch_size)
-        model = laid_out(self.model, x[:1].to(device))
-        passes = Passes(model, size)
+        size = self.physical_batch_size or find_fitting_size(self.model, x[:1].to(device), self.batch_size)
+        model = choose_layout(self.model, x[:1].to(device))
+        passes = BatchedPasses(model, size)
         robust, adversarial = torch.ones(len(x), dtype=torch.bool, device="cpu"), x.detach().clone()
         for points in torch.split(torch.arange(len(x), device="cpu"), size):
             logits = passes.logits(x[points].to(device))
-            robust[points] = ~misclassified(logits, y[points].to(device)).cpu()
+            robust[points] = ~find_misclassified(logits, y[points].to(device)).cpu()
         if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
             raise ValueError(f"y: got labels from {y.min()} to {y.max()}, expected 0 to {logits.shape[1] - 1}.")
         left: dict[str, Tensor] = {}
         not_run: list[str] = []
         for stage in self.stages:
-            reason = obstacle(stage, logits.shape[1])
+            reason = find_obstacle(stage, logits.shape[1])
             if reason is not None:
                 not_run.append(f"{stage}: {reason}.")
                 continue
@@ -202,10 +202,10 @@ class AutoAttack:
                 physical_batch_size=size,
             )
             remaining = robust.nonzero().flatten()
-            for points in torch.split(remaining, joint_size(self.batch_size, size)) if len(remaining) else ():
+            for points in torch.split(remaining, compute_joint_size(self.batch_size, size)) if len(remaining) else ():
                 labels = y[points].to(device)
                 found = attack(x[points].to(device), labels)
-                broken = misclassified(passes.logits(found), labels).cpu()
+                broken = find_misclassified(passes.logits(found), labels).cpu()
                 adversarial[points[broken]] = found.to(x.device)[broken]
                 robust[points[broken]] = False
             left[stage] = robust.clone()
@@ -223,6 +223,6 @@ def _check_data(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"y: got {got}, expected {len(x)} class indices.")
 
 
-def joint_size(batch_size: int, physical_batch_size: int) -> int:
+def compute_joint_size(batch_size: int, physical_batch_size: int) -> int:
     """How many points an attack gets at once: as many whole logical batches as make a pass, at least one."""
     return batch_size * max(1, physical_batch_size // batch_size)

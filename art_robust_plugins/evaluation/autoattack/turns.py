@@ -1,4 +1,4 @@
-"""Runs of Auto-PGD that follow each other, tried ahead without a change of their random numbers."""
+"""Consecutive runs of Auto-PGD, tried speculatively and with unchanged random numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 
 class Turns:
-    """The runs of each logical batch, one after the other, as far as random numbers go.
+    """The order in which the runs of each logical batch draw random numbers.
 
     What a run draws depends on how many points those before it have left. Several that follow each other are tried at
     once, as if none of them broke a point: one first, and more while that holds. If one does break a point, those after

@@ -1,4 +1,4 @@
-"""The rows of tables that compare evaluations, and what keeps them from being compared."""
+"""The rows of tables that compare evaluations, and the differences that make a comparison unfair."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..results import EvaluationResults
-from .labels import fast, mark, median_radius, range_text
+from .labels import is_fast, mark, median_radius, range_text
 from .tables import setting_rows
 
 
-def accuracies(report: EvaluationResults) -> dict[str, float]:
+def collect_accuracies(report: EvaluationResults) -> dict[str, float]:
     """Clean accuracy, AutoAttack's where all of it ran, the worst case, the certified one, and then each attack's."""
     standard = report.autoattack_accuracy
     whole = {} if standard is None else {"AutoAttack (standard)": standard}
@@ -20,23 +20,23 @@ def accuracies(report: EvaluationResults) -> dict[str, float]:
     return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **proven, **stages}
 
 
-def compared_rows(reports: Mapping[str, EvaluationResults]) -> list[str]:
-    """The rows of a comparison: what any of the runs has, the totals first."""
-    names = dict.fromkeys(name for report in reports.values() for name in accuracies(report))
+def list_compared_rows(reports: Mapping[str, EvaluationResults]) -> list[str]:
+    """The names of a comparison's rows: every accuracy that any run has, the totals first."""
+    names = dict.fromkeys(name for report in reports.values() for name in collect_accuracies(report))
     totals = [name for name in ("clean", "AutoAttack (standard)", "worst case", "certified") if name in names]
     return [*totals, *(name for name in names if name not in totals)]
 
 
 def comparison_rows(reports: Mapping[str, EvaluationResults]) -> tuple[list[str], list[list[str]]]:
     """A column for each run; a row for each attack that any of them ran."""
-    shown = [accuracies(report) for report in reports.values()]
+    shown = [collect_accuracies(report) for report in reports.values()]
     rows = [
         ["threat model", *(report.settings["threat"]["text"] for report in reports.values())],
         ["points", *(str(report.settings["points"]) for report in reports.values())],
     ]
-    if any(fast(report) for report in reports.values()):
-        rows.append(["level", *("fast, NOT standard" if fast(report) else "" for report in reports.values())])
-    for name in compared_rows(reports):
+    if any(is_fast(report) for report in reports.values()):
+        rows.append(["level", *("fast, NOT standard" if is_fast(report) else "" for report in reports.values())])
+    for name in list_compared_rows(reports):
         rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
     if any(report.radii is not None for report in reports.values()):
         rows.append(["median certified radius", *map(median_radius, reports.values())])
@@ -44,8 +44,8 @@ def comparison_rows(reports: Mapping[str, EvaluationResults]) -> tuple[list[str]
     return ["", *reports], [*rows, ["flags", *flags]]
 
 
-def differences(reports: Mapping[str, EvaluationResults]) -> list[str]:
-    """What keeps the runs from being compared number by number."""
+def list_differences(reports: Mapping[str, EvaluationResults]) -> list[str]:
+    """The settings in which the runs differ, so that their numbers cannot be compared one by one."""
     told: dict[str, Callable[[dict[str, Any]], object]] = {
         "threat models": lambda s: s["threat"]["text"] + range_text(s),
         "numbers of points": lambda s: s["points"],
@@ -59,7 +59,7 @@ def differences(reports: Mapping[str, EvaluationResults]) -> list[str]:
 
 
 def difference_note(reports: Mapping[str, EvaluationResults]) -> str:
-    found = differences(reports)
+    found = list_differences(reports)
     return f"The runs have different {', '.join(found)}: compare them with care." if found else ""
 
 
@@ -69,8 +69,8 @@ def settings_columns(reports: Mapping[str, EvaluationResults]) -> tuple[list[str
     return ["setting", *reports], rows
 
 
-def by_units(reports: Mapping[str, EvaluationResults]) -> dict[str, dict[str, EvaluationResults]]:
-    """The runs by what their eps means: a radius of another norm or range has no place on the same axis."""
+def group_by_units(reports: Mapping[str, EvaluationResults]) -> dict[str, dict[str, EvaluationResults]]:
+    """The runs, grouped by the unit of their eps: radii of other norms or ranges do not share an axis."""
     groups: dict[str, dict[str, EvaluationResults]] = {}
     for name, report in reports.items():
         unit = f"{report.settings['threat']['norm']}, inputs in {report.settings['clip_values']}"

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from ...escapes import drawable
 from ..results import EvaluationResults
-from .comparison import accuracies, compared_rows
-from .labels import fast, mark
+from .comparison import collect_accuracies, list_compared_rows
+from .labels import is_fast, mark
 
 CLEAN, BOUNDED, OWN_MEASURE, WORST, INK = "#8d99ae", "#3a6ea5", "#c9d3df", "#b23a48", "#1f2933"
 CERTIFIED = "#3f8f5f"
@@ -23,7 +23,7 @@ RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a8
 LETTER, HANDLE, LINE = 0.087, 0.5, 0.19
 
 
-def figure(width: float, height: float) -> tuple[Figure, Axes]:
+def make_figure(width: float, height: float) -> tuple[Figure, Axes]:
     drawing = Figure(figsize=(width, height), layout="constrained")
     axes = drawing.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -51,7 +51,7 @@ def accuracy_figure(report: EvaluationResults) -> Figure:
     bars.append(("worst case", report.robust_accuracy, WORST))
     if report.certified_accuracy is not None:
         bars.append(("certified", report.certified_accuracy, CERTIFIED))
-    drawing, axes = figure(6.4, 0.7 + 0.3 * len(bars))
+    drawing, axes = make_figure(6.4, 0.7 + 0.3 * len(bars))
     names, values, colours = zip(*bars, strict=True)
     axes.barh(range(len(bars)), [100 * value for value in values], color=colours, height=0.68)
     for row, value in enumerate(values):
@@ -65,8 +65,8 @@ def accuracy_figure(report: EvaluationResults) -> Figure:
 
 
 def curve_figure(reports: Mapping[str, EvaluationResults]) -> Figure:
-    drawing, axes = figure(6.4, 3.4)
-    for (name, report), (colour, marker) in zip(reports.items(), appearances(len(reports)), strict=True):
+    drawing, axes = make_figure(6.4, 3.4)
+    for (name, report), (colour, marker) in zip(reports.items(), choose_appearances(len(reports)), strict=True):
         positive = [(eps, 100 * accuracy) for eps, accuracy in report.curve if eps > 0]
         if positive:
             axes.plot(*zip(*positive, strict=True), marker=marker, markersize=4, color=colour, label=drawable(name))
@@ -87,11 +87,11 @@ def curve_figure(reports: Mapping[str, EvaluationResults]) -> Figure:
     axes.set_ylim(-3, 104)
     axes.set_xlabel("eps (dotted: clean accuracy of these points)", fontsize=9, color=INK)
     axes.set_ylabel("accuracy, %", fontsize=9, color=INK)
-    legend_above(drawing)
+    place_legend(drawing)
     return drawing
 
 
-def legend_above(drawing: Figure) -> None:
+def place_legend(drawing: Figure) -> None:
     """A legend over the whole width, in as many columns as its names leave room for; the figure grows by its rows."""
     (axes,) = drawing.axes
     handles, names = axes.get_legend_handles_labels()
@@ -112,7 +112,7 @@ def certified_curve(report: EvaluationResults) -> tuple[list[float], list[float]
     return radii.tolist(), [100 * report.certified_at(eps) for eps in radii]
 
 
-def appearances(count: int) -> list[tuple[str, str]]:
+def choose_appearances(count: int) -> list[tuple[str, str]]:
     """The colour and the marker of each of ``count`` runs: all colours with one marker, then with the next."""
     pairs = [(colour, marker) for marker in "osD^vP" for colour in RUNS]
     return [pairs[index % len(pairs)] for index in range(count)]
@@ -151,12 +151,12 @@ def examples_figure(report: EvaluationResults) -> tuple[Figure, float] | None:
 
 
 def comparison_figure(reports: Mapping[str, EvaluationResults]) -> Figure:
-    rows = compared_rows(reports)
-    drawing, axes = figure(6.4, 0.9 + 0.32 * len(rows))
-    for (name, report), (colour, marker) in zip(reports.items(), appearances(len(reports)), strict=True):
-        values = accuracies(report)
+    rows = list_compared_rows(reports)
+    drawing, axes = make_figure(6.4, 0.9 + 0.32 * len(rows))
+    for (name, report), (colour, marker) in zip(reports.items(), choose_appearances(len(reports)), strict=True):
+        values = collect_accuracies(report)
         points = [(100 * values[row], index) for index, row in enumerate(rows) if row in values]
-        label = f"{name}\n(fast, NOT standard)" if fast(report) else name
+        label = f"{name}\n(fast, NOT standard)" if is_fast(report) else name
         axes.plot(*zip(*points, strict=True), marker, color=colour, label=drawable(label), markersize=7, alpha=0.85)
     axes.set_yticks(range(len(rows)), [drawable(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -164,5 +164,5 @@ def comparison_figure(reports: Mapping[str, EvaluationResults]) -> Figure:
     axes.grid(axis="y", color="#e4e7eb")
     axes.set_axisbelow(True)
     axes.set_xlabel("accuracy, %", fontsize=9, color=INK)
-    legend_above(drawing)
+    place_legend(drawing)
     return drawing

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from ...escapes import printable
 from ..results import EvaluationResults
-from .comparison import by_units, comparison_rows, difference_note, settings_columns
+from .comparison import comparison_rows, difference_note, group_by_units, settings_columns
 from .figures import accuracy_figure, comparison_figure, curve_figure, draw_picture, examples_figure
-from .labels import attack_notes, constraint_notes, listed, robust_label, title
+from .labels import attack_notes, constraint_notes, join_versions, robust_label, title
 from .tables import (
     ATTACK_HEAD,
     CLASS_HEAD,
@@ -40,7 +40,7 @@ def render_report(report: EvaluationResults) -> str:
         f"{settings['classes']} classes",
         f"seed {settings['seed']}",
         f"logical batch size {settings['batch_size']}",
-        listed(settings["attack_library"]) or "no library",
+        join_versions(settings["attack_library"]) or "no library",
         settings["date"],
     ]
     drawn = examples_figure(report)
@@ -49,17 +49,17 @@ def render_report(report: EvaluationResults) -> str:
         title=title(report),
         report=report,
         told=", ".join(map(str, told)),
-        numbers=_numbers(report),
-        accuracy_figure=_encoded(accuracy_figure(report)),
+        numbers=_list_numbers(report),
+        accuracy_figure=_encode(accuracy_figure(report)),
         attack_notes=" ".join(attack_notes(report)),
         attack_head=ATTACK_HEAD,
         attack_rows=attack_rows(report),
         class_note=class_note(report),
         class_head=CLASS_HEAD,
         class_rows=class_rows(report),
-        curve_figure=_encoded(curve_figure({"accuracy": report})),
+        curve_figure=_encode(curve_figure({"accuracy": report})),
         curve_note=curve_note([report]),
-        examples_figure=None if drawn is None else _encoded(drawn[0]),
+        examples_figure=None if drawn is None else _encode(drawn[0]),
         amplified=None if drawn is None else f"{drawn[1]:.2g}",
         no_examples="the inputs are not images" if len(report.examples.indices) else "no attack broke a point",
         setting_rows=setting_rows(report),
@@ -78,9 +78,9 @@ def render_comparison(reports: Mapping[str, EvaluationResults]) -> str:
         head=head,
         rows=rows,
         constraint_notes=" ".join(constraint_notes(reports.values())),
-        accuracy_figure=_encoded(comparison_figure(reports)),
+        accuracy_figure=_encode(comparison_figure(reports)),
         reports=list(reports.items()),
-        curves=[(unit, _encoded(curve_figure(runs))) for unit, runs in by_units(reports).items()],
+        curves=[(unit, _encode(curve_figure(runs))) for unit, runs in group_by_units(reports).items()],
         curve_note=curve_note(list(reports.values())),
         not_run=list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"])),
         setting_head=setting_head,
@@ -88,7 +88,7 @@ def render_comparison(reports: Mapping[str, EvaluationResults]) -> str:
     )
 
 
-def _numbers(report: EvaluationResults) -> list[tuple[str, str]]:
+def _list_numbers(report: EvaluationResults) -> list[tuple[str, str]]:
     """The large numbers at the head of a page, and what they are."""
     points = report.settings["points"]
     numbers = [
@@ -104,24 +104,24 @@ def _numbers(report: EvaluationResults) -> list[tuple[str, str]]:
 
 
 @cache
-def _environment() -> Environment:
+def _load_environment() -> Environment:
     return Environment(
         loader=PackageLoader("art_robust_plugins.evaluation.rendering"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_printable,
+        finalize=_make_printable,
         keep_trailing_newline=True,
     )
 
 
 def _render(name: str, **values: Any) -> str:
-    return _environment().get_template(f"{name}.html.j2").render(values)
+    return _load_environment().get_template(f"{name}.html.j2").render(values)
 
 
-def _printable(value: Any) -> Any:
+def _make_printable(value: Any) -> Any:
     """What a template puts out; the output of its macros is escaped already."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _encoded(figure: Figure) -> str:
+def _encode(figure: Figure) -> str:
     return base64.b64encode(draw_picture(figure)).decode()

@@ -1,4 +1,4 @@
-"""Words for an evaluation: its title, and how each of its numbers is to be read."""
+"""Words for an evaluation: its title, and what each of its numbers means."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..results import AttackResult, EvaluationResults
 def title(report: EvaluationResults) -> str:
     """AutoAttack is named only where all of its stages ran, and nothing else did."""
     settings = report.settings
-    threat = settings["threat"]["text"] + (", in a sweep over eps" if swept(report) else "")
-    if fast(report):
+    threat = settings["threat"]["text"] + (", in a sweep over eps" if is_swept(report) else "")
+    if is_fast(report):
         return f"Fast evaluation, NOT the standard one, {threat}"
     if settings["autoattack"] and len(report.attacks) == 4:
         return f"AutoAttack, {threat}"
@@ -27,34 +27,34 @@ def range_text(settings: Mapping[str, Any]) -> str:
     return str(settings.get("clip_values_by_feature") or settings["clip_values"])
 
 
-def fast(report: EvaluationResults) -> bool:
-    """Whether stages of the fast level stand where AutoAttack's would."""
+def is_fast(report: EvaluationResults) -> bool:
+    """Whether stages of the fast level ran in place of AutoAttack's."""
     return bool(report.settings.get("fast")) and not report.settings["autoattack"]
 
 
-def swept(report: EvaluationResults) -> bool:
+def is_swept(report: EvaluationResults) -> bool:
     """Whether points that a smaller eps broke were not attacked again."""
     return report.settings.get("reused") is not None
 
 
 def robust_label(report: EvaluationResults) -> str:
-    known = ", with points known from a smaller eps" if swept(report) else ""
+    known = ", with points known from a smaller eps" if is_swept(report) else ""
     if not any(result.bounded for result in report.attacks):
         return "correct clean, and not broken within eps by any attack (not an adversarial accuracy)"
     if report.settings["autoattack"] and len(report.attacks) == 4:
         return f"robust accuracy, AutoAttack (standard){known}"
-    if fast(report):
+    if is_fast(report):
         return f"robust accuracy, fast level: NOT the standard evaluation{known}"
     return f"robust accuracy, worst case over all attacks{known}"
 
 
 def worst_case_mark(report: EvaluationResults) -> str:
-    """How the worst case is to be read where it is not that of a whole evaluation at one eps."""
-    found = [*(["fast, NOT standard"] if fast(report) else []), *(["in a sweep"] if swept(report) else [])]
+    """A note beside the worst case where it is not that of a whole evaluation at one eps."""
+    found = [*(["fast, NOT standard"] if is_fast(report) else []), *(["in a sweep"] if is_swept(report) else [])]
     return f"({', '.join(found)})" if found else ""
 
 
-def totals(report: EvaluationResults) -> dict[str, float]:
+def collect_totals(report: EvaluationResults) -> dict[str, float]:
     certified = report.certified_accuracy
     proven = {} if certified is None else {"certified": certified}
     return {"clean": report.clean_accuracy, "worst case": report.robust_accuracy, **proven}
@@ -70,7 +70,7 @@ def interval(report: EvaluationResults, accuracy: float) -> str:
 
 
 def mark(result: AttackResult) -> str:
-    """How the accuracy of an attack that is not bound to the ball is to be read."""
+    """A note beside the accuracy of an attack that is not bound to the ball."""
     return {"ball": "", "minimal": "(smallest change)", "none": "(own measure)"}[result.constraint]
 
 
@@ -117,11 +117,11 @@ def certificate_text(report: EvaluationResults) -> str:
 
 
 def median_radius(report: EvaluationResults) -> str:
-    """Of all points, those that are misclassified with 0."""
+    """The median over all points, where misclassified points count as 0."""
     if report.radii is None:
         return "not certified"
     return f"{report.settings['threat']['norm']} {np.median(report.radii.clip(0)):.2g}"
 
 
-def listed(versions: Mapping[str, str]) -> str:
+def join_versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())

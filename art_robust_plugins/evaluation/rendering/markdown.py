@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...escapes import escape_markdown
-from ..diagnostics import Flag
+from ..flags import Flag
 from ..results import EvaluationResults
 from .comparison import comparison_rows, difference_note, settings_columns
 from .labels import attack_notes, constraint_notes, robust_label, title
@@ -23,7 +23,7 @@ from .tables import (
 
 
 def report_markdown(report: EvaluationResults) -> str:
-    flags = [f"- {_flag(flag)}" for flag in report.flags]
+    flags = [f"- {_format_flag(flag)}" for flag in report.flags]
     parts = [
         f"# {escape_markdown(title(report))}",
         f"Clean accuracy **{report.clean_accuracy:.2%}**, {robust_label(report)} **{report.robust_accuracy:.2%}**, on "
@@ -56,7 +56,9 @@ def comparison_markdown(reports: Mapping[str, EvaluationResults]) -> str:
         markdown_table(*comparison_rows(reports)),
         " ".join(constraint_notes(reports.values())),
     ]
-    flags = [f"- {escape_markdown(name)}, {_flag(flag)}" for name, report in reports.items() for flag in report.flags]
+    flags = [
+        f"- {escape_markdown(name)}, {_format_flag(flag)}" for name, report in reports.items() for flag in report.flags
+    ]
     parts += ["## Flags", "\n".join(flags) or "None.", "## Settings"]
     parts.append(markdown_table(*settings_columns(reports)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -69,6 +71,6 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([first, f"| {' | '.join(['---'] * len(head))} |", *rest])
 
 
-def _flag(flag: Flag) -> str:
+def _format_flag(flag: Flag) -> str:
     told = escape_markdown(f"{flag.evidence} {flag.advice}")
     return f"**{escape_markdown(flag.severity)}: {escape_markdown(flag.name)}.** {told}"

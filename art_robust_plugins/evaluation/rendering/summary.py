@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...escapes import printable
 from ..results import EvaluationResults
-from .labels import duration, fast, interval, mark, reused_text, swept, title, totals
+from .labels import collect_totals, duration, interval, is_fast, is_swept, mark, reused_text, title
 
 
 def summary(report: EvaluationResults) -> str:
@@ -12,7 +12,7 @@ def summary(report: EvaluationResults) -> str:
     width = max(len(result.name) for result in report.attacks)
     width = max(width, len("worst case"))
     lines = [f"{title(report)}: {report.settings['points']} points, {report.settings['classes']} classes"]
-    sure = {name: f"95 % confidence: {interval(report, value)}" for name, value in totals(report).items()}
+    sure = {name: f"95 % confidence: {interval(report, value)}" for name, value in collect_totals(report).items()}
     lines.append(f"  {'clean':<{width}}  {report.clean_accuracy:7.2%}  {sure['clean']}")
     for result in report.attacks:
         row = f"  {result.name:<{width}}  {result.robust_accuracy:7.2%}  {duration(result.seconds):>9}  {mark(result)}"
@@ -20,9 +20,9 @@ def summary(report: EvaluationResults) -> str:
     lines.append(f"  {'worst case':<{width}}  {report.robust_accuracy:7.2%}  {sure['worst case']}")
     if "certified" in sure:
         lines.append(f"  {'certified':<{width}}  {report.certified_accuracy:7.2%}  {sure['certified']}")
-    lines += [f"  known from a smaller eps: {reused_text(report)}"] if swept(report) else []
+    lines += [f"  known from a smaller eps: {reused_text(report)}"] if is_swept(report) else []
     lines += [f"  not run: {line}" for line in report.settings["could_not_run"]]
-    if fast(report):
+    if is_fast(report):
         lines += [f"  {line}" for line in report.settings["not_run"] if "fast level" in line]
     lines += [f"  {flag.severity}: {flag.name}: {flag.evidence} {flag.advice}" for flag in report.flags]
     return "\n".join(map(printable, lines))

@@ -10,13 +10,13 @@ import numpy as np
 from ..results import EvaluationResults
 from .labels import (
     certificate_text,
+    collect_totals,
     duration,
     interval,
-    listed,
+    join_versions,
     mark,
     range_text,
     reused_text,
-    totals,
 )
 
 ATTACK_HEAD = ["attack", "what", "accuracy", "time", "images forward", "images backward"]
@@ -25,7 +25,7 @@ CLASSES_SHOWN = 20
 
 
 def attack_rows(report: EvaluationResults) -> list[list[str]]:
-    shown = {name: f"{value:.2%} ({interval(report, value)})" for name, value in totals(report).items()}
+    shown = {name: f"{value:.2%} ({interval(report, value)})" for name, value in collect_totals(report).items()}
     rows = [["clean", "no attack", shown["clean"], "", "", ""]]
     for result in report.attacks:
         calls = [f"{result.forward_calls:,}", f"{result.backward_calls:,}"]
@@ -69,7 +69,7 @@ def setting_rows(report: EvaluationResults) -> list[list[str]]:
         ["threat model", f"{s['threat']['norm']}, eps {s['threat']['eps']:.6g} in the range {range_text(s)}"],
         ["points", f"{s['points']} of shape {tuple(s['input_shape'])}, {s['classes']} classes"],
         ["known from a smaller eps", reused_text(report)],
-        ["attack libraries", listed(s["attack_library"]) or "none"],
+        ["attack libraries", join_versions(s["attack_library"]) or "none"],
         ["backend", s["backend"]],
         ["seed, logical batch size", f"{s['seed']}, {s['batch_size']} (physical: {s['physical_batch_size']})"],
         ["processes", f"{s['processes']}; times are sums over them"],
@@ -83,7 +83,7 @@ def setting_rows(report: EvaluationResults) -> list[list[str]]:
             "may have put farther out are drawn back, and judged there",
         ],
         ["certificate", certificate_text(report)],
-        ["versions", listed(s["versions"])],
+        ["versions", join_versions(s["versions"])],
         [
             "diagnostics",
             f"{diagnostics['points']} points, {duration(diagnostics['seconds'])}, "

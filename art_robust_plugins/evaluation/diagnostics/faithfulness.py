@@ -1,13 +1,13 @@
-"""Whether an evaluation judges what it means to judge, looked at before any attack.
+"""Checks before any attack: whether the verdicts are about the function that is attacked.
 
 Attacks follow the network after ART's preprocessing, verdicts come from ``predict``: both must compute the same. And an
-image must have one answer, whatever passed before it and beside it. What contradicts the first is refused; what
-contradicts the second becomes a `Flag`.
+image must have one answer, whatever passed before it and beside it. An estimator that breaks the first rule is
+refused; one that breaks the second gets a flag, see ``answers.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -18,25 +18,23 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..bridge import overrides_predict
-from ..randomness import seed_everything
-from ..threat import Bound, ThreatModel
-from .diagnostics import CHANCE, RANDOM_DIFFERENCE, Flag, difference, differences
+from ...bridge import overrides_predict
+from ...randomness import seed_everything
+from ...threat import Bound, ThreatModel
+from .differences import RANDOM_DIFFERENCE, measure_difference, measure_differences
 
 Outputs = Callable[[Tensor], Tensor]
 """Images [n, ...] in the estimator's range -> outputs [n, classes], on the CPU."""
 
-# How many images of the evaluation are looked at; as many are made beside them.
+# How many of the evaluation's images are checked; as many others are generated.
 IMAGES = 8
 # Passes of a randomised network whose means are compared, and the standard errors by which they may differ.
 PASSES = 10
 ERRORS = 8.0
-# Passes of another shape round otherwise: in bfloat16, or with TensorFloat-32, by up to this share of the length.
+# Rounding depends on a pass's shape: in bfloat16, or with TensorFloat-32, by up to this share of the length.
 SHAPE_DIFFERENCE = 1e-2
 # How many of these images also pass alone.
 _ALONE = 4
-# How many names an evidence lists.
-_NAMED = 3
 
 
 def check_single_network(estimator: PyTorchClassifier) -> None:
@@ -53,7 +51,7 @@ def check_single_network(estimator: PyTorchClassifier) -> None:
         )
 
 
-def probes(x: Tensor, threat: ThreatModel, low: Bound, high: Bound) -> Tensor:
+def make_probes(x: Tensor, threat: ThreatModel, low: Bound, high: Bound) -> Tensor:
     """Images to compare two functions on: some of ``x`` [N, ...], others near them, others from the whole range."""
     few = x[:IMAGES]
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +69,7 @@ def check_same_function(estimator: PyTorchClassifier, predict: Outputs, network:
         estimator: whose sentence it is.
         predict: its ``predict``.
         network: what attacks follow.
-        images: in the estimator's range, see `probes`.
+        images: in the estimator's range, see `make_probes`.
 
     Raises:
         ValueError: the outputs differ.
@@ -79,33 +77,33 @@ def check_same_function(estimator: PyTorchClassifier, predict: Outputs, network:
     one, another, followed = predict(images), predict(images), network(images)
     if one.shape != followed.shape:
         _refuse(estimator, f"their shape is {tuple(one.shape)}, not {tuple(followed.shape)}")
-    apart = differences(one, followed)
+    apart = measure_differences(one, followed)
     if not bool((apart > RANDOM_DIFFERENCE).any()):
         return
-    if difference(one, another) > RANDOM_DIFFERENCE or difference(followed, network(images)) > RANDOM_DIFFERENCE:
+    if _count_differing([one, another]) or _count_differing([followed, network(images)]):
         if not overrides_predict(estimator):  # the network itself differs from pass to pass: flags tell
             return
         judged = torch.stack([one, another, *(predict(images) for _ in range(PASSES - 2))]).double()
         attacked = torch.stack([followed, *(network(images) for _ in range(PASSES - 1))]).double()
-        if _differing(judged) >= PASSES - 2 and not _differing(attacked):
+        if _count_differing(judged) >= PASSES - 2 and not _count_differing(attacked):
             _refuse(estimator, "its passes differ, those of the network do not")
-        apart = _beyond_chance(judged, attacked)
+        apart = _measure_beyond_chance(judged, attacked)
     count = int((apart > RANDOM_DIFFERENCE).sum())
     if count:
         _refuse(estimator, f"they differ by up to {apart.max():.1e} of their length, at {count} of {len(apart)} images")
 
 
-def _differing(passes: Tensor) -> int:
-    """How many passes [P, n, classes] differ from the one before."""
-    return sum(difference(one, another) > RANDOM_DIFFERENCE for one, another in pairwise(passes))
+def _count_differing(passes: Iterable[Tensor]) -> int:
+    """How many passes [n, classes] differ from the one before."""
+    return sum(measure_difference(one, another) > RANDOM_DIFFERENCE for one, another in pairwise(passes))
 
 
-def _beyond_chance(one: Tensor, another: Tensor) -> Tensor:
-    """The `differences` [n] between the means over passes [P, n, classes], without those that may be chance."""
+def _measure_beyond_chance(one: Tensor, another: Tensor) -> Tensor:
+    """The `measure_differences` [n] between the means over passes [P, n, classes], without those that may be chance."""
     error = ((one.var(dim=0) + another.var(dim=0)) / len(one)).sqrt()
     mean, other = one.mean(dim=0), another.mean(dim=0)
     chance = (mean - other).abs() <= ERRORS * error
-    return differences(mean, torch.where(chance, mean, other))
+    return measure_differences(mean, torch.where(chance, mean, other))
 
 
 def _refuse(estimator: PyTorchClassifier, what: str) -> None:
@@ -139,23 +137,23 @@ def takes_gradients(run: Callable[[], object]) -> bool:
     return watch.seen
 
 
-def repeat_difference(predict: Outputs, x: Tensor) -> float:
+def measure_repeat_difference(predict: Outputs, x: Tensor) -> float:
     """The largest difference between `PASSES` passes of the same images, of ``x`` [N, ...]: some are random rarely."""
     first = predict(x[:IMAGES])
-    return max(difference(first, predict(x[:IMAGES])) for _ in range(PASSES - 1))
+    return max(measure_difference(first, predict(x[:IMAGES])) for _ in range(PASSES - 1))
 
 
-def seeded_difference(predict: Outputs, x: Tensor, seed: int) -> float:
+def measure_seeded_difference(predict: Outputs, x: Tensor, seed: int) -> float:
     """The difference between two passes of the same images, of ``x`` [N, ...], with the same random numbers."""
     outputs = []
     for _ in range(2):
         seed_everything(seed)
         outputs.append(predict(x[:IMAGES]))
-    return difference(*outputs)
+    return measure_difference(*outputs)
 
 
-def memory_difference(unrestored: Outputs, x: Tensor, low: Bound, high: Bound) -> float:
-    """How far outputs for the same images lie apart when other images passed between: what the network remembers.
+def measure_memory(unrestored: Outputs, x: Tensor, low: Bound, high: Bound) -> float:
+    """The difference between outputs for the same images when other images pass in between.
 
     Args:
         unrestored: the estimator's ``predict``, whose state stays as each pass leaves it.
@@ -166,10 +164,10 @@ def memory_difference(unrestored: Outputs, x: Tensor, low: Bound, high: Bound) -
     few = x[:IMAGES]
     before = unrestored(few)
     unrestored(low + high - few)
-    return difference(before, unrestored(few))
+    return measure_difference(before, unrestored(few))
 
 
-def batch_difference(
+def measure_company(
     predict: Callable[[Tensor, int], Tensor], x: Tensor, outputs: Tensor, low: Bound, high: Bound
 ) -> float:
     """How far a deterministic network's outputs for an image lie apart in different company; 0 where that is rounding.
@@ -195,7 +193,7 @@ def batch_difference(
     usual = predict(among, size)[:n]
     found = [0.0]
     for value in (low, high):
-        company = difference(usual, predict(torch.cat([few, torch.zeros_like(noise) + value]), size)[:n])
+        company = measure_difference(usual, predict(torch.cat([few, torch.zeros_like(noise) + value]), size)[:n])
         found.append(company if company > RANDOM_DIFFERENCE else 0.0)
     try:
         alone = predict(few[:_ALONE], 1)
@@ -205,101 +203,33 @@ def batch_difference(
         return float("inf")
     turned = predict(among.flip(0), size).flip(0)[:n]
     for one, another in ((usual[:_ALONE], alone), (usual, turned), (usual, outputs[:n])):
-        shape = difference(one, another)
+        shape = measure_difference(one, another)
         found.append(shape if shape > SHAPE_DIFFERENCE else 0.0)
     return max(found)
 
 
-def undecided(outputs: Tensor) -> Tensor:
+def find_undecided(outputs: Tensor) -> Tensor:
     """Which rows of ``outputs`` [N, classes] are the same for all classes, bool [N]: an abstention is no class."""
     return (outputs == outputs[:, :1]).all(dim=1) & (outputs.shape[1] > 1)
 
 
-def tied(outputs: Tensor, y: Tensor) -> Tensor:
+def find_ties(outputs: Tensor, y: Tensor) -> Tensor:
     """Which rows have the output of their label ``y`` [N] and of another class for the largest, bool [N]."""
     largest = outputs == outputs.amax(dim=1, keepdim=True)
     return (largest.sum(dim=1) > 1) & largest.gather(1, y[:, None])[:, 0]
 
 
-def flags_of(state: Mapping[str, Any], points: int) -> list[Flag]:
-    """The signs in an evaluation's state that an image has more than one answer, or none.
-
-    Args:
-        state: the evaluation's state.
-        points: how many points were evaluated.
-    """
-    flags = []
-    evidence = []
-    if state["gradients"]:
-        evidence.append("A clean pass takes gradients inside.")
-    if state["moved"]:
-        evidence.append(f"A clean pass changed {_listed(state['moved'])} of the network.")
-    if state["memory"] > RANDOM_DIFFERENCE:
-        evidence.append(
-            f"The same images give outputs that differ by {state['memory']:.1e} of their length when other images "
-            f"passed between."
-        )
-    if state["seeded_difference"] > RANDOM_DIFFERENCE:
-        evidence.append(
-            f"Two passes of the same images with the same random numbers differ by {state['seeded_difference']:.1e} of "
-            f"the outputs' length: the network remembers earlier passes, or draws from a generator of its own."
-        )
-    for name, progress in state["attacks"].items():
-        new = sorted(progress["moved"] - set(state["moved"]))
-        if new:
-            evidence.append(f"While {name} ran, {_listed(new)} of the network changed.")
-    if evidence:
-        flags.append(
-            Flag(
-                "dynamic",
-                "severe",
-                " ".join(evidence),
-                "Attacks meet a network that changes, and the standard evaluation is not made for it: evaluate it "
-                "without its adaptation too, and attack it with an attack that knows of it. Its weights and buffers "
-                "were put back before each verdict and at the end.",
-            )
-        )
-    if state["batch_difference"]:
-        apart = state["batch_difference"]
-        flags.append(
-            Flag(
-                "batch-dependent",
-                "severe",
-                "The network takes no image alone."
-                if apart == float("inf")
-                else f"The same image in other company gives outputs that differ by {apart:.1e} of their length.",
-                "Batch norm in training mode does this, and any other statistic over a batch: take it from the image, "
-                "or fix it. As it is, each number holds for this batch_size, physical_batch_size and order alone.",
-            )
-        )
-    for kind, name, what, advice in (
-        (
-            "undecided",
-            "no-decision",
-            "are the same for all classes",
-            "An abstention is no class: they count as misclassified.",
-        ),
-        (
-            "tied",
-            "ties",
-            "are largest at the label and at another class",
-            "The first of such classes counts, as in AutoAttack's own code, which is no merit of the network: let its "
-            "outputs be rounded less.",
-        ),
-    ):
-        clean, found = state[kind], sum(progress["counts"][kind] for progress in state["attacks"].values())
-        if clean + found > (CHANCE if kind == "tied" else 0):
-            flags.append(
-                Flag(
-                    name,
-                    "severe" if kind == "undecided" else "warning",
-                    f"The outputs for {clean} of {points} clean images and for {found} candidates {what}.",
-                    advice,
-                )
-            )
-    return flags
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def find_gradient_obstacle(model: Callable[[Tensor], Tensor], x: Tensor) -> str | None:
+    """Why attacks cannot follow the gradient of the logits to images ``x`` [N, ...], as a clause; None if they can."""
+    x = x.clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            outputs = model(x)
+            if outputs.requires_grad and torch.autograd.grad(outputs.sum(), x, allow_unused=True)[0] is not None:
+                return None
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        return f"the gradient of the logits cannot be computed ({reason})"
+    return "no gradient of the logits reaches the input"

@@ -1,0 +1,206 @@
+"""The report of an evaluation whose attacks have all run: diagnostics, certificate, settings, examples."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..lipschitz import PyTorchLipschitzCertifier
+from ..randomness import seed_everything
+from .diagnostics import Certificate, Findings, ShortAttackPlan, ShortAttacks, run_diagnostics, run_short_attacks
+from .libraries import SUITES
+from .options import EvaluationOptions, Samples
+from .preparation import Preparation, PreparedAttack
+from .progress import CleanFindings
+from .report import EvaluationReport
+from .results import AttackResult, Examples
+from .settings import describe_attacks, describe_inputs, describe_network, describe_versions, list_not_run
+from .state import EvaluationState
+from .verdicts import Judge
+
+EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class FinishedEvaluation:
+    """An evaluation whose attacks have all run.
+
+    Attributes:
+        options: its settings.
+        samples: its points.
+        prepared: its attacks.
+        judge: gives the verdicts.
+        clean: what the clean passes found.
+        state: what the attacks found.
+        left: the points that each attack left, bool [N] by its name.
+        processes: how many evaluated together.
+    """
+
+    options: EvaluationOptions
+    samples: Samples
+    prepared: Preparation
+    judge: Judge
+    clean: CleanFindings
+    state: EvaluationState
+    left: dict[str, Tensor]
+    processes: int
+
+    @property
+    def correct(self) -> Tensor:
+        """The points that are classified correctly, bool [N]."""
+        return self.clean.clean == self.samples.y
+
+    @property
+    def robust(self) -> Tensor:
+        """The points that are classified correctly, and that no attack broke, bool [N]."""
+        return self.correct & ~self.state.broken
+
+
+class CertifiedRadii(NamedTuple):
+    """The proven radius of each point [N], -1 where the certified class is not the label, and where it comes from."""
+
+    radii: NDArray[np.float64]
+    description: dict[str, Any]
+
+
+def assemble_report(finished: FinishedEvaluation) -> EvaluationReport:
+    """The report, but for the adversarial images, which stay with the state."""
+    correct, robust, passes = finished.correct, finished.robust, finished.judge.passes
+    results = [_build_result(finished, prepared) for prepared in finished.prepared.attacks]
+    short = passes.batched.run_whole(lambda size: _attack_shortly(finished, size))
+    certified = _certify(finished)
+    clean_accuracy = float(correct.double().mean())
+    findings = Findings(
+        points=len(correct),
+        clean_accuracy=clean_accuracy,
+        clean=finished.clean,
+        progress=finished.state.attacks,
+        results=results,
+        short_attacks=short,
+        input_range=passes.range,
+        straight_through=passes.module.straight_through,
+        loss=passes.estimator.loss,
+        single_output=passes.module.single,
+        certificate=None
+        if certified is None
+        else Certificate(
+            certified.radii,
+            attacked=(correct & ~robust).numpy(),
+            eps=finished.options.threat.eps + finished.judge.tolerance.typical,
+        ),
+    )
+    return EvaluationReport(
+        clean_accuracy=clean_accuracy,
+        robust_accuracy=float(robust.double().mean()),
+        robust=robust.numpy(),
+        correct=correct.numpy(),
+        labels=finished.samples.y.numpy(),
+        adversarial=np.empty(0, dtype=np.float32),
+        attacks=results,
+        flags=run_diagnostics(findings),
+        settings=_describe(finished, short, certified),
+        curve=short.curve,
+        examples=_pick_examples(finished),
+        radii=None if certified is None else certified.radii,
+    )
+
+
+def _build_result(finished: FinishedEvaluation, prepared: PreparedAttack) -> AttackResult:
+    attack = prepared.attack
+    counts, left = finished.state.attacks[attack.name].counts, finished.left[attack.name]
+    return AttackResult(
+        name=attack.name,
+        summary=attack.summary,
+        robust_accuracy=float(left.double().mean()),
+        robust=left.numpy(),
+        seconds=counts["seconds"],
+        forward_calls=counts["forward"],
+        backward_calls=counts["backward"],
+        bounded=attack.bounded,
+        cumulative=attack.cumulative,
+        parameters=prepared.parameters,
+        constraint=attack.constraint,
+    )
+
+
+def _attack_shortly(finished: FinishedEvaluation, batch_size: int) -> ShortAttacks:
+    options, prepared, passes = finished.options, finished.prepared, finished.judge.passes
+    seed_everything(options.seed)
+    plan = ShortAttackPlan(
+        model=passes.counter,
+        judge=finished.judge.judge_briefly,
+        obstacle=prepared.obstacle,
+        threat=prepared.setting.threat,
+        scale=passes.range.width,
+        to_unit=passes.module.from_estimator,
+        x=finished.samples.x,
+        y=finished.samples.y,
+        correct=finished.correct,
+        robust=finished.robust,
+        randomised=finished.clean.passes > 1,
+        seed=options.seed,
+        standard={attack.name for attack in SUITES["standard"]} <= set(finished.left),
+        verbose=options.verbose,
+    )
+    return run_short_attacks(plan, batch_size)
+
+
+def _certify(finished: FinishedEvaluation) -> CertifiedRadii | None:
+    """The certified radii, if the estimator gives any."""
+    estimator, norm = finished.options.estimator, finished.options.threat.norm
+    if not isinstance(estimator, PyTorchLipschitzCertifier):
+        return None
+    start = time.perf_counter()
+    prediction, radius = finished.judge.passes.batched.run_whole(
+        lambda size: estimator.certify(finished.samples.x, size, norm=norm)
+    )
+    description = {
+        "method": "Lipschitz bound, proven",
+        "largest constant of a difference of logits (L2)": float(estimator.lipschitz_constants().max()),
+        "seconds": time.perf_counter() - start,
+    }
+    return CertifiedRadii(np.where(prediction == finished.samples.y.numpy(), radius, -1.0), description)
+
+
+def _describe(finished: FinishedEvaluation, short: ShortAttacks, certified: CertifiedRadii | None) -> dict[str, Any]:
+    """The report's settings."""
+    options, prepared, passes = finished.options, finished.prepared, finished.judge.passes
+    return {
+        **describe_attacks(options, passes, prepared),
+        **describe_inputs(finished.samples, passes),
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "physical_batch_size": prepared.setting.physical_batch_size,
+        "processes": finished.processes,
+        "verdict_passes": finished.clean.passes,
+        "tolerance": finished.judge.tolerance.typical,
+        **describe_network(passes),
+        "network_sha256": finished.state.fingerprint["network"],
+        "versions": describe_versions(),
+        "diagnostics": short.cost,
+        "could_not_run": prepared.not_run,
+        "not_run": list_not_run(options, prepared),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "certificate": None if certified is None else certified.description,
+    }
+
+
+def _pick_examples(finished: FinishedEvaluation) -> Examples:
+    """The first points that an attack broke, as images in [0, 1]."""
+    samples, judge = finished.samples, finished.judge
+    where = (finished.correct & ~finished.robust).nonzero().flatten()[:EXAMPLES]
+    adversarial = finished.state.adversarial[where]
+    outputs = judge.rule.predict(judge.passes.predict, adversarial) if len(where) else []
+    return Examples(
+        indices=where.numpy(),
+        clean=judge.passes.module.from_estimator(samples.x[where]).numpy(),
+        adversarial=judge.passes.module.from_estimator(adversarial).numpy(),
+        labels=samples.y[where].numpy(),
+        predictions=(judge.rule.classify(outputs) if len(where) else where).numpy(),
+    )

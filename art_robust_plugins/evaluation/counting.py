@@ -1,0 +1,33 @@
+"""A module that counts what passes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+class CallCounter(nn.Module):
+    """A module that counts the images that pass it forward, and backward, and is otherwise the one it holds.
+
+    ``before``, where it is set, is called before each forward pass.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.before: Callable[[], object] | None = None
+        self.forward_calls = 0
+        self.backward_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before is not None:
+            self.before()
+        outputs: Tensor = self.module(x)
+        self.forward_calls += len(x)
+        if outputs.requires_grad:
+            outputs.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward_calls += len(gradient)

@@ -1,0 +1,88 @@
+"""Flags of an image that has more than one answer, or none: networks that change, batches that matter, ties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..flags import Flag
+from .differences import RANDOM_DIFFERENCE
+from .findings import CHANCE, Findings, list_some
+
+
+def flag_dynamic(findings: Findings) -> Iterator[Flag]:
+    """The network changes while it predicts, or while it is attacked."""
+    clean = findings.clean
+    evidence = []
+    if clean.gradients:
+        evidence.append("A clean pass takes gradients inside.")
+    if clean.moved:
+        evidence.append(f"A clean pass changed {list_some(clean.moved)} of the network.")
+    if clean.memory > RANDOM_DIFFERENCE:
+        evidence.append(
+            f"The same images give outputs that differ by {clean.memory:.1e} of their length when other images "
+            f"passed between."
+        )
+    if clean.seeded_difference > RANDOM_DIFFERENCE:
+        evidence.append(
+            f"Two passes of the same images with the same random numbers differ by {clean.seeded_difference:.1e} of "
+            f"the outputs' length: the network remembers earlier passes, or draws from a generator of its own."
+        )
+    for name, progress in findings.progress.items():
+        new = sorted(progress.moved - set(clean.moved))
+        if new:
+            evidence.append(f"While {name} ran, {list_some(new)} of the network changed.")
+    if evidence:
+        yield Flag(
+            "dynamic",
+            "severe",
+            " ".join(evidence),
+            "Attacks meet a network that changes, and the standard evaluation is not made for it: evaluate it "
+            "without its adaptation too, and attack it with an attack that knows of it. Its weights and buffers "
+            "were put back before each verdict and at the end.",
+        )
+
+
+def flag_batch_dependent(findings: Findings) -> Iterator[Flag]:
+    """An image's answer depends on the images beside it."""
+    difference = findings.clean.batch_difference
+    if difference:
+        yield Flag(
+            "batch-dependent",
+            "severe",
+            "The network takes no image alone."
+            if difference == float("inf")
+            else f"The same image in other company gives outputs that differ by {difference:.1e} of their length.",
+            "Batch norm in training mode does this, and any other statistic over a batch: take it from the image, "
+            "or fix it. As it is, each number holds for this batch_size, physical_batch_size and order alone.",
+        )
+
+
+def flag_no_decision(findings: Findings) -> Iterator[Flag]:
+    """The outputs are the same for all classes."""
+    clean, candidates = findings.clean.undecided, _count_candidates(findings, "undecided")
+    if clean + candidates:
+        yield Flag(
+            "no-decision",
+            "severe",
+            f"The outputs for {clean} of {findings.points} clean images and for {candidates} candidates are the same "
+            f"for all classes.",
+            "An abstention is no class: they count as misclassified.",
+        )
+
+
+def flag_ties(findings: Findings) -> Iterator[Flag]:
+    """The outputs are largest at the label and at another class, more often than by chance."""
+    clean, candidates = findings.clean.tied, _count_candidates(findings, "tied")
+    if clean + candidates > CHANCE:
+        yield Flag(
+            "ties",
+            "warning",
+            f"The outputs for {clean} of {findings.points} clean images and for {candidates} candidates are largest at "
+            f"the label and at another class.",
+            "The first of such classes counts, as in AutoAttack's own code, which is no merit of the network: let its "
+            "outputs be rounded less.",
+        )
+
+
+def _count_candidates(findings: Findings, kind: str) -> int:
+    return int(sum(progress.counts[kind] for progress in findings.progress.values()))

@@ -1,0 +1,77 @@
+"""Passes through the estimator that is evaluated, which may change its input, or itself, while it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from ..bridge import EstimatorModule, class_logits, input_range, predict_outputs
+from ..snapshot import Snapshot
+from .autoattack.batches import BatchedPasses
+from .counting import CallCounter
+
+
+class EstimatorPasses:
+    """Passes through an untouched estimator; what they change in it is put back after each.
+
+    Args:
+        estimator: the classifier.
+        module: its network behind its preprocessing, from images in [0, 1], which attacks follow.
+        snapshot: the state of both, as the evaluation found it.
+        size: the most samples in a pass.
+
+    Attributes:
+        counter: ``module``, with a count of the images that attacks pass through it.
+        batched: passes of the estimator's own and of the diagnostics, on batches of at most ``size``.
+        moved: the names of the weights and buffers that clean passes have changed.
+    """
+
+    def __init__(self, estimator: PyTorchClassifier, module: EstimatorModule, snapshot: Snapshot, size: int) -> None:
+        self.estimator, self.module, self.snapshot = estimator, module, snapshot
+        self.range, self.device = input_range(estimator), module.device
+        self.counter = CallCounter(module)
+        self.batched = BatchedPasses(module, size)
+        self.moved: set[str] = set()
+        # What the module's own checks have changed.
+        self.restore()
+
+    def restore(self) -> None:
+        """Put back what passes changed in the network; once there is something, also before each pass of an attack."""
+        self.moved |= set(self.snapshot.restore())
+        if self.moved:
+            self.counter.before = self.snapshot.restore
+
+    def predict(self, x: Tensor, at_once: int | None = None) -> Tensor:
+        """Samples [N, ...] in the estimator's range -> the untouched estimator's outputs [N, classes], on the CPU."""
+        passes = self.batched if at_once is None else BatchedPasses(self.module, at_once)
+        return self._run(passes, x, self._predict_part)
+
+    def predict_unrestored(self, x: Tensor) -> Tensor:
+        """As `predict`, but the network's state is as each pass leaves it."""
+        return self.batched.run_over(len(x), lambda part: (self._predict_part(x[part]),))[0]
+
+    @torch.no_grad()
+    def predict_followed(self, x: Tensor) -> Tensor:
+        """As `predict`, the outputs of what attacks follow: the network after the preprocessing."""
+        followed = EstimatorModule(self.estimator, unit_range=False, probabilities=True, straight_through=True)
+        self.restore()
+        return self._run(
+            self.batched,
+            x,
+            lambda part: class_logits(self.estimator, followed(part.to(self.device))).detach().cpu(),
+        )
+
+    def _run(self, passes: BatchedPasses, x: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
+        def run(part: slice) -> tuple[Tensor, ...]:
+            outputs = predict(x[part])
+            self.restore()
+            return (outputs,)
+
+        return passes.run_over(len(x), run)[0]
+
+    def _predict_part(self, x: Tensor) -> Tensor:
+        # A copy, which the network may change.
+        return class_logits(self.estimator, predict_outputs(self.estimator, x.clone()))

@@ -1,0 +1,158 @@
+"""Running the attacks: over logical batches, from where they were stopped, and over several processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm import tqdm
+
+from ..randomness import seed_everything
+from .autoattack.standard import compute_joint_size
+from .libraries import Attack, Setting, suite_of
+from .options import EvaluationOptions, Samples
+from .preparation import PreparedAttack
+from .processes import gather_from_others
+from .state import Change, EvaluationState, StateFolder
+from .verdicts import Judge, Verdicts
+
+
+@dataclass(frozen=True)
+class AttackRunner:
+    """Runs attacks, has their candidates judged, and keeps what each batch changed.
+
+    Attributes:
+        options: of the evaluation.
+        samples: its points.
+        setting: what the attacks were prepared for.
+        judge: gives the verdicts.
+        state: gets what each batch changes.
+        folder: keeps it.
+        processes: those that evaluate together.
+    """
+
+    options: EvaluationOptions
+    samples: Samples
+    setting: Setting
+    judge: Judge
+    state: EvaluationState
+    folder: StateFolder
+    processes: PartialState
+
+    def run_all(self, attacks: Sequence[PreparedAttack], correct: Tensor) -> dict[str, Tensor]:
+        """The points that each attack left, bool [N] by its name, of those that are classified correctly [N]."""
+        left: dict[str, Tensor] = {}
+        standing: dict[str | None, Tensor] = {}
+        for prepared in attacks:
+            attack = prepared.attack
+            if attack.cumulative:
+                # Each suite has stages of its own: AutoAttack's number must not depend on what ran before it.
+                suite = suite_of(attack)
+                standing[suite] = left[attack.name] = self.run(prepared, standing.get(suite, correct))
+            else:
+                left[attack.name] = self.run(prepared, correct)
+        return left
+
+    def run(self, prepared: PreparedAttack, points: Tensor) -> Tensor:
+        """Run one attack on the points [N] bool, in batches, from where it was stopped; those that it left."""
+        name, size, processes = prepared.attack.name, self.options.batch_size, self.processes
+        progress = self.state.attacks[name]
+        indices = points.nonzero().flatten()
+        logical = torch.split(indices, size) if len(indices) else ()
+        finished = sum(len(logical[number]) for number in progress.batches)
+        todo = [number for number in range(len(logical)) if number not in progress.batches]
+        # Of the other processes nothing is known before the end: the bar shows what this one does.
+        own = todo[processes.process_index :: processes.num_processes]
+        at_once = self._count_batches_at_once(prepared.attack)
+        bar = tqdm(
+            total=finished + sum(len(logical[number]) for number in own),
+            initial=finished,
+            desc=name,
+            unit="pt",
+            disable=not (self.options.verbose and processes.is_main_process),
+        )
+        changes = []
+        with bar:
+            for numbers in (own[i : i + at_once] for i in range(0, len(own), at_once)):
+                batch = torch.cat([logical[number] for number in numbers])
+                change = {"batches": numbers, **self._attack_batch(prepared, batch)}
+                self.folder.save_change(change)
+                changes.append(change)
+                self.state.apply(change)
+                bar.update(len(batch))
+                bar.set_postfix_str(f"accuracy {(points & ~progress.fooled).double().mean().item():.2%}")
+        others = chain.from_iterable(gather_from_others(processes, changes))
+        for change in sorted(others, key=lambda change: change["batches"]):
+            self.state.apply(change)
+        return points & ~progress.fooled
+
+    def _count_batches_at_once(self, attack: Attack) -> int:
+        """Our own AutoAttack's random numbers keep to the logical batches, of which it may get several."""
+        size = self.options.batch_size
+        if self._is_native(attack) and self.judge.rule.passes == 1:
+            return compute_joint_size(size, self.setting.physical_batch_size) // size
+        return 1
+
+    def _is_native(self, attack: Attack) -> bool:
+        return attack.package == "autoattack" and self.options.backend == "native"
+
+    def _attack_batch(self, prepared: PreparedAttack, batch: Tensor) -> Change:
+        """Attack and judge one batch of points."""
+        attack, module, counter = prepared.attack, self.judge.passes.module, self.judge.passes.counter
+        x, y = self.samples.x[batch], self.samples.y[batch]
+        forward, backward = counter.forward_calls, counter.backward_calls
+        start = time.perf_counter()
+        seed_everything(self.options.seed)
+        # A copy, which attacks may write into; and in the memory layout that they expect.
+        unit = module.from_estimator(x.to(self.setting.device)).clone(memory_format=torch.contiguous_format)
+        with torch.enable_grad():
+            found = prepared.perturb(unit, y.to(self.setting.device))
+        moved = self.judge.passes.snapshot.restore()
+        if found.shape[0] != len(batch) or tuple(found.shape[1:]) != self.setting.input_shape:
+            raise ValueError(
+                f"attacks: {attack.name!r} returned a batch of shape {tuple(found.shape)}, expected "
+                f"{(len(batch), *self.setting.input_shape)}."
+            )
+        found = found.cpu()  # waits for the device
+        cost = {
+            "seconds": time.perf_counter() - start,
+            "forward": counter.forward_calls - forward,
+            "backward": counter.backward_calls - backward,
+        }
+        verdicts = self.judge.judge(found, batch)
+        broken = verdicts.wrong & verdicts.inside
+        new = broken & ~self.state.broken[batch]
+        turned = (found != unit.cpu()).flatten(1).any(dim=1) & verdicts.inside & ~verdicts.wrong
+        # Ours returns another image only where it was misclassified; of a randomised network that says little.
+        if not (self._is_native(attack) and self.judge.rule.passes == 1):
+            turned = torch.zeros_like(turned)
+        return {
+            "mark": self.state.mark,
+            "attack": attack.name,
+            "counts": {**cost, **_count(verdicts, turned, bounded=attack.bounded)},
+            "moved": moved,
+            "widest": verdicts.margin[turned].max().item() if turned.any() else 0.0,
+            "farthest": verdicts.farthest if attack.bounded else 0.0,
+            "fooled": batch[verdicts.wrong if attack.constraint == "none" else broken],
+            "broken": batch[new],
+            "adversarial": verdicts.candidates[new],
+        }
+
+
+def _count(verdicts: Verdicts, turned: Tensor, *, bounded: bool) -> dict[str, int]:
+    """The counts of one batch but for its cost, see `COUNTS`; ``turned`` are the images that a verdict overturned."""
+    return {
+        "not_finite": int((~verdicts.finite).sum()),
+        "overturned": int(turned.sum()),
+        "out_of_ball": int((~verdicts.in_ball).sum() if bounded else 0),
+        "out_of_range": int((~verdicts.in_range).sum() if bounded else 0),
+        "nan": int(verdicts.nan.sum()),
+        "infinite": int(verdicts.infinite.sum()),
+        "undecided": int(verdicts.undecided.sum()),
+        "tied": int((verdicts.tied & ~verdicts.undecided).sum()),
+    }

@@ -1,0 +1,182 @@
+"""The state of an evaluation: what is known so far, kept in a folder, from which a stopped evaluation goes on.
+
+The folder holds one file of what stays (the fingerprint and the clean findings), and a small one for each batch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..files import load_state, remove_temporaries, save_state
+from ..locks import check_output_folder, locked_folder
+from .estimator_passes import EstimatorPasses
+from .options import Samples
+from .progress import COUNTS, AttackProgress, CleanFindings
+from .settings import VERSION_ENTRIES, join_names
+from .state_record import check_change, check_opened, read_fingerprint
+
+STATE_FILE = "evaluation.pt"
+BATCHES_FOLDER = "batches"
+_FORMAT = "art-robust-plugins evaluation 6"
+_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in (1, 2, 3, 4, 5))
+# Of the largest output; other devices and sizes of a pass round by far less.
+_CHANGED_OUTPUTS = 1e-2
+
+Change = dict[str, Any]
+"""What one batch changed: an entry of the saved state."""
+
+
+@dataclass(eq=False)
+class EvaluationState:
+    """What is known of an evaluation so far.
+
+    Attributes:
+        mark: tells the batches of this state from those of an earlier one in the same folder.
+        fingerprint: what the evaluation is of.
+        clean: what the clean passes found; None before them.
+        broken: the points that any attack broke within eps, bool [N].
+        adversarial: like x: the first image that broke a point, else the point itself.
+        attacks: the progress of each attack, by its name, in the order in which they run.
+    """
+
+    mark: str
+    fingerprint: dict[str, str]
+    clean: CleanFindings | None
+    broken: Tensor
+    adversarial: Tensor
+    attacks: dict[str, AttackProgress]
+
+    def apply(self, change: Change) -> None:
+        """Take over what one batch changed."""
+        progress = self.attacks[change["attack"]]
+        progress.counts = {name: count + change["counts"][name] for name, count in progress.counts.items()}
+        progress.farthest = max(progress.farthest, change["farthest"])
+        progress.widest = max(progress.widest, change["widest"])
+        progress.moved.update(change["moved"])
+        progress.batches.update(change["batches"])
+        progress.fooled[change["fooled"]] = True
+        self.broken[change["broken"]] = True
+        self.adversarial[change["broken"]] = change["adversarial"]
+
+
+class OpenedState(NamedTuple):
+    """What a folder holds of an evaluation: see `EvaluationState`; and what its batches changed, in their order."""
+
+    mark: str
+    fingerprint: dict[str, str]
+    clean: CleanFindings | None
+    changes: list[Change]
+
+    def build_state(self, x: Tensor, attacks: Collection[str]) -> EvaluationState:
+        """The state of an evaluation of samples ``x`` [N, ...] by the attacks of these names."""
+        state = EvaluationState(
+            mark=self.mark,
+            fingerprint=self.fingerprint,
+            clean=self.clean,
+            broken=torch.zeros(len(x), dtype=torch.bool, device="cpu"),
+            adversarial=x.clone(),
+            attacks={name: AttackProgress.begin(len(x)) for name in attacks},
+        )
+        for change in self.changes:
+            state.apply(change)
+        return state
+
+
+class StateFolder:
+    """Where the state of an evaluation is kept.
+
+    Args:
+        path: the folder; None: the state is kept nowhere.
+        attacks: the names of the attacks, in the order in which they run.
+    """
+
+    def __init__(self, path: Path | None, attacks: Collection[str]) -> None:
+        self.path, self.attacks = path, list(attacks)
+
+    def open(
+        self, fingerprint: dict[str, str], samples: Samples, passes: EstimatorPasses, locks: ExitStack
+    ) -> OpenedState:
+        """The state that the folder holds, or a new one; the folder stays locked until ``locks`` is closed.
+
+        Raises:
+            ValueError: a file that is no state, one of another evaluation, a folder in use (the sentence says which).
+        """
+        if self.path is not None:
+            check_output_folder("state_dir", self.path, [STATE_FILE])
+            locks.enter_context(locked_folder("state_dir", self.path, "evaluation"))
+            remove_temporaries(self.path, [STATE_FILE])
+            remove_temporaries(self.path / BATCHES_FOLDER)
+        if self.path is None or not (self.path / STATE_FILE).exists():
+            return OpenedState(secrets.token_hex(8), fingerprint, None, [])
+        stored = self._load_state(self.path / STATE_FILE, fingerprint, samples, passes)
+        clean = None if stored["clean"] is None else CleanFindings.from_record(stored)
+        return OpenedState(stored["mark"], fingerprint, clean, self._load_changes(stored["mark"], samples.x))
+
+    def save_clean(self, state: EvaluationState, clean: CleanFindings) -> None:
+        """Write what stays of the evaluation."""
+        if self.path is not None:
+            record = {"format": _FORMAT, "mark": state.mark, "fingerprint": state.fingerprint, **clean.to_record()}
+            save_state(self.path / STATE_FILE, record)
+
+    def save_change(self, change: Change) -> None:
+        """Write what one batch changed."""
+        if self.path is not None:
+            position = self.attacks.index(change["attack"])
+            save_state(self.path / BATCHES_FOLDER / f"{position:02}-{change['batches'][0]:06}.pt", change)
+
+    def _load_state(
+        self, path: Path, fingerprint: dict[str, str], samples: Samples, passes: EstimatorPasses
+    ) -> dict[str, Any]:
+        stored = load_state(path)
+        if not isinstance(stored, dict) or stored.get("format") not in (_FORMAT, *_EARLIER):
+            raise ValueError(f"state_dir: {path} is not the state of an evaluation.")
+        if stored["format"] != _FORMAT:
+            raise ValueError(
+                f"state_dir: the state in {self.path} is of an evaluation by an earlier version of art-robust-plugins, "
+                f"expected this one; choose another folder for this evaluation."
+            )
+        self._check_fingerprint(read_fingerprint(stored, path), fingerprint)
+        check_opened(stored, path, points=len(samples.x), classes=passes.estimator.nb_classes)
+        if stored["passes"] == 1 and _have_changed(stored["outputs"], samples.x, passes):
+            raise ValueError(
+                f"state_dir: the state in {self.path} is of a network with other outputs for the same images, expected "
+                f"the same code and constants; choose another folder for this evaluation."
+            )
+        return stored
+
+    def _check_fingerprint(self, stored: dict[str, str], fingerprint: dict[str, str]) -> None:
+        different = [
+            f"{key} ({stored.get(key)}, now {value})" if key in VERSION_ENTRIES else key
+            for key, value in fingerprint.items()
+            if stored.get(key) != value
+        ]
+        if different:
+            raise ValueError(
+                f"state_dir: the state in {self.path} is of an evaluation with another {join_names(different)}, "
+                f"expected the same; choose another folder for this evaluation."
+            )
+
+    def _load_changes(self, mark: str, x: Tensor) -> list[Change]:
+        """In the order in which the attacks ran: who broke a point first gives its adversarial image."""
+        assert self.path is not None
+        changes = []
+        for path in sorted((self.path / BATCHES_FOLDER).glob("[0-9]*.pt")):
+            change = load_state(path)
+            if isinstance(change, dict) and change.get("mark") == mark:
+                changes.append(check_change(change, path, attacks=self.attacks, counts=COUNTS, x=x))
+        return changes
+
+
+def _have_changed(outputs: Tensor, x: Tensor, passes: EstimatorPasses) -> bool:
+    """Whether the network computes something else, which its weights and its text need not show."""
+    scale = outputs[outputs.isfinite()].abs().max().item() if outputs.isfinite().any() else 1.0
+    now = passes.predict(x[: len(outputs)])
+    return not torch.allclose(now, outputs, rtol=0.0, atol=_CHANGED_OUTPUTS * scale, equal_nan=True)

@@ -1,0 +1,160 @@
+"""Verdicts: what the candidates of an attack are, judged by fresh passes through the untouched estimator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..input_range import InputRange
+from ..randomness import seed_everything
+from ..threat import ThreatModel
+from .diagnostics.faithfulness import find_ties, find_undecided
+from .estimator_passes import EstimatorPasses
+from .options import Samples
+
+# A randomised network is judged by its mean class probabilities over this many passes.
+RANDOM_PASSES = 10
+
+
+class Verdicts(NamedTuple):
+    """What the candidates of some points are: images in the estimator's range [n, ...], the rest bool [n].
+
+    The margin [n] is how far the label's output lies above the others', as a share of the outputs' length.
+    """
+
+    candidates: Tensor
+    wrong: Tensor
+    in_ball: Tensor
+    in_range: Tensor
+    finite: Tensor
+    nan: Tensor
+    infinite: Tensor
+    undecided: Tensor
+    tied: Tensor
+    margin: Tensor
+    farthest: float
+
+    @property
+    def inside(self) -> Tensor:
+        """Which lie in the ball and in the range."""
+        return self.in_ball & self.in_range
+
+
+class Tolerance(NamedTuple):
+    """By how much a distance may exceed eps.
+
+    Attributes:
+        typical: where the rounding errors of a change are independent of it; such an image counts as it is.
+        worst: where all of them add up; such an image is drawn back into the ball, and judged there.
+    """
+
+    typical: float
+    worst: float
+
+
+def compute_tolerance(threat: ThreatModel, box: InputRange, size: int) -> Tolerance:
+    """What float32 alone may add to a distance between images of ``size`` numbers in this range."""
+    # Half a unit in the last place, four times: candidates go through some sums and products in float32.
+    rounding = torch.finfo(torch.float32).eps * max(*map(abs, box.hull), box.width)
+    typical = {"Linf": 1.0, "L2": 2.0, "L1": 2 * math.sqrt(size)}[threat.norm]
+    worst = {"Linf": 1.0, "L2": math.sqrt(size), "L1": float(size)}[threat.norm]
+    return Tolerance(1e-6 * threat.eps + rounding * typical, 1e-6 * threat.eps + rounding * worst)
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """How a network's outputs become a class.
+
+    Attributes:
+        passes: how many passes decide.
+        probabilities: whether the outputs are probabilities; logits are turned into them before they are averaged.
+        seed: of the evaluation.
+    """
+
+    passes: int
+    probabilities: bool
+    seed: int
+
+    def predict(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+        """The outputs of ``predict`` for samples [N, ...], as often as a verdict takes."""
+        if self.passes == 1:
+            return [predict(x)]
+        # Fresh randomness that depends on the seed alone, so that a resumed evaluation judges alike.
+        seed_everything((self.seed + 0x9E3779B9) % 2**32)
+        return [predict(x) for _ in range(self.passes)]
+
+    def average(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The outputs [N, classes] of one pass, or over several passes the mean probabilities."""
+        if len(outputs) == 1:
+            return outputs[0]
+        return torch.stack([each if self.probabilities else each.softmax(dim=1) for each in outputs]).mean(dim=0)
+
+    def classify(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The class of each sample [N], or -1 where an output is NaN or all are the same."""
+        total = self.average(outputs)
+        return torch.where(total.isnan().any(dim=1) | find_undecided(total), -1, total.argmax(dim=1))
+
+
+class Judge:
+    """Gives the verdicts of one evaluation.
+
+    Args:
+        passes: through the estimator.
+        samples: the points.
+        threat: in the units of the estimator's input.
+        rule: how outputs become a class.
+    """
+
+    def __init__(self, passes: EstimatorPasses, samples: Samples, threat: ThreatModel, rule: DecisionRule) -> None:
+        self.passes, self.samples, self.threat, self.rule = passes, samples, threat, rule
+        self.tolerance = compute_tolerance(threat, passes.range, samples.x[0].numel())
+
+    def judge(self, found: Tensor, points: Tensor) -> Verdicts:
+        """Judge candidates [n, ...], in the attacks' units, for the points of these indices [n]."""
+        x, threat, box = self.samples.x[points], self.threat, self.passes.range
+        candidates = self.passes.module.to_estimator(found.detach().cpu()).float()
+        finite = candidates.flatten(1).isfinite().all(dim=1)
+        candidates[~finite] = x[~finite]
+        distance = threat.distance(candidates.double(), x.double())
+        # An image that float32 alone may have put outside is drawn back, and judged there.
+        near = (distance > threat.eps + self.tolerance.typical) & (distance <= threat.eps + self.tolerance.worst)
+        if near.any():
+            drawn = threat.project(candidates[near].double(), x[near].double()).float()
+            candidates[near] = drawn
+            distance[near] = threat.distance(drawn.double(), x[near].double())
+        in_range = box.holds(candidates)
+        if not box.even:  # what attacks search is more, and was clipped
+            in_range &= InputRange(0.0, 1.0).holds(found.detach().cpu()) | ~finite
+        candidates = box.clip(candidates)
+        outputs = self.rule.predict(self.passes.predict, candidates)
+        total, labels = self.rule.average(outputs), self.samples.y[points]
+        others = total.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+        margin = (total.gather(1, labels[:, None])[:, 0] - others) / total.norm(dim=1).clamp_min(1e-10)
+        return Verdicts(
+            candidates=candidates,
+            wrong=self.rule.classify(outputs) != labels,
+            in_ball=distance <= threat.eps + self.tolerance.typical,
+            in_range=in_range,
+            finite=finite,
+            nan=_find_any(outputs, torch.isnan),
+            infinite=_find_any(outputs, torch.isinf),
+            undecided=find_undecided(total),
+            tied=find_ties(total, labels),
+            margin=margin,
+            farthest=distance.max().item(),
+        )
+
+    def judge_briefly(self, found: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Which candidates are misclassified, and which lie in the ball and in the range, bool [n] each."""
+        verdicts = self.judge(found, points)
+        return verdicts.wrong, verdicts.inside
+
+
+def _find_any(outputs: Sequence[Tensor], test: Callable[[Tensor], Tensor]) -> Tensor:
+    """For which samples any output of any pass passes the test, bool [N]."""
+    return torch.stack([test(output).any(dim=1) for output in outputs]).any(dim=0)
