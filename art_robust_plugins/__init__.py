@@ -3,6 +3,7 @@
 from .evaluation import EvaluationReport, Evaluator
 from .export import export_classifier
 from .lipschitz import PyTorchLipschitzCertifier
+from .moved import register as register_moved_modules
 from .registry import available_methods, create
 from .saved_classifier import load_classifier, save_classifier
 from .threat import ThreatModel
@@ -18,6 +19,8 @@ from .training import (
     TrainingOptions,
 )
 from .weight_map import PyTorchWeightMapClassifier, WeightMap2d, WeightMapPreprocessor, insert_weight_maps, weight_maps
+
+register_moved_modules()
 
 __all__ = [
     "BANGTrainer",

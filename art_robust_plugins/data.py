@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from .checks import check_path
 from .files import read_npz
 from .labels import warn_of_missing_classes
 
@@ -78,9 +79,9 @@ def load_data(name: str | Path) -> Dataset:
         >>> data.x_train.shape, data.x_test.shape, data.nb_classes
         ((1437, 1, 8, 8), (360, 1, 8, 8), 10)
     """
+    path = check_path("name", name)
     if str(name) in _LOADERS:
         return _LOADERS[str(name)]()
-    path = Path(name)
     if path.suffix.lower() == ".npz":
         return _npz(path)
     near = get_close_matches(str(name).lower(), _LOADERS, n=1)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .bridge import EstimatorModule, clip_range, image_tensor, predict_outputs, preserved, standardisation_of
-from .checks import is_integer, plain_number
+from .checks import check_choice, check_path, is_integer, plain_number
 from .files import write_atomically
 from .lipschitz.preprocessing import Standardisation
 
@@ -79,9 +79,8 @@ def export_classifier(
         >>> torch.export.load(path).module()(torch.zeros(5, 1, 2, 2)).shape
         torch.Size([5, 3])
     """
-    if format not in get_args(Format):
-        raise ValueError(f"format: got {format!r}, expected one of {', '.join(map(repr, get_args(Format)))}.")
-    path = Path(path)
+    check_choice("format", format, get_args(Format))
+    path = check_path("path", path)
     if path.suffix != SUFFIXES[format]:
         raise ValueError(f"path: got {path.name!r}, expected a name that ends in {SUFFIXES[format]} for {format}.")
     if batch is not None and (not is_integer(batch) or batch < 1):

@@ -137,8 +137,8 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
 
 def _named(name: str, group: str) -> type:
     points = _points(group)
-    if name not in points:
-        near = get_close_matches(name, points, n=1, cutoff=0.4)
+    if not isinstance(name, str) or name not in points:
+        near = get_close_matches(name, points, n=1, cutoff=0.4) if isinstance(name, str) else ()
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(map(repr, points))}{hint}")
     return _loaded(points[name])

@@ -18,16 +18,17 @@ def image_tensor(x: Any, classifier: PyTorchClassifier, *, name: str = "x") -> T
     Accepts an array or a tensor; a tensor stays on its device.
 
     Raises:
-        ValueError: wrong rank or size, no samples, NaN or infinity, values outside ``clip_values``.
+        ValueError: values that are no numbers, wrong rank or size, no samples, NaN or infinity, values outside
+            ``clip_values``.
     """
-    tensor = x.detach() if isinstance(x, Tensor) else torch.from_numpy(_numeric_array(x, name))
+    tensor = _plain_tensor(x, name)
     shape, expected = tuple(tensor.shape), tuple(classifier.input_shape)
     if shape[1:] != expected or not shape:
         wanted = ", ".join(str(size) for size in expected)
         raise ValueError(f"{name}: got an array of shape {shape}, expected (N, {wanted}).")
     if shape[0] == 0:
         raise ValueError(f"{name}: got no samples, expected at least one.")
-    if tensor.is_complex() or tensor.dtype == torch.bool:
+    if tensor.dtype == torch.bool:
         raise ValueError(f"{name}: got values of type {tensor.dtype}, expected numbers.")
     tensor = tensor.float()
     smallest, largest = tensor.min().item(), tensor.max().item()
@@ -53,10 +54,10 @@ def label_tensor(y: Any, nb_classes: int, *, samples: int | None = None, name: s
     """Labels as int64 class indices [N], from indices [N] or [N, 1] or one-hot rows [N, nb_classes].
 
     Raises:
-        ValueError: another shape, a row that is not one-hot, an index outside 0 .. nb_classes - 1, or a length other
-            than ``samples``.
+        ValueError: values that are no numbers, another shape, a row that is not one-hot, an index outside
+            0 .. nb_classes - 1, or a length other than ``samples``.
     """
-    labels = y.detach() if isinstance(y, Tensor) else torch.from_numpy(_numeric_array(y, name))
+    labels = _plain_tensor(y, name)
     if labels.dim() == 2 and labels.shape[1] == nb_classes and nb_classes > 1:
         one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(dim=1) == 1).all()
         if not one_hot:
@@ -82,8 +83,24 @@ def label_tensor(y: Any, nb_classes: int, *, samples: int | None = None, name: s
     return indices
 
 
+def _plain_tensor(values: Any, name: str) -> Tensor:
+    """Real numbers, or booleans, as a dense tensor."""
+    if not isinstance(values, Tensor):
+        return torch.from_numpy(_numeric_array(values, name))
+    tensor = values.detach()
+    if tensor.is_complex():
+        raise ValueError(f"{name}: got values of type {tensor.dtype}, expected numbers.")
+    if tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type == "meta":
+        kinds = {tensor.is_quantized: "quantised", tensor.device.type == "meta": "meta"}
+        raise ValueError(f"{name}: got a {kinds.get(True, 'sparse')} tensor, expected a dense one with values.")
+    return tensor
+
+
 def _numeric_array(values: Any, name: str) -> np.ndarray[Any, Any]:
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # of lists whose lengths differ, and such
+        raise ValueError(f"{name}: got a {type(values).__name__} that is no array, expected numbers.") from error
     if array.dtype.kind not in "fiub" or array.dtype == np.longdouble:
         raise ValueError(f"{name}: got values of type {array.dtype}, expected numbers.")
     if array.dtype.kind == "u" and array.dtype != np.uint8:

@@ -152,3 +152,20 @@ def test_labels_that_are_refused(y, sentence):
 def test_no_labels():
     with pytest.raises(ValueError, match="y_test: got no labels, expected at least one"):
         label_tensor([], 4, name="y_test")
+
+
+NO_NUMBERS = {
+    "complex": torch.zeros(2, dtype=torch.complex64),
+    "sparse": torch.eye(2).to_sparse(),
+    "meta": torch.zeros(2, device="meta"),
+    "quantised": torch._make_per_tensor_quantized_tensor(torch.zeros(2, dtype=torch.int8), 0.1, 0),
+    "ragged": [[1], [2, 3]],
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_what_holds_no_plain_numbers_is_refused(kind):
+    with pytest.raises(ValueError, match=r"^targets: got "):
+        label_tensor(NO_NUMBERS[kind], 4, name="targets")
+    with pytest.raises(ValueError, match=r"^images: got "):
+        image_tensor(NO_NUMBERS[kind], classifier(), name="images")

@@ -10,6 +10,7 @@ import torch
 from art.attacks.evasion import FastGradientMethod
 from art.defences.postprocessor import Rounded
 from art.defences.preprocessor import CutoutPyTorch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
@@ -19,9 +20,15 @@ from art_robust_plugins.files import (
     save_tensors,
 )
 from art_robust_plugins.models import create_model
-from art_robust_plugins.saved_classifier import describe_classifier, load_classifier, save_classifier
+from art_robust_plugins.saved_classifier import (
+    DefenceFormat,
+    describe_classifier,
+    extensions,
+    load_classifier,
+    save_classifier,
+)
 
-from .builders import SHAPE, OwnLoss, X, classifier, network, own_network
+from .builders import SHAPE, OwnLoss, X, change, classifier, network, own_network
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(label_smoothing=0.1), nn.MultiMarginLoss(p=2, margin=0.5)])
@@ -261,3 +268,70 @@ def test_a_classifier_comes_back_on_the_gpu(tmp_path):
     loaded = load_classifier(tmp_path, device="cuda")
     assert next(loaded.model.parameters()).is_cuda
     np.testing.assert_allclose(loaded.predict(X), saved.predict(X), rtol=1e-5)
+
+
+def test_arguments_of_another_kind_are_named(tmp_path):
+    save_classifier(classifier(), tmp_path)
+    for name, given in (("extra", "x"), ("extra", True), ("extra", X), ("model", "x"), ("model", [None])):
+        with pytest.raises(TypeError, match=f"^{name}: got a"):
+            save_classifier(classifier(), tmp_path / "new", **{name: given})
+    with pytest.raises(ValueError, match=r"^model: got no 'name'"):
+        save_classifier(classifier(), tmp_path / "new", model={"x": 1})
+    for folder in (None, 3, b"x", "\0"):
+        with pytest.raises(ValueError, match=r"^folder: got "):
+            save_classifier(classifier(), folder)
+        with pytest.raises(ValueError, match=r"^folder: got "):
+            load_classifier(folder)
+    for device in ("x", 0, True, 1.5):
+        with pytest.raises(ValueError, match=r"^device: got "):
+            load_classifier(tmp_path, device=device)
+    for name in ("model", "loss"):
+        with pytest.raises(TypeError, match=f"^{name}: got a"):
+            load_classifier(tmp_path, **{name: object()})
+    assert not (tmp_path / "new").exists()
+
+
+class Shift(PreprocessorPyTorch):
+    """A defence of a user's own, with weights."""
+
+    def __init__(self, size):
+        super().__init__(device_type="cpu", is_fitted=True, apply_fit=True, apply_predict=True)
+        self.size, self.layer = size, nn.Linear(size, size)
+
+    def forward(self, x, y=None):
+        return self.layer(x), y
+
+
+class ShiftFormat(DefenceFormat):
+    kind = Shift
+
+    def settings(self, defence):
+        return {"size": defence.size}
+
+    def module(self, defence):
+        return defence.layer
+
+    def check_settings(self, settings):
+        settings["size"].whole(1, 100)
+
+    def check_size(self, settings, weights, place):
+        if len(weights.get("bias", ())) != settings["size"]:
+            raise ValueError(f"{place}: got the size {settings['size']}, expected that of its weights.")
+
+    def make(self, settings):
+        return Shift(**settings)
+
+
+def test_a_defence_of_ones_own_describes_itself(tmp_path, monkeypatch):
+    saved = classifier(preprocessing_defences=[CutoutPyTorch(2, apply_predict=False), Shift(8)])
+    save_classifier(saved, tmp_path / "unknown")
+    with pytest.raises(ValueError, match="preprocessing_defences: got none, expected CutoutPyTorch, Shift as saved"):
+        load_classifier(tmp_path / "unknown")
+    monkeypatch.setitem(extensions.DEFENCES, "Shift", ShiftFormat())
+    save_classifier(saved, tmp_path / "known")
+    loaded = load_classifier(tmp_path / "known", preprocessing_defences=CutoutPyTorch(2, apply_predict=False))
+    assert np.array_equal(loaded.predict(X), saved.predict(X))
+    entries = describe_classifier(tmp_path / "known")["preprocessing_defences"]
+    change(tmp_path / "known", preprocessing_defences=[entries[0], {"class": "Shift", "settings": {"size": 9}}])
+    with pytest.raises(ValueError, match="got the size 9, expected that of its weights"):
+        load_classifier(tmp_path / "known", preprocessing_defences=CutoutPyTorch(2, apply_predict=False))

@@ -1,0 +1,43 @@
+"""Modules that have moved: their earlier paths still load, with a warning, so that imports and pickles go on."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "training.standard": "training.methods.standard",
+    "training.bang": "training.methods.bang",
+    "training.layerwise": "training.methods.layerwise",
+    "training.local_ball": "training.methods.local_ball",
+    "training.lipschitz_margin": "training.methods.lipschitz_margin",
+    "training.signs": "training.instruments.signs",
+}
+"""Earlier path -> present path, both within the package."""
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds the modules of `MOVED`; asked last, after Python's own finders."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        return ModuleSpec(fullname, self) if package == __package__ and name in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        earlier = module.__name__
+        present = f"{__package__}.{MOVED[earlier.partition('.')[2]]}"
+        warnings.warn(f"{earlier} has moved to {present}.", DeprecationWarning, stacklevel=2)
+        sys.modules[earlier] = import_module(present)  # the module itself: its classes are the same at both paths
+
+
+def register() -> None:
+    """Let imports find the modules that have moved; a second call changes nothing."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
