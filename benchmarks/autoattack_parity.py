@@ -91,7 +91,7 @@ class Residual(nn.Module):
         return logits
 
 
-def trained(network: Network) -> tuple[nn.Module, Tensor, Tensor]:
+def train_network(network: Network) -> tuple[nn.Module, Tensor, Tensor]:
     kind, training, classes = network
     x_train, y_train, x_test, y_test = images(kind, classes)
     torch.manual_seed(0)
@@ -171,7 +171,7 @@ def differences(left: list[np.ndarray], expected: list[np.ndarray]) -> int:
     return sum(int((ours != theirs).sum()) for ours, theirs in zip(left, expected, strict=True))
 
 
-def cases_of(network: Network) -> list[Case]:
+def list_cases(network: Network) -> list[Case]:
     kind, training, _ = network
     cases = []
     for norm, which, seed, batch in product(NORMS, (0, 1), SEEDS, POINTS[kind][1]):
@@ -185,14 +185,14 @@ def cases_of(network: Network) -> list[Case]:
     return cases
 
 
-def compared(network: Network, few: bool) -> list[dict[str, Any]]:
+def compare(network: Network, few: bool) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    module, x, y = trained(network)
+    module, x, y = train_network(network)
     kind, training, classes = network
     points = 12 if few else POINTS[kind][0]
     x, y = x[:points], y[:points]
     rows = []
-    cases = cases_of(network)
+    cases = list_cases(network)
     for case in cases[:1] if few else cases:
         expected = reference(case, module, x, y)
         for physical in case.physical:
@@ -234,7 +234,7 @@ def main() -> None:
     if args.quick:
         networks = networks[::4]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        found = [pool.submit(compared, network, args.quick) for network in networks]
+        found = [pool.submit(compare, network, args.quick) for network in networks]
         rows = [row for each in found for row in each.result()]
     names = dict.fromkeys(row["network"] for row in rows)
     total = [

@@ -57,7 +57,7 @@ MNIST = Case("mnist", "small-cnn", 0.15, 2, 10_000, (40, 200), 1, {})
 CIFAR = Case("cifar10", "wide-resnet", 2 / 255, 4, 5_000, (40, 200), 1, {"depth": 10, "widen_factor": 1})
 
 
-def trained(case: Case, data: Any, device: str) -> PyTorchClassifier:
+def train_network(case: Case, data: Any, device: str) -> PyTorchClassifier:
     torch.manual_seed(0)
     network = create_model(case.network, data.x_train.shape[1:], data.nb_classes, **case.arguments)
     classifier = PyTorchClassifier(
@@ -76,7 +76,7 @@ def trained(case: Case, data: Any, device: str) -> PyTorchClassifier:
     return classifier
 
 
-def evaluated(classifier: PyTorchClassifier, eps: float, x: Any, y: Any, **arguments: Any) -> Any:
+def evaluate(classifier: PyTorchClassifier, eps: float, x: Any, y: Any, **arguments: Any) -> Any:
     arguments = {"batch_size": BATCH, "verbose": False, **arguments}
     return Evaluator(classifier, ThreatModel("Linf", eps), **arguments).evaluate(x, y)
 
@@ -86,7 +86,7 @@ def radius(classifier: PyTorchClassifier, share: float, x: Any, y: Any) -> float
     low, high = 0.0, 0.5
     for _ in range(SEARCH):
         middle = (low + high) / 2
-        left = evaluated(classifier, middle, x, y, attacks="fast").robust_accuracy
+        left = evaluate(classifier, middle, x, y, attacks="fast").robust_accuracy
         low, high = (middle, high) if left > share else (low, middle)
     # At the upper end no more than the share is left; a point should be.
     return high if share > 0.1 else low
@@ -117,9 +117,9 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def measured(case: Case, data: Any, args: argparse.Namespace) -> list[list[dict[str, Any]]]:
+def measure(case: Case, data: Any, args: argparse.Namespace) -> list[list[dict[str, Any]]]:
     """The rows of the tables."""
-    classifier = trained(case, data, args.device)
+    classifier = train_network(case, data, args.device)
     right = (classifier.predict(data.x_test).argmax(axis=1) == data.y_test).nonzero()[0]
     rows: list[dict[str, Any]] = []
     passes: list[dict[str, Any]] = []
@@ -130,7 +130,7 @@ def measured(case: Case, data: Any, args: argparse.Namespace) -> list[list[dict[
         taken: dict[str, list[float]] = {name: [] for name in RUNS}
         for turn in range(case.rounds):
             names = list(RUNS)[turn % 3 :] + list(RUNS)[: turn % 3]
-            reports = {name: evaluated(classifier, eps, x, y, **RUNS[name]) for name in names}
+            reports = {name: evaluate(classifier, eps, x, y, **RUNS[name]) for name in names}
             for name, report in reports.items():
                 taken[name].append(sum(result.seconds for result in report.attacks))
         ours, theirs = reports["ours"], reports["reference"]
@@ -186,7 +186,7 @@ def main() -> None:
         cases.append((CIFAR, load_data(Path(args.cifar))))
     results: dict[str, list[dict[str, Any]]] = {"whole": [], "images forward / backward": [], "stages": []}
     for case, data in cases:
-        for so_far, found in zip(results.values(), measured(case, data, args), strict=True):
+        for so_far, found in zip(results.values(), measure(case, data, args), strict=True):
             so_far.extend(found)
     for name, rows in results.items():
         print(f"\n{name}\n\n{table(rows)}")

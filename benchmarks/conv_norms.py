@@ -44,7 +44,7 @@ CASES: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
 DENSE = 4096
 
 
-def weight_of(kind: str, outputs: int, inputs: int, kernel: int) -> Tensor:
+def make_weight(kind: str, outputs: int, inputs: int, kernel: int) -> Tensor:
     weight = torch.randn(outputs, inputs, kernel, kernel) * math.sqrt(2 / (inputs * kernel * kernel))
     if kind == "peaked":
         u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
@@ -96,7 +96,7 @@ def circular(operator: Convolution) -> float:
     return largest
 
 
-def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+def time_call(run: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
@@ -104,9 +104,9 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 def row(name: str, kind: str, operator: Convolution) -> dict[str, Any]:
     true, how = truth(operator)
-    bound, seconds = timed(operator.upper_bound)
-    power, power_seconds = timed(lambda: float(lower_estimate(operator, steps=100)[0]))
-    circle, circle_seconds = timed(lambda: circular(operator))
+    bound, seconds = time_call(operator.upper_bound)
+    power, power_seconds = time_call(lambda: float(lower_estimate(operator, steps=100)[0]))
+    circle, circle_seconds = time_call(lambda: circular(operator))
 
     def gap(value: float) -> str:
         return f"{100 * (value / true - 1):+.2g}"
@@ -146,7 +146,7 @@ def main() -> None:
         if args.quick and not small:
             continue
         for kind in ("gaussian", "peaked", *(["checkered"] if size % 2 else [])):
-            weight = weight_of(kind, outputs, inputs // settings.get("groups", 1), kernel)
+            weight = make_weight(kind, outputs, inputs // settings.get("groups", 1), kernel)
             rows.append(row(name, kind, Convolution(weight, (size, size), **settings)))
             print(rows[-1], flush=True)
     print(table(rows))

@@ -52,17 +52,17 @@ def fuzz(names: list[str], minutes: float, seed: int) -> dict[str, Tally]:
                 bar.set_postfix({name: sum(tally.counts.values()) for name, tally in tallies.items()})
                 if now - shown >= 60:
                     shown = now
-                    bar.write(counts(tallies))
+                    bar.write(format_counts(tallies))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     return tallies
 
 
-def counts(tallies: dict[str, Tally]) -> str:
+def format_counts(tallies: dict[str, Tally]) -> str:
     return table([tally.row(name) for name, tally in tallies.items()])
 
 
-def chosen(text: str) -> list[str]:
+def parse_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in FUZZERS]
     if unknown or not names:
@@ -70,7 +70,7 @@ def chosen(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def duration(text: str) -> float:
+def parse_minutes(text: str) -> float:
     minutes = float(text)
     if not 0 < minutes < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
@@ -79,9 +79,9 @@ def duration(text: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=duration, default=1.0)
+    parser.add_argument("--minutes", type=parse_minutes, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="other seeds make other cases")
-    parser.add_argument("--only", type=chosen, default=list(FUZZERS), help="some of the fuzzers, with commas")
+    parser.add_argument("--only", type=parse_names, default=list(FUZZERS), help="some of the fuzzers, with commas")
     parser.add_argument("--case", type=int, help="make one case of a single fuzzer again, and record nothing")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -95,7 +95,7 @@ def main() -> None:
         print(f"{outcome.verdict}: {outcome.kind}: {outcome.message}")
         sys.exit(outcome.verdict == "broken")
     tallies = fuzz(args.only, args.minutes, args.seed)
-    print(counts(tallies))
+    print(format_counts(tallies))
     for name, tally in tallies.items():
         if tally.gaps:
             print(f"{name}, gap above the truth: {tally.quantiles()}")

@@ -112,7 +112,7 @@ def limits(seconds: float, gibibytes: float) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, memory)
 
 
-def outcome_of(fuzzer: Fuzzer, seed: int, *, seconds: float = 30, gibibytes: float = 4) -> Outcome:
+def run_case(fuzzer: Fuzzer, seed: int, *, seconds: float = 30, gibibytes: float = 4) -> Outcome:
     """What came of the case, within limits of time and memory."""
     try:
         with limits(seconds, gibibytes):
@@ -189,6 +189,6 @@ def run_in_turns(
     while time.monotonic() < end:
         name = min(fuzzers, key=lambda name: tallies[name].seconds)
         seed, start = next(streams[name]), time.monotonic()
-        outcome = outcome_of(fuzzers[name], seed)
+        outcome = run_case(fuzzers[name], seed)
         tallies[name].add(seed, outcome, time.monotonic() - start)
         yield name
