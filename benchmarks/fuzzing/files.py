@@ -66,8 +66,12 @@ class Files:
             "run, certify": _read_run_certificate,
         }
         torch.manual_seed(0)
-        _write_all(self.originals)
-        self.expected = {name: self.readers[name](self._copy(name)) for name in self.readers if name != "run, certify"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # six images have not all classes
+            _write_all(self.originals)
+            self.expected = {
+                name: self.readers[name](self._copy(name)) for name in self.readers if name != "run, certify"
+            }
 
     def check(self, seed: int) -> Outcome:
         rng = random.Random(seed)
