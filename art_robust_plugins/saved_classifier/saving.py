@@ -55,6 +55,8 @@ def save_classifier(
 
     Example:
         >>> import tempfile
+        >>> from art_robust_plugins import load_classifier
+        >>> from art_robust_plugins.models import create_model
         >>> network = create_model("small-cnn", (1, 8, 8), 10)
         >>> folder = tempfile.mkdtemp()
         >>> save_classifier(PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 10), folder)
