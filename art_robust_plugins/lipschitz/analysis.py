@@ -52,7 +52,7 @@ class NetworkAnalysis:
         self._bound: NetworkBound | None = None
         self._precise = False
         self._check_outputs()
-        check_precision(network, self._shape)
+        check_precision(copy_network(network).eval(), self._shape)
         std = None if constants is None else constants[1].abs()
         self._graph = LipschitzGraph(self._network, self._shape, std=std, dtype=torch.float64)
         others = self._graph.dtypes - {torch.float64}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..bridge import device_of, preserved
+from ..bridge import device_of
 from .tensors import dtype_of
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -31,12 +31,15 @@ class _Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def check_precision(network: nn.Module, input_shape: tuple[int, ...]) -> None:
     """Refuse a network that rounds to half precision: a copy in float64 does not, so its bound is of another function.
 
+    Args:
+        network: in evaluation mode.
+        input_shape: of one sample.
+
     Raises:
         ValueError: for such a network.
     """
     x = torch.zeros(2, *input_shape, device=device_of(network), dtype=dtype_of(network))
-    with preserved(network), _Types() as seen:
-        network.eval()
+    with _Types() as seen:
         network(x)
     if seen.half:
         raise ValueError(
