@@ -3,7 +3,6 @@
 Everything that this package must know about ART's `PyTorchClassifier` stands here.
 """
 
-from ..processes import find_processes as processes_of
 from .estimators import check_certified, check_classifier, overrides_predict, warn_of_own_predict
 from .module import EstimatorModule
 from .networks import device_of, preserved
@@ -59,7 +58,6 @@ __all__ = [
     "preprocessing_modules",
     "preprocessing_operations",
     "preserved",
-    "processes_of",
     "random_inputs",
     "read_clip_values",
     "standardisation",

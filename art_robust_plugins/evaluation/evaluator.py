@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from ..bridge import (
     EstimatorModule,
+    check_certified,
     check_classifier,
     device_of,
     input_range,
     predict_outputs,
     preprocessing_modules,
     preserved,
-    processes_of,
 )
-from ..certified_estimators import check_certified
 from ..checks import check_count, check_seed
+from ..processes import find_processes
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import Snapshot, restored_state
 from ..threat import ThreatModel, check_radius
@@ -175,7 +175,7 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
     gradients = _freeze(options.estimator, samples)
     passes = EstimatorPasses(options.estimator, module, snapshot, options.physical_batch_size or options.batch_size)
     prepared = prepare_attacks(options, passes, samples.x)
-    processes = processes_of(passes.device)
+    processes = find_processes(passes.device)
     folder = StateFolder(options.state_dir, [each.attack.name for each in prepared.attacks])
 
     with ExitStack() as locks:

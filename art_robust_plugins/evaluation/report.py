@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..escapes import csv_cell
-from ..files import load_tensors, read_json, save_tensors, sha256_of, write_atomically
-from ..sealed import read_sealed, write_sealed
+from ..files import load_tensors, read_json, read_sealed, save_tensors, sha256_of, write_atomically, write_sealed
 from .flags import Flag
 from .rendering import comparison_markdown, render_comparison, render_report, report_markdown, summary
 from .report_record import check_report

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..entries import Entry
+from ..files import Entry
 from ..threat import Norm, ThreatModel
 from .flags import SEVERITIES
 from .libraries import SUITES, Backend

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..entries import Entry
+from ..files import Entry
 
 
 def check_opened(state: Any, path: Path, *, points: int, classes: int) -> None:

@@ -11,11 +11,10 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
-from ..bridge import device_of, processes_of
-from ..entries import Entry
-from ..files import read_json
+from ..bridge import device_of
+from ..files import Entry, read_json, read_sealed, write_sealed
 from ..locks import check_output_folder
-from ..sealed import read_sealed, write_sealed
+from ..processes import find_processes
 from ..threat import ThreatModel
 from .evaluator import Evaluator
 from .flags import merge_flags
@@ -93,7 +92,7 @@ def sweep(
         for threat in threats
     ]
     if state_dir is not None:
-        if processes_of(device_of(estimator.model)).is_main_process:
+        if find_processes(device_of(estimator.model)).is_main_process:
             check_output_folder("state_dir", state_dir, [SWEEP_FILE])
         _check_radii(Path(state_dir) / SWEEP_FILE, threats)
     images, labels = read_samples(x, y, estimator)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..input_range import InputRange
+from ..bridge import InputRange
 from ..randomness import seed_everything
 from ..threat import ThreatModel
 from .diagnostics.faithfulness import find_ties, find_undecided

@@ -11,8 +11,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import clip_range, device_of, preprocessing_modules
-from ..network_outputs import check_outputs
+from ..bridge import check_outputs, clip_range, device_of, preprocessing_modules
 from .agreement import check_agreement, check_own_precision, make_probes
 from .certificate import certify_logits
 from .graph import LipschitzGraph

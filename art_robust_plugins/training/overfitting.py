@@ -14,7 +14,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from ..bridge import class_logits, device_of, preprocessing_modules, processes_of
+from ..bridge import class_logits, device_of, preprocessing_modules
+from ..processes import find_processes
 from ..threat import Bound, ThreatModel
 from .engine.processes import Share
 from .instruments import Instrument
@@ -105,7 +106,7 @@ class OverfittingWatch:
             consequence = "there is no good epoch to go back to" if self.action == "rollback" else "training goes on"
         if self.action == "rollback" or not self._warned:
             self._warned = True
-            if not processes_of(device_of(self.trainer.classifier.model)).is_main_process:
+            if not find_processes(device_of(self.trainer.classifier.model)).is_main_process:
                 return
             warnings.warn(
                 f"catastrophic overfitting in epoch {record['epoch']:g}: of {images} training images "

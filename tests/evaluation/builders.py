@@ -13,10 +13,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_robust_plugins.bridge import InputRange
 from art_robust_plugins.evaluation import Attack, AttackResult, EvaluationReport, Setting
 from art_robust_plugins.evaluation.diagnostics import Findings, ShortAttacks
 from art_robust_plugins.evaluation.progress import CleanFindings
-from art_robust_plugins.input_range import InputRange
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64]]
 

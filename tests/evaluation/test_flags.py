@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from art_robust_plugins import evaluation
+from art_robust_plugins.bridge import InputRange
 from art_robust_plugins.evaluation.diagnostics import FLAG_TESTS, Certificate, run_diagnostics
 from art_robust_plugins.evaluation.progress import COUNTS, AttackProgress
-from art_robust_plugins.input_range import InputRange
 
 from .builders import healthy_findings
 

@@ -19,8 +19,7 @@ from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, save_comparison
-from art_robust_plugins.files import load_tensors, save_tensors, sha256_of
-from art_robust_plugins.sealed import seal
+from art_robust_plugins.files import load_tensors, save_tensors, seal, sha256_of
 
 from .builders import Data, custom, step, wrap
 

@@ -22,7 +22,7 @@ from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, com
 from art_robust_plugins.evaluation.rendering.figures import comparison_figure, curve_figure
 from art_robust_plugins.evaluation.rendering.labels import certificate_text, interval, robust_label
 from art_robust_plugins.evaluation.rendering.tables import class_note, class_rows, curve_rows
-from art_robust_plugins.sealed import seal
+from art_robust_plugins.files import seal
 
 from .builders import Data, custom, step, strong, trained, wrap
 

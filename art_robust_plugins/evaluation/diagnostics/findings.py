@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...input_range import InputRange
+from ...bridge import InputRange
 from ..flags import Flag
 from ..progress import AttackProgress, CleanFindings
 from ..results import AttackResult

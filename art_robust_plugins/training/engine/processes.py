@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from ...bridge import processes_of
 from ...files import remove_temporaries
 from ...fingerprints import excerpts_at_difference
 from ...locks import check_output_folder, locked_folder
+from ...processes import find_processes
 from ...randomness import seed_torch
 from .memory_format import layout_of
 
@@ -44,7 +44,7 @@ class Processes:
         moment: str = "before the first epoch",
         advice: str = "start all of them again.",
     ) -> None:
-        state = processes_of(device)
+        state = find_processes(device)
         self.count, self.index = int(state.num_processes), int(state.process_index)
         self.is_local_main = bool(state.is_local_main_process)
         self.device: torch.device = state.device

@@ -1,7 +1,0 @@
-"""The names of `bridge` at their earlier place, until its last importers have moved."""
-
-from .bridge import check_outputs
-
-__all__ = [
-    "check_outputs",
-]
