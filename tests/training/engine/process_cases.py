@@ -20,6 +20,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from art_robust_plugins import (
+    BANGTrainer,
+    LayerwiseAdversarialTrainer,
     LipschitzMarginTrainer,
     LocalBallTrainer,
     PyTorchWeightMapClassifier,
@@ -110,6 +112,32 @@ def fitted(trainer: RobustTrainer, x: Any = X, y: Any = Y, **settings: Any) -> R
 def case(function: Case) -> Case:
     CASES[function.__name__] = function
     return function
+
+
+@case
+def standard(_: Path) -> Result:
+    trained = classifier()
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(trained.optimizer, factor=0.5, patience=0, threshold=0.9)
+    result = fitted(StandardTrainer(trained, options=TrainingOptions(seed=1)), nb_epochs=4, scheduler=plateau)
+    assert result["history"][-1]["learning_rate"] < 0.1
+    return result
+
+
+@case
+def bang(_: Path) -> Result:
+    return fitted(BANGTrainer(classifier(), ratio=0.5, options=TrainingOptions(seed=1, max_gradient_norm=0.5)))
+
+
+@case
+def layerwise(folder: Path) -> Result:
+    options = TrainingOptions(seed=1, checkpoint_dir=folder / "layerwise")
+    result = fitted(LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options))
+    # The signs of the whole batch are in the checkpoint, with which a run of any number of processes goes on.
+    options = TrainingOptions(seed=1, checkpoint_dir=folder / "layerwise", resume=True)
+    trainer = LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options)
+    resumed = fitted(trainer, nb_epochs=4)
+    assert resumed["history"][:3] == result["history"]
+    return resumed
 
 
 @case

@@ -92,15 +92,15 @@ KILLED = textwrap.dedent(
     torch.set_num_threads(1)
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
-    from training import test_loop
+    from training.engine import digits, test_checkpointer
 
-    def slow(self, x, y, plain=test_loop.BANGTrainer.training_loss):
+    def slow(self, x, y, plain=digits.BANGTrainer.training_loss):
         time.sleep(0.02)
         return plain(self, x, y)
 
-    test_loop.BANGTrainer.training_loss = slow
+    digits.BANGTrainer.training_loss = slow
     print("ready", flush=True)
-    test_loop.resumable(Path(sys.argv[2]), True, 5)
+    test_checkpointer.resumable(Path(sys.argv[2]), True, 5)
     """
 )
 
@@ -110,7 +110,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(tmp_path: Path) 
     folder = tmp_path / "killed"
     kills = 0
     for delay in (0.11, 0.23, 0.05):
-        command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(folder)]
+        command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

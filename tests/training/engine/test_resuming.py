@@ -343,7 +343,7 @@ KILLED = textwrap.dedent(
     import os, signal, sys
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
-    from training import test_resuming
+    from training.engine import test_resuming
 
     os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between the write and the move
     test_resuming.trained(Path(sys.argv[2]), 1)
@@ -352,7 +352,7 @@ KILLED = textwrap.dedent(
 
 
 def test_a_run_killed_as_it_wrote_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir()}
     assert any(name.endswith(".training.pt") for name in left)

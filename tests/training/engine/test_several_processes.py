@@ -14,9 +14,7 @@ import pytest
 import torch
 
 from art_robust_plugins import (
-    BANGTrainer,
     LayerwiseAdversarialTrainer,
-    StandardTrainer,
     TrainingOptions,
     load_classifier,
 )
@@ -26,8 +24,6 @@ from art_robust_plugins.cli import app
 from .process_cases import (
     CASES,
     LAUNCH,
-    Result,
-    case,
     classifier,
     fitted,
     noise,
@@ -55,32 +51,6 @@ def two(folder: Path) -> list[dict[str, Any]]:
     done = subprocess.run([*LAUNCH, str(script)], check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{index}.pt", weights_only=True) for index in range(2)]
-
-
-@case
-def standard(_: Path) -> Result:
-    trained = classifier()
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(trained.optimizer, factor=0.5, patience=0, threshold=0.9)
-    result = fitted(StandardTrainer(trained, options=TrainingOptions(seed=1)), nb_epochs=4, scheduler=plateau)
-    assert result["history"][-1]["learning_rate"] < 0.1
-    return result
-
-
-@case
-def bang(_: Path) -> Result:
-    return fitted(BANGTrainer(classifier(), ratio=0.5, options=TrainingOptions(seed=1, max_gradient_norm=0.5)))
-
-
-@case
-def layerwise(folder: Path) -> Result:
-    options = TrainingOptions(seed=1, checkpoint_dir=folder / "layerwise")
-    result = fitted(LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options))
-    # The signs of the whole batch are in the checkpoint, with which a run of any number of processes goes on.
-    options = TrainingOptions(seed=1, checkpoint_dir=folder / "layerwise", resume=True)
-    trainer = LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options)
-    resumed = fitted(trainer, nb_epochs=4)
-    assert resumed["history"][:3] == result["history"]
-    return resumed
 
 
 @pytest.mark.slow

@@ -350,11 +350,13 @@ def test_autoattack_at_each_certified_radius(margin_trained: PyTorchLipschitzCer
 def test_a_changed_network_is_traced_anew() -> None:
     estimator = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
     trainer = LipschitzMarginTrainer(estimator)
-    before = trainer.graph.estimate({}).pairwise.max()
+    bounds = [trainer.graph.estimate({}).pairwise.max().item() for _ in range(30)]  # of power iterations
+    loss = float(trainer.training_loss(X[:8], Y[:8]).detach())
     estimator.model[2] = nn.Sigmoid()  # a quarter of the slope
     trainer.fit(X[:8], Y[:8], nb_epochs=1, verbose=False)
-    assert trainer.graph.estimate({}).pairwise.max() < before / 2
-    assert float(trainer.training_loss(X[:8], Y[:8])) != before
+    changed = [trainer.graph.estimate({}).pairwise.max().item() for _ in range(30)]
+    assert changed[-1] < bounds[-1] / 2
+    assert float(trainer.training_loss(X[:8], Y[:8]).detach()) != loss
 
 
 def test_bf16_and_channels_last() -> None:
@@ -394,5 +396,5 @@ def test_networks_and_preprocessing_without_a_bound_are_refused_by_name() -> Non
 
 def test_soft_labels_are_refused() -> None:
     trainer = LipschitzMarginTrainer(classifier())
-    with pytest.raises(ValueError, match="y: got class probabilities, expected class indices"):
+    with pytest.raises(ValueError, match="y: got class probabilities"):
         trainer.training_loss(X[:4], torch.full((4, 10), 0.1))
