@@ -24,6 +24,7 @@ class LeNet(nn.Module):
         ValueError: for images that are too small.
 
     Example:
+        >>> import torch
         >>> LeNet()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
@@ -69,6 +70,7 @@ class QuickNet(nn.Module):
         ValueError: for images that are too small.
 
     Example:
+        >>> import torch
         >>> QuickNet()(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

@@ -31,6 +31,7 @@ class SmallCNN(nn.Module):
         ValueError: for images that are too small.
 
     Example:
+        >>> import torch
         >>> SmallCNN((1, 8, 8), channels=8)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
@@ -125,6 +126,7 @@ class CNN2C2F(_ConvolutionsThenLinear):
         ValueError: for images that are too small, and unknown names.
 
     Example:
+        >>> import torch
         >>> CNN2C2F((1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
@@ -141,6 +143,7 @@ class CNN6C2F(_ConvolutionsThenLinear):
     code has this variant and one without padding in the last convolution). Arguments as for `CNN2C2F`.
 
     Example:
+        >>> import torch
         >>> CNN6C2F((3, 32, 32), activation="minmax")(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

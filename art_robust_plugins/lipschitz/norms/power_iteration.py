@@ -29,6 +29,7 @@ def lower_estimate(operator: LinearMap, vector: Tensor | None = None, *, steps: 
         ValueError: for a vector of another shape, or steps that are not a positive whole number.
 
     Example:
+        >>> from art_robust_plugins.lipschitz import Linear
         >>> weight = torch.tensor([[3.0, 0.0], [0.0, 4.0]], requires_grad=True)
         >>> norm, vector = lower_estimate(Linear(weight), steps=50)
         >>> norm

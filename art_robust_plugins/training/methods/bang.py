@@ -211,6 +211,7 @@ def bang_gradients(
     ``begin_step`` of the object that the context gives.
 
     Example:
+        >>> from torch.nn import functional
         >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> x, y = torch.rand(5, 4), torch.randint(0, 3, (5,))
         >>> with bang_gradients(network, beta=0.4, epsilon=0.855, ratio=0.5) as bang:

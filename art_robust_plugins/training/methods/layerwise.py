@@ -273,6 +273,7 @@ def layerwise_perturbations(
     context gives, before the batch's first forward pass.
 
     Example:
+        >>> from torch.nn import functional
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
         >>> x, y = torch.rand(5, 1, 4, 4), torch.randint(0, 3, (5,))
         >>> with layerwise_perturbations(network, eps=0.1) as layerwise:
