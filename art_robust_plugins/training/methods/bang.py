@@ -216,7 +216,7 @@ def bang_gradients(
         >>> x, y = torch.rand(5, 4), torch.randint(0, 3, (5,))
         >>> with bang_gradients(network, beta=0.4, epsilon=0.855, ratio=0.5) as bang:
         ...     bang.begin_step(y)
-        ...     functional.cross_entropy(network(x), y).backward()
+        ...     nn.functional.cross_entropy(network(x), y).backward()
     """
     with BANG(beta, epsilon, ratio, layers=layers, cap=cap).attached(network) as bang:
         yield bang

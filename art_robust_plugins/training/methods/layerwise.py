@@ -279,7 +279,7 @@ def layerwise_perturbations(
         >>> with layerwise_perturbations(network, eps=0.1) as layerwise:
         ...     for _ in range(2):
         ...         layerwise.begin_step(y)
-        ...         functional.cross_entropy(network(x), y).backward()
+        ...         nn.functional.cross_entropy(network(x), y).backward()
     """
     with Layerwise(eps, layers=layers, relative=relative).attached(network) as layerwise:
         yield layerwise
