@@ -23,7 +23,8 @@ class EstimatorModule(nn.Module):
     ``forward`` takes a batch x [N, C, H, W] (or [N, F] for flat inputs), maps it from [0, 1] to the classifier's
     ``clip_values`` (see `InputRange`), applies ART's preprocessing (defences, then mean and standard deviation), and
     the network. A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
-    Whatever floating-point type the network computes in, its outputs come in the type of x.
+    Whatever floating-point type the network computes in, its outputs come in the type of x; with ``fit``, in a wider one of
+    the network's own.
     The network gets a copy of its input, which it may change.
 
     Where the classifier runs its network in a way of its own, as ART's ``HuggingFaceClassifierPyTorch`` does with a
@@ -68,6 +69,7 @@ class EstimatorModule(nn.Module):
         if fit:
             _check_weights(self.network)
         self._operations = preprocessing_operations(classifier, fit=fit, straight_through=straight_through)
+        self._training = fit
         self._wrapped = find_own_forward(classifier)
         self._turn = unit_range and not classifier.channels_first and len(classifier.input_shape) == 3
         self._range = input_range(classifier) if unit_range else None
@@ -103,7 +105,9 @@ class EstimatorModule(nn.Module):
         for operation in self._operations:
             x = operation(x)
         outputs: Tensor = self.network(x) if self._wrapped is None else self._wrapped(x)
-        # As ART's predict brings all outputs to float32, and a single output for each sample to a column.
+        # As ART's predict brings all outputs to float32, and a single output for each sample to a column. A loss may
+        # take more precise ones.
+        dtype = torch.promote_types(dtype, outputs.dtype) if self._training else dtype
         outputs = (outputs if outputs.dim() > 1 else outputs.reshape(count, 1)).to(dtype)
         return outputs if self._logits is None else self._logits(outputs)
 

@@ -168,7 +168,9 @@ def loss_of(classifier: PyTorchClassifier, logits: Tensor, y: Tensor) -> Tensor:
     losses of several outputs take one-hot rows too, one class against the rest.
     """
     loss: Tensor
-    if y.dim() == 2 or (classifier._reduce_labels and classifier._int_labels):
+    if y.dim() == 2:
+        loss = classifier.loss(logits, y.to(logits.dtype))
+    elif classifier._reduce_labels and classifier._int_labels:
         loss = classifier.loss(logits, y)
     elif classifier._reduce_labels and logits.shape[1] == 1:
         loss = classifier.loss(logits, y.to(logits.dtype).view(-1, *[1] * (logits.dim() - 1)))
