@@ -23,9 +23,8 @@ class EstimatorModule(nn.Module):
     ``forward`` takes a batch x [N, C, H, W] (or [N, F] for flat inputs), maps it from [0, 1] to the classifier's
     ``clip_values`` (see `InputRange`), applies ART's preprocessing (defences, then mean and standard deviation), and
     the network. A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
-    Whatever floating-point type the network computes in, its outputs come in the type of x; with ``fit``, in a wider one of
-    the network's own.
-    The network gets a copy of its input, which it may change.
+    Whatever floating-point type the network computes in, its outputs come in the type of x (with ``fit``, in the
+    network's own where that is wider). The network gets a copy of its input, which it may change.
 
     Where the classifier runs its network in a way of its own, as ART's ``HuggingFaceClassifierPyTorch`` does with a
     processor before it, so does this module. What a subclass computes in ``predict`` itself is not part of it: see

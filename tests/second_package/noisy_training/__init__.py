@@ -15,4 +15,4 @@ class NoisyTrainer(RobustTrainer):
         self.sigma = sigma
 
     def training_loss(self, x, y):
-        return self.loss(self.logits(x + self.sigma * self.drawn(torch.randn_like, x)), y)
+        return self.loss(self.logits(x + self.sigma * self.draw(torch.randn_like, x)), y)
