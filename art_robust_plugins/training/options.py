@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from ..checks import (
     check_choice,
@@ -117,6 +119,8 @@ class TrainingOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("shuffle", "drop_last", "channels_last", "fused_optimizer", "keep_best", "resume"):
             check_flag(name, getattr(self, name))
         check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
@@ -143,8 +147,6 @@ class TrainingOptions:
             raise ValueError(f"checkpoint_dir: got {self.checkpoint_dir!r}, expected a folder's path, or None.")
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
-        for field in fields(self):  # one form, which checkpoints compare
-            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
 
     @property
     def scheduler_per_step(self) -> bool:
@@ -176,3 +178,10 @@ class TrainingOptions:
             raise ValueError(f"milestones: got {self.milestones!r} with schedule {self.schedule!r}, expected {wanted}.")
         object.__setattr__(self, "milestones", tuple(numbers))  # one form, which checkpoints compare
         check_number("milestone_decay", self.milestone_decay)
+
+
+def _plain(value: Any) -> Any:
+    """A value of NumPy's as Python's own: one form, which checkpoints compare."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return plain_number(value)
