@@ -110,7 +110,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(tmp_path: Path) 
     folder = tmp_path / "killed"
     kills = 0
     for delay in (0.11, 0.23, 0.05):
-        command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(folder)]
+        command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

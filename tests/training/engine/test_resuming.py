@@ -195,15 +195,15 @@ OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ),
     ),
     (
-        "code of the scheduler",
+        r"code of the schedule.lr_lambdas\[0\]",
         {"scheduler": lambda o: lr_scheduler.LambdaLR(o, half)},
         {"scheduler": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch)},
     ),
-    ("slope=0.1.*slope=0.3", {"model": Plain}, {"model": lambda: Plain(0.3)}),
+    ("network.slope 0.1.*0.3", {"model": Plain}, {"model": lambda: Plain(0.3)}),
     ("relu.*tanh", {"model": Plain}, {"model": lambda: Plain(act=torch.tanh)}),
-    ("other outputs", {"model": Plain}, {"model": lambda: Plain(times=2)}),
-    ("code of the modules", {"model": Dropping}, {"model": DroppingLess}),
-    ("code of the method", {"trainer": Times}, {"trainer": OtherTimes}),
+    ("network.times 1.*2", {"model": Plain}, {"model": lambda: Plain(times=2)}),
+    ("code of the network class Dropping: forward", {"model": Dropping}, {"model": DroppingLess}),
+    ("code of the method: training_loss", {"trainer": Times}, {"trainer": OtherTimes}),
     (
         "eps=0.1.*eps=0.2",
         *({"trainer": Passing, "threat": ThreatModel("Linf", e), "step_size": 0.1} for e in (0.1, 0.2)),
@@ -343,7 +343,7 @@ KILLED = textwrap.dedent(
     import os, signal, sys
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
-    from training import test_resuming
+    from training.engine import test_resuming
 
     os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between the write and the move
     test_resuming.trained(Path(sys.argv[2]), 1)
@@ -352,7 +352,7 @@ KILLED = textwrap.dedent(
 
 
 def test_a_run_killed_as_it_wrote_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path)]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[2]), str(tmp_path)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir()}
     assert any(name.endswith(".training.pt") for name in left)
