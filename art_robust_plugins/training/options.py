@@ -86,10 +86,12 @@ class TrainingOptions:
             was never interrupted (on a CPU bit for bit, on a GPU as nearly as two runs with one seed do). Without it,
             a checkpoint that is already there is an error. A run that is made of something else is refused, and leaves
             network and optimizer as they were. Compared are the data's content (of a loader what `fit_loader` says),
-            the network's modules, attributes and outputs, loss, preprocessing, clip_values, parameter groups (order
-            and initial hyper-parameters), scheduler, method, instruments, and the code of one's own methods, losses,
-            schedules, and of modules that ask whether they train (within one version of Python). Not compared: other
-            code that acts in training alone, whole numbers among a module's attributes, versions of libraries.
+            the network's modules, hooks and outputs, loss, preprocessing, clip_values, parameter groups (order and
+            initial hyper-parameters), scheduler, method and instruments: their settings and inner modules, the
+            attributes that their code names, the code of one's own methods, losses, schedules and of modules that ask
+            whether they train (within one version of Python), and the variables that this code closes over or names.
+            What moved while the run trained, as counters do, is not compared; nor are folders of paths, other code of
+            modules, and versions of libraries.
 
     Raises:
         ValueError: for a value outside its range.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dis
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -42,7 +42,6 @@ _BESIDE = {"__init__", "__post_init__", "__repr__", "__str__", "__eq__", "__hash
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME"}
 
 
-@lru_cache(maxsize=1000)
 def names_of_classes(kind: type) -> frozenset[str]:
     """The attributes, globals and texts that the methods of a class and of its bases name."""
     names: set[str] = set()

@@ -92,15 +92,15 @@ KILLED = textwrap.dedent(
     torch.set_num_threads(1)
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
-    from training import test_loop
+    from training.engine import test_checkpointer
 
-    def slow(self, x, y, plain=test_loop.BANGTrainer.training_loss):
+    def slow(self, x, y, plain=test_checkpointer.BANGTrainer.training_loss):
         time.sleep(0.02)
         return plain(self, x, y)
 
-    test_loop.BANGTrainer.training_loss = slow
+    test_checkpointer.BANGTrainer.training_loss = slow
     print("ready", flush=True)
-    test_loop.resumable(Path(sys.argv[2]), True, 5)
+    test_checkpointer.resumable(Path(sys.argv[2]), True, 5)
     """
 )
 

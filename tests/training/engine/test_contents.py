@@ -148,11 +148,11 @@ def test_honest_resumes_go_on(case: str, tmp_path: Path, monkeypatch: pytest.Mon
     """With objects made anew, as by another process, and with the same ones, as in a notebook."""
     same = HONEST[case]()
     for folder, first, then in ((tmp_path / "a", HONEST[case](), HONEST[case]()), (tmp_path / "b", same, same)):
-        monkeypatch.setattr(held, "calls", 0)
+        monkeypatch.setitem(held.COUNTED, "calls", 0)
         trained(folder, 1, **first)
         if first is not then:
-            monkeypatch.setattr(held, "calls", 0)
+            monkeypatch.setitem(held.COUNTED, "calls", 0)
         resumed = trained(folder, 3, **then)
-        monkeypatch.setattr(held, "calls", 0)
+        monkeypatch.setitem(held.COUNTED, "calls", 0)
         whole = trained(None, 3, **HONEST[case]())
         assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
