@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from ..checks import (
     check_choice,
@@ -84,10 +86,12 @@ class TrainingOptions:
             was never interrupted (on a CPU bit for bit, on a GPU as nearly as two runs with one seed do). Without it,
             a checkpoint that is already there is an error. A run that is made of something else is refused, and leaves
             network and optimizer as they were. Compared are the data's content (of a loader what `fit_loader` says),
-            the network's modules, attributes and outputs, loss, preprocessing, clip_values, parameter groups (order
-            and initial hyper-parameters), scheduler, method, instruments, and the code of one's own methods, losses,
-            schedules, and of modules that ask whether they train (within one version of Python). Not compared: other
-            code that acts in training alone, whole numbers among a module's attributes, versions of libraries.
+            the network's modules, hooks and outputs, loss, preprocessing, clip_values, parameter groups (order and
+            initial hyper-parameters), scheduler, method and instruments: their settings and inner modules, the
+            attributes that their code names, the code of one's own methods, losses, schedules and of modules that ask
+            whether they train (within one version of Python), and the variables that this code closes over or names.
+            What moved while the run trained, as counters do, is not compared; nor are folders of paths, other code of
+            modules, and versions of libraries.
 
     Raises:
         ValueError: for a value outside its range.
@@ -117,6 +121,8 @@ class TrainingOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("shuffle", "drop_last", "channels_last", "fused_optimizer", "keep_best", "resume"):
             check_flag(name, getattr(self, name))
         check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
@@ -143,8 +149,6 @@ class TrainingOptions:
             raise ValueError(f"checkpoint_dir: got {self.checkpoint_dir!r}, expected a folder's path, or None.")
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
-        for field in fields(self):  # one form, which checkpoints compare
-            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
 
     @property
     def scheduler_per_step(self) -> bool:
@@ -176,3 +180,10 @@ class TrainingOptions:
             raise ValueError(f"milestones: got {self.milestones!r} with schedule {self.schedule!r}, expected {wanted}.")
         object.__setattr__(self, "milestones", tuple(numbers))  # one form, which checkpoints compare
         check_number("milestone_decay", self.milestone_decay)
+
+
+def _plain(value: Any) -> Any:
+    """A value of NumPy's as Python's own: one form, which checkpoints compare."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return plain_number(value)

@@ -332,9 +332,10 @@ class RobustTrainer(Trainer):
         ``DistributedSampler``), and takes its share; labels that differ are an error. A ``DataLoader`` that shuffles
         does so by random numbers that are the same in all.
 
-        A resumed run must have a loader of the same types, length, batch size and sampler, and the same arrays in the
-        memory of its data set (tensors, arrays, lists of numbers; lists of batches whole). Nothing is drawn from it to
-        compare: of data that are read from files as they are needed, only the number of samples is known.
+        A resumed run must have a loader of the same types, length, batch size, sampler, ``collate_fn`` and transforms,
+        and the same arrays in the memory of its data set (lists of batches whole), also where another object holds the
+        ``DataLoader``. Nothing is drawn from it to compare: of data that are read from files as they are needed, only
+        names and the number of samples are known.
         """
         if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
             raise TypeError(

@@ -122,3 +122,28 @@ def test_the_earlier_name_of_draw_still_works_and_warns() -> None:
     trainer = StandardTrainer(classifier())
     with pytest.warns(DeprecationWarning, match="draw"):
         assert torch.equal(trainer.drawn(torch.zeros_like, torch.ones(3)), torch.zeros(3))
+
+
+def test_numpys_values_are_options() -> None:
+    """They are Python's own afterwards, as checkpoints compare them."""
+    options = TrainingOptions(
+        keep_best=np.bool_(True),
+        schedule=np.array("piecewise")[()],
+        milestones=np.array([1, 2]),
+        milestone_decay=np.float32(0.5),
+        freeze_batch_norm=np.array(["a", "b"]),
+        accumulation_steps=np.array(2),
+        seed=np.uint8(3),
+    )
+    plain = TrainingOptions(
+        keep_best=True,
+        schedule="piecewise",
+        milestones=(1, 2),
+        milestone_decay=0.5,
+        freeze_batch_norm=("a", "b"),
+        accumulation_steps=2,
+        seed=3,
+    )
+    assert repr(options) == repr(plain)
+    with pytest.raises(ValueError, match="keep_best: got"):
+        TrainingOptions(keep_best=np.array([True, False]))

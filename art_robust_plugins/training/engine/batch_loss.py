@@ -89,7 +89,7 @@ class BatchLoss:
 
     def _training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         try:
-            return check_scalar(self.method.training_loss(x, y), len(x))
+            return check_scalar(self.method.training_loss(x, y), len(x), trained=True)
         except ValueError as error:
             explain_single_sample(error, "a batch of one sample")
             raise

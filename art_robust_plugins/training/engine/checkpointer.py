@@ -11,17 +11,18 @@ from torch import Tensor
 
 from ...files import save_state
 from ..options import TrainingOptions
+from .contents import HOOK
 from .identity import (
+    FORM,
     describe_arrays,
     describe_estimator,
     describe_groups,
-    describe_loader,
+    describe_held,
     describe_method,
     describe_scheduler,
-    describe_scheduler_code,
-    plain_text,
 )
 from .memory_format import align_state
+from .plain_texts import plain_text
 from .prefetch import Batch
 from .probe import OutputProbe
 from .resuming import (
@@ -58,6 +59,7 @@ class Checkpointer:
             raise ValueError(
                 f"scheduler: {type(scheduler).__name__} has no state_dict, which checkpoint_dir needs to resume it."
             )
+        self._loader: object = None
         self._identity: dict[str, str] = {}
         self._probe: OutputProbe | None = None
         self._unverified: tuple[Snapshot, dict[str, Any]] | None = None
@@ -77,14 +79,15 @@ class Checkpointer:
         self._probe = OutputProbe(classifier)
         self._identity = {
             "data from": "arrays" if whole is not None else "a loader",
-            **(describe_arrays(*whole) if whole is not None else describe_loader(loader)),
+            **(describe_arrays(*whole) if whole is not None else {}),
             **({} if validation is None else describe_arrays(*validation, prefix="validation_data ")),
             "validation data": "none" if validation is None else "given",
             **describe_estimator(classifier),
             **describe_method(method, method.instruments),
-            **describe_scheduler_code(self.state.scheduler),
-            **self._progress(),
+            "form": FORM,
         }
+        self._loader = None if whole is not None else loader
+        self._identity |= self._progress()
 
     def save(self, epochs: int, *, is_main: bool) -> None:
         """Write the checkpoint of a run of so many epochs; all processes call it, and the main one writes."""
@@ -109,8 +112,8 @@ class Checkpointer:
             "best": run.best,
             "average": None if run.average is None else run.average.averages,
             "identity": self._identity,
-            "progress": self._progress(),
             "probe": None if self._probe is None else self._probe.state_dict(),
+            "progress": self._describe_progress(),  # after the probe, whose passes counters count too
         }
         save_state(self.path, state)
 
@@ -168,8 +171,15 @@ class Checkpointer:
                 f"expected the same code and constants."
             )
 
-    def _progress(self) -> dict[str, str]:
-        return {**describe_groups(self.state.method.classifier), **describe_scheduler(self.state.scheduler)}
+    def _progress(self, *, quick: bool = False) -> dict[str, str]:
+        run = self.state
+        held = describe_held(run.method, run.scheduler, self._loader, quick=quick)
+        return {**describe_groups(run.method.classifier), **describe_scheduler(run.scheduler), **held}
+
+    def _describe_progress(self) -> dict[str, str]:
+        """What has moved, or come; not the hooks that instruments have put there meanwhile."""
+        now = self._progress(quick=True)
+        return {name: text for name, text in now.items() if name in self._identity or HOOK not in name}
 
     def _check(self, path: Path, saved: dict[str, Any], nb_epochs: int) -> Sequence[Tensor]:
         """Refuse a checkpoint of another run; the states of the loader's generators."""
@@ -178,7 +188,8 @@ class Checkpointer:
         written = {"preprocessing": "[]", **defaults, **saved["settings"]}
         for name, now in self.settings.items():
             check_same(path, name, plain_text(written.get(name)), now)
-        check_identity(path, saved.get("identity", {}), saved.get("progress", {}), self._identity, moving="scheduler ")
+        groups = describe_groups(self.state.method.classifier)
+        check_identity(path, saved.get("identity", {}), saved.get("progress", {}), self._identity, fixed=groups)
         epochs, order = int(saved["epochs"]), saved.get("order")
         if epochs > nb_epochs:
             raise ValueError(f"nb_epochs: got {nb_epochs}, but {path} holds {epochs}, expected at least as many.")

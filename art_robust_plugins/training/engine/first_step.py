@@ -37,7 +37,7 @@ def check_optimizer(optimizer: Optimizer, modules: Sequence[nn.Module]) -> None:
 
 
 def take_first_step(optimizer: Optimizer) -> None:
-    """A step, which an optimizer of another library may refuse without a closure.
+    """A step, which an optimizer may refuse: without a closure, or for gradients that are dense, or complex.
 
     Raises:
         ValueError: for such an optimizer.
@@ -47,12 +47,12 @@ def take_first_step(optimizer: Optimizer) -> None:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # libraries have no one class for it
-        if type(optimizer).__module__.startswith("torch.optim"):
+        name, reason = type(optimizer).__name__, str(error).strip().split("\n")[0].rstrip(".")
+        if "CUDA error" in reason:  # of anything that ran before
             raise
-        name, reason = type(optimizer).__name__, str(error).strip().split("\n")[0]
         raise ValueError(
-            f"classifier: its optimizer {name} does not step from gradients alone ({type(error).__name__}: {reason}), "
-            f"expected one whose step() needs no closure."
+            f"classifier: its optimizer {name} does not step from these gradients alone ({type(error).__name__}: "
+            f"{reason}), expected one that takes dense gradients and whose step() needs no closure."
         ) from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from .batches import BatchSource
 from .chance import ChanceWatch
 from .checkpointer import CHECKPOINT, Checkpointer
 from .compiling import Compiled
+from .first_batch import FirstBatch, WeightMarks
 from .first_step import restore_buffers, take_first_step
 from .fit_checks import check_options, check_setup
 from .fused import fuse_steps
@@ -65,6 +66,7 @@ class Loop:
         self.device = device_of(self.network)
         self.nb_epochs = check_count("nb_epochs", arguments.nb_epochs)
         self.scheduler = arguments.scheduler
+        self.marks: WeightMarks | None = None
 
     def run(self) -> None:
         """Train from the first epoch, or from where a checkpoint stands."""
@@ -115,6 +117,7 @@ class Loop:
             self.bar.update()
         self.method.epochs_done = epoch + 1.0
         self._check_length(epoch)
+        self._warn_of_still_weights()
         loss = self.meter.mean()
         check_weights([self.network, *preprocessing_modules(self.classifier)], epoch)
         seconds = time.perf_counter() - started
@@ -129,11 +132,13 @@ class Loop:
         # What the first step refuses leaves no trace in the buffers, as of batch normalisation.
         modules = [self.network, *preprocessing_modules(self.classifier)] if first else []
         with restore_buffers(modules, only_on_error=True):
-            loss = average_gradients(self.trained, self.batch_loss.backward(x, y), self.processes)
+            with FirstBatch(self.method).watch(x, y) if first else nullcontext():
+                loss = average_gradients(self.trained, self.batch_loss.backward(x, y), self.processes)
             self.meter.add(loss, len(x))
             if self.options.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(self.trained, self.options.max_gradient_norm)
             if first:
+                self.marks = WeightMarks(self.optimizer)
                 take_first_step(self.optimizer)
             else:
                 self.optimizer.step()
@@ -280,6 +285,12 @@ class Loop:
         if self.census is not None and self.processes.is_main:
             self.census.warn()
         self.census = None
+
+    def _warn_of_still_weights(self) -> None:
+        """Once in a run: after its first epoch."""
+        if self.marks is not None and self.processes.is_main:
+            self.marks.warn_if_still(self.meter.steps)
+        self.marks = None
 
     def _warn_of_chance(self) -> None:
         if not self.processes.is_main or not self.chance.steps:

@@ -14,17 +14,24 @@ _NORMALISED = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 def check_reduction(loss: object) -> None:
-    """Refuse a loss that gives a number for each sample.
+    """Refuse a class in place of a loss, and a loss that gives a number for each sample.
 
     Raises:
         ValueError: for such a loss.
     """
+    if isinstance(loss, type):
+        raise ValueError(f"classifier: its loss is the class {loss.__name__}, expected an object: {loss.__name__}().")
     if getattr(loss, "reduction", "mean") == "none":
         raise ValueError(f"classifier: its {type(loss).__name__} has reduction 'none', expected 'mean'.")
 
 
-def check_scalar(loss: object, samples: int) -> Tensor:
-    """A method's loss of a batch, which must be one number.
+def check_scalar(loss: object, samples: int, *, trained: bool = False) -> Tensor:
+    """A method's loss of a batch, which must be one real number.
+
+    Args:
+        loss: what the method or the classifier's loss gave.
+        samples: how many it is of.
+        trained: whether it must have a gradient.
 
     Raises:
         ValueError: for anything else.
@@ -33,6 +40,13 @@ def check_scalar(loss: object, samples: int) -> Tensor:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise ValueError(
             f"classifier: the loss of {samples} samples is {found}, expected one number, such as the mean over them."
+        )
+    if not loss.is_floating_point():
+        raise ValueError(f"classifier: the loss of {samples} samples is {loss.dtype}, expected a real number.")
+    if trained and not loss.requires_grad:
+        raise ValueError(
+            f"classifier: the loss of {samples} samples has no gradient, expected one that depends on the network "
+            f"(without detach(), .data or .item() between them)."
         )
     return loss
 

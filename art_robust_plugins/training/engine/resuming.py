@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from ...checks import is_number
 from ...files import load_state
 from ...fingerprints import excerpts_at_difference
-from .identity import CODE
+from .contents import HOOK
+from .plain_texts import CODE
 
 _ENTRIES: dict[str, Any] = {
     "settings": dict,
@@ -91,23 +92,35 @@ def check_same(path: Path, name: str, written: str, now: str, *others: str) -> N
 
 
 def check_identity(
-    path: Path, written: Mapping[str, str], progress: Mapping[str, str], now: Mapping[str, str], moving: str
+    path: Path,
+    written: Mapping[str, str],
+    progress: Mapping[str, str],
+    now: Mapping[str, str],
+    fixed: Mapping[str, str],
 ) -> None:
     """Refuse a run that is made of something else.
 
+    What moved between the beginning of a run and its checkpoint is the run's progress, such as a counter, and is not
+    compared; but of what is ``fixed`` the moved value is known, such as a learning rate.
+
     Args:
         path: the checkpoint.
-        written: what the run was made of when it began; entries that only one side has are not compared.
-        progress: the entries of the optimizer and the scheduler as they were when the checkpoint was written.
+        written: what the run was made of when it began.
+        progress: the entries that may move as they were when the checkpoint was written.
         now: what this run is made of.
-        moving: begins the names of a scheduler's entries: those that moved since the run began are its progress.
+        fixed: names the entries among them that do not move but for what training does to them.
     """
-    for name, text in now.items():
-        if name not in written:
+    same_form = written.get("form") == now.get("form")
+    for name in (*now, *(written.keys() - now.keys())):
+        if name == "form" or (not same_form and (name not in written or name not in now)):
             continue
-        moved = progress.get(name, written[name])
-        if not (name.startswith(moving) and moved != written[name]):
-            check_same(path, name, str(written[name]), text, str(moved))
+        then, here = str(written.get(name, "none")), now.get(name, "none")
+        # An entry that came while the run trained has moved too.
+        moved = str(progress.get(name, then if name in written or HOOK in name else "none"))
+        if name in fixed:
+            check_same(path, name, then, here, moved)
+        elif moved == then:
+            check_same(path, name, then, here)
 
 
 def check_tensors(path: Path, name: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from ...checks import is_integer
+
+_DEPTH = 8
 
 
 def check_scheduler(
@@ -33,12 +35,7 @@ def check_scheduler(
     if scheduler is None:
         return
     kind = type(scheduler).__name__
-    if isinstance(scheduler, type):
-        raise ValueError(
-            f"scheduler: got the class {scheduler.__name__}, expected an object of it, over the classifier's optimizer."
-        )
-    if not callable(getattr(scheduler, "step", None)):
-        raise ValueError(f"scheduler: got {kind}, expected an object with a method step().")
+    _check_kind(scheduler)
     plateau = isinstance(scheduler, ReduceLROnPlateau)
     if plateau and per_step:
         raise ValueError("scheduler: got ReduceLROnPlateau per step, expected scheduler_interval='epoch' for it.")
@@ -59,6 +56,8 @@ def check_scheduler(
                     f"scheduler: got {name} over another {type(own).__name__}, expected one over the classifier's "
                     f"optimizer, whose learning rate it would not change."
                 )
+    if not isinstance(scheduler, LRScheduler):
+        _check_wrapper(scheduler, optimizer)
     if calls is not None:
         _check_length(scheduler, calls, resumed)
 
@@ -78,6 +77,18 @@ def read_metric(scheduler: ReduceLROnPlateau, record: Mapping[str, float]) -> fl
     return record["loss"]
 
 
+def _check_kind(scheduler: Any) -> None:
+    kind = type(scheduler).__name__
+    if isinstance(scheduler, type):
+        raise ValueError(
+            f"scheduler: got the class {scheduler.__name__}, expected an object of it, over the classifier's optimizer."
+        )
+    if isinstance(scheduler, Optimizer):
+        raise ValueError(f"scheduler: got the optimizer {kind}, expected a scheduler over it, as StepLR(optimizer, 1).")
+    if not callable(getattr(scheduler, "step", None)):
+        raise ValueError(f"scheduler: got {kind}, expected an object with a method step().")
+
+
 def _check_arguments(scheduler: Any) -> None:
     try:
         parameters = inspect.signature(scheduler.step).parameters.values()
@@ -90,6 +101,43 @@ def _check_arguments(scheduler: Any) -> None:
             f"scheduler: step() of {type(scheduler).__name__} needs {', '.join(needed)}, expected one without "
             f"arguments, or a ReduceLROnPlateau."
         )
+
+
+def _check_wrapper(scheduler: Any, optimizer: Optimizer) -> None:
+    """Refuse an object around schedulers that gives a plateau no metric, or moves another optimizer's rates alone."""
+    kind, held = type(scheduler).__name__, list(_walk_attributes(scheduler, _DEPTH))
+    optimizers = [each for each in held if isinstance(each, Optimizer)]
+    if optimizers and not any(each is optimizer for each in optimizers):
+        raise ValueError(
+            f"scheduler: got {kind} around another {type(optimizers[0]).__name__}, expected one over the classifier's "
+            f"optimizer, whose learning rate it would not change."
+        )
+    plateau = next((each for each in held if isinstance(each, ReduceLROnPlateau)), None)
+    if plateau is not None and _hands_on_arguments(scheduler):
+        raise ValueError(
+            f"scheduler: got ReduceLROnPlateau within {kind}, whose step() hands on arguments and is given none, "
+            f"expected the ReduceLROnPlateau alone."
+        )
+
+
+def _hands_on_arguments(scheduler: Any) -> bool:
+    try:
+        parameters = inspect.signature(scheduler.step).parameters.values()
+    except (TypeError, ValueError):  # a function that tells nothing of itself
+        return False
+    return any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+
+
+def _walk_attributes(owner: Any, depth: int) -> Iterator[Any]:
+    """Yields the schedulers and optimizers in an object's attributes, and in those of the objects in them."""
+    values = owner.values() if isinstance(owner, Mapping) else owner if isinstance(owner, list | tuple) else None
+    for value in getattr(owner, "__dict__", {}).values() if values is None else values:
+        if isinstance(value, Optimizer):
+            yield value
+        elif isinstance(value, LRScheduler):
+            yield from (value, value.optimizer)
+        elif depth and (isinstance(value, Mapping | list | tuple) or callable(getattr(value, "step", None))):
+            yield from _walk_attributes(value, depth - 1)
 
 
 def _walk_schedulers(scheduler: Any) -> Iterator[Any]:

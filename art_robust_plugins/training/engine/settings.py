@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .identity import plain_text
+from .plain_texts import plain_text
 from .prefetch import Batch
 from .run_state import RunState, tensors_of
 

@@ -53,7 +53,8 @@ def test_compiled_passes_give_the_results_of_plain_ones_in_training_and_in_the_a
         model = Watched()
         compiled = trained(model, **shared, compile="default")
     assert before > 18
-    assert model.calls == before - 18  # 6 steps of two ascents and one pass in training; else checks of the classifier
+    # 6 steps of two ascents and one pass in training; else checks of the classifier, and one more of the first batch.
+    assert model.calls == before - 18 + 1
     assert close(named_weights(plain), named_weights(compiled), atol=1e-4)
     assert not close(named_weights(plain), named_weights(alone), atol=1e-3)
     assert compiled.classifier.model is model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -33,11 +34,45 @@ class WithAuxiliary(nn.Module):
         return self.form(logits) if self.training else logits
 
 
-@pytest.mark.parametrize("form", [lambda z: (z, z), lambda z: {"out": z}, lambda z: [z]], ids=["tuple", "dict", "list"])
+class Pair(NamedTuple):
+    logits: Tensor
+    auxiliary: Tensor
+
+
+FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "tuple": lambda z: (z, z),
+    "dict": lambda z: {"out": z},
+    "list": lambda z: [z],
+    "Pair": lambda z: Pair(z, z),
+    "NoneType": lambda z: None,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("make", [StandardTrainer, lambda c: TRADESTrainer(c, threat=LINF, steps=1)])
 def test_auxiliary_outputs_in_training_mode_are_refused(make: Any, form: Any) -> None:
     kind = type(form(torch.zeros(1))).__name__
     refused(make(classifier(WithAuxiliary(form))), f"in training mode is a {kind}")
+
+
+@pytest.mark.parametrize(
+    ("form", "shape"),
+    [
+        (lambda z: torch.cat([z, z], 1), "(64, 20)"),
+        (lambda z: z[:, :1], "(64, 1)"),
+        (lambda z: z[..., None], "(64, 10, 1)"),
+        (lambda z: z.mean(), "()"),
+        (lambda z: z[:3], "(3, 10)"),
+    ],
+)
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss()])
+def test_outputs_of_another_shape_in_training_mode_are_refused(form: Any, shape: str, loss: nn.Module) -> None:
+    refused(StandardTrainer(classifier(WithAuxiliary(form), loss)), f"in training mode is {shape}", "(64, 10)")
+
+
+def test_auxiliary_outputs_are_refused_before_compiling() -> None:
+    trainer = StandardTrainer(classifier(WithAuxiliary(FORMS["dict"])), options=TrainingOptions(compile="default"))
+    refused(trainer, "in training mode is a dict")
 
 
 def test_a_last_batch_of_one_before_batch_normalisation() -> None:
@@ -75,9 +110,32 @@ def test_optimizers_that_do_not_train_the_network_are_refused() -> None:
     for kind in (AsksForClosure, NeedsClosure):
         trainer = StandardTrainer(classifier(optimizer=lambda weights, kind=kind: kind(weights, 0.1)))  # type: ignore[misc]
         refused(trainer, kind.__name__, "closure")
+    refused(StandardTrainer(classifier(optimizer=torch.optim.SparseAdam)), "SparseAdam", "dense gradients")
     refused(StandardTrainer(classifier(optimizer=lambda _: SGD(network().parameters(), 0.1))), "no weight")
     frozen = network().requires_grad_(False)
     refused(StandardTrainer(classifier(frozen)), "need no gradient")
+
+
+class Waits(SGD):
+    """Does nothing, or waits for the second call as one with accumulated gradients does."""
+
+    calls, every = 0, 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        return super().step(closure) if self.every and self.calls % self.every == 0 else None
+
+
+def test_an_optimizer_that_moves_nothing_is_told_of() -> None:
+    with pytest.warns(UserWarning, match="5 steps of its optimizer Waits .* changed no weight"):
+        fit(StandardTrainer(classifier(optimizer=lambda weights: Waits(weights, 0.1))), nb_epochs=1)
+    every_second = classifier(optimizer=lambda weights: Waits(weights, 0.1))
+    every_second.optimizer.every = 2
+    warming_up = classifier(optimizer=lambda weights: SGD(weights, 0.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for estimator in (every_second, warming_up):
+            fit(StandardTrainer(estimator), nb_epochs=1)
 
 
 @pytest.mark.parametrize(("which", "kept"), [(False, [0, 0]), (True, [1, 1]), (["1"], [1, 0]), (["5*"], [0, 1])])

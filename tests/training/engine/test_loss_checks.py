@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,3 +87,60 @@ def test_binary_losses_of_several_outputs_are_one_class_against_the_rest() -> No
     expected = functional.binary_cross_entropy_with_logits(trainer.logits(x), functional.one_hot(y, 10).float())
     assert torch.equal(trainer.training_loss(x, y), expected)
     assert fit(trainer, nb_epochs=10).history[-1]["loss"] < 0.35
+
+
+class Own(nn.Module):
+    """A loss that is a function of outputs and one-hot rows."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, outputs: Tensor, y: Tensor) -> Any:
+        return self.function(outputs, y)
+
+
+FAILING: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "class": (nn.CrossEntropyLoss, ("the class CrossEntropyLoss",)),
+    "detached": (Own(lambda o, y: o.detach().sum()), ("no gradient",)),
+    "integer": (Own(lambda o, y: (o.argmax(1) == y.argmax(1)).sum()), ("torch.int64",)),
+    "complex": (Own(lambda o, y: (o * (1 + 1j)).mean()), ("torch.complex64",)),
+    "number": (Own(lambda o, y: 1.0), ("a float",)),
+    "nothing": (Own(lambda o, y: None), ("a NoneType",)),
+    "raises": (Own(lambda o, y: o[:, 12].mean()), ("its loss Own fails", "IndexError")),
+    "probabilities": (nn.BCELoss(), ("its loss BCELoss fails", "between 0 and 1")),
+    "arguments": (nn.CTCLoss(), ("its loss CTCLoss fails", "TypeError")),
+    "labels": (nn.MultiLabelMarginLoss(), ("its loss MultiLabelMarginLoss fails",)),
+    "rows": (Own(nn.CrossEntropyLoss(ignore_index=1)), ("its loss Own fails", "ignore_index")),
+    "log-probabilities": (nn.NLLLoss(), ("its NLLLoss takes log-probabilities",)),
+    "log-distributions": (nn.KLDivLoss(reduction="batchmean"), ("its KLDivLoss takes log-probabilities",)),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_losses_that_fail_on_the_first_batch_are_refused(case: str) -> None:
+    loss, words = FAILING[case]
+    refused(StandardTrainer(classifier(loss=loss)), "classifier: ", *words)
+
+
+class Normalising(StandardTrainer):
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(self.logits(x).log_softmax(dim=1), y)
+
+
+def test_losses_of_log_probabilities_train_where_they_get_them() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.LogSoftmax(dim=1))
+    for loss in (nn.NLLLoss(), nn.KLDivLoss(reduction="batchmean")):
+        fit(StandardTrainer(classifier(copy.deepcopy(model), loss)))
+    with pytest.warns(UserWarning, match="NLLLoss takes log-probabilities"):
+        fit(Normalising(classifier(loss=nn.NLLLoss())))
+
+
+class Broken(StandardTrainer):
+    def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        raise KeyError("a mistake in the method")
+
+
+def test_an_error_of_the_method_stays_what_it_is() -> None:
+    with pytest.raises(KeyError, match="a mistake in the method"):
+        fit(Broken(classifier()))

@@ -32,6 +32,16 @@ class NeedsEpoch:
         raise AssertionError("never called")
 
 
+class Around:
+    """A scheduler around something else."""
+
+    def __init__(self, inner: Any) -> None:
+        self.held = {"inner": [inner]}
+
+    def step(self, *arguments: Any) -> None:
+        self.held["inner"][0].step(*arguments)
+
+
 ELSEWHERE = SGD([nn.Parameter(torch.ones(1))], 0.1)
 STEPS = {"scheduler_interval": "step"}  # 5 in an epoch, 10 in all
 BAD_SCHEDULERS: dict[str, tuple[Callable[[Optimizer], Any], dict[str, Any], str]] = {
@@ -39,6 +49,11 @@ BAD_SCHEDULERS: dict[str, tuple[Callable[[Optimizer], Any], dict[str, Any], str]
     "function": (lambda _: lambda epoch: 1.0, {}, "function"),
     "other optimizer": (lambda _: StepLR(ELSEWHERE, 1), {}, "StepLR over another SGD"),
     "other optimizer, chained": (lambda _: ChainedScheduler([StepLR(ELSEWHERE, 1)]), {}, "over another SGD"),
+    "optimizer": (lambda o: o, {}, "the optimizer SGD"),
+    "optimizer elsewhere": (lambda _: ELSEWHERE, {}, "the optimizer SGD"),
+    "around another optimizer": (lambda _: Around(ELSEWHERE), {}, "Around around another SGD"),
+    "around one over another": (lambda _: Around(Around(StepLR(ELSEWHERE, 1))), {}, "Around around another SGD"),
+    "around a plateau": (lambda o: Around(ReduceLROnPlateau(o)), {}, "ReduceLROnPlateau within Around"),
     "arguments": (lambda _: NeedsEpoch(), {}, "NeedsEpoch needs epoch"),
     "too short": (lambda o: OneCycleLR(o, 0.1, total_steps=9), STEPS, "9 of 9 steps to go"),
     "part too short": (
@@ -64,6 +79,8 @@ def test_schedulers_that_would_fail_or_do_nothing_are_refused_at_once(case: str)
         (lambda o: OneCycleLR(o, 0.1, total_steps=10), STEPS),
         (lambda o: SequentialLR(o, [StepLR(o, 1), OneCycleLR(o, 0.1, total_steps=8)], [2]), STEPS),
         (lambda o: ChainedScheduler([StepLR(o, 1), ExponentialLR(o, 0.9)]), {}),
+        (lambda o: Around(StepLR(o, 1)), {}),
+        (lambda o: Around(Around([StepLR(o, 1), StepLR(ELSEWHERE, 1)][0])), {}),
     ],
 )
 def test_schedulers_that_just_fit_run(make: Any, options: dict[str, Any]) -> None:
