@@ -18,7 +18,7 @@ from ..memory import in_gigabytes, physical_memory
 from ..models import create_model
 from ..registry import create, create_instrument, method, parameters_of
 from ..training import RobustTrainer, TrainingOptions
-from ..training.schedules import Schedule
+from ..training.options import Schedule
 from ..weight_map import PyTorchWeightMapClassifier
 from ..weight_map.layer import Kernel
 

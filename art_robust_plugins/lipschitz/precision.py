@@ -32,12 +32,24 @@ def check_precision(network: nn.Module, input_shape: tuple[int, ...]) -> None:
     """Refuse a network that rounds to half precision: a copy in float64 does not, so its bound is of another function.
 
     Raises:
-        ValueError: for such a network.
+        ValueError: for such a network, and for one that fails in its own precision.
     """
-    x = torch.zeros(2, *input_shape, device=device_of(network), dtype=dtype_of(network))
-    with preserved(network), _Types() as seen:
+    dtype = dtype_of(network)
+    x = torch.zeros(2, *input_shape, device=device_of(network), dtype=dtype)
+    with preserved(network):
         network.eval()
-        network(x)
+        try:
+            with _Types() as seen:
+                network(x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the network raises
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise ValueError(
+                f"classifier: the network fails on inputs {tuple(x.shape)} of type {dtype} while the types of its "
+                f"operations are looked at ({type(error).__name__}: {reason}), expected a forward of plain operations "
+                f"in one data type."
+            ) from error
     if seen.half:
         raise ValueError(
             f"classifier: the network computes in {min(map(str, seen.half))}, which rounds, so it may jump, expected "
