@@ -186,6 +186,11 @@ FUNCTIONS = {
         lambda x: functional.softshrink(x, 0.7),
         lambda x: np.sign(x) * np.maximum(np.abs(x) - WIDE(0.7), 0),
     ),
+    "softsign": (functional.softsign, lambda x: x / (1 + np.abs(x))),
+    "softsign of another constant": (
+        lambda x: (lambda y: y / (y.abs() + 0.25))(3 * x),
+        lambda x: (3 * x) / (3 * np.abs(x) + WIDE(0.25)),
+    ),
     "hypot": (lambda x: torch.hypot(x, x.flip(1)), lambda x: np.hypot(x, x[:, ::-1])),
     "logaddexp": (lambda x: torch.logaddexp(x, x.flip(1)), lambda x: np.logaddexp(x, x[:, ::-1])),
     "softmax": (
