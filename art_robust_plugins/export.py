@@ -24,9 +24,18 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .bridge import EstimatorModule, clip_range, image_tensor, predict_outputs, preserved, standardisation_of
+from .bridge import (
+    EstimatorModule,
+    check_classifier,
+    clip_range,
+    image_tensor,
+    predict_outputs,
+    preserved,
+    standardisation_of,
+)
 from .checks import check_choice, check_path, is_integer, plain_number
 from .files import write_atomically
+from .lipschitz.analysis import copy_network
 from .lipschitz.preprocessing import Standardisation
 
 Format = Literal["torch-export", "onnx", "torchscript"]
@@ -79,6 +88,7 @@ def export_classifier(
         >>> torch.export.load(path).module()(torch.zeros(5, 1, 2, 2)).shape
         torch.Size([5, 3])
     """
+    check_classifier(classifier)
     check_choice("format", format, get_args(Format))
     path = check_path("path", path)
     if path.suffix != SUFFIXES[format]:
@@ -142,9 +152,9 @@ def _batches(images: Tensor, classifier: PyTorchClassifier, batch: int | None) -
     bottom = images.amin() if low is None else torch.as_tensor(low).cpu()
     top = images.amax() if high is None else torch.as_tensor(high).cpu()
     rows = max(len(images), 7)
-    random = bottom + (top - bottom) * torch.rand(rows, *images.shape[1:], generator=generator)
+    random = bottom + (top - bottom) * torch.rand(rows, *images.shape[1:], generator=generator, dtype=torch.float32)
     # Each input on a scale of its own: dark and light ones, smooth and rough ones.
-    level = torch.linspace(0, 1, rows).view(-1, *[1] * (images.dim() - 1))
+    level = torch.linspace(0, 1, rows, dtype=torch.float32).view(-1, *[1] * (images.dim() - 1))
     flat = bottom + (top - bottom) * level.expand_as(random)
     mixed = (0.5 * (random + flat)).float()
     every = [images, random.float(), flat.float(), mixed]
@@ -169,7 +179,8 @@ def deployed(classifier: PyTorchClassifier) -> nn.Module:
 
     Raises:
         TypeError: for another kind of classifier.
-        ValueError: for preprocessing that is not torch, any postprocessing, outputs that are not [N, nb_classes].
+        ValueError: for preprocessing that is not torch, any postprocessing, outputs that are not [N, nb_classes], and
+            what cannot be copied.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -187,9 +198,20 @@ def deployed(classifier: PyTorchClassifier) -> nn.Module:
             if bool((mean != 0).any() or (std != 1).any()):
                 steps.append(Standardisation(mean.float(), std.float()))
         else:
-            steps.append(_Defence(copy.deepcopy(operation)))
-    network = nn.Sequential(*steps, copy.deepcopy(classifier.model)).cpu().eval()
+            steps.append(_Defence(_copy(operation)))
+    network = nn.Sequential(*steps, copy_network(classifier.model)).cpu().eval()
     return network.requires_grad_(False)
+
+
+def _copy(defence: Any) -> Any:
+    try:
+        return copy.deepcopy(defence)
+    except Exception as error:  # whatever its attributes raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"classifier: its {type(defence).__name__} cannot be copied ({type(error).__name__}: {reason}), expected a "
+            f"defence that copy.deepcopy copies."
+        ) from error
 
 
 class _Defence(nn.Module):

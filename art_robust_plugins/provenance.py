@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from .escapes import escape_markdown
-
 PACKAGES = ("art-robust-plugins", "torch", "adversarial-robustness-toolbox", "pyautoattack", "torchattacks", "numpy")
 
 
@@ -52,7 +50,7 @@ def described(record: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table.
+    """Rows with the same keys as a Markdown table. Their text is Markdown: escape what others wrote before.
 
     Example:
         >>> print(table([{"network": "lenet", "ms": 17}]))
@@ -61,5 +59,5 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         | lenet | 17 |
     """
     cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    head, *rest = [f"| {' | '.join(map(escape_markdown, line))} |" for line in cells]
+    head, *rest = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([head, f"| {' | '.join(['---'] * len(rows[0]))} |", *rest])

@@ -62,8 +62,7 @@ def make_blocks() -> dict[str, str]:
         "weight_map_digits": summary("weight_map_digits", weight_maps.summary),
         "weight_map_mnist": summary("weight_map_mnist", weight_maps.summary),
         "weight_map_speed": tables("weight_map_speed"),
-        # The names of layers are code, whose backticks a table of any text would escape.
-        "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary).replace("\\`", "`"),
+        "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary),
         **{f"recipe_{name}": describe_recipe(name, records.get(f"recipe_{name}")) for name in available_recipes()},
     }
 

@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -343,3 +344,34 @@ def test_bad_arguments_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     missing = r'onnxscript is not installed, expected it through: pip install "\.\[export\]"'
     refused(missing, classifier, tmp_path / "network.onnx", x, format="onnx")
+
+
+class Locked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.lock = create_model("small-cnn", (3, 8, 8), 10, channels=4), threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def test_a_network_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
+    x = torch.rand(3, 3, 8, 8)
+    with pytest.raises(ValueError, match="classifier: the network cannot be copied"):
+        export_classifier(estimator(Locked()), tmp_path / "network.pt2", x)
+
+    class LockedDefence(Squared):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    network = create_model("small-cnn", (3, 8, 8), 10, channels=4)
+    with pytest.raises(ValueError, match="LockedDefence cannot be copied"):
+        export_classifier(estimator(network, preprocessing_defences=LockedDefence()), tmp_path / "network.pt2", x)
+
+
+def test_a_network_in_place_of_a_classifier_is_named_first(tmp_path: Path) -> None:
+    network: Any = create_model("small-cnn", (3, 8, 8), 10, channels=4)
+    with pytest.raises(TypeError, match="classifier: got SmallCNN"):
+        export_classifier(network, tmp_path / "network.wrong", None)

@@ -65,6 +65,10 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
     command = ["--debug", "train", "standard", "--epochs", "1", "--out", str(tmp_path)]
     with locked_folder("--out", tmp_path, "run"), pytest.raises(FolderInUseError, match=r"^--out: .* is in use"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+    with locked_folder("checkpoint_dir", tmp_path, "training"):
+        refused = CliRunner().invoke(app, command[1:])
+    assert refused.exit_code == 2
+    assert f"error: --out: {tmp_path} is in use" in refused.output
     (tmp_path / ".0123abcd.training.pt").touch()  # of a training that was killed as it wrote its first checkpoint
     (tmp_path / ".training.art-robust.lock").touch()
     assert CliRunner().invoke(app, [*command, "--resume"], catch_exceptions=False).exit_code == 0

@@ -50,12 +50,15 @@ def check_certified(classifier: Any) -> None:
 
 
 def overrides_predict(classifier: PyTorchClassifier) -> bool:
-    """Whether ``predict``, or a part of it, is the classifier's own, and may compute more than ART's."""
+    """Whether ``predict``, or a part of it, is the classifier's own, and may compute more than ART's.
+
+    What the classes of this package compute there belongs to the network.
+    """
+    kind = type(classifier)
+    above = kind.__mro__[: kind.__mro__.index(PyTorchClassifier)]
+    own = [vars(base) for base in above if base.__module__.split(".")[0] != __name__.split(".")[0]]
     parts = ("predict", "_apply_preprocessing", "_apply_postprocessing")
-    return any(
-        part in vars(classifier) or getattr(type(classifier), part) is not getattr(PyTorchClassifier, part)
-        for part in parts
-    )
+    return any(part in held for held in (vars(classifier), *own) for part in parts)
 
 
 def warn_of_own_predict(classifier: PyTorchClassifier) -> None:

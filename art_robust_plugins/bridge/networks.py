@@ -33,7 +33,8 @@ def preserved(network: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         for parameter, requires_grad, gradient, value in parameters:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:  # inference tensors refuse even what they are
+                parameter.requires_grad_(requires_grad)
             if gradient is not None and value is not None:
                 gradient.copy_(value)
             parameter.grad = gradient

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
@@ -38,6 +39,11 @@ def check_outputs(outputs: object, classes: int, *, single: bool, otherwise: str
             raise ValueError(
                 f"classifier: the network's outputs are {outputs.dtype}, expected logits in floating point, float32 "
                 f"or what converts to it; a class that was already chosen has no logits."
+            )
+        if outputs.layout != torch.strided:
+            raise ValueError(
+                f"classifier: the network's outputs are of layout {outputs.layout}, expected a dense tensor, as "
+                f"outputs.to_dense() makes it."
             )
         return
     found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -125,7 +131,8 @@ def random_inputs(classifier: PyTorchClassifier, count: int) -> Tensor:
     """Random inputs [count, *input_shape] in the classifier's range, on its device; the same ones every time."""
     low, high = clip_range(classifier)
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(count, *classifier.input_shape, generator=generator, device="cpu").to(device_of(classifier.model))
+    shape = (count, *classifier.input_shape)
+    x = torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32).to(device_of(classifier.model))
     if low is None or high is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in (low, high)):
         return x
     return x * (high - low) + low
@@ -140,7 +147,11 @@ def outputs_are_probabilities(outputs: Tensor) -> bool:
 
 
 def predict_outputs(classifier: PyTorchClassifier, x: Tensor) -> Tensor:
-    """The outputs of the estimator's own ``predict`` for one batch of samples ``x`` [N, ...] on the CPU, in float32."""
+    """The outputs of the estimator's own ``predict`` for one batch of samples ``x`` [N, ...] on the CPU, in float32.
+
+    Raises:
+        ValueError: for a ``predict`` of its own that returns no numbers [N, nb_classes].
+    """
 
     def convert(module: nn.Module, inputs: Any, outputs: Any) -> Any:
         # ART hands outputs to NumPy, which has no bfloat16, before it brings them to float32: here they are before.
@@ -151,10 +162,26 @@ def predict_outputs(classifier: PyTorchClassifier, x: Tensor) -> Tensor:
 
     handle = classifier._model.register_forward_hook(convert)
     try:
-        outputs = torch.from_numpy(classifier.predict(x.numpy(), batch_size=len(x)))
+        predicted: Any = classifier.predict(x.numpy(), batch_size=len(x))
     finally:
         handle.remove()
-    return outputs.float()
+    return _read_predicted(classifier, predicted, len(x))
+
+
+def _read_predicted(classifier: PyTorchClassifier, predicted: Any, count: int) -> Tensor:
+    """What ``predict`` returned, an array, a tensor or lists, in float32: [count, nb_classes], or one column."""
+    try:
+        found = predicted.detach().cpu().double().numpy() if isinstance(predicted, Tensor) else np.asarray(predicted)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors that are not dense
+        found = np.asarray(None)
+    widths = {classifier.nb_classes, 1} if classifier.nb_classes == 2 else {classifier.nb_classes}
+    if found.dtype.kind not in "fiu" or found.ndim != 2 or len(found) != count or found.shape[1] not in widths:
+        what = f"an array {found.shape} of {found.dtype}" if found.dtype.kind != "O" else type(predicted).__name__
+        raise ValueError(
+            f"classifier: predict of {type(classifier).__name__} returned {what} for {count} inputs, expected numbers "
+            f"({count}, {classifier.nb_classes}), a score for each class."
+        )
+    return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
 
 
 _NUMPY_HAS = (torch.float16, torch.float32, torch.float64)

@@ -31,9 +31,15 @@ class Commands(typer.core.TyperGroup):
             if ctx.params["debug"]:
                 raise
             rank = os.environ.get("RANK", "0")
-            told = "\n".join(map(printable, str(error).split("\n")))
+            told = "\n".join(map(printable, _name_option(str(error)).split("\n")))
             print(f"error{'' if rank == '0' else f' in process {rank}'}: {told}", file=sys.stderr)
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
+
+
+def _name_option(sentence: str) -> str:
+    """A sentence about an argument that the command line gives by an option of another name, about that option."""
+    name, colon, rest = sentence.partition(":")
+    return f"--out{colon}{rest}" if name in ("checkpoint_dir", "state_dir") else sentence
 
 
 app = typer.Typer(

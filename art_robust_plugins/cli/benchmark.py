@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
+from ..escapes import escape_markdown
 from ..experiments.recipes import available_recipes, load_recipe, result_rows, run_recipe
 from ..files import write_json
 from ..locks import check_output_file
@@ -62,7 +63,8 @@ def benchmark(
     shown += ["--quick"] * quick + (["--workers", str(workers)] if workers > 1 else [])
     with advise_on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
         results = run_recipe(recipe, folder, command=shlex.join(shown), workers=workers)
-    print(f"\n{markdown(result_rows(results))}\n")
+    rows = [{escape_markdown(key): escape_markdown(cell) for key, cell in row.items()} for row in result_rows(results)]
+    print(f"\n{markdown(rows)}\n")
     if quick:
         console.print("A quick run: these are no measurements.")
     if record is not None:

@@ -130,7 +130,8 @@ def make_probes(shape: tuple[int, ...], low: Tensor, high: Tensor) -> Tensor:
     """
     low, high = low.nan_to_num(neginf=0.0), high.nan_to_num(posinf=1.0)
     generator = torch.Generator().manual_seed(0)
-    within = torch.rand(4, *shape, generator=generator)
-    unit = torch.cat([within, within[:2].round(), torch.zeros(1, *shape), torch.ones(1, *shape)])
+    within = torch.rand(4, *shape, generator=generator, dtype=torch.float32)
+    ends = [torch.zeros_like(within[:1]), torch.ones_like(within[:1])]
+    unit = torch.cat([within, within[:2].round(), *ends])
     unit = torch.cat([unit, 0.5 + 1e-2 * (within[:1] - 0.5), 3 * within[2:] - 1])
     return low + (high - low) * unit

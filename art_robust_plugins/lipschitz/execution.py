@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +40,27 @@ def run_graph(trace: NetworkTrace, network: nn.Module, x: Tensor, nodes: Sequenc
         found = [norms[node] for node in nodes]
         return values[trace.output][0], torch.stack(found) if found else sample.new_zeros(0)
 
-    logits, norms = torch.vmap(run_sample)(x[:, None])
+    try:
+        logits, norms = torch.vmap(run_sample)(x[:, None])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError):  # there are operations that vmap does not know; the loop says what else it is
+        logits, norms = _run_one_by_one(run_sample, x)
     return logits, norms
+
+
+def _run_one_by_one(run_sample: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        rows = [run_sample(sample[None]) for sample in x]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the operations raise
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"network: its graph fails on a sample of shape {tuple(x.shape[1:])} ({type(error).__name__}: {reason}), "
+            f"expected operations that run on the network's device."
+        ) from error
+    return torch.stack([logits for logits, _ in rows]), torch.stack([norms for _, norms in rows])
 
 
 def _last_users(trace: NetworkTrace) -> dict[Node, list[Node]]:
@@ -83,7 +102,12 @@ def _batch_norm(
     return (normalised if bias is None else normalised + bias.view(shape),)
 
 
+def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Tensor:
+    return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
 _BATCHED: dict[Any, Any] = {
+    torch.ops.aten.rrelu.default: _rrelu,
     torch.ops.aten.view.default: torch.reshape,  # the batch's strides may differ from one sample's
     torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
 }

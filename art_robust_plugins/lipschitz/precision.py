@@ -36,11 +36,22 @@ def check_precision(network: nn.Module, input_shape: tuple[int, ...]) -> None:
         input_shape: of one sample.
 
     Raises:
-        ValueError: for such a network.
+        ValueError: for such a network, and for one that fails in its own precision.
     """
-    x = torch.zeros(2, *input_shape, device=device_of(network), dtype=dtype_of(network))
-    with _Types() as seen:
-        network(x)
+    dtype = dtype_of(network)
+    x = torch.zeros(2, *input_shape, device=device_of(network), dtype=dtype)
+    try:
+        with _Types() as seen:
+            network(x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the network raises
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"classifier: the network fails on inputs {tuple(x.shape)} of type {dtype} while the types of its "
+            f"operations are looked at ({type(error).__name__}: {reason}), expected a forward of plain operations in "
+            f"one data type."
+        ) from error
     if seen.half:
         raise ValueError(
             f"classifier: the network computes in {min(map(str, seen.half))}, which rounds, so it may jump, expected "

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from torch.fx import Node
 
 from .norms import ROUND_UP, UNIT_ROUNDOFF, Convolution, Linear, Operator
 from .operation_rounding import FEW, Operation
-from .rules import Call, Scale, Value
+from .rules import Call, Magnitude, Scale, Value, same
 
 _UNDERFLOW = 1e-300
 """What results below float64's normal range may lose, in norm."""
@@ -91,7 +92,7 @@ def analyse_rounding(
             continue
         gamma = _gamma(operation.terms(sizes))
         units = torch.eye(len(operation.sources), dtype=torch.float64)
-        leaves = {node: _leaf(slopes[node], unit) for node, unit in zip(operation.sources, units, strict=True)}
+        leaves = _make_leaves(slopes, dict(zip(operation.sources, units, strict=True)))
         through = _total(operation.apply(leaves, magnitudes), units[0])
         for node, factor in zip(operation.sources, through.tolist(), strict=True):
             weights[node] += amplification * gamma * factor
@@ -131,10 +132,11 @@ def _amplifications(
         result = operation.apply(values, known)
         if operation.exact:
             return result
-        leaves = {
-            node: _leaf(values[node], hidden[values[node]] if _can_merge(values[node]) else torch.zeros_like(units[0]))
+        behind = {
+            node: hidden[values[node]] if _can_merge(values[node]) else torch.zeros_like(units[0])
             for node in operation.sources
         }
+        leaves = _make_leaves(values, behind)
         error = _total(operation.apply(leaves, magnitudes), units[0]) + units[places[operation.node]]
         several = result if isinstance(result, tuple) else (result,)
         moved = tuple(_with_error(part, error) if isinstance(part, Value) else part for part in several)
@@ -152,11 +154,26 @@ def _can_merge(value: Value) -> bool:
 
 
 def _with_error(value: Value, error: Tensor) -> Value:
-    return Value(value.shape, lambda: value.bound + error, value.parent, value.operator, value.extreme)
+    magnitude = value.magnitude and replace(value.magnitude, excess=value.magnitude.excess + error)
+    return Value(value.shape, lambda: value.bound + error, value.parent, value.operator, value.extreme, magnitude)
 
 
-def _leaf(value: Value, bound: Tensor) -> Value:
-    return Value(value.shape, lambda: bound)
+def _make_leaves(values: Mapping[Node, Any], bounds: Mapping[Node, Tensor]) -> dict[Node, Any]:
+    """Values of these bounds that come from nowhere; one is still the magnitude of another where it was."""
+    leaves: dict[Node, Any] = {}
+    for node, bound in bounds.items():
+        leaves[node] = Value(values[node].shape, partial(_give, bound))
+    for node, bound in bounds.items():
+        magnitude = values[node].magnitude
+        inner = magnitude and next((other for other in bounds if same(values[other], magnitude.inner)), None)
+        if magnitude and inner is not None:
+            moved = Magnitude(leaves[inner], magnitude.constants, bound)
+            leaves[node] = Value(values[node].shape, partial(_give, bound), magnitude=moved)
+    return leaves
+
+
+def _give(bound: Tensor) -> Tensor:
+    return bound
 
 
 def _total(result: Any, like: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dis
 import logging
 import sys
 import threading
 import types
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -20,7 +23,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset, deque, types.MappingProxyType)
 _PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(Ellipsis), np.generic, np.dtype)
 _TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-_CHANGING = (types.ModuleType, logging.Logger, type(threading.Lock()), type(threading.RLock()))
+_CHANGING = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
 _LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"torch", "numpy", "art", __name__.split(".")[0]}
 
 
@@ -32,8 +35,9 @@ def describe_structure(network: nn.Module) -> list[object]:
     """What decides, besides the values of parameters and buffers, what a network computes.
 
     Modules with their classes and hooks, attributes with all that they hold, and functions with their defaults, the
-    variables that they close over and the globals that they name. Two descriptions of an unchanged network are equal;
-    what cannot be compared makes them differ. What libraries hold, such as a patched function of torch, is not seen.
+    variables that they close over and the globals that they name; of modules outside libraries the attributes that
+    code names. Two descriptions of an unchanged network are equal; what cannot be compared makes them differ. What
+    libraries hold, such as a patched function of torch or a variable of the environment, is not seen.
 
     Args:
         network: is left as it is.
@@ -58,6 +62,7 @@ class _Description:
     def __init__(self, network: nn.Module) -> None:
         self._modules = set(map(id, network.modules()))
         self._seen: dict[int, Any] = {}  # keeps what it has seen alive, so that no identity comes twice
+        self._looked_up: set[tuple[str, frozenset[str]]] = set()
 
     def content(self, value: Any) -> object:
         """A value with all that it holds and was not seen before."""
@@ -81,6 +86,8 @@ class _Description:
             ((staticmethod, classmethod), lambda method: [type(method), self.content(method.__func__)]),
             (property, lambda method: self.content(method.fget)),
             (np.ndarray, lambda array: self.content(array.tolist())),
+            # Which of its attributes are used, the code that holds it would say.
+            (types.ModuleType, lambda module: module if _of_library(module.__name__) else _Incomparable()),
             (_CONTAINERS, self._container_content),
             (object, self._object_content),
         ]
@@ -102,10 +109,26 @@ class _Description:
     def _function_content(self, function: types.FunctionType) -> object:
         if _of_library(function.__module__):
             return function
+        names = _find_names(function.__code__)
         cells = [_cell_contents(cell) for cell in function.__closure__ or ()]
-        named = {name: function.__globals__[name] for name in _names(function.__code__) & function.__globals__.keys()}
-        held = [cells, function.__defaults__, function.__kwdefaults__, vars(function), named]
-        return function, function.__code__, [self.content(part) for part in held]
+        package = str(function.__globals__.get("__package__") or "")
+        imported = {name: _find_imported(name, package) for name in names.imported}
+        named = {name: function.__globals__[name] for name in names.globals if name in function.__globals__}
+        used = [self._used_content(value, names.attributes) for value in cells]
+        for group in (named, imported):
+            used += [(name, self._used_content(value, names.attributes)) for name, value in sorted(group.items())]
+        held = [function.__defaults__, function.__kwdefaults__, vars(function)]
+        return function, function.__code__, used, [self.content(part) for part in held]
+
+    def _used_content(self, value: Any, attributes: frozenset[str]) -> object:
+        """A value that code uses, which names these attributes: of a module, those."""
+        if not isinstance(value, types.ModuleType):
+            return self.content(value)
+        if _of_library(value.__name__) or (value.__name__, attributes) in self._looked_up:
+            return value
+        self._looked_up.add((value.__name__, attributes))
+        held = {name: entry for name, entry in vars(value).items() if name in attributes}
+        return value, [(name, self._used_content(entry, attributes)) for name, entry in sorted(held.items())]
 
     def _object_content(self, value: Any) -> object:
         partial = [getattr(value, name) for name in ("func", "args", "keywords") if hasattr(value, name)]
@@ -129,10 +152,40 @@ def _of_library(module: str | None) -> bool:
     return (module or "builtins").split(".")[0] in _LIBRARIES
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """All names that a function's code and the functions in it may look up as globals."""
-    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+@dataclass(frozen=True)
+class _Names:
+    """What a function's code, and the functions in it, look up by name."""
+
+    globals: frozenset[str]
+    attributes: frozenset[str]
+    imported: frozenset[str]
+
+
+@lru_cache(maxsize=4096)
+def _find_names(code: types.CodeType) -> _Names:
+    found: dict[str, set[str]] = {"GLOBAL": set(), "ATTR": set(), "IMPORT": set()}
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            found["GLOBAL"].add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
+            found["ATTR"].add(instruction.argval)
+        elif instruction.opname == "IMPORT_NAME":
+            found["IMPORT"].add(instruction.argval)
+    inner = [_find_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    # getattr takes an attribute's name as a text.
+    texts = {constant for constant in code.co_consts if isinstance(constant, str) and constant.isidentifier()}
+    return _Names(
+        frozenset(found["GLOBAL"]).union(*(names.globals for names in inner)),
+        frozenset(found["ATTR"] | texts).union(*(names.attributes for names in inner)),
+        frozenset(found["IMPORT"]).union(*(names.imported for names in inner)),
+    )
+
+
+def _find_imported(name: str, package: str) -> types.ModuleType | None:
+    """A module that code imports, where it was: by its whole name, or from the code's package or one above it."""
+    while package and f"{package}.{name}" not in sys.modules:
+        package = package.rpartition(".")[0]
+    return sys.modules.get(f"{package}.{name}" if package else name)
 
 
 def _cell_contents(cell: types.CellType) -> object:

@@ -25,7 +25,7 @@ def dtype_of(network: nn.Module) -> torch.dtype:
 def make_samples(network: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Two samples in [0, 1], the same each time, on the network's device."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, *input_shape, generator=generator).to(device_of(network), dtype)
+    return torch.rand(2, *input_shape, generator=generator, dtype=torch.float32).to(device_of(network), dtype)
 
 
 def check_initialised(network: nn.Module) -> None:

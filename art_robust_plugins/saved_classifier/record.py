@@ -13,6 +13,11 @@ from torch import nn
 from ..files import Entry
 from .extensions import DEFENCES, ESTIMATORS, PARTS
 
+_ENTRIES = (
+    *("format", "estimator", "input_shape", "nb_classes", "channels_first", "clip_values", "preprocessing"),
+    *("preprocessing_defences", "use_amp", "opt_level", "loss_scale", "loss", "optimizer", "model", "extra"),
+    *("versions", "weights_sha256"),
+)
 _FEATURES = 2**28
 """Values of one input; a volume of 512 pixels a side has half as many."""
 _MANY = 1_000_000
@@ -28,6 +33,7 @@ def check_record(record: dict[str, Any], place: str) -> None:
         ValueError: the sentence names the entry.
     """
     entry = Entry(record, f"{place}:")
+    entry.table(_ENTRIES)
     if (estimator := entry.find("estimator")) is not None:
         estimator.text(ESTIMATORS)
     shape = [size.whole(1) for size in entry["input_shape"].list_of(8)]
@@ -37,11 +43,11 @@ def check_record(record: dict[str, Any], place: str) -> None:
     for name in ("channels_first", "use_amp"):
         entry[name].flag()
     entry["opt_level"].text(("O0", "O1", "O2", "O3"))
-    if (scale := entry.find("loss_scale")) is not None and scale.value != "dynamic":
+    if (scale := entry["loss_scale"]).value not in (None, "dynamic"):
         scale.number(0)
-    if (clip_values := entry.find("clip_values")) is not None:
+    if (clip_values := entry["clip_values"]).value is not None:
         _check_range(clip_values, tuple(shape))
-    if (preprocessing := entry.find("preprocessing")) is not None:
+    if (preprocessing := entry["preprocessing"]).value is not None:
         _check_standardisation(preprocessing, tuple(shape))
     _check_loss(entry["loss"], classes)
     if entry["optimizer"].value is not None:
@@ -98,8 +104,8 @@ def _check_range(entry: Entry, shape: tuple[int, ...]) -> None:
 def _check_standardisation(entry: Entry, shape: tuple[int, ...]) -> None:
     mean, std = entry.list_of(2, length=2)
     _numbers(mean, shape)
-    if (_numbers(std, shape) == 0).any():
-        std.refuse("a standard deviation other than 0")
+    if (_numbers(std, shape) < np.finfo(np.float32).tiny).any():  # what is below divides to infinity
+        std.refuse("a positive standard deviation")
 
 
 def _check_loss(entry: Entry, classes: int) -> None:

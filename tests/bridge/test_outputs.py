@@ -202,3 +202,51 @@ def test_certificates_of_what_rounds_are_refused(kind: str) -> None:
     with pytest.raises(ValueError, match=r"^classifier: the network computes in torch\.b?float16"):
         PyTorchLipschitzCertifier.from_classifier(classifier(TYPES[kind]()))
     PyTorchLipschitzCertifier.from_classifier(classifier(TYPES["float64"]()))
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (lambda logits: logits.argmax(axis=1), "(5,)"),
+        (lambda logits: logits[:, :3], "(5, 3)"),
+        (lambda logits: logits[:2], "(2, 4)"),
+        (lambda logits: [[1.0], [1.0, 2.0]], "list"),
+        (lambda logits: None, "NoneType"),
+    ],
+)
+def test_a_predict_of_its_own_that_returns_no_scores_is_named(change: Callable[[Any], Any], shown: str) -> None:
+    class Own(PyTorchClassifier):  # type: ignore[misc]
+        def predict(self, *arguments: Any, **options: Any) -> Any:
+            return change(super().predict(*arguments, **options))
+
+    network = Then(lambda x: x)
+    estimator = Own(network, nn.CrossEntropyLoss(), (1, 2, 3), 4, clip_values=(0, 1), device_type="cpu")
+    with pytest.raises(ValueError, match="predict of Own returned") as caught:
+        predict_outputs(estimator, torch.rand(5, 1, 2, 3))
+    assert shown in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [torch.from_numpy, np.ndarray.tolist])
+def test_a_predict_of_its_own_may_return_a_tensor_or_lists(change: Callable[[Any], Any]) -> None:
+    class Own(PyTorchClassifier):  # type: ignore[misc]
+        def predict(self, *arguments: Any, **options: Any) -> Any:
+            return change(super().predict(*arguments, **options))
+
+    network, x = Then(lambda x: x), torch.rand(5, 1, 2, 3)
+    estimator = Own(network, nn.CrossEntropyLoss(), (1, 2, 3), 4, clip_values=(0, 1), device_type="cpu")
+    torch.testing.assert_close(predict_outputs(estimator, x), network(x).detach())
+
+
+def test_sparse_outputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="sparse_coo"):
+        EstimatorModule(classifier(Then(lambda x: x.to_sparse())))
+
+
+def test_the_default_type_of_torch_changes_no_input() -> None:
+    estimator, x = classifier(Then(lambda x: x)), torch.rand(5, 1, 2, 3)
+    expected = EstimatorModule(estimator)(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(EstimatorModule(estimator)(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,3 +281,101 @@ def test_weights_that_hooks_compute():
         twin[3].weight.data, twin[3].bias.data = network[3].weight.detach(), network[3].bias.detach()
         assert_array_equal(make_certifier(twin).certify(X)[0], found)
         assert_allclose(make_certifier(twin).certify(X)[1], certificate, rtol=1e-5)
+
+
+class OfAModule(nn.Module):
+    """A network whose forward finds an activation in a user's module, in one of several ways."""
+
+    def __init__(self, find):
+        super().__init__()
+        self.inner, self.find = conv(), find
+
+    def forward(self, x):
+        return self.inner(self.find()(x))
+
+
+def by_import():
+    import a_module_of_the_user
+
+    return a_module_of_the_user.activation
+
+
+def by_name():
+    from a_module_of_the_user import activation
+
+    return activation
+
+
+def by_closure():
+    module = sys.modules["a_module_of_the_user"]
+    return lambda: module.activation
+
+
+@pytest.fixture
+def users(monkeypatch):
+    module = ModuleType("a_module_of_the_user")
+    module.activation = functional.relu
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+@pytest.mark.parametrize("find", [by_import, by_name, "closure"])
+def test_a_function_in_a_module_of_the_user_is_looked_at(find, users, counting):
+    subject = make_certifier(OfAModule(by_closure() if find == "closure" else find))
+    before = subject.certify(X)[1]
+    counting()
+    assert agrees(subject, counting) == (0, 0)
+    users.activation = lambda x: functional.relu(x) + 50 * functional.relu(x - 40)
+    assert agrees(subject, counting) == (1, 1)
+    assert not np.array_equal(subject.certify(X)[1], before)
+
+
+inner = 1.0
+"""A global variable with the name of an attribute."""
+
+
+def test_a_global_with_the_name_of_an_attribute_is_no_part_of_a_network(counting, monkeypatch):
+    subject = make_certifier(Scaled())
+    subject.certify(X)
+    counting()
+    monkeypatch.setitem(globals(), "inner", 2.0)
+    subject.certify(X)
+    assert counting() == (0, 0)
+
+
+class InTwoTypes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(108, 4)
+
+    def forward(self, x):
+        return self.last(x.cumsum(2, dtype=torch.float64).flatten(1))
+
+
+class Conditional(InTwoTypes):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("switch", torch.ones(1))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return torch.cond(self.switch.sum() > 0, self.last, lambda x: 2 * self.last(x), (x,))
+
+
+@pytest.mark.parametrize("kind", [InTwoTypes, Conditional])
+def test_what_fails_in_its_own_precision_is_refused(kind):
+    with pytest.raises(ValueError, match="classifier: the network fails"):
+        make_certifier(kind()).certify(X)
+
+
+class DoubleBuffer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.linspace(-1, 1, 432, dtype=torch.float64).view(108, 4))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight
+
+
+def test_a_network_of_double_buffers_alone():
+    assert make_certifier(DoubleBuffer()).certify(X)[1].shape == (40,)

@@ -179,12 +179,21 @@ def test_one_entry_that_is_added_many_times():
     assert (rounding.errors(norms) > 500 * 2.0**-53 * x[:, 0]).all()
 
 
+def divide_by_magnitude(x, constant):
+    return x / (x.abs() + constant)
+
+
 WIDE = np.longdouble
 FUNCTIONS = {
     "asinh": (torch.asinh, np.arcsinh),
     "softshrink": (
         lambda x: functional.softshrink(x, 0.7),
         lambda x: np.sign(x) * np.maximum(np.abs(x) - WIDE(0.7), 0),
+    ),
+    "softsign": (functional.softsign, lambda x: x / (1 + np.abs(x))),
+    "softsign of another constant": (
+        lambda x: divide_by_magnitude(3 * x, 0.25),
+        lambda x: (3 * x) / (3 * np.abs(x) + WIDE(0.25)),
     ),
     "hypot": (lambda x: torch.hypot(x, x.flip(1)), lambda x: np.hypot(x, x[:, ::-1])),
     "logaddexp": (lambda x: torch.logaddexp(x, x.flip(1)), lambda x: np.logaddexp(x, x[:, ::-1])),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from art_robust_plugins.files import seal
 from art_robust_plugins.saved_classifier import load_classifier, save_classifier
 
 from .builders import X, change, classifier
@@ -53,7 +54,10 @@ def loss(name="CrossEntropyLoss", **arguments):
             {"model": {"class": "A", "recipe": {**RECIPE, "name": "wide-resnet", "depth": 6 * 10**8 + 4}}},
             "model.recipe.depth: got 600000004, but there are 8 weights",
         ),
-        ({"preprocessing": [0.1, 0.0]}, "preprocessing[1]: got 0.0, expected a standard deviation other than 0"),
+        ({"preprocessing": [0.1, 0.0]}, "preprocessing[1]: got 0.0, expected a positive standard deviation"),
+        ({"preprocessing": [0.1, -0.25]}, "preprocessing[1]: got -0.25, expected a positive standard deviation"),
+        ({"preprocessing": [0.1, 1e-40]}, "preprocessing[1]: got 1e-40"),
+        ({"foo": 1}, "foo: got an unknown entry"),
         ({"preprocessing": [0.1, 1e-60]}, "preprocessing[1]: got 1e-60"),
         ({"preprocessing": [0.1, 1e60]}, "preprocessing[1]: got 1e+60"),
         ({"preprocessing": [[0.1, 0.2], 1.0]}, "preprocessing[0]: got [0.1, 0.2]"),
@@ -125,3 +129,15 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, arguments, named):
     with pytest.raises(ValueError, match=named):
         save_classifier(classifier(**arguments), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["clip_values", "preprocessing", "loss_scale", "nb_classes"])
+def test_a_missing_entry_is_named(key, tmp_path):
+    save_classifier(classifier(), tmp_path)
+    path = tmp_path / "classifier.json"
+    record = json.loads(path.read_text())
+    del record[key]
+    path.write_text(json.dumps(seal(record)))
+    with pytest.raises(ValueError, match=f"{key}: got no such entry") as caught:
+        load_classifier(tmp_path)
+    assert str(path) in str(caught.value)

@@ -20,7 +20,19 @@ from . import (
     writing,
 )
 from .registry import RULES, UNBOUNDED, NoLipschitzRuleError, Rule, lipschitz_rule
-from .values import SMALLEST, Call, Copy, Evaluation, Number, Scale, Value, scaled_inputs, scaled_outputs
+from .values import (
+    SMALLEST,
+    Call,
+    Copy,
+    Evaluation,
+    Magnitude,
+    Number,
+    Scale,
+    Value,
+    same,
+    scaled_inputs,
+    scaled_outputs,
+)
 
 __all__ = [
     "RULES",
@@ -29,6 +41,7 @@ __all__ = [
     "Call",
     "Copy",
     "Evaluation",
+    "Magnitude",
     "NoLipschitzRuleError",
     "Number",
     "Rule",
@@ -41,6 +54,7 @@ __all__ = [
     "movement",
     "normalization",
     "pooling",
+    "same",
     "scaled_inputs",
     "scaled_outputs",
     "softmax",

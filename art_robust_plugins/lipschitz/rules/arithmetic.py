@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,20 +55,26 @@ def _div(call: Call, a: Any, b: Any) -> Value:
 
 
 def _softsign(call: Call, a: Any, b: Value) -> Value:
-    """x / (|x| + c) = 1 / c times a function of slope c^2 / (|x| + c)^2, which is 1 at x = 0; no other quotient."""
-    inner, constants = b.magnitude or (None, 0.0)
-    shift = call.factor(constants)
-    if not isinstance(a, Value) or inner is None or not same(a, inner) or bool((shift <= 0).any()):
-        call.refuse("a division by what depends on the network's input has no global bound")
-    return call.scaled(call.function(a, 1.0), 1 / shift)
+    """x / (|x| + c) = 1 / c times a function of slope c^2 / (|x| + c)^2, which is 1 at x = 0; no other quotient.
+
+    A denominator that is off by d from |x| + c moves it by at most |x| d / ((|x| + c) (|x| + c - d)), which is less
+    than d / c for all d up to c / 2.
+    """
+    no_bound = "a division by what depends on the network's input has no global bound"
+    if not isinstance(a, Value) or b.magnitude is None or not same(a, b.magnitude.inner):
+        call.refuse(no_bound)
+    shift, excess = call.factor(b.magnitude.constants), b.magnitude.excess
+    if bool((shift <= 0).any()):
+        call.refuse(no_bound)
+    return call.scaled(Value(call.shape, lambda: a.bound + excess), 1 / shift)
 
 
 def _shifted_magnitude(call: Call, x: Value, shift: Any, alpha: float = 1) -> Value | None:
     """|x| plus constants that do not enlarge its shape, or None for another value."""
     if x.magnitude is None or call.shape != x.shape:
         return None
-    inner, before = x.magnitude
-    return Value(call.shape, lambda: x.bound, magnitude=(inner, before + alpha * shift))
+    constants = x.magnitude.constants + alpha * shift
+    return Value(call.shape, lambda: x.bound, magnitude=replace(x.magnitude, constants=constants))
 
 
 @lipschitz_rule(aten.neg.default)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .registry import lipschitz_rule
-from .values import FLOAT32, Call, Value
+from .values import FLOAT32, Call, Magnitude, Value
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ def _slope_one(call: Call, x: Value, *settings: Any) -> Value:
 
 @lipschitz_rule(aten.abs.default)
 def _abs(call: Call, x: Value) -> Value:
-    return Value(call.shape, lambda: x.bound, magnitude=(x, 0.0))
+    return Value(call.shape, lambda: x.bound, magnitude=Magnitude(x, 0.0))
 
 
 @lipschitz_rule(aten.softshrink.default)

@@ -49,6 +49,15 @@ class Copy:
     padding: tuple[str, tuple[tuple[int, int], ...]] | None = None
 
 
+@dataclass(frozen=True)
+class Magnitude:
+    """|x| + c of a value x and constants c, and how far rounding may take it from that: ``excess``, a bound."""
+
+    inner: Value
+    constants: Tensor | float
+    excess: Number = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """An intermediate tensor of one sample, as a function of the network's input, with a bound of its slope.
@@ -61,7 +70,7 @@ class Value:
         parent, operator: where the value is a linear function of another value (and constants), that value and the
             operator.
         extreme: ``("max", a, b)`` or ``("min", a, b)`` where the value is the maximum or minimum of two others.
-        magnitude: (x, c) where the value is |x| + c, with constants c.
+        magnitude: where the value is |x| + c, with constants c.
         same_differences: for a value [1, C], another one whose entries differ from each other by the same numbers.
     """
 
@@ -70,7 +79,7 @@ class Value:
     parent: Value | None = None
     operator: Scale | Copy | Linear | Convolution | None = None
     extreme: tuple[str, Value, Value] | None = None
-    magnitude: tuple[Value, Tensor | float] | None = None
+    magnitude: Magnitude | None = None
     same_differences: Value | None = None
 
     @cached_property
