@@ -159,6 +159,13 @@ class Evaluator:
         network = self.estimator.model
         if any(value.is_inference() for value in chain(network.parameters(), network.buffers())):
             raise ValueError("classifier: the network was made in torch.inference_mode(), expected one with gradients.")
+        try:
+            network.state_dict()
+        except Exception as error:  # whatever a get_extra_state raises
+            raise ValueError(
+                f"classifier: the state of the network cannot be read ({type(error).__name__}: {error}), expected one "
+                f"whose state_dict() works, by which a report knows the network again."
+            ) from error
         # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
         with torch.inference_mode(False):
             samples = Samples(*read_samples(x, y, self.estimator))

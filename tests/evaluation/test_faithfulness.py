@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -539,6 +540,55 @@ def test_extra_state(state: Any, network: nn.Module, few: Data, tmp_path: Any) -
     if isinstance(state, bytes):
         with pytest.raises(ValueError, match=r"^state_dir: .* another network, expected"):
             evaluate(wrap(Extra(network, b"other")), few, state_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        torch.eye(8).to_sparse(),
+        torch.eye(8).to_sparse_csr(),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    ],
+    ids=["sparse", "CSR", "nested"],
+)
+def test_buffers_that_are_not_dense(matrix: Tensor, network: nn.Module, few: Data) -> None:
+    around = Around(network, lambda self, x: self.network(x))
+    around.register_buffer("matrix", matrix)
+    report, plain = evaluate(wrap(around), few), evaluate(wrap(network), few)
+    assert_array_equal(report.robust, plain.robust)
+    assert flags(report) == flags(plain)
+
+
+def test_extra_state_that_cannot_be_copied_or_read(network: nn.Module, few: Data) -> None:
+    class Unreadable(Extra):
+        def get_extra_state(self) -> Any:
+            raise NotImplementedError("no state")
+
+    assert "dynamic" not in flags(evaluate(wrap(Extra(network, threading.Lock())), few))
+    with pytest.raises(ValueError, match=r"^classifier: the state of the network cannot be read \(NotImpl.*no state"):
+        evaluate(wrap(Unreadable(network, None)), few)
+
+
+def registers(self: Around, x: Tensor) -> Tensor:
+    self.register_buffer("late", x.mean())
+    self.network.append(nn.Identity())
+    return self.network(x)
+
+
+def deletes(self: Around, x: Tensor) -> Tensor:
+    if "count" in self._buffers:
+        del self.count
+    return self.network(x)
+
+
+@pytest.mark.parametrize(("forward", "name"), [(registers, "late"), (deletes, "count")])
+def test_buffers_that_come_and_go(forward: Forward, name: str, network: nn.Module, few: Data) -> None:
+    around = Around(network, forward)
+    around.register_buffer("count", torch.zeros(1))
+    before = list(around.state_dict())
+    report = evaluate(wrap(around), few)
+    assert list(around.state_dict()) == before
+    assert name in next(flag.evidence for flag in report.flags if flag.name == "dynamic")
 
 
 # ------------------------------------------------------------------------------------------------------------ sentences
