@@ -132,9 +132,9 @@ def test_work_that_is_done_as_a_whole_is_begun_anew_with_smaller_passes() -> Non
     assert tried == [10, 5, 2]
     assert passes.size == 2
     with pytest.raises(torch.OutOfMemoryError):
-        passes.whole(lambda size: work(3))
+        passes.run_whole(lambda size: work(3))
     with pytest.raises(RuntimeError, match="another"):
-        passes.whole(lambda size: (_ for _ in ()).throw(RuntimeError("another")))
+        passes.run_whole(lambda size: (_ for _ in ()).throw(RuntimeError("another")))
 
 
 def test_images_that_only_the_attacks_own_passes_misclassify_are_flagged(network: nn.Module, data: Data) -> None:
