@@ -67,7 +67,11 @@ def describe_value(value: Any) -> Iterator[str | Tensor]:
 
 
 def _describe_tensor(tensor: Tensor) -> Iterator[str | Tensor]:
-    if tensor.is_quantized:
+    if tensor.is_nested:
+        yield f"nested {tensor.layout}"
+        for part in tensor.unbind():
+            yield from _describe_tensor(part)
+    elif tensor.is_quantized:
         yield f"{tensor.dtype} {tensor.qscheme()}"
         if tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
             yield tensor.q_per_channel_scales()

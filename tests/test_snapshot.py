@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -59,6 +60,96 @@ def test_a_replaced_parameter_is_another_value_or_none():
     held.layer.weight = nn.Parameter(weight.detach().clone())
     assert snapshot.restore() == []
     assert held.layer.weight is weight
+
+
+def test_what_is_registered_is_put_back_and_named():
+    held = Held()
+    before, temporary = dict(held.named_buffers()), set(held._non_persistent_buffers_set)
+    state, submodules = list(held.state_dict()), dict(held.named_modules())
+    snapshot = Snapshot(held)
+    del held.count
+    held.hole = torch.zeros(2)
+    held.register_buffer("hole", torch.zeros(2), persistent=True)
+    held.unset = torch.ones(1)
+    held.register_buffer("late", torch.ones(2))
+    held.weight = nn.Parameter(torch.ones(1))
+    held.other = nn.Linear(2, 2)
+    held.layer.register_buffer("deep", torch.ones(1))
+    assert set(snapshot.restore()) == {"count", "hole", "unset", "late", "weight", "other", "layer.deep"}
+    assert snapshot.restore() == []
+    assert list(held.state_dict()) == state
+    assert dict(held.named_modules()) == submodules
+    assert held._non_persistent_buffers_set == temporary
+    after = dict(held.named_buffers())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_a_deleted_buffer_that_became_an_attribute_is_a_buffer_again():
+    held = Held()
+    snapshot, count = Snapshot(held), held.count
+    del held.count
+    held.count = torch.ones(3)
+    assert snapshot.restore() == ["count"]
+    assert held._buffers["count"] is held.count is count
+
+
+def test_a_new_tensor_goes_with_the_note_that_it_is_there():
+    held = Held()
+    held.ready, held.cached = False, None
+    snapshot = Snapshot(held)
+    held.mean, held.cached, held.ready = torch.ones(1), torch.ones(1), True
+    assert snapshot.restore() == []
+    assert not hasattr(held, "mean")
+    assert held.cached is None
+    assert held.ready is False
+
+
+QUANTISED = torch.quantize_per_tensor(torch.rand(4), 0.1, 3, torch.quint8)
+
+
+@pytest.mark.parametrize("place", ["buffer", "attribute"])
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: torch.eye(3).to_sparse(), lambda tensor: tensor.mul_(2)),
+        (lambda: torch.eye(3).to_sparse(), lambda tensor: tensor.add_(torch.ones(3, 3).to_sparse())),
+        (lambda: torch.eye(3).to_sparse_csr(), lambda tensor: tensor.values().mul_(2)),
+        (lambda: torch.eye(4).to_sparse_bsr((2, 2)), lambda tensor: tensor.values().mul_(2)),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), lambda tensor: tensor.mul_(2)),
+        (QUANTISED.clone, lambda tensor: tensor.copy_(torch.zeros(4))),
+    ],
+    ids=["sparse", "more entries", "CSR", "BSR", "nested", "quantised"],
+)
+def test_tensors_that_are_not_dense(place, make, change):
+    held = nn.Module()
+    held.register_buffer("values", make()) if place == "buffer" else setattr(held, "values", make())
+    before, snapshot = digest(*describe_value(held.values)), Snapshot(held)
+    assert snapshot.restore() == []
+    change(held.values)
+    assert digest(*describe_value(held.values)) != before
+    assert snapshot.restore() == (["values"] if place == "buffer" else [])
+    assert digest(*describe_value(held.values)) == before
+    held.values = torch.zeros(2)
+    snapshot.restore()
+    assert digest(*describe_value(held.values)) == before
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_extra_state_that_cannot_be_kept_is_left_alone(fails):
+    class Locked(nn.Linear):
+        def get_extra_state(self):
+            if fails:
+                raise NotImplementedError
+            return threading.Lock()
+
+        def set_extra_state(self, state):
+            raise AssertionError
+
+    layer = Locked(2, 2)
+    snapshot = Snapshot(layer)
+    nn.init.zeros_(layer.weight)
+    assert snapshot.restore() == ["weight"]
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])

@@ -35,16 +35,13 @@ class _Constancy(NamedTuple):
         return self.difference > RANDOM_DIFFERENCE
 
 
-def inspect_clean(
-    options: EvaluationOptions, samples: Samples, passes: EstimatorPasses, takes_gradients: bool
-) -> CleanFindings:
+def inspect_clean(options: EvaluationOptions, samples: Samples, passes: EstimatorPasses) -> CleanFindings:
     """Classify the clean images, and look for what makes an evaluation misleading.
 
     Args:
         options: of the evaluation.
         samples: the points.
         passes: through the estimator.
-        takes_gradients: whether a pass takes gradients inside.
     """
     outputs = passes.predict(samples.x)
     again = passes.predict(samples.x[: options.batch_size])
@@ -62,7 +59,7 @@ def inspect_clean(
         infinite=int(outputs.isinf().any(dim=1).sum()),
         undecided=int(undecided.sum()),
         tied=int((find_ties(total, samples.y) & ~undecided).sum()),
-        gradients=takes_gradients,
+        gradients=passes.weights.taken,
         moved=sorted(passes.moved),
         **constancy._asdict(),
     )
@@ -76,7 +73,7 @@ def _measure_constancy(
     if difference <= RANDOM_DIFFERENCE:  # of a randomised network any two passes differ
         memory = measure_memory(passes.predict_unrestored, x, low, high)
         passes.restore()
-        company = measure_company(passes.predict, x, outputs, low, high)
+        company = measure_company(passes.predict, x, outputs[: len(again)], low, high, passes.batched.size)
         if max(memory, company) > RANDOM_DIFFERENCE:
             difference = max(difference, measure_repeat_difference(passes.predict, x))
     if difference > RANDOM_DIFFERENCE:

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 class CallCounter(nn.Module):
     """A module that counts the images that pass it forward, and backward, and is otherwise the one it holds.
 
-    ``before``, where it is set, is called before each forward pass.
+    ``around``, where it is given, is called with each forward pass, and calls it; ``before``, where it is set, is
+    called before each.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self, module: nn.Module, around: Callable[[Callable[[], Tensor]], Tensor] = lambda forward: forward()
+    ) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.around = module, around
         self.before: Callable[[], object] | None = None
         self.forward_calls = 0
         self.backward_calls = 0
@@ -23,7 +26,7 @@ class CallCounter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.before is not None:
             self.before()
-        outputs: Tensor = self.module(x)
+        outputs = self.around(lambda: self.module(x))
         self.forward_calls += len(x)
         if outputs.requires_grad:
             outputs.register_hook(self._count_backward)  # type: ignore[no-untyped-call]

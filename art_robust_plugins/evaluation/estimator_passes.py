@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bridge import EstimatorModule, class_logits, input_range, predict_outputs
 from ..snapshot import Snapshot
 from .autoattack.batches import BatchedPasses
 from .counting import CallCounter
+from .weights import FrozenWeights
 
 
 class EstimatorPasses:
@@ -21,20 +22,30 @@ class EstimatorPasses:
         estimator: the classifier.
         module: its network behind its preprocessing, from images in [0, 1], which attacks follow.
         snapshot: the state of both, as the evaluation found it.
+        weights: the parameters of both, which may be frozen.
         size: the most samples in a pass.
 
     Attributes:
         counter: ``module``, with a count of the images that attacks pass through it.
         batched: passes of the estimator's own and of the diagnostics, on batches of at most ``size``.
         moved: the names of the weights and buffers that clean passes have changed.
+        beyond: how far a probability, the one output of a network under ``BCELoss``, lay outside of [0, 1].
     """
 
-    def __init__(self, estimator: PyTorchClassifier, module: EstimatorModule, snapshot: Snapshot, size: int) -> None:
-        self.estimator, self.module, self.snapshot = estimator, module, snapshot
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        module: EstimatorModule,
+        snapshot: Snapshot,
+        weights: FrozenWeights,
+        size: int,
+    ) -> None:
+        self.estimator, self.module, self.snapshot, self.weights = estimator, module, snapshot, weights
         self.range, self.device = input_range(estimator), module.device
-        self.counter = CallCounter(module)
+        self.counter = CallCounter(module, lambda forward: weights.retry(forward, snapshot.restore))
         self.batched = BatchedPasses(module, size)
         self.moved: set[str] = set()
+        self.beyond = 0.0
         # What the module's own checks have changed.
         self.restore()
 
@@ -74,4 +85,7 @@ class EstimatorPasses:
 
     def _predict_part(self, x: Tensor) -> Tensor:
         # A copy, which the network may change.
-        return class_logits(self.estimator, predict_outputs(self.estimator, x.clone()))
+        outputs = self.weights.watch(lambda: predict_outputs(self.estimator, x.clone()), self.snapshot.restore)
+        if self.module.single and isinstance(self.estimator.loss, nn.BCELoss):
+            self.beyond = max(self.beyond, float((outputs - outputs.clamp(0, 1)).abs().nan_to_num(0.0).max()))
+        return class_logits(self.estimator, outputs)

@@ -11,12 +11,13 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from torch import nn
 
 from ..bridge import (
     EstimatorModule,
@@ -24,7 +25,6 @@ from ..bridge import (
     check_classifier,
     device_of,
     input_range,
-    predict_outputs,
     preprocessing_modules,
     preserved,
 )
@@ -35,7 +35,7 @@ from ..snapshot import Snapshot, restored_state
 from ..threat import ThreatModel, check_radius
 from .assembly import FinishedEvaluation, assemble_report
 from .clean import inspect_clean
-from .diagnostics.faithfulness import check_single_network, takes_gradients
+from .diagnostics.faithfulness import check_single_network
 from .estimator_passes import EstimatorPasses
 from .libraries import Attack, Backend, resolve
 from .options import EvaluationOptions, Samples
@@ -48,6 +48,7 @@ from .samples import read_samples
 from .settings import compute_fingerprint, describe_preprocessing
 from .state import STATE_FILE, StateFolder
 from .verdicts import DecisionRule, Judge
+from .weights import FrozenWeights
 
 __all__ = ["STATE_FILE", "Evaluator", "preprocessing"]
 
@@ -156,10 +157,15 @@ class Evaluator:
             ImportError: the library of an attack is not installed.
         """
         network = self.estimator.model
-        # Quantised networks have state that is no tensor.
-        held = network.state_dict(keep_vars=True).values()
-        if any(isinstance(value, Tensor) and value.is_inference() for value in held):
+        if any(value.is_inference() for value in chain(network.parameters(), network.buffers())):
             raise ValueError("classifier: the network was made in torch.inference_mode(), expected one with gradients.")
+        try:
+            network.state_dict()
+        except Exception as error:  # whatever a get_extra_state raises
+            raise ValueError(
+                f"classifier: the state of the network cannot be read ({type(error).__name__}: {error}), expected one "
+                f"whose state_dict() works, by which a report knows the network again."
+            ) from error
         # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
         with torch.inference_mode(False):
             samples = Samples(*read_samples(x, y, self.estimator))
@@ -172,8 +178,13 @@ class Evaluator:
 def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) -> EvaluationReport:
     """The evaluation from its front to its end, of a network whose state is that of ``snapshot``."""
     module = EstimatorModule(options.estimator, probabilities=True, straight_through=True)
-    gradients = _freeze(options.estimator, samples)
-    passes = EstimatorPasses(options.estimator, module, snapshot, options.physical_batch_size or options.batch_size)
+    passes = EstimatorPasses(
+        options.estimator,
+        module,
+        snapshot,
+        FrozenWeights(_list_modules(options.estimator)),
+        options.physical_batch_size or options.batch_size,
+    )
     prepared = prepare_attacks(options, passes, samples.x)
     processes = find_processes(passes.device)
     folder = StateFolder(options.state_dir, [each.attack.name for each in prepared.attacks])
@@ -187,7 +198,7 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
 
         # Clean: classes, and what the passes say of the network.
         def inspect() -> CleanFindings:
-            findings = inspect_clean(options, samples, passes, gradients)
+            findings = inspect_clean(options, samples, passes)
             folder.save_clean(state, findings)
             return findings
 
@@ -208,20 +219,13 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
 @contextmanager
 def _preserve_network(estimator: PyTorchClassifier) -> Iterator[Snapshot]:
     """Leave network, preprocessing and random numbers as they were; no autocast within."""
-    modules = nn.ModuleList([estimator.model, *preprocessing_modules(estimator)])
+    modules = _list_modules(estimator)
     # A caller's autocast would round the verdicts.
     exact = torch.autocast(device_of(estimator.model).type, enabled=False)
     with preserved(modules), restored_state(modules) as snapshot, restored_random_states(cuda_devices()), exact:
         yield snapshot
 
 
-def _freeze(estimator: PyTorchClassifier, samples: Samples) -> bool:
-    """Stop gradients of parameters, but for a network that takes some while it predicts; whether it does."""
-    few = samples.x[:2].clone()
-    gradients = takes_gradients(lambda: predict_outputs(estimator, few))
-    for parameter in nn.ModuleList([estimator.model, *preprocessing_modules(estimator)]).parameters():
-        # Only gradients of the input are needed, and the user's own must not be filled. (Copies of
-        # TorchScript have parameters that are no leaves.) A network that adapts itself needs its own.
-        if parameter.is_leaf and not gradients:
-            parameter.requires_grad_(False)
-    return gradients
+def _list_modules(estimator: PyTorchClassifier) -> nn.ModuleList:
+    """The network and the modules of the preprocessing."""
+    return nn.ModuleList([estimator.model, *preprocessing_modules(estimator)])

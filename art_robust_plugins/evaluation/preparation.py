@@ -8,12 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from ..lipschitz import PyTorchLipschitzCertifier
+from ..randomness import cuda_devices, restored_random_states
 from .autoattack.batches import BatchedPasses, ChannelsLast, choose_layout, find_fitting_size
 from .diagnostics import RANDOM_DIFFERENCE, find_gradient_obstacle, measure_difference
 from .diagnostics.faithfulness import check_same_function, make_probes
 from .estimator_passes import EstimatorPasses
 from .libraries import Attack, NotApplicable, Perturb, Setting, package_versions
 from .options import EvaluationOptions
+
+# By how much a mean of probabilities may leave [0, 1].
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
     """
     estimator = options.estimator
     probes = make_probes(x, options.threat, passes.range.low, passes.range.high)
+    _watch_clean_passes(passes, x, probes)
     check_same_function(estimator, passes.predict, passes.predict_followed, probes)
     if isinstance(estimator, PyTorchLipschitzCertifier):
         estimator.lipschitz_constants()  # what has no certificate is told before the attacks, not after them
@@ -81,6 +86,24 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
     if not attacks:
         raise ValueError(f"attacks: none can run here ({' '.join(not_run)}), expected at least one that can.")
     return Preparation(setting, attacks, not_run, obstacle, packages)
+
+
+def _watch_clean_passes(passes: EstimatorPasses, x: Tensor, probes: Tensor) -> None:
+    """Freeze the network's weights, unless a pass of any clean image, or of a probe, takes gradients inside.
+
+    Raises:
+        ValueError: logits under a loss of probabilities.
+    """
+    with restored_random_states(cuda_devices()):
+        passes.predict(x)
+        passes.predict(probes)
+    passes.weights.freeze()
+    if passes.beyond > _ROUNDING:
+        raise ValueError(
+            f"classifier: the network's one output lies up to {passes.beyond:.3g} outside of [0, 1], and BCELoss takes "
+            f"it for a probability, expected one; end the network in a sigmoid, or give the classifier "
+            f"BCEWithLogitsLoss, which takes logits."
+        )
 
 
 def _choose_setting(options: EvaluationOptions, passes: EstimatorPasses, few: Tensor, obstacle: str | None) -> Setting:

@@ -70,7 +70,9 @@ class AttackProgress:
         counts: sums over its batches, see `COUNTS`.
         farthest: the largest distance of a candidate from its clean image.
         widest: the largest margin at which the verdict overturned an image that the attack had misclassified.
+        repeat_difference: the largest difference between two passes of an image that the verdict overturned.
         moved: the names of the weights and buffers that changed while it ran.
+        gradients: whether a pass of its images took gradients inside.
         batches: the numbers of the logical batches that it finished.
     """
 
@@ -78,7 +80,9 @@ class AttackProgress:
     counts: dict[str, Any] = field(default_factory=lambda: {**dict.fromkeys(COUNTS, 0), "seconds": 0.0})
     farthest: float = 0.0
     widest: float = 0.0
+    repeat_difference: float = 0.0
     moved: set[str] = field(default_factory=set)
+    gradients: bool = False
     batches: set[int] = field(default_factory=set)
 
     @classmethod

@@ -19,6 +19,10 @@ Arrays = Mapping[str, NDArray[Any]]
 _MOST = 1000
 """Attacks, flags, or radii of a curve."""
 _EXAMPLES = 64
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of radii, values of an image, and seconds: images are float32, and the axes of figures end not far beyond."""
+_COUNT = 2**63 - 1
+"""What is counted."""
 _ENTRIES = ("format", "clean_accuracy", "robust_accuracy", "attacks", "flags", "settings", "curve", "arrays_sha256")
 _ATTACK = (
     "name",
@@ -65,7 +69,7 @@ def check_report(record: dict[str, Any], arrays: Arrays, place: str) -> None:
         report["curve"].refuse("at least one pair of eps and accuracy")
     for pair in curve:
         eps, accuracy = pair.list_of(2, length=2)
-        eps.number(0)
+        eps.number(0, _LARGEST)
         accuracy.share()
     _check_examples(arrays, settings, points, place)
 
@@ -74,9 +78,9 @@ def _check_attack(attack: Entry) -> None:
     attack.table(_ATTACK)
     for name in ("name", "summary"):
         attack[name].text()
-    attack["seconds"].number(0)
+    attack["seconds"].number(0, _LARGEST)
     for name in ("forward_calls", "backward_calls"):
-        attack[name].whole(0)
+        attack[name].whole(0, _COUNT)
     for name in ("bounded", "cumulative"):
         attack[name].flag()
     attack["parameters"].table()
@@ -99,7 +103,7 @@ def _check_input_range(settings: Entry) -> None:
 def _check_settings(settings: Entry, attacks: list[Entry]) -> None:
     _check_input_range(settings)
     threat = settings["threat"]
-    model = ThreatModel(threat["norm"].text(get_args(Norm)), threat["eps"].number(5e-324))
+    model = ThreatModel(threat["norm"].text(get_args(Norm)), threat["eps"].number(5e-324, _LARGEST))
     threat["text"].text((str(model), f"{model.norm} {model.eps:g}"))
     names = [attack["name"].text() for attack in attacks]
     if settings["attacks"].texts() != names or len(set(names)) < len(names):
@@ -110,13 +114,13 @@ def _check_settings(settings: Entry, attacks: list[Entry]) -> None:
         if (flag := settings.find(name)) is not None:
             flag.flag()
     settings["backend"].text(get_args(Backend))
-    settings["classes"].whole(2)
+    settings["classes"].whole(2, _COUNT)
     settings["seed"].whole(0, 2**32 - 1)
     for name in ("batch_size", "processes", "verdict_passes"):
-        settings[name].whole(1)
+        settings[name].whole(1, _COUNT)
     if settings["physical_batch_size"].value is not None:
-        settings["physical_batch_size"].whole(1)
-    settings["tolerance"].number(0)
+        settings["physical_batch_size"].whole(1, _COUNT)
+    settings["tolerance"].number(0, _LARGEST)
     for name in ("device", "dtype", "network", "network_sha256", "date"):
         settings[name].text()
     for name in ("preprocessing", "could_not_run", "not_run"):
@@ -129,15 +133,15 @@ def _check_settings(settings: Entry, attacks: list[Entry]) -> None:
 
 def _check_costs(settings: Entry) -> None:
     diagnostics = settings["diagnostics"]
-    diagnostics["seconds"].number(0)
+    diagnostics["seconds"].number(0, _LARGEST)
     for name in ("points", "forward_calls", "backward_calls"):
-        diagnostics[name].whole(0)
+        diagnostics[name].whole(0, _COUNT)
     if (certificate := settings.find("certificate")) is not None:
         certificate["method"].text()
-        for name in ("largest constant of a difference of logits (L2)", "seconds"):
-            certificate[name].number(0)
+        certificate["largest constant of a difference of logits (L2)"].number(0)
+        certificate["seconds"].number(0, _LARGEST)
     if (reused := settings.find("reused")) is not None:
-        reused["eps"].number(0)
+        reused["eps"].number(0, _LARGEST)
         reused["points"].whole(0, settings["points"].value)
 
 
@@ -148,7 +152,7 @@ def _numbers(entry: Entry) -> Any:
         if not inside or len({np.shape(each) for each in inside}) > 1:
             entry.refuse("lists of equal length of numbers")
         return inside
-    return entry.number()
+    return entry.number(-_LARGEST, _LARGEST)
 
 
 def _check_arrays(arrays: Arrays, settings: Entry, attacks: int, place: str) -> None:

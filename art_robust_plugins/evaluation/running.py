@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..randomness import seed_everything
 from .autoattack.standard import compute_joint_size
+from .diagnostics import measure_difference
 from .libraries import Attack, Setting, suite_of
 from .options import EvaluationOptions, Samples
 from .preparation import PreparedAttack
@@ -64,6 +65,11 @@ class AttackRunner:
         progress = self.state.attacks[name]
         indices = points.nonzero().flatten()
         logical = torch.split(indices, size) if len(indices) else ()
+        if progress.batches and max(progress.batches) >= len(logical):
+            raise ValueError(
+                f"state_dir: a file in {self.folder.path} says that {name!r} finished batch {max(progress.batches)}, "
+                f"expected one of its {len(logical)}, counted from 0; choose another folder for this evaluation."
+            )
         finished = sum(len(logical[number]) for number in progress.batches)
         todo = [number for number in range(len(logical)) if number not in progress.batches]
         # Of the other processes nothing is known before the end: the bar shows what this one does.
@@ -131,17 +137,27 @@ class AttackRunner:
         # Ours returns another image only where it was misclassified; of a randomised network that says little.
         if not (self._is_native(attack) and self.judge.rule.passes == 1):
             turned = torch.zeros_like(turned)
+        repeat_difference = self._measure_repeat_difference(verdicts.candidates[turned])
         return {
             "mark": self.state.mark,
             "attack": attack.name,
             "counts": {**cost, **_count(verdicts, turned, bounded=attack.bounded)},
             "moved": moved,
-            "widest": verdicts.margin[turned].max().item() if turned.any() else 0.0,
+            "gradients": self.judge.passes.weights.taken,
+            # Of an infinite output the margin is NaN, and no rounding.
+            "widest": verdicts.margin[turned].nan_to_num(nan=1.0).max().item() if turned.any() else 0.0,
+            "repeat_difference": repeat_difference,
             "farthest": verdicts.farthest if attack.bounded else 0.0,
             "fooled": batch[verdicts.wrong if attack.constraint == "none" else broken],
             "broken": batch[new],
             "adversarial": verdicts.candidates[new],
         }
+
+    def _measure_repeat_difference(self, images: Tensor) -> float:
+        """The difference between two passes of the same images, of which there may be none."""
+        if not len(images):
+            return 0.0
+        return measure_difference(*(self.judge.passes.predict(images) for _ in range(2)))
 
 
 def _count(verdicts: Verdicts, turned: Tensor, *, bounded: bool) -> dict[str, int]:

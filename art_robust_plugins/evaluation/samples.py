@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
+    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -102,14 +105,50 @@ def _batches(x: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _check_loader(loader: DataLoader[Any]) -> None:
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    """Refuse a loader that leaves samples out, or takes them in another order than the data has them in."""
+    batches: Any = loader.batch_sampler
+    sampler = getattr(batches, "sampler", loader.sampler)
     if isinstance(sampler, _SHUFFLING):
         raise ValueError(
             f"x: got a DataLoader whose {type(sampler).__name__} draws from its data, expected shuffle=False: a report "
             f"names points by their place in the data, and an evaluation that was stopped finds them there again."
         )
-    if loader.drop_last and loader.batch_size is not None and len(sampler) % loader.batch_size:  # type: ignore[arg-type]
+    # Of a loader that was given its batch_sampler, this knows more than the loader.
+    drops = bool(getattr(batches, "drop_last", False))
+    if isinstance(loader.dataset, IterableDataset):
+        if drops:
+            raise ValueError(
+                f"x: got a DataLoader of a {type(loader.dataset).__name__} with drop_last=True, which may leave out "
+                f"its last samples, expected drop_last=False."
+            )
+        return
+    if not isinstance(loader.dataset, Sized):
         raise ValueError(
-            f"x: got a DataLoader with drop_last=True, which leaves out {len(sampler) % loader.batch_size} samples, "  # type: ignore[arg-type]
+            f"x: got a DataLoader of a {type(loader.dataset).__name__}, which has no length, expected a dataset with "
+            f"__len__, or an IterableDataset."
+        )
+    count = len(loader.dataset)
+    if drops and count % batches.batch_size:
+        raise ValueError(
+            f"x: got a DataLoader with drop_last=True, which leaves out {count % batches.batch_size} samples, "
             f"expected drop_last=False."
+        )
+    _check_order(sampler if batches is None else batches, sampler, count)
+
+
+def _check_order(source: Iterable[Any], sampler: Iterable[Any], count: int) -> None:
+    """Refuse a sampler, or what makes batches of one, that does not take samples 0 to ``count`` - 1 in their order."""
+    name = type(source if isinstance(sampler, SequentialSampler) else sampler).__name__
+    if any(isinstance(each, Iterator) for each in (source, sampler)):
+        raise ValueError(
+            f"x: got a DataLoader whose sampler is a {name}, which can be read but once, expected one whose order can "
+            f"be looked at first, such as a list."
+        )
+    taken = source if source is sampler else chain.from_iterable(source)
+    # One more than there are: a sampler may have no end.
+    places = list(islice(taken, count + 1))
+    if len(places) != count or any(place != number for number, place in enumerate(places)):
+        raise ValueError(
+            f"x: got a DataLoader whose {name} leaves samples out, or takes them in another order or twice, expected "
+            f"all {count} in their order; of some of them, make a torch.utils.data.Subset."
         )

@@ -25,8 +25,8 @@ from .state_record import check_change, check_opened, read_fingerprint
 
 STATE_FILE = "evaluation.pt"
 BATCHES_FOLDER = "batches"
-_FORMAT = "art-robust-plugins evaluation 6"
-_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in (1, 2, 3, 4, 5))
+_FORMAT = "art-robust-plugins evaluation 7"
+_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in range(1, 7))
 # Of the largest output; other devices and sizes of a pass round by far less.
 _CHANGED_OUTPUTS = 1e-2
 
@@ -60,6 +60,8 @@ class EvaluationState:
         progress.counts = {name: count + change["counts"][name] for name, count in progress.counts.items()}
         progress.farthest = max(progress.farthest, change["farthest"])
         progress.widest = max(progress.widest, change["widest"])
+        progress.repeat_difference = max(progress.repeat_difference, change["repeat_difference"])
+        progress.gradients = progress.gradients or change["gradients"]
         progress.moved.update(change["moved"])
         progress.batches.update(change["batches"])
         progress.fooled[change["fooled"]] = True

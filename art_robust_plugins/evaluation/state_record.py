@@ -32,8 +32,7 @@ def check_opened(state: Any, path: Path, *, points: int, classes: int) -> None:
     entry["gradients"].flag()
     entry["moved"].texts()
     for name in ("difference", "memory", "seeded_difference", "batch_difference"):
-        if entry[name].value != float("inf"):
-            entry[name].number(0)
+        _distance(entry[name])
     if passes == 1 or entry["clean"].value is not None:
         _indices(entry["clean"], -1, classes - 1, length=points)
 
@@ -59,19 +58,30 @@ def check_change(
     entry = Entry(state, f"{path}:")
     entry["mark"].text()
     entry["attack"].text(attacks)
-    for number in entry["batches"].list_of(len(x)):
+    batches = entry["batches"].list_of(len(x))
+    if not batches:
+        entry["batches"].refuse("at least one number")
+    for number in batches:
         number.whole(0, len(x) - 1)
     entry["counts"].table(counts)
     for name in counts:
         entry["counts"][name].number(0)
-    if entry["farthest"].value != float("inf"):
-        entry["farthest"].number(0)
+    for name in ("farthest", "repeat_difference", "widest"):
+        _distance(entry[name])
+    entry["gradients"].flag()
+    entry["moved"].texts()
     _indices(entry["fooled"], 0, len(x) - 1)
     broken = _indices(entry["broken"], 0, len(x) - 1)
     adversarial = _tensor(entry["adversarial"], torch.float32, (len(broken), *x.shape[1:]))
     if not bool(adversarial.isfinite().all()):
         raise ValueError(f"{path}: adversarial: got NaN or infinity, expected images.")
     return entry.table()
+
+
+def _distance(entry: Entry) -> None:
+    """A number of at least 0, or infinity."""
+    if not (isinstance(entry.value, float) and entry.value == float("inf")):
+        entry.number(0)
 
 
 def _tensor(entry: Entry, kind: torch.dtype, sizes: tuple[int | None, ...]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -237,6 +238,53 @@ def test_networks_that_change_while_they_predict(
     assert all(parameter.requires_grad and parameter.grad is None for parameter in around.parameters())
 
 
+def adapts(self: Around, x: Tensor) -> Tensor:
+    minimises_entropy(self, x)
+    return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("take", [by_backward, adapts])
+def test_gradients_that_one_clean_image_alone_makes_a_network_take(take: Any, network: nn.Module, few: Data) -> None:
+    with torch.no_grad():
+        confidence = network(torch.from_numpy(few[0])).softmax(dim=1).amax(dim=1)
+    last = int(confidence[9:].argmin()) + 9  # beyond the images that the probes are made of
+    order = [*(i for i in range(20) if i != last), last]
+    mark = torch.from_numpy(few[0][last]).sum()
+    marked = Around(
+        network,
+        lambda self, x: (
+            purified(take)(self, x) if ((x.sum(dim=(1, 2, 3)) - mark).abs() < 1e-4).any() else self.network(x)
+        ),
+    )
+    report = evaluate(wrap(marked), (few[0][order], few[1][order]), attacks=custom(lambda x, y, setting: x))
+    assert "clean pass takes gradients" in next(flag.evidence for flag in report.flags if flag.name == "dynamic")
+
+
+@pytest.mark.parametrize("take", [by_backward, adapts])
+def test_gradients_that_candidates_alone_make_a_network_take(
+    take: Any, network: nn.Module, few: Data, tmp_path: Any
+) -> None:
+    around = Around(
+        network,
+        lambda self, x: purified(take)(self, x) if (x[:, 0, 0, 0] == 0.0625).any() else self.network(x),
+    )
+    before = copy.deepcopy(around.state_dict())
+
+    def mark(x: Tensor, y: Tensor, setting: Setting) -> Tensor:
+        found = x.clone()
+        found[:, 0, 0, 0] = 0.0625
+        with torch.no_grad():
+            setting.model(found)
+        return found
+
+    assert not (few[0][:, 0, 0, 0] == 0.0625).any()
+    for _ in range(2):  # the second finds the state of the first
+        report = evaluate(wrap(around), few, attacks=custom(mark, name="marking"), state_dir=tmp_path)
+        assert "marking take gradients" in next(flag.evidence for flag in report.flags if flag.name == "dynamic")
+    assert all(torch.equal(before[name], value) for name, value in around.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in around.parameters())
+
+
 @pytest.mark.parametrize(
     "forward",
     [
@@ -323,13 +371,47 @@ def test_batch_norm_stuck_in_training_mode(size: int | None, network: nn.Module,
     ],
     ids=["batch norm", "mean", "number", "position", "branch"],
 )
-@pytest.mark.parametrize("points", [20, 1])
+@pytest.mark.parametrize(("points", "size"), [(20, None), (20, 5), (1, None), (1, 6)])
 def test_networks_whose_answer_depends_on_the_batch(
-    forward: Forward, points: int, network: nn.Module, few: Data
+    forward: Forward, points: int, size: int | None, network: nn.Module, few: Data
 ) -> None:
-    report = evaluate(wrap(Around(network, forward)), (few[0][:points], few[1][:points]), physical_batch_size=1)
+    report = evaluate(wrap(Around(network, forward)), (few[0][:points], few[1][:points]), physical_batch_size=size)
     assert flags(report)["batch-dependent"] == "severe"
     assert "randomised" not in flags(report)
+
+
+def crowded(self: Around, x: Tensor) -> Tensor:
+    """Experts with room for three images of a class: the others are passed over."""
+    logits: Tensor = self.network(x)
+    classes = functional.one_hot(logits.argmax(dim=1), 10)
+    late = (classes.cumsum(dim=0) * classes).sum(dim=1) > 3
+    return torch.where(late[:, None], 0.1 * logits.roll(1, dims=1), logits)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: self.network(x * torch.where(torch.arange(len(x)) < 20, 1.0, -1.0).view(-1, 1, 1, 1)),
+        lambda self, x: self.network(x * torch.where(torch.arange(len(x)) < 32, 1.0, 0.5).view(-1, 1, 1, 1)),
+        crowded,
+    ],
+    ids=["half", "last", "capacity"],
+)
+def test_a_dependence_that_only_large_batches_show(forward: Forward, network: nn.Module, data: Data) -> None:
+    assert flags(evaluate(wrap(Around(network, forward)), data))["batch-dependent"] == "severe"
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_no_pass_is_larger_than_the_physical_batch(size: int, network: nn.Module, few: Data) -> None:
+    sizes: set[int] = set()
+
+    def limited(self: Around, x: Tensor) -> Tensor:
+        sizes.add(len(x))
+        return self.network(x)
+
+    report = evaluate(wrap(Around(network, limited)), few, physical_batch_size=size, attacks="apgd-ce")
+    assert max(sizes) == size
+    assert "batch-dependent" not in flags(report)
 
 
 def test_a_network_that_takes_no_image_alone(network: nn.Module, few: Data) -> None:
@@ -353,6 +435,27 @@ def test_outputs_that_are_not_finite_have_differences() -> None:
     one = torch.tensor([[nan, 1.0], [nan, 1.0], [inf, 1.0], [1.0, 0.0]])
     another = torch.tensor([[nan, 1.0], [2.0, 1.0], [inf, 1.0], [1.5, 0.0]])
     assert measure_differences(one, another).tolist() == [0, inf, 0, 0.5]
+
+
+def test_randomness_that_clean_images_do_not_show(network: nn.Module, data: Data) -> None:
+    """The outputs of images near the boundary alone are random."""
+
+    def unsure(self: Around, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        two = logits.softmax(dim=1).topk(2, dim=1).values
+        close = (two[:, 0] - two[:, 1]) < 0.3
+        return torch.where(close[:, None], logits * torch.randn(len(x), 1), logits)
+
+    around = Around(network, unsure)
+    with torch.no_grad():
+        two = network(torch.from_numpy(data[0])).softmax(dim=1).topk(2, dim=1).values
+    sure = (two[:, 0] - two[:, 1] > 0.8).numpy()
+    report = evaluate(wrap(around), (data[0][sure], data[1][sure]), attacks="apgd-ce")
+    assert "not-confirmed" in flags(report)
+    (confirmed,) = (flag for flag in report.flags if flag.name == "not-confirmed")
+    assert "random" in confirmed.advice
+    assert "smooth" not in confirmed.advice
+    assert flags(report)["randomised"] == "severe"
 
 
 # ------------------------------------------------------------------------------------------------------------- in place
@@ -437,6 +540,55 @@ def test_extra_state(state: Any, network: nn.Module, few: Data, tmp_path: Any) -
     if isinstance(state, bytes):
         with pytest.raises(ValueError, match=r"^state_dir: .* another network, expected"):
             evaluate(wrap(Extra(network, b"other")), few, state_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        torch.eye(8).to_sparse(),
+        torch.eye(8).to_sparse_csr(),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    ],
+    ids=["sparse", "CSR", "nested"],
+)
+def test_buffers_that_are_not_dense(matrix: Tensor, network: nn.Module, few: Data) -> None:
+    around = Around(network, lambda self, x: self.network(x))
+    around.register_buffer("matrix", matrix)
+    report, plain = evaluate(wrap(around), few), evaluate(wrap(network), few)
+    assert_array_equal(report.robust, plain.robust)
+    assert flags(report) == flags(plain)
+
+
+def test_extra_state_that_cannot_be_copied_or_read(network: nn.Module, few: Data) -> None:
+    class Unreadable(Extra):
+        def get_extra_state(self) -> Any:
+            raise NotImplementedError("no state")
+
+    assert "dynamic" not in flags(evaluate(wrap(Extra(network, threading.Lock())), few))
+    with pytest.raises(ValueError, match=r"^classifier: the state of the network cannot be read \(NotImpl.*no state"):
+        evaluate(wrap(Unreadable(network, None)), few)
+
+
+def registers(self: Around, x: Tensor) -> Tensor:
+    self.register_buffer("late", x.mean())
+    self.network.append(nn.Identity())
+    return self.network(x)
+
+
+def deletes(self: Around, x: Tensor) -> Tensor:
+    if "count" in self._buffers:
+        del self.count
+    return self.network(x)
+
+
+@pytest.mark.parametrize(("forward", "name"), [(registers, "late"), (deletes, "count")])
+def test_buffers_that_come_and_go(forward: Forward, name: str, network: nn.Module, few: Data) -> None:
+    around = Around(network, forward)
+    around.register_buffer("count", torch.zeros(1))
+    before = list(around.state_dict())
+    report = evaluate(wrap(around), few)
+    assert list(around.state_dict()) == before
+    assert name in next(flag.evidence for flag in report.flags if flag.name == "dynamic")
 
 
 # ------------------------------------------------------------------------------------------------------------ sentences

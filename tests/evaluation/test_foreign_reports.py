@@ -109,6 +109,14 @@ def place(value: Any, path: str, new: Any) -> None:
         ("curve.0", [0.1, 2]),
         ("curve.0", [0.1]),
         ("curve.0", 1),
+        ("attacks.0.seconds", 1e308),
+        ("attacks.0.forward_calls", 10**200),
+        ("settings.batch_size", 10**290),
+        ("settings.clip_values", [-1e308, 1e308]),
+        ("settings.threat.eps", 1e308),
+        ("settings.diagnostics.seconds", 1e308),
+        ("settings.tolerance", 1e308),
+        ("curve.0.0", 1e308),
         ("script", "<b>"),
     ],
 )
@@ -127,6 +135,22 @@ def test_entries_that_no_evaluation_gives(entry: str, value: Any, saved: Path) -
     assert name.split(".", 1)[-1] in sentence or any(part in entry for part in known)
     assert "\n" not in sentence
     assert len(sentence) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-300, 3.4e38])
+def test_the_largest_and_smallest_numbers_are_shown(size: float, saved: Path, tmp_path: Path) -> None:
+    path = saved / "report.json"
+    record = json.loads(path.read_text())
+    place(record, "settings.threat.eps", size)
+    place(record, "settings.threat.text", str(ThreatModel(record["settings"]["threat"]["norm"], size)))
+    place(record, "curve", [[0.0, 1.0], [size, 0.5], [3.4e38, 0.0]])
+    place(record, "attacks.0.seconds", 3.4e38)
+    place(record, "attacks.0.forward_calls", 2**63 - 1)
+    path.write_text(json.dumps(seal(record)))
+    loaded = EvaluationReport.load(saved)
+    assert f"{size:g}" in str(loaded)
+    loaded.save(tmp_path / "again")
+    assert f"{size:g}" in (tmp_path / "again" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("entry", ["settings.seed", "settings", "curve", "flags", "clean_accuracy", "settings.threat"])

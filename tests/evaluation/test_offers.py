@@ -126,6 +126,12 @@ def test_a_probability_under_a_loss_of_logits_is_flagged(network: nn.Sequential,
     assert report.clean_accuracy == binary(few)[1].mean()
 
 
+def test_logits_under_a_loss_of_probabilities_are_refused(network: nn.Sequential, few: Data) -> None:
+    classifier = PyTorchClassifier(Single(network), nn.BCELoss(), (1, 8, 8), 2, clip_values=(0, 1))
+    with pytest.raises(ValueError, match=r"^classifier: .* outside of \[0, 1\], and BCELoss .* BCEWithLogitsLoss"):
+        evaluate(classifier, *binary(few), attacks="apgd-ce")
+
+
 # ------------------------------------------------------------------------------------------------- ranges by feature
 
 

@@ -248,3 +248,67 @@ def test_a_file_that_was_being_written_is_passed_over(network: nn.Module, data: 
     report = evaluator(network, again, tmp_path).evaluate(*data)
     assert_array_equal(report.robust, expected.robust)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("memory", "x"),
+        ("memory", None),
+        ("batch_difference", None),
+        ("batch_difference", torch.zeros(2)),
+        ("batch_difference", -1.0),
+        ("seeded_difference", float("nan")),
+        ("gradients", None),
+        ("moved", "x"),
+        ("undecided", -1),
+        ("tied", 41),
+    ],
+)
+def test_clean_findings_of_another_kind_are_refused(
+    entry: str, value: Any, network: nn.Module, data: Data, tmp_path: Path
+) -> None:
+    stopped, _ = attacks(stop_at=0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(network, stopped, tmp_path).evaluate(*data)
+    state = torch.load(tmp_path / "evaluation.pt", weights_only=True)
+    torch.save({**state, entry: value}, tmp_path / "evaluation.pt")
+    made, calls = attacks()
+    with pytest.raises(ValueError, match=rf"evaluation\.pt: {entry}: got "):
+        evaluator(network, made, tmp_path).evaluate(*data)
+    assert calls == []
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("moved", "x"),
+        ("moved", MISSING),
+        ("widest", "x"),
+        ("widest", MISSING),
+        ("repeat_difference", None),
+        ("gradients", 1),
+        ("gradients", MISSING),
+        ("farthest", torch.zeros(2)),
+        ("batches", [9]),
+        ("batches", []),
+        ("counts", {}),
+    ],
+)
+def test_changes_of_another_kind_are_refused(
+    entry: str, value: Any, network: nn.Module, data: Data, tmp_path: Path
+) -> None:
+    stopped, _ = attacks(stop_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(network, stopped, tmp_path).evaluate(*data)
+    (path,) = (tmp_path / "batches").glob("*.pt")
+    change = torch.load(path, weights_only=True)
+    change.pop(entry) if value is MISSING else change.update({entry: value})
+    torch.save(change, path)
+    made, calls = attacks()
+    with pytest.raises(ValueError, match=rf"{tmp_path}.* {entry[:5]}"):
+        evaluator(network, made, tmp_path).evaluate(*data)
+    assert calls == []

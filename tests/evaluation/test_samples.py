@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    Sampler,
+    SequentialSampler,
     Subset,
     TensorDataset,
     WeightedRandomSampler,
@@ -47,6 +50,16 @@ class Items(Dataset[Any]):
         return self.item(index)
 
 
+class Endless(Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        return cycle(range(N))
+
+
+class Unsized(Dataset[Any]):
+    def __getitem__(self, index: int) -> Any:
+        return PAIRS[index]
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter(zip(X, Y, strict=True))
@@ -63,6 +76,9 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "loader": lambda: DataLoader(PAIRS, 4),
     "loader with a worker": lambda: DataLoader(PAIRS, 4, num_workers=1),
     "loader of batches": lambda: DataLoader(PAIRS, batch_sampler=BatchSampler(range(N), 4, False)),
+    "loader of a list of batches": lambda: DataLoader(PAIRS, batch_sampler=[[*range(7)], [*range(7, N)]]),
+    "loader with a sampler of one's own": lambda: DataLoader(PAIRS, 4, sampler=torch.arange(N)),
+    "loader of a stream": lambda: DataLoader(Stream(), 4),
     "dataset": lambda: PAIRS,
     "subset": lambda: Subset(PAIRS, range(N)),
     "stream": Stream,
@@ -116,6 +132,22 @@ def test_an_evaluation_of_a_loader_is_that_of_its_arrays(estimator: PyTorchClass
             r"^x: .*RandomSampler",
         ),
         (lambda: DataLoader(PAIRS, 4, drop_last=True), None, r"^x: .*leaves out 3 samples"),
+        (
+            lambda: DataLoader(PAIRS, batch_sampler=BatchSampler(SequentialSampler(PAIRS), 4, True)),
+            None,
+            r"^x: .*leaves out 3 samples",
+        ),
+        (lambda: DataLoader(Stream(), 4, drop_last=True), None, r"^x: .*Stream with drop_last=True"),
+        (lambda: DataLoader(PAIRS, 4, sampler=range(N)[::-1]), None, r"^x: .*range .*expected all 11"),
+        (lambda: DataLoader(PAIRS, 4, sampler=Endless()), None, r"^x: .*Endless .*expected all 11"),
+        (lambda: DataLoader(PAIRS, batch_sampler=[[0, 1], [2]]), None, r"^x: .*list .*expected all 11.*Subset"),
+        (
+            lambda: DataLoader(PAIRS, batch_sampler=BatchSampler(SequentialSampler(PAIRS[:3][1]), 2, False)),
+            None,
+            r"^x: .*BatchSampler .*expected all 11",
+        ),
+        (lambda: DataLoader(PAIRS, batch_sampler=iter([[*range(N)]])), None, r"^x: .*read but once"),
+        (lambda: DataLoader(Unsized(), sampler=range(N)), None, r"^x: .*Unsized.*no length"),
         (lambda: DataLoader(PAIRS, batch_size=None), None, r"^x: got an array of shape \(1, 4, 4\)"),
         (lambda: Items(lambda i: {"image": X[i], "label": 0}), None, r"^x: got a batch of type dict with 2 entries"),
         (lambda: Items(lambda i: (X[i], 0, 1)), None, r"^x: got a batch of type list with 3 entries"),

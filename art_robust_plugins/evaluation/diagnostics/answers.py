@@ -28,6 +28,8 @@ def flag_dynamic(findings: Findings) -> Iterator[Flag]:
             f"the outputs' length: the network remembers earlier passes, or draws from a generator of its own."
         )
     for name, progress in findings.progress.items():
+        if progress.gradients and not clean.gradients:
+            evidence.append(f"Passes of the images of {name} take gradients inside, those of clean images do not.")
         new = sorted(progress.moved - set(clean.moved))
         if new:
             evidence.append(f"While {name} ran, {list_some(new)} of the network changed.")

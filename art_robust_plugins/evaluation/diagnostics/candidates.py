@@ -48,7 +48,7 @@ def flag_not_confirmed(name: str, progress: AttackProgress, clean: CleanFindings
             "warning",
             f"{name} misclassified {progress.counts['overturned']} images in its own passes that the verdict's pass "
             f"classified correctly.",
-            f"They count as robust, {_explain_disagreement(clean, progress.widest)}",
+            f"They count as robust, {_explain_disagreement(clean, progress)}",
         )
 
 
@@ -63,12 +63,19 @@ def flag_not_finite(name: str, progress: AttackProgress) -> Iterator[Flag]:
         )
 
 
-def _explain_disagreement(clean: CleanFindings, widest: float) -> str:
-    """Why two passes of an image may disagree, and what to do; ``widest`` is the margin between the two classes."""
+def _explain_disagreement(clean: CleanFindings, progress: AttackProgress) -> str:
+    """Why two passes of an image may disagree, and what to do."""
     if clean.batch_difference:
         return "because an image's answer depends on its company: see batch-dependent."
-    if clean.gradients or clean.moved or clean.memory > RANDOM_DIFFERENCE:
+    changes = clean.gradients or clean.moved or clean.memory > RANDOM_DIFFERENCE
+    if changes or progress.gradients or progress.moved:
         return "because the network changes while it predicts: see dynamic."
+    if progress.repeat_difference > RANDOM_DIFFERENCE:
+        return (
+            f"because the network is random for these images: two of its passes differ by "
+            f"{progress.repeat_difference:.1e} of the outputs' length, see randomised."
+        )
+    widest = progress.widest
     if widest <= 0:
         return "because their label's output and another's are equal, which the attack counts as a success: see ties."
     if widest > ROUNDING:

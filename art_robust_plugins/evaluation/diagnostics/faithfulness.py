@@ -7,16 +7,14 @@ refused; one that breaks the second gets a flag, see ``answers.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from art.estimators.certification.derandomized_smoothing.derandomized import DeRandomizedSmoothingMixin
 from art.estimators.certification.randomized_smoothing.randomized_smoothing import RandomizedSmoothingMixin
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ...bridge import overrides_predict
 from ...randomness import seed_everything
@@ -114,29 +112,6 @@ def _refuse(estimator: PyTorchClassifier, what: str) -> None:
     )
 
 
-class _GradientWatch(TorchFunctionMode):
-    """Notes whether anything within takes gradients: by autograd, torch.func or forward mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        takers = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
-        self.seen = self.seen or func in takers or getattr(func, "__name__", "") == "_make_dual"
-        return func(*args, **(kwargs or {}))
-
-
-def takes_gradients(run: Callable[[], object]) -> bool:
-    """Whether ``run``, a pass without gradients of its own, takes some inside."""
-    watch = _GradientWatch()
-    with watch:
-        run()
-    return watch.seen
-
-
 def measure_repeat_difference(predict: Outputs, x: Tensor) -> float:
     """The largest difference between `PASSES` passes of the same images, of ``x`` [N, ...]: some are random rarely."""
     first = predict(x[:IMAGES])
@@ -168,27 +143,29 @@ def measure_memory(unrestored: Outputs, x: Tensor, low: Bound, high: Bound) -> f
 
 
 def measure_company(
-    predict: Callable[[Tensor, int], Tensor], x: Tensor, outputs: Tensor, low: Bound, high: Bound
+    predict: Callable[[Tensor, int], Tensor], x: Tensor, outputs: Tensor, low: Bound, high: Bound, most: int
 ) -> float:
     """How far a deterministic network's outputs for an image lie apart in different company; 0 where that is rounding.
 
-    Images of one batch change sides with others of the same number first: these passes round alike, so that any
-    difference tells. The other comparisons, with a pass of the image alone, in another order, and in the evaluation's
-    own batch, round differently.
+    Some images change sides with others of the same number first: these passes round alike, so that any difference
+    tells. The other comparisons, with a pass of the image alone, in another order, and in the evaluation's own batch,
+    round differently. All images of ``outputs`` are compared with their passes in the reverse order.
 
     Args:
         predict: images and how many of them pass at once -> outputs.
         x: the evaluation's images [N, ...].
-        outputs: theirs, in the evaluation's own batches.
+        outputs: those of the first batch [n, classes], in the evaluation's own passes.
         low: the smallest value of an image.
         high: the largest.
+        most: how many images may pass at once; of 1, two do here, as in the other checks of a network.
 
     Returns:
         a share of the outputs' length; infinity for a network that takes no image alone.
     """
-    few = x[:IMAGES]
-    n, size = len(few), len(few) + IMAGES
-    noise = torch.rand(IMAGES, *x.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu")
+    most = max(most, 2)
+    few = x[: min(IMAGES, most // 2)]
+    n, size = len(few), min(len(few) + IMAGES, most)
+    noise = torch.rand(size - n, *x.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu")
     among = torch.cat([few, noise * (high - low) + low])
     usual = predict(among, size)[:n]
     found = [0.0]
@@ -202,8 +179,9 @@ def measure_company(
     except (RuntimeError, ValueError):  # such as of batch norm, which finds no deviation in one value
         return float("inf")
     turned = predict(among.flip(0), size).flip(0)[:n]
-    for one, another in ((usual[:_ALONE], alone), (usual, turned), (usual, outputs[:n])):
-        shape = measure_difference(one, another)
+    reverse = predict(x[: len(outputs)].flip(0), most).flip(0)
+    for one, another in ((usual, alone), (usual, turned), (usual, outputs[:n]), (outputs, reverse)):
+        shape = measure_difference(one[: len(another)], another)
         found.append(shape if shape > SHAPE_DIFFERENCE else 0.0)
     return max(found)
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..flags import Flag
 from ..libraries import SUITES
+from .differences import RANDOM_DIFFERENCE
 from .findings import Findings
 
 # A network with logits in [0, 1] for so many images puts them all into one class.
@@ -17,6 +18,7 @@ ENOUGH_IMAGES = 10
 def flag_randomised(findings: Findings) -> Iterator[Flag]:
     """Two passes of the same images differ; severe where no attack averaged over the randomness."""
     if findings.clean.passes == 1:
+        yield from _flag_random_candidates(findings)
         return
     averaging = {attack.name for attack in SUITES["rand"]}
     ran = any(result.name in averaging for result in findings.results)
@@ -28,6 +30,20 @@ def flag_randomised(findings: Findings) -> Iterator[Flag]:
         if ran
         else "Run the suite 'rand', which averages gradients over the randomness.",
     )
+
+
+def _flag_random_candidates(findings: Findings) -> Iterator[Flag]:
+    """The network is random for images that attacks found, but not for clean ones."""
+    for name, progress in findings.progress.items():
+        if progress.repeat_difference > RANDOM_DIFFERENCE:
+            yield Flag(
+                "randomised",
+                "severe",
+                f"Two passes of the same images that {name} found differ by {progress.repeat_difference:.1e} of the "
+                f"outputs' length, those of clean images do not: one pass gave each verdict.",
+                "Let the network draw its random numbers for every image, so that verdicts average over them, or for "
+                "none.",
+            )
 
 
 def flag_probabilities(findings: Findings) -> Iterator[Flag]:
