@@ -196,7 +196,7 @@ def check_radius(
     whole = _largest_distance(norm, low, high, size)
     if radius < whole or whole <= 0:
         return
-    lowest, highest = torch.as_tensor(low).min().item(), torch.as_tensor(high).max().item()
+    lowest, highest = torch.as_tensor(low, device="cpu").min().item(), torch.as_tensor(high, device="cpu").max().item()
     levels = norm == "Linf" and (lowest, highest) == (0, 1) and 1 <= radius <= 255
     hint = f"; did you mean '{radius:g}/255'?" if levels else "."
     raise ValueError(
@@ -207,7 +207,8 @@ def check_radius(
 
 def _largest_distance(norm: Norm, low: Bound, high: Bound, size: int) -> float:
     """Between two images whose numbers, of which there are ``size``, lie in [low, high]."""
-    width = torch.as_tensor(high, dtype=torch.float64) - torch.as_tensor(low, dtype=torch.float64)
+    bottom, top = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in (low, high))
+    width = top - bottom
     if norm == "Linf":
         return float(width.max())
     # Broadcasting repeats each width equally often.

@@ -133,7 +133,11 @@ def random_inputs(classifier: PyTorchClassifier, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (count, *classifier.input_shape)
     x = torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32).to(device_of(classifier.model))
-    if low is None or high is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in (low, high)):
+    if (
+        low is None
+        or high is None
+        or not all(bool(torch.as_tensor(end, device="cpu").isfinite().all()) for end in (low, high))
+    ):
         return x
     return x * (high - low) + low
 

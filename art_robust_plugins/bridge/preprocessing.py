@@ -167,6 +167,8 @@ def standardisation_of(defence: Preprocessor, classifier: PyTorchClassifier) -> 
 def _mean_std(defence: StandardisationMeanStdPyTorch, classifier: PyTorchClassifier) -> tuple[Tensor, Tensor]:
     """The constants on the axes along which ART applies them to one sample, in float64."""
     probe = np.empty((1, *classifier.input_shape), dtype=np.float32)
-    mean, std = (torch.as_tensor(v).double() for v in broadcastable_mean_std(probe, defence.mean, defence.std))
+    mean, std = (
+        torch.as_tensor(v, device="cpu").double() for v in broadcastable_mean_std(probe, defence.mean, defence.std)
+    )
     batched = mean.dim() == probe.ndim and mean.shape[0] == 1
     return (mean[0], std[0]) if batched else (mean, std)

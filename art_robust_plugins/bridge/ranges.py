@@ -85,7 +85,7 @@ class InputRange:
     def __init__(self, low: Bound, high: Bound) -> None:
         self.low, self.high = low, high
         self.uniform = not isinstance(low, Tensor) and not isinstance(high, Tensor)
-        widths = torch.as_tensor(high - low, dtype=torch.float64)
+        widths = torch.as_tensor(high - low, dtype=torch.float64, device="cpu")
         smallest, largest = float(widths.min()), float(widths.max())
         self.width = largest
         self.even = smallest >= largest * (1 - RANGE_TOLERANCE)
@@ -93,7 +93,9 @@ class InputRange:
     @property
     def hull(self) -> tuple[float, float]:
         """The smallest range of one number that holds all features."""
-        return float(torch.as_tensor(self.low).min()), float(torch.as_tensor(self.high).max())
+        return float(torch.as_tensor(self.low, device="cpu").min()), float(
+            torch.as_tensor(self.high, device="cpu").max()
+        )
 
     def from_unit(self, x: Tensor) -> Tensor:
         """Inputs [N, ...] of the cube -> inputs of the range; the gradient is that of the map before it clips."""
@@ -124,7 +126,7 @@ class InputRange:
         (lowest, low), (high, highest) = (
             (float(limit.min()), float(limit.max())) for limit in map(torch.as_tensor, (self.low, self.high))
         )
-        narrow = float(torch.as_tensor(self.high - self.low).min())
+        narrow = float(torch.as_tensor(self.high - self.low, device="cpu").min())
         return f"low {lowest:g} to {low:g}, high {high:g} to {highest:g}, features {narrow:g} to {self.width:g} wide"
 
 
