@@ -27,7 +27,7 @@ from art_robust_plugins import (
     TrainingOptions,
     create,
 )
-from art_robust_plugins.lipschitz import NoLipschitzRuleError, graph
+from art_robust_plugins.lipschitz import NoLipschitzRuleError, propagation
 from art_robust_plugins.models import MinMax
 from art_robust_plugins.training.methods.lipschitz_margin import margin_logits
 
@@ -213,8 +213,8 @@ def test_one_power_step_for_each_operator_and_step(monkeypatch: pytest.MonkeyPat
         return original(operator, vector, steps=steps)
 
     trainer = LipschitzMarginTrainer(estimator)
-    original = graph.lower_estimate
-    monkeypatch.setattr(graph, "lower_estimate", counted)
+    original = propagation.lower_estimate
+    monkeypatch.setattr(propagation, "lower_estimate", counted)
     trainer.fit(X[:40], Y[:40], batch_size=20, nb_epochs=2, verbose=False)
     steps = 4
     assert sorted(name for name, _, _ in taken) == ["Convolution"] * 2 * steps + ["Linear"] * steps
