@@ -28,7 +28,7 @@ from ..bridge import (
     preprocessing_modules,
     preserved,
 )
-from ..checks import check_count, check_seed
+from ..checks import check_count, check_path, check_seed
 from ..processes import find_processes
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import Snapshot, restored_state
@@ -140,7 +140,7 @@ class Evaluator:
             None if physical_batch_size is None else check_count("physical_batch_size", physical_batch_size)
         )
         self.seed = check_seed("seed", seed)
-        self.state_dir = None if state_dir is None else Path(state_dir)
+        self.state_dir = None if state_dir is None else check_path("state_dir", state_dir)
         self.verbose = verbose
 
     def evaluate(self, x: Any, y: Any = None) -> EvaluationReport:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checks import check_path
 from ..escapes import csv_cell
 from ..files import load_tensors, read_json, read_sealed, save_tensors, sha256_of, write_atomically, write_sealed
 from .flags import Flag
@@ -159,7 +160,7 @@ class EvaluationReport(EvaluationResults):
             ValueError: a file that is not a report or was changed, arrays that do not belong to it, an entry that no
                 evaluation gives; the sentence names it.
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder)
         path = folder / REPORT_FILE
         found = read_json(path)
         if isinstance(found, dict) and found.get("format") in _EARLIER:

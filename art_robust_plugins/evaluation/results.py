@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -134,8 +135,10 @@ class EvaluationResults:
         """The share of points whose certified radius is at least ``eps``, in the threat's norm.
 
         Raises:
-            ValueError: for a report of an estimator without certificates.
+            ValueError: for a report of an estimator without certificates; an eps that is no number of at least 0.
         """
+        if isinstance(eps, bool) or not isinstance(eps, Real) or not eps >= 0:
+            raise ValueError(f"eps: got {eps!r}, expected a number that is not negative.")
         if self.radii is None:
             raise ValueError("report: it holds no certified radii, expected one of a PyTorchLipschitzCertifier.")
         return float((self.radii >= eps).mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ def sweep(
         >>> reports[0.1].robust_accuracy <= reports[0.05].robust_accuracy
         True
     """
+    if isinstance(eps, str) or not isinstance(eps, Iterable):
+        raise ValueError(f"eps: got {eps!r}, expected several radii, as [0.05, 0.1].")
     threats = sorted((ThreatModel(norm, radius) for radius in eps), key=lambda threat: threat.eps)
     # Folders and tables name a radius by these texts.
     if not threats or len({f"{threat.eps:g}" for threat in threats}) < len(threats):

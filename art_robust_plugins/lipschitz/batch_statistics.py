@@ -22,6 +22,7 @@ def batch_variances(network: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+        >>> from art_robust_plugins.lipschitz import LipschitzGraph
         >>> graph = LipschitzGraph(network, (1, 4, 4))
         >>> with batch_variances(network) as variances:
         ...     logits = network(torch.rand(8, 1, 4, 4))

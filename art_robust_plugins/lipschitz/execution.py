@@ -89,7 +89,8 @@ def _norm(value: Any) -> Tensor:
     """The L2 norm of an operation's floating-point outputs together."""
     parts = value if isinstance(value, list | tuple) else [value]
     tensors = [part.flatten() for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
-    norm: Tensor = torch.linalg.vector_norm(torch.cat(tensors))
+    # Whole numbers and booleans are exact.
+    norm: Tensor = torch.linalg.vector_norm(torch.cat(tensors)) if tensors else torch.zeros(())
     return norm
 
 

@@ -156,7 +156,9 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         if self.layer.map.device != x.device:
             self.layer.to(x.device)
         images = x if x.is_floating_point() else x.float()
-        if tuple(x.shape[1:]) != self.input_shape:
+        # A trace would take the numbers that it compares for data.
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not tracing and tuple(x.shape[1:]) != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {expected}), to which the map belongs.")
         images = self.layer(images) if self.channels_first else self.layer(images.movedim(-1, 1)).movedim(1, -1)

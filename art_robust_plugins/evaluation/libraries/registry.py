@@ -27,6 +27,8 @@ def resolve(attacks: str | Attack | Sequence[str | Attack]) -> list[Attack]:
         ValueError: an unknown name (with the nearest known one), no attacks, two different attacks of one name, an
             attack of one's own with the name of a built-in one.
     """
+    if not isinstance(attacks, str | Attack | Sequence | tuple | set | frozenset):
+        raise ValueError(f"attacks: got {attacks!r}, expected a name, an Attack, or a sequence of them.")
     chosen: dict[str, Attack] = {}
     for item in [attacks] if isinstance(attacks, (str, Attack)) else list(attacks):
         for attack in [item] if isinstance(item, Attack) else _find_named(item):

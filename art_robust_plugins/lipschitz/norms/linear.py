@@ -20,7 +20,7 @@ class Linear:
 
     Example:
         >>> Linear(torch.tensor([[3.0, 0.0], [0.0, 4.0]])).upper_bound().value
-        4.000000004
+        4.000000004000001
     """
 
     def __init__(self, weight: Tensor) -> None:

@@ -76,6 +76,17 @@ def select_modules(
     return {name: selected[name] for name in candidates if name in selected}
 
 
+def join_instruments(own: Instrument, others: Iterable[Instrument]) -> tuple[Instrument, ...]:
+    """A method's own instrument, and those that the user gave.
+
+    Raises:
+        TypeError: the others cannot be iterated.
+    """
+    if isinstance(others, type) or not isinstance(others, Iterable):
+        raise TypeError(f"instruments: got {others!r}, expected a list of Instrument objects, as [BANG()].")
+    return (own, *others)
+
+
 def in_order(patterns: Iterable[LayerPattern]) -> list[LayerPattern]:
     """The patterns as they come; those of a set, whose order differs between processes, sorted."""
     return sorted(patterns, key=repr) if isinstance(patterns, Set) else list(patterns)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ...checks import check_number, plain_number, to_float
 from ...threat import ThreatModel
 from ..engine.processes import Share
-from ..instruments import Instrument, LayerPattern, in_order, select_modules
+from ..instruments import Instrument, LayerPattern, in_order, join_instruments, select_modules
 from ..instruments.misclassified import ForwardPass, ForwardPasses
 from ..instruments.scaled_gradients import SCALABLE, check_scalable, replaced_forwards, scaled_forward
 from ..options import TrainingOptions
@@ -269,7 +269,7 @@ class BANGTrainer(RobustTrainer):
             layers = list(bang.layers or ())
         self.beta, self.epsilon, self.ratio = bang.setting.beta, bang.setting.epsilon, bang.setting.ratio
         self.layers, self.cap = layers, bang.cap
-        super().__init__(classifier, threat=threat, instruments=(bang, *instruments), options=options)
+        super().__init__(classifier, threat=threat, instruments=join_instruments(bang, instruments), options=options)
         bang.adjusted_layers(classifier.model)
 
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ...checks import check_flag, check_number, plain_number
 from ...threat import ThreatModel
 from ..engine.memory_format import layout_of
-from ..instruments import Instrument, LayerPattern, list_patterns, select_modules
+from ..instruments import Instrument, LayerPattern, join_instruments, list_patterns, select_modules
 from ..instruments.blocks import CONVOLUTIONS, NORMALISATIONS, ConvolutionBlocks
 from ..instruments.gradient_store import GradientStore
 from ..instruments.signs import PackedSigns
@@ -328,7 +328,9 @@ class LayerwiseAdversarialTrainer(RobustTrainer):
     ) -> None:
         layerwise = Layerwise(eps, layers=layers, relative=relative)
         self.eps, self.layers, self.relative = plain_number(eps), layerwise.layers, relative
-        super().__init__(classifier, threat=threat, instruments=(layerwise, *instruments), options=options)
+        super().__init__(
+            classifier, threat=threat, instruments=join_instruments(layerwise, instruments), options=options
+        )
         layerwise.candidate_layers(classifier.model)
 
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,8 @@ def test_a_schedule_leaves_the_optimizer_as_it_was_and_begins_anew() -> None:
 class Stopped(StandardTrainer):
     """Is stopped in its third epoch, once."""
 
-    stop = False
-
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        if Stopped.stop and len(self.history) == 2:
+        if "STOPPED" in os.environ and len(self.history) == 2:
             raise KeyboardInterrupt
         return super().training_loss(x, y)
 
@@ -132,14 +131,14 @@ def test_a_schedule_needs_the_length_that_a_loader_says(length: int, sentence: s
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle", "piecewise"])
-def test_schedules_resume(schedule: str, tmp_path: Path) -> None:
+def test_schedules_resume(schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     milestones = (1, 2.25) if schedule == "piecewise" else ()
     shared: dict[str, Any] = {"kind": Stopped, "epochs": 4, "schedule": schedule, "milestones": milestones}
     whole = trained(**shared)
-    Stopped.stop = True
+    monkeypatch.setenv("STOPPED", "1")
     with pytest.raises(KeyboardInterrupt):
         trained(**shared, checkpoint_dir=tmp_path)
-    Stopped.stop = False
+    monkeypatch.delenv("STOPPED")
     resumed = trained(**shared, checkpoint_dir=tmp_path, resume=True)
     assert same_named(named_weights(whole), named_weights(resumed))
     assert [record["learning_rate"] for record in whole.history] == [
