@@ -1,4 +1,4 @@
-"""Modules that have moved: their earlier paths still load, with a warning, so that imports and pickles go on."""
+"""Modules that have moved: their earlier paths still load, with a warning, so that imports and pickles keep working."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
+    "checkpoint": "saved_classifier",
+    "evaluation.suites": "evaluation.libraries",
+    "recipes": "experiments.recipes",
+    "record": "provenance",
+    "runs": "experiments",
+    "training.checkpoints": "training.engine.checkpointer",
+    "training.processes": "training.engine.processes",
     "training.standard": "training.methods.standard",
     "training.bang": "training.methods.bang",
     "training.layerwise": "training.methods.layerwise",

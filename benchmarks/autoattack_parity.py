@@ -32,7 +32,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.data import load_data
 from art_robust_plugins.evaluation.autoattack import AutoAttack
 from art_robust_plugins.evaluation.autoattack.standard import Version
-from art_robust_plugins.evaluation.suites import reference_package
+from art_robust_plugins.evaluation.libraries import reference_package
 from art_robust_plugins.models import create_model
 from art_robust_plugins.training import PGDTrainer, StandardTrainer, TrainingOptions
 

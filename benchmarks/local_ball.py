@@ -27,8 +27,8 @@ from record import save, table
 
 from art_robust_plugins import RobustTrainer
 from art_robust_plugins.data import Dataset, load_data
+from art_robust_plugins.experiments.recipes import Recipe, Row, load_recipe, run_recipe
 from art_robust_plugins.files import read_json, write_json
-from art_robust_plugins.recipes import Recipe, Row, load_recipe, run_recipe
 
 NAMES = {"digits": "local_ball_digits", "mnist": "local_ball_mnist", "search": "local_ball_mnist_search"}
 RECIPES = Path(__file__).parent / "recipes"

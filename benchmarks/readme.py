@@ -24,8 +24,8 @@ from record import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
 from art_robust_plugins.evaluation.rendering.figures import comparison_figure
-from art_robust_plugins.recipes import available_recipes, result_rows
-from art_robust_plugins.record import described
+from art_robust_plugins.experiments.recipes import available_recipes, result_rows
+from art_robust_plugins.provenance import described
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from art_robust_plugins.files import write_json
-from art_robust_plugins.record import conditions, table
+from art_robust_plugins.provenance import conditions, table
 
 __all__ = ["RESULTS", "save", "table"]
 

@@ -26,11 +26,8 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("bridge to ART,\ndata", ("bridge", "data")),
     ("networks,\ncertificates,\ntraining", ("models", "weight_map", "lipschitz", "training")),
     ("evaluation", ("evaluation",)),
-    (
-        "saved classifiers,\nexport, registry",
-        ("saved_classifier", "checkpoint", "training_record", "export", "registry"),
-    ),
-    ("experiments", ("experiments", "runs", "recipes")),
+    ("saved classifiers,\nexport, registry", ("saved_classifier", "export", "registry")),
+    ("experiments", ("experiments",)),
     ("command line", ("cli",)),
 ]
 """The floors, upwards, and the rooms on each. A room that is not named is on the ground floor, and may not import one

@@ -16,10 +16,9 @@ from art_robust_plugins import Evaluator, ThreatModel
 from art_robust_plugins.cli import app, demo
 from art_robust_plugins.cli import data as command_data
 from art_robust_plugins.data import Dataset
-from art_robust_plugins.experiments.recipes import benchmark, networks
+from art_robust_plugins.experiments.recipes import benchmark, load_recipe, networks, run_recipe
 from art_robust_plugins.experiments.runs import RUN_FILES
 from art_robust_plugins.locks import FolderInUseError, locked_folder
-from art_robust_plugins.recipes import load_recipe, run_recipe
 
 
 def untouched(*_: object, **__: object) -> Dataset:

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from art_robust_plugins.cli import app
-from art_robust_plugins.recipes import load_recipe
+from art_robust_plugins.experiments.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data import Dataset, load_data
 from ..experiments.training_record import read_training_record
 from ..processes import find_processes
-from ..training.processes import Processes
+from ..training.engine.processes import Processes
 
 
 def load_test_data(run: Path, name: str | None) -> Dataset:

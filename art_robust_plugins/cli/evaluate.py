@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from ..evaluation.libraries import Backend
 from ..evaluation.report import REPORT_FILES
-from ..evaluation.suites import Backend
 from ..experiments import evaluate_run
 from ..experiments.runs import BATCH_SIZE, EVALUATIONS
 from ..terminal import console

@@ -20,7 +20,7 @@ from ..saved_classifier import CLASSIFIER_FILE
 from ..terminal import console
 from ..threat import Norm, ThreatModel
 from ..training import TrainingOptions
-from ..training.checkpoints import CHECKPOINT
+from ..training.engine.checkpointer import CHECKPOINT
 from .arguments import OutOption, SeedOption
 from .data import load_everywhere
 from .derived import default_of, take_settings

@@ -16,8 +16,8 @@ from ..checks import plain_number
 from ..data import Dataset, Images, Labels
 from ..evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from ..evaluation.diagnostics import TRANSFER
+from ..evaluation.libraries import Backend
 from ..evaluation.report import REPORT_FILE, REPORT_FILES
-from ..evaluation.suites import Backend
 from ..files import read_json, save_tensors, write_json
 from ..labels import MissingClassWarning
 from ..lipschitz import LipschitzReport, NoLipschitzRuleError, PyTorchLipschitzCertifier
@@ -25,8 +25,8 @@ from ..processes import find_processes
 from ..saved_classifier import CLASSIFIER_FILE, WEIGHTS_FILE, load_classifier, save_classifier
 from ..terminal import console
 from ..threat import ThreatModel
-from ..training.checkpoints import CHECKPOINT
-from ..training.processes import Processes
+from ..training.engine.checkpointer import CHECKPOINT
+from ..training.engine.processes import Processes
 from .plans import TrainingPlan
 from .training_record import read_training_record
 

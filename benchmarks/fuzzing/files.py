@@ -32,12 +32,12 @@ from art_robust_plugins import (
     load_classifier,
     save_classifier,
 )
-from art_robust_plugins.checkpoint import describe_classifier
 from art_robust_plugins.cli import app
 from art_robust_plugins.data import load_data
 from art_robust_plugins.evaluation import Attack, Setting, sweep
+from art_robust_plugins.experiments import TrainingPlan, evaluate_run, train_run
 from art_robust_plugins.models import create_model
-from art_robust_plugins.runs import TrainingPlan, evaluate_run, train_run
+from art_robust_plugins.saved_classifier import describe_classifier
 
 from .cases import Outcome, PrintedError, describe, refusal
 from .mutations import damage

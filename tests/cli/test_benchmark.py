@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from art_robust_plugins.recipes import available_recipes
+from art_robust_plugins.experiments.recipes import available_recipes
 
 from .builders import RECIPE
 

@@ -18,9 +18,8 @@ from art_robust_plugins import (
 )
 from art_robust_plugins.cli import demo, running, showing
 from art_robust_plugins.data import Dataset
-from art_robust_plugins.experiments import runs
-from art_robust_plugins.runs import TrainingPlan, train_run
-from art_robust_plugins.training.processes import Processes, ProcessLostError
+from art_robust_plugins.experiments import TrainingPlan, runs, train_run
+from art_robust_plugins.training.engine.processes import Processes, ProcessLostError
 
 
 def test_one_process_where_several_were_asked_for_says_so(

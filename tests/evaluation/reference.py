@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_robust_plugins import ThreatModel
-from art_robust_plugins.evaluation.suites import reference_package
+from art_robust_plugins.evaluation.libraries import reference_package
 
 from .builders import digits
 

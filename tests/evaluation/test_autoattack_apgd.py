@@ -11,7 +11,7 @@ from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
-from art_robust_plugins.evaluation.suites import reference_package
+from art_robust_plugins.evaluation.libraries import reference_package
 
 from .builders import digits, trained
 from .reference import coloured, in_batches, needs_reference, verdicts

@@ -15,7 +15,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.autoattack.fab import FAB, find_first_of_each
 from art_robust_plugins.evaluation.autoattack.projections import correct_to_l1_ball, project_onto_hyperplane
 from art_robust_plugins.evaluation.autoattack.square import Square, build_tile, find_image_shape
-from art_robust_plugins.evaluation.suites import reference_package
+from art_robust_plugins.evaluation.libraries import reference_package
 
 from .builders import digits, trained
 from .reference import coloured, in_batches, needs_reference, verdicts

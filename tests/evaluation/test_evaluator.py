@@ -21,7 +21,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import SUITES, Evaluator, Setting
 from art_robust_plugins.evaluation.autoattack import standard
 from art_robust_plugins.evaluation.autoattack.square import Square
-from art_robust_plugins.evaluation.suites import reference_package
+from art_robust_plugins.evaluation.libraries import reference_package
 
 from .builders import Data, custom, digits, step, strong, trained, wrap
 from .reference import needs_reference

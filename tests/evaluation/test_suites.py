@@ -13,7 +13,7 @@ from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import ATTACKS, SUITES, EvaluationReport, Evaluator
-from art_robust_plugins.evaluation.suites import package_versions, resolve
+from art_robust_plugins.evaluation.libraries import package_versions, resolve
 
 from .builders import Data, wrap
 

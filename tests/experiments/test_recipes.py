@@ -15,10 +15,17 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_robust_plugins import EvaluationReport, PyTorchLipschitzCertifier, load_classifier
 from art_robust_plugins.data import Dataset
-from art_robust_plugins.experiments.recipes import benchmark, networks
+from art_robust_plugins.experiments.recipes import (
+    Recipe,
+    available_recipes,
+    benchmark,
+    load_recipe,
+    networks,
+    result_rows,
+    run_recipe,
+)
 from art_robust_plugins.files import load_tensors
 from art_robust_plugins.provenance import installed
-from art_robust_plugins.recipes import Recipe, available_recipes, load_recipe, result_rows, run_recipe
 
 SMALL = """
 description = "two rows"

@@ -16,8 +16,8 @@ import torch
 
 from art_robust_plugins.data import load_data
 from art_robust_plugins.escapes import csv_cell, drawable, escape_markdown, printable
+from art_robust_plugins.experiments.recipes import load_recipe
 from art_robust_plugins.files import load_state, load_tensors, read_json, save_state
-from art_robust_plugins.recipes import load_recipe
 from art_robust_plugins.terminal import PlainConsole
 
 

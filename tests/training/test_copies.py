@@ -24,7 +24,7 @@ from art_robust_plugins import (
     TRADESTrainer,
     TrainingOptions,
 )
-from art_robust_plugins.runs import TrainingPlan
+from art_robust_plugins.experiments import TrainingPlan
 from art_robust_plugins.training import BANG
 
 from .builders import same, weights

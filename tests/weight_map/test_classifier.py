@@ -27,10 +27,10 @@ from art_robust_plugins import (
     save_classifier,
     weight_maps,
 )
-from art_robust_plugins.checkpoint import describe_classifier
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.models import create_model
 from art_robust_plugins.registry import parameters_of
+from art_robust_plugins.saved_classifier import describe_classifier
 
 from .networks import NETWORKS, Functional
 

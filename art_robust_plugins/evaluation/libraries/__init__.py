@@ -1,5 +1,6 @@
 """The attacks that an evaluation may run: a file for each library that they come from."""
 
+from ..results import Constraint
 from .attack import TRANSFER, Attack, Backend, NotApplicable, Perturb, Prepare, Setting
 from .packages import package_versions, reference_package
 from .registry import ATTACKS, SUITES, resolve, suite_of
@@ -10,6 +11,7 @@ __all__ = [
     "TRANSFER",
     "Attack",
     "Backend",
+    "Constraint",
     "NotApplicable",
     "Perturb",
     "Prepare",

@@ -18,7 +18,7 @@ import torch
 from ...bridge import check_threat
 from ...data import Dataset, load_data
 from ...evaluation import EvaluationReport, Evaluator, save_comparison
-from ...evaluation.suites import package_versions, resolve
+from ...evaluation.libraries import package_versions, resolve
 from ...files import read_sealed, remove_temporaries, write_json, write_sealed
 from ...locks import is_unused, locked_folder
 from ...processes import find_processes

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...data import Dataset, load_data
 from ...evaluation import EvaluationReport
-from ...evaluation.suites import resolve
+from ...evaluation.libraries import resolve
 from ...lipschitz import NoLipschitzRuleError
 from ...provenance import conditions
 from ...saved_classifier import CLASSIFIER_FILE, load_classifier

@@ -26,7 +26,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ...evaluation.suites import SUITES, resolve
+from ...evaluation.libraries import SUITES, resolve
 from ...files import DEPTH_LIMIT, depth_of, regular_file
 from ...registry import available_instruments, method, parameters_of
 from ...threat import ThreatModel

@@ -15,7 +15,7 @@ from art_robust_plugins import (
     StandardTrainer,
 )
 from art_robust_plugins.data import load_data
-from art_robust_plugins.runs import TrainingPlan, train_run
+from art_robust_plugins.experiments import TrainingPlan, train_run
 
 from .small import X, Y, classifier, fit, network
 

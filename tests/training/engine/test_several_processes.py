@@ -18,8 +18,8 @@ from art_robust_plugins import (
     TrainingOptions,
     load_classifier,
 )
-from art_robust_plugins.checkpoint import describe_classifier
 from art_robust_plugins.cli import app
+from art_robust_plugins.saved_classifier import describe_classifier
 
 from .process_cases import (
     CASES,
