@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from record import save, table
+from saving import save, table
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -23,7 +23,7 @@ import art
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from record import save, table
+from saving import save, table
 from torch import nn
 from training_step import with_steady_memory
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from comparison import measure_once, network_folder, parse_arguments, run_jobs, train_once, work_folder
-from record import save, table
+from saving import save, table
 from torch import Tensor, nn
 
 from art_robust_plugins import (

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from record import save, table
+from saving import save, table
 from torch import nn
 from training_step import classifier_and_data, in_turns, ratio, with_steady_memory
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from record import save, table
+from saving import save, table
 from torch import Tensor
 
 from art_robust_plugins.lipschitz import Convolution, lower_estimate

@@ -25,7 +25,7 @@ from fuzzing.cases import Fuzzer, Tally, run_in_turns
 from fuzzing.files import Files
 from fuzzing.networks import Networks
 from fuzzing.norms import Norms
-from record import save, table
+from saving import save, table
 from tqdm import tqdm
 
 FUZZERS: dict[str, type[Fuzzer]] = {"norms": Norms, "networks": Networks, "files": Files, "arguments": Arguments}

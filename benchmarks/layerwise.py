@@ -33,7 +33,7 @@ from comparison import (
     train_once,
     work_folder,
 )
-from record import save, table
+from saving import save, table
 from torch import nn
 
 from art_robust_plugins import (

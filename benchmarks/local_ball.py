@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from comparison import format_percent
-from record import save, table
+from saving import save, table
 
 from art_robust_plugins import RobustTrainer
 from art_robust_plugins.data import Dataset, load_data

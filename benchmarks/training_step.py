@@ -37,7 +37,7 @@ import torch._dynamo  # or each process below would load it anew, at its first s
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
-from record import save, table
+from saving import save, table
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from record import save, table
+from saving import save, table
 from torch import nn
 from torch.nn import functional
 

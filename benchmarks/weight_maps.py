@@ -36,7 +36,7 @@ from comparison import (
     train_once,
     work_folder,
 )
-from record import save, table
+from saving import save, table
 from torch import Tensor, nn
 
 from art_robust_plugins import (

@@ -130,9 +130,9 @@ def test_the_command_counts_and_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import fuzz
-    import record
+    import saving
 
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(saving, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["fuzz.py", "--minutes", "0.02", "--only", "norms", "--seed", "3"])
     with pytest.raises(SystemExit) as ended:
         fuzz.main()

@@ -47,20 +47,20 @@ def inspect_clean(options: EvaluationOptions, samples: Samples, passes: Estimato
     again = passes.predict(samples.x[: options.batch_size])
     constancy = _measure_constancy(options, samples.x, passes, outputs, again)
     rule = DecisionRule(RANDOM_PASSES if constancy.randomised else 1, outputs_are_probabilities(outputs), options.seed)
-    judged = [outputs] if rule.passes == 1 else rule.predict(passes.predict, samples.x)
+    judged = [outputs] if rule.repeats == 1 else rule.predict(passes.predict, samples.x)
     total = rule.average(judged)
     undecided = find_undecided(total)
     return CleanFindings(
         clean=rule.classify(judged),
         outputs=again,
-        passes=rule.passes,
+        passes=rule.repeats,
         probabilities=rule.probabilities,
         nan=int(outputs.isnan().any(dim=1).sum()),
         infinite=int(outputs.isinf().any(dim=1).sum()),
         undecided=int(undecided.sum()),
         tied=int((find_ties(total, samples.y) & ~undecided).sum()),
         gradients=passes.weights.taken,
-        moved=sorted(passes.moved),
+        moved=sorted(passes.changed),
         **constancy._asdict(),
     )
 

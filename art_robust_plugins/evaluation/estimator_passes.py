@@ -28,7 +28,7 @@ class EstimatorPasses:
     Attributes:
         counter: ``module``, with a count of the images that attacks pass through it.
         batched: passes of the estimator's own and of the diagnostics, on batches of at most ``size``.
-        moved: the names of the weights and buffers that clean passes have changed.
+        changed: the names of the weights and buffers that clean passes have changed.
         beyond: how far a probability, the one output of a network under ``BCELoss``, lay outside of [0, 1].
     """
 
@@ -44,15 +44,15 @@ class EstimatorPasses:
         self.range, self.device = input_range(estimator), module.device
         self.counter = CallCounter(module, lambda forward: weights.retry(forward, snapshot.restore))
         self.batched = BatchedPasses(module, size)
-        self.moved: set[str] = set()
+        self.changed: set[str] = set()
         self.beyond = 0.0
         # What the module's own checks have changed.
         self.restore()
 
     def restore(self) -> None:
         """Put back what passes changed in the network; once there is something, also before each pass of an attack."""
-        self.moved |= set(self.snapshot.restore())
-        if self.moved:
+        self.changed |= set(self.snapshot.restore())
+        if self.changed:
             self.counter.before = self.snapshot.restore
 
     def predict(self, x: Tensor, at_once: int | None = None) -> Tensor:

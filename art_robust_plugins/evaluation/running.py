@@ -100,7 +100,7 @@ class AttackRunner:
     def _count_batches_at_once(self, attack: Attack) -> int:
         """Our own AutoAttack's random numbers keep to the logical batches, of which it may get several."""
         size = self.options.batch_size
-        if self._is_native(attack) and self.judge.rule.passes == 1:
+        if self._is_native(attack) and self.judge.rule.repeats == 1:
             return compute_joint_size(size, self.setting.physical_batch_size) // size
         return 1
 
@@ -135,7 +135,7 @@ class AttackRunner:
         new = broken & ~self.state.broken[batch]
         turned = (found != unit.cpu()).flatten(1).any(dim=1) & verdicts.inside & ~verdicts.wrong
         # Ours returns another image only where it was misclassified; of a randomised network that says little.
-        if not (self._is_native(attack) and self.judge.rule.passes == 1):
+        if not (self._is_native(attack) and self.judge.rule.repeats == 1):
             turned = torch.zeros_like(turned)
         repeat_difference = self._measure_repeat_difference(verdicts.candidates[turned])
         return {

@@ -71,22 +71,22 @@ class DecisionRule:
     """How a network's outputs become a class.
 
     Attributes:
-        passes: how many passes decide.
+        repeats: how many passes of a sample decide.
         probabilities: whether the outputs are probabilities; logits are turned into them before they are averaged.
         seed: of the evaluation.
     """
 
-    passes: int
+    repeats: int
     probabilities: bool
     seed: int
 
     def predict(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
         """The outputs of ``predict`` for samples [N, ...], as often as a verdict takes."""
-        if self.passes == 1:
+        if self.repeats == 1:
             return [predict(x)]
         # Fresh randomness that depends on the seed alone, so that a resumed evaluation judges alike.
         seed_everything((self.seed + 0x9E3779B9) % 2**32)
-        return [predict(x) for _ in range(self.passes)]
+        return [predict(x) for _ in range(self.repeats)]
 
     def average(self, outputs: Sequence[Tensor]) -> Tensor:
         """The outputs [N, classes] of one pass, or over several passes the mean probabilities."""

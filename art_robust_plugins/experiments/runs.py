@@ -81,7 +81,7 @@ def _train_run(plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resum
         )
     record = {
         "method": plan.method,
-        "parameters": {key: _recorded(value) for key, value in parameters.items()},
+        "parameters": {key: _to_json(value) for key, value in parameters.items()},
         "weight_map": plan.weight_map,
         "data": str(Path(data.name).resolve()) if data.name.endswith(".npz") else data.name,
         "train": plan.train,
@@ -236,11 +236,11 @@ def _label(
     return "-".join(parts).replace("/", "_").replace(" ", "-")
 
 
-def _recorded(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """A parameter as JSON data."""
     value = plain_number(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, dict):
-        return {str(key): _recorded(entry) for key, entry in value.items()}
-    return [_recorded(entry) for entry in value] if isinstance(value, list | tuple) else str(value)
+        return {str(key): _to_json(entry) for key, entry in value.items()}
+    return [_to_json(entry) for entry in value] if isinstance(value, list | tuple) else str(value)

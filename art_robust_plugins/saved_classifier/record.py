@@ -169,7 +169,7 @@ def _check_optimizer(entry: Entry) -> None:
                 value.text()
             else:
                 _check_like(value, known.get(key, 0.0))
-        given = {key: _tupled(value) for key, value in settings.table().items() if key in accepted}
+        given = {key: _to_tuple(value) for key, value in settings.table().items() if key in accepted}
         # These ask for what the device of the parameters must offer; torch looks when it makes the optimizer.
         given = {key: value for key, value in given.items() if key not in ("fused", "foreach", "capturable")}
         try:
@@ -197,7 +197,7 @@ def _check_like(entry: Entry, default: Any) -> None:
         entry.number()
 
 
-def _tupled(value: Any) -> Any:
+def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 

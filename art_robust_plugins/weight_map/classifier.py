@@ -24,12 +24,12 @@ _SETTINGS = ("kernel", "kernel_size", "alpha", "bias", "padding_mode")
 
 def _setting(name: str) -> property:
     def value(self: PyTorchWeightMapClassifier) -> Any:
-        return _shared(self.weight_maps, name)
+        return _find_shared(self.weight_maps, name)
 
     return property(value, doc=f"The maps' {name}; None where they differ in it.")
 
 
-def _shared(layers: dict[str, WeightMap2d], name: str) -> Any:
+def _find_shared(layers: dict[str, WeightMap2d], name: str) -> Any:
     values = {layer.settings[name] for layer in layers.values()}
     return values.pop() if len(values) == 1 else None
 
@@ -241,7 +241,7 @@ def _check_same(layers: dict[str, WeightMap2d], given: dict[str, Any]) -> None:
     settings = {name: value for name, value in given.items() if name != "where"}
     check_settings(**{**next(iter(layers.values())).settings, **settings})
     for name, value in given.items():
-        own = list(layers) if name == "where" else _shared(layers, name)
+        own = list(layers) if name == "where" else _find_shared(layers, name)
         if (list_places(value) if name == "where" else value) != own:
             raise ValueError(
                 f"{name}: got {value!r} for a network that has weight maps already, expected theirs, {own!r}, or none."

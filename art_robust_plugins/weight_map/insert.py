@@ -117,7 +117,7 @@ def insert_weight_maps(
     network = model if inplace else copy_deeply("model", model, "inplace=True")
     sample = make_sample(network, input_shape)
     trace = ModuleTrace(network, sample)
-    places = trace.stages(kernel_size) if where is None else trace.chosen(list_places(where))
+    places = trace.find_stages(kernel_size) if where is None else trace.choose(list_places(where))
     for name in places:
         if isinstance(getattr(network.get_submodule(name), NAME, None), WeightMap2d):
             raise ValueError(f"where: the module {name!r} has a weight map already, expected one without.")

@@ -141,17 +141,17 @@ class WeightMap2d(nn.Module):
             self._check(x)
         # Maps of the image's memory format: mixed ones are several times slower, in the map's gradient above all.
         by_channel_last = x.stride(1) == 1 and not x.is_contiguous()
-        weight = _laid_out(self.map.to(x.dtype), by_channel_last)
+        weight = _lay_out(self.map.to(x.dtype), by_channel_last)
         bias: Tensor | None = None
         if self.bias is not None:
-            bias = _laid_out(self.bias.to(x.dtype), by_channel_last)
+            bias = _lay_out(self.bias.to(x.dtype), by_channel_last)
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             samples = _samples_at_a_time(x)
             if samples > 0:
-                return torch.cat([self._mapped(part, weight, bias) for part in torch.split(x, samples)])
-        return self._mapped(x, weight, bias)
+                return torch.cat([self._apply_map(part, weight, bias) for part in torch.split(x, samples)])
+        return self._apply_map(x, weight, bias)
 
-    def _mapped(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _apply_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         m = x * weight if bias is None else x * weight + bias
         if self.reach == 0:
             return m
@@ -159,7 +159,7 @@ class WeightMap2d(nn.Module):
         if self.padding_mode != "zeros":
             m = functional.pad(m, [self.reach, self.reach, self.reach, self.reach], mode=self.padding_mode)
             padding = 0
-            m = _laid_out(m, weight.stride(0) < weight.stride(2))
+            m = _lay_out(m, weight.stride(0) < weight.stride(2))
         return functional.conv2d(m, self._taps(m), padding=padding, groups=self.channels)
 
     def extra_repr(self) -> str:
@@ -217,7 +217,7 @@ def _samples_at_a_time(x: Tensor) -> int:
     return max(1, _PART // x[0].numel())
 
 
-def _laid_out(values: Tensor, by_channel_last: bool) -> Tensor:
+def _lay_out(values: Tensor, by_channel_last: bool) -> Tensor:
     """[C, H, W] or [N, C, H, W] in the order of memory of an image; as ``vmap`` can do it too."""
     if not by_channel_last:
         return values

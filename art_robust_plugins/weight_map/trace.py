@@ -65,7 +65,7 @@ class ModuleTrace:
         self._convolutions = [call for call in convolutions if call.output.shape[2:].numel() > 1]
         self._leaves = sorted((call for call in self.calls if call.leaf), key=lambda call: call.began)
 
-    def stages(self, smallest: int) -> list[str]:
+    def find_stages(self, smallest: int) -> list[str]:
         """The last module of each stage's first block; see `insert_weight_maps`."""
         blocks = self._several_convolutions() or [
             end for end in map(self._end_of_block, self._convolutions) if end.name in self.once
@@ -84,7 +84,7 @@ class ModuleTrace:
             )
         return list(dict.fromkeys(places))
 
-    def chosen(self, where: Sequence[Place]) -> list[str]:
+    def choose(self, where: Sequence[Place]) -> list[str]:
         """The modules that some place describes."""
         found: set[str] = set()
         for place in where:

@@ -96,10 +96,10 @@ class FAB:
             points = left.nonzero().flatten()
             if not len(points):
                 break
-            parts: Iterable[RunRows]
+            parts: Iterable[SearchRows]
             if self.targets is None:
                 start = x[points] if restart == 0 else self._random_start(x[points], points, streams)
-                parts = [RunRows(points, x[points], y[points], None, start)]
+                parts = [SearchRows(points, x[points], y[points], None, start)]
             else:
                 ranked = clean.sort(dim=1).indices.flip(1)[:, 1 : self.targets + 1]
                 parts = self._split_by_target(x, y, ranked, points)
@@ -109,11 +109,11 @@ class FAB:
                     left[where] = False
         return found
 
-    def _split_by_target(self, x: Tensor, y: Tensor, ranked: Tensor, points: Tensor) -> Iterator[RunRows]:
+    def _split_by_target(self, x: Tensor, y: Tensor, ranked: Tensor, points: Tensor) -> Iterator[SearchRows]:
         """The runs of these points against each of their targets [N, targets], as many at once as keep passes full."""
         for some in torch.split(points, max(1, PASSES_AT_ONCE * self.passes.size // ranked.shape[1])):
             each = some.repeat_interleave(ranked.shape[1])
-            yield RunRows(each, x[each], y[each], ranked[some].flatten(), x[each])
+            yield SearchRows(each, x[each], y[each], ranked[some].flatten(), x[each])
 
     def _random_start(self, x: Tensor, points: Tensor, streams: Streams) -> Tensor:
         kind = torch.rand if self.threat.norm == "Linf" else torch.randn
@@ -123,7 +123,7 @@ class FAB:
         length = widen(_measure_length(self.threat.norm, noise), noise)
         return (x + self.threat.eps * noise / length * 0.5).clamp(0, 1)
 
-    def run(self, rows: RunRows) -> list[tuple[Tensor, Tensor]]:
+    def run(self, rows: SearchRows) -> list[tuple[Tensor, Tensor]]:
         """The points that were broken, with an image for each."""
         broken: list[tuple[Tensor, Tensor]] = []
         between = ITERATIONS_BETWEEN_COUNTS if rows.x.device.type == "cuda" else 1
@@ -132,7 +132,7 @@ class FAB:
         for step in range(self.steps):
             at = rows.at
 
-            def iterate(part: slice, rows: RunRows = rows) -> tuple[Tensor, ...]:
+            def iterate(part: slice, rows: SearchRows = rows) -> tuple[Tensor, ...]:
                 return self._iterate(rows, part)
 
             rows.at, new, wrong = self.passes.run_over(len(at), iterate)
@@ -154,7 +154,7 @@ class FAB:
                 rows, found, done = rows.select(~over), found[~over], done[~over]
         return broken
 
-    def _iterate(self, rows: RunRows, part: slice) -> tuple[Tensor, ...]:
+    def _iterate(self, rows: SearchRows, part: slice) -> tuple[Tensor, ...]:
         """The next iterate of some rows, the image on the way to it, and whether that one is misclassified."""
         norm, x, at, y = self.threat.norm, rows.x[part], rows.at[part], rows.y[part]
         difference, gradient = self._linearise_boundary(at, y, None if rows.target is None else rows.target[part])
@@ -206,8 +206,8 @@ def find_first_of_each(values: Tensor) -> Tensor:
 
 
 @dataclass
-class RunRows:
-    """The runs: index of the point, clean image, label, target class, iterate."""
+class SearchRows:
+    """The rows of a search: index of the point, clean image, label, target class, iterate."""
 
     index: Tensor
     x: Tensor
@@ -215,10 +215,10 @@ class RunRows:
     target: Tensor | None
     at: Tensor
 
-    def select(self, rows: Tensor) -> RunRows:
-        """Only these runs, given as bool [n]."""
+    def select(self, rows: Tensor) -> SearchRows:
+        """Only these rows, given as bool [n]."""
         target = None if self.target is None else self.target[rows]
-        return RunRows(self.index[rows], self.x[rows], self.y[rows], target, self.at[rows])
+        return SearchRows(self.index[rows], self.x[rows], self.y[rows], target, self.at[rows])
 
 
 def _measure_length(norm: Norm | str, delta: Tensor) -> Tensor:

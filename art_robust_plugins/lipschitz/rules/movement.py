@@ -93,7 +93,7 @@ def _smooth_maximum(call: Call, a: Any, b: Any) -> Value:
     aten.upsample_nearest2d.vec,
     aten.upsample_nearest3d.vec,
 )
-def _moved(call: Call, x: Any, *arguments: Any, **options: Any) -> Value | tuple[Value, ...]:
+def _move(call: Call, x: Any, *arguments: Any, **options: Any) -> Value | tuple[Value, ...]:
     if not isinstance(x, Value) or any(isinstance(leaf, Value) for leaf in tree_leaves((arguments, options))):
         call.refuse("its indices depend on the network's input, so the result may jump")
 
@@ -130,14 +130,14 @@ def _pad(call: Call, x: Value, pad: list[int], mode: str = "constant", value: fl
     return entries_of(call, x, 0, call.cached(indices), padding)
 
 
-MOVES = frozenset(operation for operation, rule in RULES.items() if rule in (_moved, _constant_pad, _pad))
+MOVES = frozenset(operation for operation, rule in RULES.items() if rule in (_move, _constant_pad, _pad))
 """Operations that move, repeat or leave out entries, and compute nothing."""
 
 
 def entries_of(call: Call, x: Value, key: Hashable, indices: Tensor, padding: Any = None) -> Value:
     """The value with these entries of ``x``, -1 for a constant; ``key`` tells several of one call apart."""
 
-    def placed() -> tuple[Tensor, int, bool]:
+    def compose() -> tuple[Tensor, int, bool]:
         identity = torch.arange(math.prod(x.shape)).view(x.shape)
         same = torch.equal(indices, identity)
         if isinstance(x.operator, Copy):  # entries of its root, -1 kept
@@ -145,7 +145,7 @@ def entries_of(call: Call, x: Value, key: Hashable, indices: Tensor, padding: An
             return of_root[indices], most_copies(of_root[indices]), same
         return indices, most_copies(indices), same
 
-    of_root, copies, same = call.cached(placed, ("entries", key))
+    of_root, copies, same = call.cached(compose, ("entries", key))
     if same:
         return x
     root = x.root

@@ -168,6 +168,6 @@ def _median(call: Call, x: Value) -> Value:
 @lipschitz_rule(
     aten.max.dim, aten.min.dim, aten.sort.default, aten.topk.default, aten.median.dim, aten.kthvalue.default
 )
-def _ordered(call: Call, x: Value, *arguments: Any, **options: Any) -> tuple[Value, None]:
+def _order(call: Call, x: Value, *arguments: Any, **options: Any) -> tuple[Value, None]:
     # Sorting is a permutation near almost every input, and continuous.
     return call.function(x, 1.0), None

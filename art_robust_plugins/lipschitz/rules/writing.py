@@ -31,13 +31,13 @@ def _index_put(call: Call, x: Any, indices: list[Any], source: Any, accumulate: 
         added: Tensor = aten.index_put(target, indices, values, True)
         return added
 
-    return _added(call, x, source, add) if accumulate else _written(call, x, source, write, add)
+    return _bound_adding(call, x, source, add) if accumulate else _bound_writing(call, x, source, write, add)
 
 
 @lipschitz_rule(aten.scatter.src)
 def _scatter(call: Call, x: Any, dim: int, index: Any, source: Any) -> Value:
     _check_places(call, [index], dim % max(len(call.shape), 1))
-    return _written(
+    return _bound_writing(
         call,
         x,
         source,
@@ -54,7 +54,7 @@ def _scatter_value(call: Call, x: Any, dim: int, index: Any, value: float) -> Va
 @lipschitz_rule(aten.scatter_add.default)
 def _scatter_add(call: Call, x: Any, dim: int, index: Any, source: Any) -> Value:
     _check_places(call, [index], dim % max(len(call.shape), 1))
-    return _added(call, x, source, lambda target, values: torch.scatter_add(target, dim, index, values))
+    return _bound_adding(call, x, source, lambda target, values: torch.scatter_add(target, dim, index, values))
 
 
 def _check_places(call: Call, indices: list[Any], axis: int | None) -> None:
@@ -64,7 +64,7 @@ def _check_places(call: Call, indices: list[Any], axis: int | None) -> None:
         call.refuse("it writes to places along axis 0, which holds the samples of a batch, expected each sample alike")
 
 
-def _written(call: Call, x: Any, source: Any, write: Write, add: Write) -> Value:
+def _bound_writing(call: Call, x: Any, source: Any, write: Write, add: Write) -> Value:
     """Each entry of the result is one of ``x`` or one of ``source``: the values side by side, without what is lost.
 
     The operation itself, on numbered entries, tells which; the norm is the root of how often one occurs.
@@ -83,7 +83,7 @@ def _written(call: Call, x: Any, source: Any, write: Write, add: Write) -> Value
     return parts[0] if len(parts) == 1 else call.joint(parts)
 
 
-def _added(call: Call, x: Any, source: Any, add: Write) -> Value:
+def _bound_adding(call: Call, x: Any, source: Any, add: Write) -> Value:
     """The sum of ``x`` and of the map from ``source``, which copies entries and sums disjoint sets of the copies.
 
     Copying an entry k times has norm sqrt(k), and a sum of at most m entries, each in one sum, has norm sqrt(m).

@@ -26,7 +26,7 @@ from .plain_texts import plain_text
 from .prefetch import Batch
 from .probe import OutputProbe
 from .resuming import (
-    Snapshot,
+    RunBackup,
     check_averages,
     check_identity,
     check_optimizer,
@@ -62,7 +62,7 @@ class Checkpointer:
         self._loader: object = None
         self._identity: dict[str, str] = {}
         self._probe: OutputProbe | None = None
-        self._unverified: tuple[Snapshot, dict[str, Any]] | None = None
+        self._unverified: tuple[RunBackup, dict[str, Any]] | None = None
 
     @property
     def advice(self) -> str:
@@ -136,11 +136,11 @@ class Checkpointer:
             )
         saved = read_checkpoint(path)
         generators = self._check(path, saved, nb_epochs)
-        snapshot = self._snapshot()
+        backup = self._back_up()
         try:
             self._load(saved, generators)
         except BaseException as error:
-            _restore(snapshot, self.state)
+            _restore(backup, self.state)
             if isinstance(error, RuntimeError | ValueError | TypeError | LookupError):
                 reason = str(error).strip().split("\n")[0]
                 raise ValueError(
@@ -152,7 +152,7 @@ class Checkpointer:
         self.state.earlier_averages = saved.get("average")
         self._identity |= saved.get("identity", {})
         if "probe" in saved:
-            self._unverified = snapshot, saved["probe"]
+            self._unverified = backup, saved["probe"]
         return int(saved["epochs"])
 
     def verify(self) -> None:
@@ -163,9 +163,9 @@ class Checkpointer:
         """
         if self._unverified is None or self._probe is None:
             return
-        (snapshot, outputs), self._unverified = self._unverified, None
+        (backup, outputs), self._unverified = self._unverified, None
         if not self._probe.matches(outputs):
-            _restore(snapshot, self.state)
+            _restore(backup, self.state)
             raise ValueError(
                 f"resume: {self.path} was written with a network of other outputs for the same inputs and weights, "
                 f"expected the same code and constants."
@@ -219,10 +219,10 @@ class Checkpointer:
         check_averages(path, saved.get("average"), trained, wanted=run.options.ema_decay is not None)
         check_same(path, "instruments", str(len(saved["instruments"])), str(len(run.method.instruments)))
 
-    def _snapshot(self) -> Snapshot:
+    def _back_up(self) -> RunBackup:
         run = self.state
         owners = (run.method, *run.method.instruments)
-        return Snapshot((run.network, *run.preprocessing), run.optimizer, run.scheduler, run.generators, owners)
+        return RunBackup((run.network, *run.preprocessing), run.optimizer, run.scheduler, run.generators, owners)
 
     def _load(self, saved: dict[str, Any], generators: Sequence[Tensor]) -> None:
         run = self.state
@@ -239,8 +239,8 @@ class Checkpointer:
         run.method.load_state_dict(saved["method"])
 
 
-def _restore(snapshot: Snapshot, state: RunState) -> None:
-    snapshot.restore()
+def _restore(backup: RunBackup, state: RunState) -> None:
+    backup.restore()
     align_state(state.optimizer)
 
 

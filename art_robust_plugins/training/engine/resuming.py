@@ -171,7 +171,7 @@ def _shape(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else "no tensor"
 
 
-class Snapshot:
+class RunBackup:
     """How network, optimizer and all else stand before a checkpoint is loaded, to bring them back to it."""
 
     def __init__(
