@@ -40,6 +40,11 @@ def data() -> Data:
     return x[-40:], y[-40:]
 
 
+@pytest.fixture
+def few(data: Data) -> Data:
+    return data[0][:20], data[1][:20]
+
+
 @pytest.fixture(scope="session")
 def residual() -> nn.Module:
     return trained_residual()

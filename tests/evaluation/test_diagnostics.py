@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import AttackResult, EvaluationReport, Evaluator, Setting
+from art_robust_plugins.evaluation.autoattack import Square, standard
 from art_robust_plugins.evaluation.diagnostics import run_diagnostics
 from art_robust_plugins.evaluation.diagnostics.short_attacks import Chunk
 from art_robust_plugins.evaluation.flags import Flag, merge_flags
@@ -279,3 +281,30 @@ def test_the_gravest_flags_come_first(network: nn.Module, data: Data) -> None:
 
     report = run(Around(network, after=lambda logits: 1000 * logits), data, perturb=far)
     assert [flag.severity for flag in report.flags] == ["severe", "severe", "warning"]
+
+
+@pytest.mark.parametrize("attacks", ["apgd-ce", "standard"])
+def test_the_standard_suite_is_not_advised_after_it_ran(
+    attacks: str, network: nn.Module, few: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Masked(torch.autograd.Function):
+        """Its gradient is there for the diagnostics alone, which come last."""
+
+        attacked = True
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return 0 * gradient if Masked.attacked else gradient
+
+    def unmask(x: Tensor, y: Tensor, setting: Setting) -> Tensor:
+        Masked.attacked = False
+        return x
+
+    monkeypatch.setattr(standard, "Square", partial(Square, queries=1))
+    report = run(Around(network, before=Masked.apply), few, attacks=[attacks, custom(unmask)])
+    (flag,) = (flag for flag in report.flags if flag.name == "short-attack-beats-this-run")
+    assert ("run the suite 'standard'" in flag.advice) == (attacks != "standard")
