@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import art.config
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -118,9 +117,8 @@ def measure_zero_gradients(classifier: PyTorchClassifier, x: np.ndarray, y: np.n
     return float((gradient.flatten(1).abs().amax(dim=1) == 0).float().mean())
 
 
-def run_job(method: str, seed: int, eps: list[float], data_dir: str, work: Path, quick: bool) -> dict[str, Any]:
+def run_job(method: str, seed: int, eps: list[float], work: Path, quick: bool) -> dict[str, Any]:
     """Train one network, and measure it on clean images and under each attack at each eps."""
-    art.config.set_data_path(data_dir)
     folder = network_folder(work, method, seed)
 
     def measure() -> dict[str, Any]:
@@ -192,8 +190,8 @@ def main() -> None:
     seeds, eps = ((0,), list(POINTS)[:1]) if args.quick else ((0, 1, 2), list(POINTS))
     work = work_folder("bang_mnist", args.quick)
     threads = max(1, (os.cpu_count() or 1) // args.workers)
-    cases = [(method, seed, eps, args.data, work, args.quick) for seed in seeds for method in METHODS]
-    results = run_jobs(run_job, cases, args.workers, threads)
+    cases = [(method, seed, eps, work, args.quick) for seed in seeds for method in METHODS]
+    results = run_jobs(run_job, cases, data=args.data, workers=args.workers, threads=threads)
     print(table(summary(results)))
     if not args.quick:
         print(save("bang_mnist", results, worker_threads=threads))

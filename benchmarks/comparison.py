@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import art.config
 import torch
@@ -24,6 +25,38 @@ from torch import nn
 from art_robust_plugins import RobustTrainer, TrainingOptions, load_classifier, save_classifier
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.files import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all rows of one table share; each comparison adds fields of its own, and the setup of a quick run.
+
+    Attributes:
+        data: name of the data set.
+        network: name of the network.
+        network_arguments: for the network.
+        points: how many test images are attacked.
+        seeds: one training of each row for each.
+    """
+
+    data: str
+    network: str = "small-cnn"
+    network_arguments: dict[str, Any] = field(default_factory=dict)
+    points: int = 100
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+MNIST_NETWORK = {"channels": 8, "hidden": 64}
+"""The network of the comparisons on MNIST is a small one, which two cores train in minutes."""
+
+
+class QuickSetup(Protocol):
+    def quick(self: AnySetup) -> AnySetup:
+        """The setup of a run of about a minute."""
+        ...
+
+
+AnySetup = TypeVar("AnySetup", bound=QuickSetup)
 
 
 def parse_arguments(description: str | None, setups: Iterable[str] = ()) -> argparse.Namespace:
@@ -50,14 +83,51 @@ def network_folder(work: Path, *case: object) -> Path:
 
 
 def run_jobs(
-    job: Callable[..., dict[str, Any]], cases: Iterable[Sequence[Any]], workers: int, threads: int = 1
+    job: Callable[..., dict[str, Any]],
+    cases: Iterable[Sequence[Any]],
+    *,
+    data: str,
+    workers: int,
+    threads: int = 1,
 ) -> list[dict[str, Any]]:
     """Call ``job(*case)`` for each case in worker processes, and return the results in the order of the cases.
 
-    One thread a worker is the fastest for small networks.
+    ``data`` is the folder from which ART's loader reads. One thread a worker is the fastest for small networks.
     """
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(data, threads)) as pool:
         return [future.result() for future in [pool.submit(job, *case) for case in cases]]
+
+
+def _start_worker(data: str, threads: int) -> None:
+    art.config.set_data_path(data)
+    torch.set_num_threads(threads)
+
+
+def run_setup(
+    description: str | None,
+    comparison: str,
+    setups: Mapping[str, AnySetup],
+    job: Callable[..., dict[str, Any]],
+    list_cases: Callable[[AnySetup], Iterable[Sequence[Any]]],
+) -> tuple[str, AnySetup, list[dict[str, Any]], bool]:
+    """Run the setup that the command line names.
+
+    Args:
+        description: of the command.
+        comparison: its name.
+        setups: by their names.
+        job: called with the setup, the work folder and a case.
+        list_cases: gives the cases of a setup.
+
+    Returns:
+        The name of the comparison and setup, the setup, the jobs' results, and whether this was a quick run.
+    """
+    args = parse_arguments(description, setups)
+    name, setup = f"{comparison}_{args.setup}", setups[args.setup]
+    setup = setup.quick() if args.quick else setup
+    work = work_folder(name, args.quick)
+    cases = [(setup, work, *case) for case in list_cases(setup)]
+    return name, setup, run_jobs(job, cases, data=args.data, workers=args.workers), args.quick
 
 
 def build_classifier(network: nn.Module, data: Dataset, optimizer: torch.optim.Optimizer) -> PyTorchClassifier:

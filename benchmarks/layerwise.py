@@ -3,36 +3,30 @@
     python benchmarks/layerwise.py digits [--workers 2] [--quick]
     python benchmarks/layerwise.py mnist --data DIR [--workers 2] [--quick]
 
-Layerwise adversarial training claims to regularise better than dropout. So all rows are trained on few images and on
-many, and judged on clean test images, under noise, and under standard AutoAttack: plain training, dropout of the hidden
-layer, FGSM adversarial training (clean loss and loss at x + eps * sign of its gradient, halves), and layerwise
-perturbations of the convolutions' outputs or of those and the hidden layer's, at several eps.
+Layerwise adversarial training (Sankaranarayanan and others, arXiv 1705.07819) claims to regularise better than dropout.
+This benchmark trains one network six ways, on few images and on many:
 
-All test images are measured clean and under noise, the first ones under standard AutoAttack at Linf 0.1; the digits
-with three seeds, MNIST with one. No recipe says this: each seed trains on other images. DIR holds mnist.npz as ART's
-loader keeps it. Work in progress is kept under runs/, and continued by the same command.
+- plain training;
+- dropout of the hidden layer;
+- FGSM adversarial training: half the loss at x plus half the loss at x + eps * sign(gradient);
+- layerwise perturbations of the convolutions' outputs, at two eps, and at the larger one of the hidden layer's too.
+
+Every network is measured on all test images clean and under noise, and on the first ones under standard AutoAttack at
+Linf 0.1. The digits are trained with three seeds, MNIST with one. This is no recipe because each seed trains on other
+images. DIR holds mnist.npz as ART's loader keeps it. Work in progress is kept under runs/; the same command continues it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import art.config
+import comparison
 import torch
 from art.estimators.classification import PyTorchClassifier
-from comparison import (
-    build_classifier,
-    fit_with_cosine,
-    format_percent,
-    measure_once,
-    network_folder,
-    parse_arguments,
-    run_jobs,
-    train_once,
-    work_folder,
-)
+from comparison import MNIST_NETWORK, format_percent
 from saving import save, table
 from torch import nn
 
@@ -58,45 +52,22 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Setup:
+@dataclass(frozen=True, kw_only=True)
+class Setup(comparison.Setup):
     """What all rows of one table share."""
 
-    data: str
-    network: str
-    hidden: str  # its hidden linear layer
-    eps: float
-    noise: float
+    hidden: str = "layers.7"  # the network's hidden linear layer
+    eps: float = 0.1
+    noise: float = 0.3
     train: dict[int, int]  # images to train on -> epochs
-    points: int
-    network_arguments: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
 
     def quick(self) -> Setup:
         return replace(self, train={200: 1}, points=8, seeds=(0,))
 
 
 SETUPS = {
-    "digits": Setup(
-        data="digits",
-        network="small-cnn",
-        hidden="layers.7",
-        eps=0.1,
-        noise=0.3,
-        train={100: 200, 1437: 30},
-        points=150,
-    ),
-    "mnist": Setup(
-        data="mnist",
-        network="small-cnn",
-        network_arguments={"channels": 8, "hidden": 64},
-        hidden="layers.7",
-        eps=0.1,
-        noise=0.3,
-        train={500: 60, 20_000: 5},
-        points=100,
-        seeds=(0,),
-    ),
+    "digits": Setup(data="digits", train={100: 200, 1437: 30}, points=150),
+    "mnist": Setup(data="mnist", network_arguments=MNIST_NETWORK, train={500: 60, 20_000: 5}, seeds=(0,)),
 }
 
 
@@ -108,16 +79,16 @@ def train_network(setup: Setup, row: str, images: int, seed: int, folder: Path) 
         arguments = {**setup.network_arguments, "dropout": settings.get("dropout", 0.0)}
         network = create_model(setup.network, data.input_shape, data.nb_classes, **arguments)
         optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-        return build_classifier(network, data, optimizer)
+        return comparison.build_classifier(network, data, optimizer)
 
     def train(classifier: PyTorchClassifier, options: TrainingOptions) -> RobustTrainer:
         # Each seed takes other images: a few images differ from another few.
         rows = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(seed))[:images].numpy()
         trainer = create_trainer(setup, settings, classifier, options)
         x, y = data.x_train[rows], data.y_train[rows]
-        return fit_with_cosine(trainer, x, y, batch_size=64, epochs=setup.train[images])
+        return comparison.fit_with_cosine(trainer, x, y, batch_size=64, epochs=setup.train[images])
 
-    return train_once(folder, build, train, seed=seed, row=row)
+    return comparison.train_once(folder, build, train, seed=seed, row=row)
 
 
 def create_trainer(
@@ -143,10 +114,14 @@ def create_trainer(
     return StandardTrainer(classifier, options=options)
 
 
-def run_job(setup: Setup, row: str, images: int, seed: int, data_dir: str, work: Path) -> dict[str, Any]:
+def list_cases(setup: Setup) -> Iterator[tuple[str, int, int]]:
+    """The networks: row, number of training images, seed."""
+    yield from ((row, images, seed) for images in setup.train for seed in setup.seeds for row in ROWS)
+
+
+def run_job(setup: Setup, work: Path, row: str, images: int, seed: int) -> dict[str, Any]:
     """Train one network and measure it."""
-    art.config.set_data_path(data_dir)
-    folder = network_folder(work, row, images, seed)
+    folder = comparison.network_folder(work, row, images, seed)
 
     def measure() -> dict[str, Any]:
         classifier, data = train_network(setup, row, images, seed, folder), load_data(setup.data)
@@ -164,7 +139,7 @@ def run_job(setup: Setup, row: str, images: int, seed: int, data_dir: str, work:
             "flags": [flag.name for flag in report.flags],
         }
 
-    return measure_once(folder, measure)
+    return comparison.measure_once(folder, measure)
 
 
 def summary(results: dict[str, Any]) -> list[dict[str, str]]:
@@ -185,17 +160,10 @@ def summary(results: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    args = parse_arguments(__doc__, SETUPS)
-    name, setup = f"layerwise_{args.setup}", SETUPS[args.setup]
-    setup = setup.quick() if args.quick else setup
-    work = work_folder(name, args.quick)
-    cases = [
-        (setup, row, images, seed, args.data, work) for images in setup.train for seed in setup.seeds for row in ROWS
-    ]
-    networks = run_jobs(run_job, cases, args.workers)
+    name, setup, networks, quick = comparison.run_setup(__doc__, "layerwise", SETUPS, run_job, list_cases)
     results = {"networks": networks, "eps": setup.eps, "noise": setup.noise}
     print(table(summary(results)))
-    if not args.quick:
+    if not quick:
         print(save(name, results, setup=asdict(setup), worker_threads=1))
 
 

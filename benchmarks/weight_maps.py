@@ -18,24 +18,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import art.config
+import comparison
 import torch
 from art.estimators.classification import PyTorchClassifier
-from comparison import (
-    build_classifier,
-    fit_with_cosine,
-    format_percent,
-    measure_once,
-    network_folder,
-    parse_arguments,
-    run_jobs,
-    train_once,
-    work_folder,
-)
+from comparison import MNIST_NETWORK, format_percent
 from saving import save, table
 from torch import Tensor, nn
 
@@ -64,44 +55,22 @@ NOISE = 0.2
 LARGEST = {"gaussian": "gaussian-0.3", "uniform": "uniform-0.4", "salt and pepper": "salt-and-pepper-0.2"}
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What all rows of one table share."""
+@dataclass(frozen=True, kw_only=True)
+class Setup(comparison.Setup):
+    """What all rows of one table share; all test images are classified clean and under noise."""
 
-    data: str
-    network: str
-    train: int
+    train: int  # images
     epochs: int
     batch_size: int
-    eps: tuple[float, ...]
-    points: int  # test images that are attacked; all are classified clean and under noise
-    network_arguments: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    eps: tuple[float, ...] = (0.05, 0.1, 0.15)
 
     def quick(self) -> Setup:
         return replace(self, train=200, epochs=1, eps=self.eps[:1], points=8, seeds=(0,))
 
 
 SETUPS = {
-    "digits": Setup(
-        data="digits",
-        network="small-cnn",
-        train=1437,
-        epochs=30,
-        batch_size=64,
-        eps=(0.05, 0.1, 0.15),
-        points=100,
-    ),
-    "mnist": Setup(
-        data="mnist",
-        network="small-cnn",
-        network_arguments={"channels": 8, "hidden": 64},
-        train=20_000,
-        epochs=5,
-        batch_size=100,
-        eps=(0.05, 0.1, 0.15),
-        points=100,
-    ),
+    "digits": Setup(data="digits", train=1437, epochs=30, batch_size=64),
+    "mnist": Setup(data="mnist", network_arguments=MNIST_NETWORK, train=20_000, epochs=5, batch_size=100),
 }
 
 
@@ -116,14 +85,14 @@ def train_network(setup: Setup, row: str, seed: int, data: Dataset, folder: Path
             for layer in weight_maps(network).values():
                 layer.requires_grad_(settings["learned"])
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        return build_classifier(network, data, torch.optim.Adam(trained, 1e-3))
+        return comparison.build_classifier(network, data, torch.optim.Adam(trained, 1e-3))
 
     def train(classifier: PyTorchClassifier, options: TrainingOptions) -> RobustTrainer:
         trainer = StandardTrainer(classifier, options=options)
         x, y = data.x_train[: setup.train], data.y_train[: setup.train]
-        return fit_with_cosine(trainer, x, y, batch_size=setup.batch_size, epochs=setup.epochs)
+        return comparison.fit_with_cosine(trainer, x, y, batch_size=setup.batch_size, epochs=setup.epochs)
 
-    return train_once(folder, build, train, seed=seed, row=row)
+    return comparison.train_once(folder, build, train, seed=seed, row=row)
 
 
 def record_activations(network: nn.Module, x: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -157,10 +126,14 @@ def measure_variances(network: nn.Module, x: Tensor) -> dict[str, dict[str, floa
     return measured
 
 
-def run_job(setup: Setup, row: str, seed: int, data_dir: str, work: Path) -> dict[str, Any]:
+def list_cases(setup: Setup) -> Iterator[tuple[str, int]]:
+    """The networks: row, seed."""
+    yield from ((row, seed) for seed in setup.seeds for row in ROWS)
+
+
+def run_job(setup: Setup, work: Path, row: str, seed: int) -> dict[str, Any]:
     """Train one network and measure it."""
-    art.config.set_data_path(data_dir)
-    folder = network_folder(work, row, seed)
+    folder = comparison.network_folder(work, row, seed)
 
     def measure() -> dict[str, Any]:
         data = load_data(setup.data)
@@ -179,7 +152,7 @@ def run_job(setup: Setup, row: str, seed: int, data_dir: str, work: Path) -> dic
             "maps": {name: describe_map(layer.map.detach()) for name, layer in weight_maps(classifier.model).items()},
         }
 
-    return measure_once(folder, measure)
+    return comparison.measure_once(folder, measure)
 
 
 def attack_network(
@@ -299,15 +272,10 @@ def drop_hidden_maps(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    args = parse_arguments(__doc__, SETUPS)
-    name, setup = f"weight_map_{args.setup}", SETUPS[args.setup]
-    setup = setup.quick() if args.quick else setup
-    work = work_folder(name, args.quick)
-    cases = [(setup, row, seed, args.data, work) for seed in setup.seeds for row in ROWS]
-    networks = run_jobs(run_job, cases, args.workers)
+    name, setup, networks, quick = comparison.run_setup(__doc__, "weight_map", SETUPS, run_job, list_cases)
     print(table(summary(networks)))
     print(table(variance_summary(networks)))
-    if not args.quick:
+    if not quick:
         print(save(name, drop_hidden_maps(networks), setup=asdict(setup), worker_threads=1))
 
 
