@@ -13,7 +13,8 @@ This benchmark trains one network six ways, on few images and on many:
 
 Every network is measured on all test images clean and under noise, and on the first ones under standard AutoAttack at
 Linf 0.1. The digits are trained with three seeds, MNIST with one. This is no recipe because each seed trains on other
-images. DIR holds mnist.npz as ART's loader keeps it. Work in progress is kept under runs/; the same command continues it.
+images. DIR holds mnist.npz as ART's loader keeps it. Work in progress is kept under runs/; the same command continues
+it.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@
     python benchmarks/local_ball.py mnist [--workers 2] [--quick]
     python benchmarks/local_ball.py search [--workers 2] [--quick]
 
-Each command runs a recipe in recipes/, as ``art-robust benchmark`` does. The first two then measure what a recipe cannot
-state: how long an epoch of each row takes, relative to an epoch of TRADES-10. The rows take turns in one process with
-one thread, and a ratio is the median over rounds. ``search`` compares variants of the local term on training images that
-were held out of every row's training. MNIST is read from where ART keeps its data. Work in progress is kept under runs/;
-the same command continues it.
+Each command runs a recipe in recipes/, as ``art-robust benchmark`` does. The first two then measure what a recipe
+cannot state: how long an epoch of each row takes, relative to an epoch of TRADES-10. The rows take turns in one process
+with one thread, and a ratio is the median over rounds. ``search`` compares variants of the local term on training
+images that no row is trained on. MNIST is read from where ART keeps its data. Work in progress is kept under runs/; the
+same command continues it.
 """
 
 from __future__ import annotations
