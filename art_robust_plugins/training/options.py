@@ -36,8 +36,8 @@ class TrainingOptions:
         shuffle: draw a new order of the samples each epoch (``fit`` only).
         drop_last: leave out a last batch that is smaller than the others (``fit`` only).
         scheduler_interval: call the scheduler's ``step`` after each ``"epoch"`` or after each ``"step"``.
-        schedule: of the learning rate, step by step, over the ``nb_epochs`` of a run, whose optimizer has its own rate
-            again afterwards; in place of a ``scheduler`` given to ``fit``. ``"cosine"`` falls from the optimizer's rate
+        schedule: of the learning rate, step by step over the ``nb_epochs`` of a run, in place of a ``scheduler`` given
+            to ``fit``; the optimizer's own rate is restored afterwards. ``"cosine"`` falls from the optimizer's rate
             to 0 in half a cosine; ``"one-cycle"`` rises from 1/25 of it in 30 % of the steps and falls to 1/250,000;
             ``"piecewise"`` multiplies it at ``milestones``.
         warmup_epochs: with ``"cosine"``, first let the rate grow linearly for so many epochs (a fraction is possible).
@@ -45,53 +45,53 @@ class TrainingOptions:
             multiplied by ``milestone_decay``.
         milestone_decay: see ``milestones``.
         augmentation: of the images of each batch, on the device, before the method sees them: ``"flip"`` mirrors each
-            from left to right with probability 1/2, ``"crop-flip"`` also takes a random crop of its size from it with
-            ``crop_padding`` pixels around it. Each image is changed by itself; validation data are not.
-        crop_padding: pixels on each side, which hold the lower clip value (0 without clip_values, or with infinite
-            ones).
+            from left to right with probability 1/2; ``"crop-flip"`` also pads each by ``crop_padding`` pixels and takes
+            a random crop of the original size. Images are changed independently; validation data are not changed.
+        crop_padding: pixels of padding on each side, with the lower clip value (0 without clip_values, or with
+            infinite ones).
         mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32.
-        channels_last: keep weights and images in this memory format while training, which most convolutions compute
-            faster in.
+        channels_last: keep weights and images in this memory format while training; most convolutions are faster in
+            it.
         compile: run the network's forward passes in training, those of an adversary's ascent too, through
             ``torch.compile``: ``"default"``, or ``"reduce-overhead"`` for CUDA graphs as well (on CUDA only). Results
             then differ by rounding, and dropout draws other numbers; a resumed run is equal up to rounding. Where
-            compiling fails (no C++ compiler, a network or an instrument with Python that cannot be traced), a warning
-            says why and training goes on uncompiled (versions of torch that compile backward passes late may fail
-            there). Hooks that are new in each step are found out only after eight
-            compilations: those of `LipschitzMarginTrainer` on batch normalisation are such. Validation is not compiled.
+            compiling fails (no C++ compiler, or a network or instrument with Python code that cannot be traced), a
+            warning says why and training continues uncompiled (versions of torch that compile backward passes late may
+            fail there). Hooks that change in every step, such as those of `LipschitzMarginTrainer` on batch
+            normalisation, are detected only after eight compilations. Validation is not compiled.
         fused_optimizer: let the optimizer (torch's SGD, Adam or AdamW) step in one fused kernel while it trains;
             results differ by rounding.
-        accumulation_steps: cut each batch into so many parts, whose gradients are added up before the optimizer's step:
-            the gradient of the whole batch for the memory of a part. What looks at a whole batch sees the parts (batch
-            normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers. A loss
-            of the classifier that is not the mean over samples (with a sum, weights, an ``ignore_index``, or terms
-            that couple samples) is refused, here as with several processes; the terms of a method are not looked at.
+        accumulation_steps: split each batch into this many parts and add up their gradients before the optimizer's
+            step: the gradient of the whole batch in the memory of a part. Statistics of a batch become those of a part
+            (batch normalisation, BANG's largest norm, the pairs of `Layerwise`), and methods draw other random numbers.
+            A loss of the classifier that is not the mean over samples (with a sum, weights, an ``ignore_index``, or
+            terms that couple samples) is refused, as with several processes; a method's own terms are not checked.
         max_gradient_norm: clip the gradient of all parameters together to this L2 norm.
         ema_decay: keep an exponential moving average of the weights, a <- decay a + (1 - decay) w after each step, from
-            the first weights on; it spans about 1 / (1 - decay) steps, and fewer in all leave it near the start. It is
-            what is validated, what ``keep_best`` keeps, and what the network holds at the end (after Ctrl-C it holds
-            the trained weights). Of everything that the optimizer trains an average is kept; buffers (batch
-            normalisation's running statistics) are the trained network's. A method that goes back to earlier weights
-            starts the average anew from them.
-        freeze_batch_norm: batch normalisations that stay in evaluation mode while the rest trains, as a network that
-            is fine-tuned may want: they compute with their running statistics, and keep them; their weights are
-            trained as any others. True for all of them, or patterns of their names (``["backbone.*"]``). The mode that
-            a layer is in before ``fit`` says nothing, as ART's ``predict`` puts all layers into evaluation mode.
-        validation_steps: PGD steps of the robust validation accuracy, which is measured in passes of at most as many
-            images as those of training (small ones cost time), on which its random starts depend.
+            the first weights on; it spans about 1 / (1 - decay) steps: a shorter training leaves it near the start. The
+            average is validated, is kept by ``keep_best``, and is in the network at the end (after Ctrl-C the network
+            has the trained weights). Everything that the optimizer trains is averaged; buffers (batch normalisation's
+            running statistics) are the trained network's. A method that goes back to earlier weights restarts the
+            average from them.
+        freeze_batch_norm: batch normalisations that stay in evaluation mode while the rest trains, for fine-tuning:
+            they use their running statistics and do not update them; their weights are trained. True for all of them,
+            or patterns of their names (``["backbone.*"]``). The mode of a layer before ``fit`` does not matter, since
+            ART's ``predict`` puts all layers into evaluation mode.
+        validation_steps: PGD steps of the robust validation accuracy. Its passes are as large as those of training at
+            most, and its random starts depend on their size.
         keep_best: end with the weights of the epoch with the best validation accuracy, robust if a threat is known.
-        checkpoint_dir: write ``training.pt`` there after every epoch: all that is needed to go on. One training at a
-            time holds the folder; another one is refused.
+        checkpoint_dir: write ``training.pt`` there after every epoch, with all that is needed to resume. Only one
+            training at a time may use the folder; another one is refused.
         resume: continue from the checkpoint in ``checkpoint_dir``, if one is there; the finished run equals one that
             was never interrupted (on a CPU bit for bit, on a GPU as nearly as two runs with one seed do). Without it,
-            a checkpoint that is already there is an error. A run that is made of something else is refused, and leaves
-            network and optimizer as they were. Compared are the data's content (of a loader what `fit_loader` says),
-            the network's modules, hooks and outputs, loss, preprocessing, clip_values, parameter groups (order and
-            initial hyper-parameters), scheduler, method and instruments: their settings and inner modules, the
-            attributes that their code names, the code of one's own methods, losses, schedules and of modules that ask
-            whether they train (within one version of Python), and the variables that this code closes over or names.
-            What moved while the run trained, as counters do, is not compared; nor are folders of paths, other code of
-            modules, and versions of libraries.
+            an existing checkpoint is an error. A run that differs from the checkpoint's is refused, and network and
+            optimizer stay as they were. Compared are the data's content (of a loader what `fit_loader` says); the
+            network's modules, hooks and outputs; loss, preprocessing, clip_values, parameter groups (order and initial
+            hyper-parameters), scheduler, method and instruments, with their settings, inner modules and the attributes
+            that their code names; the user's own code of methods, losses, schedules and of modules that behave
+            differently in training (within one version of Python); and the variables that this code uses. Not compared
+            are values that change during training, such as counters, the folders of paths, other code of modules, and
+            versions of libraries.
 
     Raises:
         ValueError: for a value outside its range.
@@ -178,12 +178,12 @@ class TrainingOptions:
         if (self.schedule == "piecewise") != bool(given):
             wanted = "at least one" if not given else "none"
             raise ValueError(f"milestones: got {self.milestones!r} with schedule {self.schedule!r}, expected {wanted}.")
-        object.__setattr__(self, "milestones", tuple(numbers))  # one form, which checkpoints compare
+        object.__setattr__(self, "milestones", tuple(numbers))  # checkpoints compare this form
         check_number("milestone_decay", self.milestone_decay)
 
 
 def _plain(value: Any) -> Any:
-    """A value of NumPy's as Python's own: one form, which checkpoints compare."""
+    """NumPy values as Python values, so that equal settings have equal texts in checkpoints."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return plain_number(value)

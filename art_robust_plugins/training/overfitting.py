@@ -51,15 +51,16 @@ class Watched(Protocol):
 class OverfittingWatch:
     """Compares a trainer's own adversary with a strong one, PGD of 10 steps, at the end of each epoch.
 
-    Both ascend the classifier's loss (the trainer's own with its start, steps and step size, but never a divergence, so
-    that only their strength differs), and attack up to 64 images of a batch of the epoch. The epoch is bad when the
-    strong adversary leaves less than half as many of them correct as the trainer's own, and at least 30 points fewer.
+    Both ascend the classifier's loss, even where the method ascends a divergence, so that they differ in strength only:
+    the trainer's own has its start, steps and step size. They attack up to 64 images of one batch of the epoch. The
+    epoch is bad when the strong adversary leaves less than half as many images correct as the trainer's own, and at
+    least 30 percentage points fewer.
     The accuracies join the epoch's record as ``own_adversary_accuracy`` and ``strong_adversary_accuracy``.
 
     ``"warn"`` warns once. ``"rollback"`` warns and brings weights, the optimizer's state and the instruments' back to
     the end of the last good epoch (``rolled_back`` in the record is 1, the rest of the record is of the epoch that was
-    undone); training goes on from there with other random numbers and a learning rate that does not go back. It keeps a
-    copy of these states in memory. ``"ignore"`` does not look.
+    undone); training continues from there with other random numbers and the current learning rate. A copy of these
+    states is kept in memory. ``"ignore"`` disables the watch.
     """
 
     def __init__(self, trainer: Watched, action: Action) -> None:
@@ -76,16 +77,16 @@ class OverfittingWatch:
 
     @property
     def watching(self) -> bool:
-        """Whether there is anything to look for."""
+        """Whether the watch is active."""
         return self.action != "ignore" and self.trainer.steps < STRONG
 
     def begin_step(self, x: Tensor, y: Tensor) -> None:
-        """Keep some images of the batch, which is about to be trained on."""
+        """Keep some images of the next batch."""
         if not self.watching:
             return
         share = self.trainer.share
         size = min(len(x) if share is None else share.whole, SAMPLES)
-        if self._seen is None or size >= self._size:  # a small last batch says less
+        if self._seen is None or size >= self._size:  # a small last batch is less reliable
             self._seen, self._share, self._size = (x[:SAMPLES].clone(), y[:SAMPLES].clone()), share, size
 
     def end_epoch(self, record: dict[str, float]) -> None:
@@ -120,12 +121,12 @@ class OverfittingWatch:
         return {"good": torch.tensor(self._good is not None)} if self.action == "rollback" else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier run, as `state_dict` gave it, when all else is taken up already."""
+        """Load the state of an earlier run, as `state_dict` returned it, after all other state is loaded."""
         if bool(state.get("good", False)):
             self._good = self._copy_state()
 
     def count_resisting(self) -> tuple[int, int, int]:
-        """The numbers of images that resist the trainer's adversary, that resist the strong one, and of all."""
+        """Count images: those that resist the trainer's adversary, those that resist the strong one, and all."""
         trainer = self.trainer
         x, y = self._images()
         labels, threat = y.argmax(dim=1) if y.dim() == 2 else y, trainer.current_threat
@@ -141,12 +142,13 @@ class OverfittingWatch:
                 logits = class_logits(trainer.classifier, trainer.logits(adversary))
             right.append((logits.argmax(dim=1) == labels).sum())
         counts = torch.stack(right)
-        trainer.copy_from_main_process([counts])  # on GPUs they may differ, and all must act alike
+        # On GPUs the counts may differ between processes, which must act alike.
+        trainer.copy_from_main_process([counts])
         own_right, strong_right = counts.tolist()
         return own_right, strong_right, len(x)
 
     def _images(self) -> tuple[Tensor, Tensor]:
-        """The images that were kept, which are then forgotten; where processes shared the batch, its first ones."""
+        """Return and forget the images that were kept; with several processes, the first ones of the whole batch."""
         assert self._seen is not None
         (x, y), share = self._seen, self._share
         self._seen = None
@@ -173,12 +175,12 @@ class OverfittingWatch:
         return copy.deepcopy(state)
 
     def _restore(self, good: dict[str, Any]) -> None:
-        trainer, state = self.trainer, copy.deepcopy(good)  # the optimizer goes on in the tensors that it is given
+        trainer, state = self.trainer, copy.deepcopy(good)  # the optimizer would change the given tensors in place
         optimizer = trainer.classifier.optimizer
         trainer.classifier.model.load_state_dict(state["network"])
         for module, weights in zip(preprocessing_modules(trainer.classifier), state["preprocessing"], strict=True):
             module.load_state_dict(weights)
-        # The learning rate belongs to the scheduler, which does not go back.
+        # The learning rate is the scheduler's, whose state is not restored.
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         for instrument, saved in zip(trainer.instruments, state["instruments"], strict=True):

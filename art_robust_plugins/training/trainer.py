@@ -44,7 +44,7 @@ _OF_A_FIT = {"processes", "share"}
 
 
 class RobustTrainer(Trainer):
-    """The base of all training methods, and of one's own: an ART ``Trainer`` whose subclasses give a loss.
+    """The base class of all training methods, built-in or your own: an ART ``Trainer`` whose subclasses give a loss.
 
     A subclass implements `training_loss` and hands the rest to this constructor. In it, `logits` is the network with
     ART's preprocessing before it, and `loss` the classifier's own loss.
@@ -53,17 +53,17 @@ class RobustTrainer(Trainer):
         classifier: an ART ``PyTorchClassifier`` with an optimizer; it is trained in place. Any loss works
             that gives one number for a batch.
         threat: for robust validation accuracy, and for methods that train against an adversary.
-        instruments: what is attached to the network while it trains, such as `BANG`.
+        instruments: are attached to the network while it trains, such as `BANG`.
         options: the training loop's settings.
 
     Attributes:
         history: one dictionary an epoch, to which methods may add: ``epoch``, ``loss``, ``seconds``, ``learning_rate``
             (of the epoch's last step) and, with validation data, ``validation_accuracy`` and (with a threat)
             ``validation_robust_accuracy``, between 0 and 1.
-        epochs_done: how far the training is, in epochs, with the steps of the current one as a fraction (of a stream
-            without a length: in whole epochs).
-        share: in `training_loss`, which part of the batch is this process's; None when it is whole.
-        processes: those that train together, since the last call of ``fit`` began; before it None.
+        epochs_done: the epochs trained so far, with the steps of the current one as a fraction (for a stream without a
+            length, whole epochs only).
+        share: in `training_loss`, this process's share of the batch; None when it is the whole batch.
+        processes: the processes that train together, since the last call of ``fit`` began; before it None.
         input_range: the classifier's ``clip_values`` (low, high): numbers, tensors on the network's device where they
             differ by feature, or None.
         estimator_module: the network with ART's preprocessing before it, in the classifier's range.
@@ -72,20 +72,20 @@ class RobustTrainer(Trainer):
 
     Raises:
         TypeError: for another kind of classifier, threat, instruments or options.
-        ValueError: one instrument given twice; for a classifier without optimizer, with postprocessing, or with
-            preprocessing that is not torch; a threat whose ball holds every input within ``clip_values``, as a radius
-            in other units does.
+        ValueError: one instrument given twice; a classifier without optimizer, with postprocessing, or with
+            preprocessing that is not torch; a threat whose ball holds every input within ``clip_values``, such as a
+            radius in other units.
 
-    Preprocessing defences of the classifier act as ART means them, but in each batch: those of ``fit`` and ``predict``
+    Preprocessing defences of the classifier act as in ART, but in each batch: those of ``fit`` and ``predict``
     belong to the network, those of ``fit`` alone change the batch (and its labels) before the method sees it.
 
     Several processes (``accelerate launch``, ``torchrun``) share each batch, and every one calls ``fit`` with the same
-    arguments, which are compared. Gradients are averaged by sample, and random numbers come through `draw`: with the
-    same seed the result is that of one process up to rounding. Two layers differ, as they see one process's share of a
-    batch: batch normalisation takes its statistics (``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` makes them the
-    whole batch's, on GPUs; the running ones are those of the main process), and dropout draws a mask of its own. A
-    process that is lost ends the others with a `ProcessLostError`; the main process writes the checkpoint, which all
-    must be able to read.
+    arguments, which are compared. Gradients are averaged by sample, and random numbers come from `draw`: with the same
+    seed the result is that of one process up to rounding. Two kinds of layers differ, since they see one process's
+    share of a batch: batch normalisation uses the share's statistics (``SyncBatchNorm.convert_sync_batchnorm`` of
+    torch.nn makes them the whole batch's, on GPUs; the running ones are the main process's), and dropout draws a mask
+    for each share. When one process is lost, the others end with a `ProcessLostError`; the main process writes the
+    checkpoint, which all must be able to read.
 
     Example:
         >>> class Smoothed(RobustTrainer):
@@ -152,25 +152,25 @@ class RobustTrainer(Trainer):
     def logits(self, x: Tensor) -> Tensor:
         """The network's outputs [N, C] for inputs in the classifier's range, after ART's preprocessing.
 
-        In float32 at least: under mixed precision, losses of what is in bfloat16 would be rounded to it on a CPU.
+        They are in float32 at least: on a CPU, losses of bfloat16 outputs would be rounded to bfloat16.
         """
         outputs = check_outputs(self.forward_pass(x))
         return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The classifier's own loss, a scalar; labels are brought to the form that it takes."""
+        """The classifier's own loss, a scalar; labels are converted to the form that it takes."""
         return loss_of(self.classifier, logits, y)
 
     def draw(self, draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         """Random numbers for the samples of ``like`` [N, ...], which do not depend on how many processes there are.
 
         Args:
-            draw: gives them for a tensor of a batch's shape, type and device, whose values are not to be used; such as
-                ``torch.randn_like``. It is given a tensor for the whole batch, of which this process has a share.
+            draw: a function such as ``torch.randn_like`` from a tensor, whose values it must not use, to random numbers
+                of the tensor's shape, type and device. It gets a tensor for the whole batch.
             like: the samples of this process, or several copies of them one after the other.
 
         Returns:
-            what ``draw`` gave for the samples of ``like``.
+            the random numbers for the samples of ``like``.
         """
         return draw(like) if self.share is None else self.share.draw(draw, like)
 
@@ -180,43 +180,43 @@ class RobustTrainer(Trainer):
         return self.draw(draw, like)
 
     def enter_training_mode(self) -> None:
-        """Put the network into training mode, but for batch normalisations that the options freeze.
+        """Put the network into training mode, except for batch normalisations that the options freeze.
 
-        For methods that look at the network in evaluation mode within a step.
+        For methods that switch the network to evaluation mode within a step.
         """
         self.classifier.model.train()
         for layer in self._frozen_layers:
             layer.eval()
 
     def copy_from_main_process(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors, where several processes train together, with those of the main process.
+        """Overwrite tensors with those of the main process, if several processes train together.
 
-        For what a method keeps and what may differ between them; all of them must call it.
+        For a method's own tensors, which may differ between processes; all processes must call it.
         """
         if self.processes is not None:
             self.processes.copy_from_main(tensors)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the method itself remembers between batches; checkpoints hold it."""
+        """The method's own state between batches; checkpoints hold it."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier run, as `state_dict` gave it."""
+        """Load the state of an earlier run, as `state_dict` returned it."""
         if state:
             raise ValueError(f"state: got entries {sorted(state)}, but {type(self).__name__} keeps none.")
 
     def end_epoch(self, record: dict[str, float]) -> None:
-        """Called after each epoch, with what `history` will hold of it; a method may add to it.
+        """A hook called after each epoch with the entry that `history` gets for it; a method may add values to it.
 
-        A method that goes back to earlier weights sets ``record["rolled_back"] = 1.0``: ``keep_best`` then leaves the
-        epoch out, as what was measured is not true of the weights.
+        A method that goes back to earlier weights sets ``record["rolled_back"] = 1.0``: ``keep_best`` then ignores the
+        epoch, since its accuracies were measured with other weights.
         """
 
     def check_fit(self, samples: int, batch_size: int, nb_epochs: int, *, validated: bool = False) -> None:
-        """Refuse now the settings that `fit` would refuse, without data; it does so by itself.
+        """Refuse the settings that `fit` would refuse, before any data are loaded; `fit` calls it too.
 
         Args:
-            samples: how many there will be.
+            samples: the number of training samples.
             batch_size: as for `fit`.
             nb_epochs: as for `fit`.
             validated: whether there will be validation data.
@@ -234,7 +234,7 @@ class RobustTrainer(Trainer):
         check_options(self.options, self.classifier, validated=validated)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what is read from the classifier, which a copy reads from its own."""
+        """The state without what `prepare` reads from the classifier: a copy reads it from its own classifier."""
         left_out = _READ_FROM_CLASSIFIER | _OF_A_FIT
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
@@ -265,21 +265,21 @@ class RobustTrainer(Trainer):
             x: [N, *input_shape] in the classifier's ``clip_values``, array or tensor.
             y: class indices [N], one-hot rows [N, nb_classes], or rows of class probabilities, which sum to 1, where
                 the loss takes them (not ``NLLLoss``, ``MultiMarginLoss`` and binary networks; nor
-                `LipschitzMarginTrainer`). What needs one class of a sample takes its most probable one.
+                `LipschitzMarginTrainer`). Where one class is needed, a sample has its most probable one.
             validation_data: a pair (x, y) to measure accuracy on after each epoch; y as indices or one-hot rows.
             batch_size: samples in a batch, over all processes.
-            nb_epochs: passes over the data; a resumed run counts those before.
+            nb_epochs: passes over the data, including those before a run was resumed.
             scheduler: anything with ``step()``, over the classifier's optimizer. ``ReduceLROnPlateau`` monitors the
                 training loss with mode ``"min"``, and with mode ``"max"`` the validation accuracy: the robust one
                 where the trainer has a threat, else the clean one.
             verbose: show a progress bar.
 
-        The network ends in evaluation mode, and all of it trains in training mode, whatever mode its layers are in
-        now: batch normalisations stay in evaluation mode where ``freeze_batch_norm`` of the options says so. A
-        ``UserWarning`` tells of a class without samples, and of a training that ended at chance.
+        All layers are trained in training mode, whatever their mode before, except for batch normalisations that the
+        option ``freeze_batch_norm`` names; the network ends in evaluation mode. A ``UserWarning`` reports a class
+        without samples, and a training that ended at chance.
 
         Raises:
-            ValueError: for bad data (see `image_tensor` and `label_tensor` in bridge.py) or settings; for a network,
+            ValueError: for bad data (see `bridge.image_tensor` and `bridge.label_tensor`) or settings; for a network,
                 loss, optimizer or scheduler that the loop cannot drive, before the first step, with weights and buffers
                 as they were.
             FloatingPointError: when the loss is no longer finite; says at which epoch and step.
@@ -303,8 +303,8 @@ class RobustTrainer(Trainer):
     ) -> None:
         """Train on batches from an ART ``DataGenerator``; an epoch is its ``size``. Otherwise as `fit`.
 
-        A generator that can be iterated is iterated anew each epoch. From any other, a resumed run takes the batches
-        that it gives then, so only the former resume exactly.
+        A generator that can be iterated is iterated from its start each epoch, so that a resumed run gets the same
+        batches. A resumed run gets from any other generator whatever it then yields.
         """
         if not isinstance(generator, DataGenerator):
             raise TypeError(f"generator: got {type(generator).__name__}, expected an ART DataGenerator.")
@@ -326,16 +326,16 @@ class RobustTrainer(Trainer):
         """Train on a ``DataLoader``, or on anything that yields batches (x, y) each time it is iterated; as `fit`.
 
         For data larger than memory: only the current batch is held, and on CUDA the next one, which is read, pinned and
-        copied on a stream of its own meanwhile (a ``DataLoader`` with workers reads further ahead by itself).
+        copied on a separate stream meanwhile (a ``DataLoader`` with workers reads further ahead).
 
-        Each of several processes iterates its own loader, which must give the same whole batches in all of them (no
-        ``DistributedSampler``), and takes its share; labels that differ are an error. A ``DataLoader`` that shuffles
-        does so by random numbers that are the same in all.
+        With several processes, each iterates its own loader, which must yield the same whole batches everywhere (no
+        ``DistributedSampler``), and takes its share; labels that differ are an error. A ``DataLoader`` shuffles with
+        the same random numbers in all processes.
 
         A resumed run must have a loader of the same types, length, batch size, sampler, ``collate_fn`` and transforms,
-        and the same arrays in the memory of its data set (lists of batches whole), also where another object holds the
-        ``DataLoader``. Nothing is drawn from it to compare: of data that are read from files as they are needed, only
-        names and the number of samples are known.
+        with the same arrays in its data set (lists of batches are compared as a whole), also where another object wraps
+        the ``DataLoader``. The comparison draws no batch: of data that are read from files on demand, only names and
+        the number of samples are compared.
         """
         if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Random crops and flips of a batch of images, each by itself, on their device."""
+"""Random crops and flips: each image of a batch is changed independently, on the batch's device."""
 
 from __future__ import annotations
 

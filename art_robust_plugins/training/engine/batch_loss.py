@@ -1,4 +1,4 @@
-"""What happens to a batch before the method sees it, and to the method's loss of it."""
+"""From a batch to its loss: augmentation, training defences, this process's share, and the method's loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BatchLoss:
     """The loss of a method for a batch, or for this process's share of it.
 
     Attributes:
-        largest: the largest number of samples of a part that went through the network, since it was set.
+        largest: the largest number of samples that passed through the network at once so far.
     """
 
     def __init__(self, method: TrainingMethod, processes: Processes) -> None:
@@ -44,7 +44,7 @@ class BatchLoss:
         return crop_and_flip(x.movedim(-1, 1), padding, self._fill).movedim(1, -1)
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Let the parts of a batch fill the gradients, one after the other; the loss of this process, detached."""
+        """Accumulate the gradients of the batch's parts, one after the other; returns this process's loss, detached."""
         parts = []
         for part_x, part_y in split_batch(x, y, self.options.accumulation_steps):
             loss = self.compute(part_x, part_y)
@@ -55,7 +55,7 @@ class BatchLoss:
         return sum(parts[1:], parts[0])
 
     def compute(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of a batch; of this process's share of it, with its weight, where there are several."""
+        """The loss of a batch; with several processes, that of this process's share times the share's weight."""
         x, y = self._apply_defences(x, y)
         share = self.processes.share_of(len(x))
         if share is not None:
@@ -75,7 +75,7 @@ class BatchLoss:
         return loss if share is None else loss * share.weight
 
     def announce_share(self, share: Share | None) -> None:
-        """Tell the method and its instruments which part of a batch comes."""
+        """Tell the method and its instruments which part of the next batch is this process's."""
         self.method.share = share
         for instrument in self.method.instruments:
             instrument.share = share
@@ -95,10 +95,10 @@ class BatchLoss:
             raise
 
     def _fill_value(self) -> Bound:
-        """What pixels beside an image hold: the lower clip value, along the axes [C, H, W]; 0 where there is none."""
+        """The value of padding pixels: the lower clip value, along the axes [C, H, W]; 0 where there is none."""
         low, shape = self.method.input_range[0], tuple(self.classifier.input_shape)
         if not isinstance(low, Tensor) or len(shape) != 3:
             return low if isinstance(low, float) and math.isfinite(low) else 0.0
         low = low.where(low.isfinite(), 0.0)
-        low = low[0] if low.dim() == 4 else low  # with the axis of a batch
+        low = low[0] if low.dim() == 4 else low  # clip values that have a batch axis
         return low.expand(shape) if self.classifier.channels_first else low.expand(shape).movedim(-1, 0)

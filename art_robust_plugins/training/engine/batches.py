@@ -1,4 +1,4 @@
-"""Where the batches of a training come from: arrays, or anything that yields them."""
+"""The sources of training batches: arrays, or anything that yields batches."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from .targets import ClassCensus, training_labels
 
 
 class BatchSource(Protocol):
-    """What the loop takes its batches from."""
+    """The interface through which the loop gets its batches."""
 
     steps: int | None
-    """Batches in an epoch; None for a stream, whose length shows when it ends."""
+    """Batches in an epoch; None for a stream, whose length is known only when it ends."""
     sizes: set[int]
-    """Numbers of samples that batches have, as far as they are known before they come."""
+    """The batch sizes that occur, as far as they are known in advance."""
     settings: dict[str, int]
-    """What a resumed run must keep."""
+    """Settings that must be the same in a resumed run."""
     generators: Sequence[torch.Generator]
-    """A loader's own, whose states checkpoints hold."""
+    """The loader's own random generators; checkpoints hold their states."""
     whole: Batch | None
-    """All the data, where they are in memory."""
+    """All the data, if they are in memory; else None."""
     origin: object
-    """What gives the batches otherwise."""
+    """The loader or generator that yields the batches; None for arrays."""
 
     def epoch(self, order: torch.Generator, processes: Processes, census: ClassCensus | None) -> Iterator[Batch]:
         """The batches of an epoch on the device: x [N, ...], y [N] or [N, C]; ``census`` is shown their labels."""
 
 
 class ArrayBatches:
-    """Batches cut on the device from images [N, ...] and labels that lie there."""
+    """Batches sliced on the device from images [N, ...] and labels that are already there."""
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, *, shuffle: bool, drop_last: bool) -> None:
         self.images, self.labels, self.batch_size, self.shuffle = images, labels, batch_size, shuffle
@@ -60,12 +60,12 @@ class ArrayBatches:
 
 
 class LoadedBatches:
-    """Batches (x, y) that something else yields, checked and brought to the device.
+    """Batches (x, y) of a loader or generator, checked and moved to the device.
 
     Args:
-        classifier: that they are for.
-        iterate: begins an epoch.
-        origin: what gives the batches: a loader or generator.
+        classifier: is trained on the batches.
+        iterate: starts an epoch and returns its iterator.
+        origin: the loader or generator.
         steps: batches in an epoch, or None.
     """
 
@@ -84,7 +84,7 @@ class LoadedBatches:
         """The batches of a ``DataLoader``, or of anything that can be iterated every epoch."""
         try:
             steps = len(loader)  # type: ignore[arg-type]
-        except TypeError:  # a stream: its length shows when it ends
+        except TypeError:  # a stream: its length is known only when it ends
             steps = None
         batches = cls(classifier, lambda: iter(loader), loader, steps)
         batches.sizes, batches.generators = _known_sizes(loader), _find_generators(loader)
@@ -92,7 +92,7 @@ class LoadedBatches:
 
     @classmethod
     def from_generator(cls, classifier: PyTorchClassifier, generator: DataGenerator) -> LoadedBatches:
-        """The batches of an ART generator: iterated every epoch where it can be, else as many as its size makes."""
+        """The batches of an ART generator: it is iterated each epoch if it can be, else asked for `size` samples."""
         if isinstance(generator, Iterable):
             return cls(classifier, lambda: iter(generator), generator, None)
         if generator.size is None:
@@ -131,7 +131,7 @@ def batch_sizes(samples: int, batch_size: int, drop_last: bool) -> set[int]:
 
 
 def _known_sizes(loader: object) -> set[int]:
-    """`batch_sizes` of a ``DataLoader`` with torch's own batches; of others none is known before they come."""
+    """`batch_sizes` of a ``DataLoader`` that forms its own batches; unknown in advance for any other loader."""
     if not isinstance(loader, DataLoader) or loader.batch_size is None:
         return set()
     try:
@@ -142,7 +142,7 @@ def _known_sizes(loader: object) -> set[int]:
 
 
 def _find_generators(loader: object) -> list[torch.Generator]:
-    """The generators that a loader and its samplers draw from, each once."""
+    """The distinct generators that a loader and its samplers draw from."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
@@ -150,7 +150,7 @@ def _find_generators(loader: object) -> list[torch.Generator]:
 
 
 def _compare(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
-    """Batches that are the same in all processes, and end in all at once; others are refused."""
+    """Yield the batches, and refuse any that differs between processes, or an epoch that ends in only some of them."""
     if processes.count == 1:
         yield from batches
         return

@@ -1,4 +1,4 @@
-"""Whether training ended with a network that does no better than a constant answer."""
+"""A warning when the trained network does no better than a constant prediction."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from ...bridge import class_logits, loss_of
 
 IMAGES = 500
-"""How many training images are looked at."""
+"""Number of training images that are examined."""
 
 PER_BATCH = 8
-"""How many of a batch, where the number of batches is not known."""
+"""Number of images taken from each batch when the number of batches is not known."""
 
 STEPS = 50
 """Shorter trainings are not judged."""
 
 MARGIN = 0.01
-"""A loss so much below that of a constant answer, as a share of it, is better than chance."""
+"""A loss that is lower than a constant prediction's by this ratio counts as better than chance."""
 
 
 class ChanceWatch:
-    """Keeps some images of the last epoch, and says at the end whether the network does better than chance on them.
+    """Keeps some images of the last epoch, and tests at the end whether the network does better than chance on them.
 
-    It does not where both hold: it answers hardly more of them correctly than the commonest class alone would (by less
-    than two standard deviations of as many answers by chance), and the classifier's loss is not 1 % below that of a
-    constant answer, the mean of the network's outputs. A network that has learned anything of either is not named.
+    A network is at chance when both hold: its accuracy exceeds the share of the most common class by less than two
+    standard deviations of guessing, and its loss is not 1 % below that of a constant prediction, the mean of the
+    network's outputs. A network that is better in either respect gets no warning.
     """
 
     def __init__(self, steps: int | None) -> None:
@@ -40,7 +40,7 @@ class ChanceWatch:
         self.keeping = False
 
     def count_step(self, x: Tensor, y: Tensor) -> None:
-        """Take note of a step, and while ``keeping`` keep the first images of its batch."""
+        """Count a step; while ``keeping``, also store the first images of its batch."""
         self.steps += 1
         few = min(self._few, IMAGES - self._images)
         if self.keeping and few > 0:
@@ -67,7 +67,7 @@ class ChanceWatch:
         right = int((class_logits(classifier, outputs).argmax(dim=1) == labels).sum())
         loss = float(loss_of(classifier, outputs, labels))
         constant = float(loss_of(classifier, outputs.mean(dim=0, keepdim=True).expand_as(outputs), labels))
-        # Answers by chance may exceed the commonest class by some.
+        # Guessing may exceed the share of the most common class by a little.
         spread = 2 * math.sqrt(commonest * (1 - commonest / len(labels)))
         learned = right > commonest + spread or constant - loss > MARGIN * abs(constant)
         if learned or not math.isfinite(loss) or not math.isfinite(constant):

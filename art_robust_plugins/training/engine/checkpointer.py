@@ -41,7 +41,7 @@ CHECKPOINT = "training.pt"
 
 
 class Checkpointer:
-    """Saves a run after each epoch, and takes up what an earlier run saved; does nothing without ``checkpoint_dir``.
+    """Saves a run after each epoch, and loads what an earlier run saved; does nothing without ``checkpoint_dir``.
 
     Args:
         state: of the run.
@@ -66,13 +66,13 @@ class Checkpointer:
 
     @property
     def advice(self) -> str:
-        """What to do when another process is lost."""
+        """Advice for the user when another process is lost."""
         if self.path is None:
             return "no checkpoint_dir was given, so that training must begin anew."
         return f"start all of them again with resume (--resume), to go on from the last epoch in {self.path}."
 
     def identify(self, whole: Batch | None, loader: object, validation: Batch | None) -> None:
-        """Describe what the run is made of: all the data of ``fit``, or its loader, and everything else."""
+        """Describe what determines the run: the data of ``fit`` or its loader, network, loss, method and optimizer."""
         if self.path is None:
             return
         method, classifier = self.state.method, self.state.method.classifier
@@ -94,7 +94,8 @@ class Checkpointer:
         if self.path is None:
             return
         run = self.state
-        instruments = [instrument.state_dict() for instrument in run.method.instruments]  # by all processes together
+        # Instruments gather their state from all processes, so every process calls this.
+        instruments = [instrument.state_dict() for instrument in run.method.instruments]
         if not is_main:
             return
         state = {
@@ -113,18 +114,18 @@ class Checkpointer:
             "average": None if run.average is None else run.average.averages,
             "identity": self._identity,
             "probe": None if self._probe is None else self._probe.state_dict(),
-            "progress": self._describe_progress(),  # after the probe, whose passes counters count too
+            "progress": self._describe_progress(),  # after the probe, whose passes the network's counters count
         }
         save_state(self.path, state)
 
     def take_up(self, nb_epochs: int) -> int:
-        """Begin anew or take up the checkpoint; the number of epochs that are already done.
+        """Start a new run or load the checkpoint; returns the number of epochs that are already done.
 
-        What is taken up is only sure when `verify` has been called.
+        The network's outputs are compared with the checkpoint's only in `verify`, when the instruments are attached.
 
         Raises:
-            ValueError: for a checkpoint that is not to be continued, or that does not fit the run; network, optimizer
-                and all else are then as they were.
+            ValueError: the checkpoint must not be continued, or does not fit the run; network, optimizer and all other
+                state are then as they were.
         """
         path = self.path
         if path is None or not path.exists():
@@ -156,10 +157,10 @@ class Checkpointer:
         return int(saved["epochs"])
 
     def verify(self) -> None:
-        """Refuse, when the instruments are attached, a network that computes something else than the checkpoint's.
+        """With the instruments attached, refuse a network whose outputs differ from those of the checkpoint's network.
 
         Raises:
-            ValueError: it does; all is then as it was before `take_up`.
+            ValueError: the outputs differ; all state is then as it was before `take_up`.
         """
         if self._unverified is None or self._probe is None:
             return
@@ -177,12 +178,12 @@ class Checkpointer:
         return {**describe_groups(run.method.classifier), **describe_scheduler(run.scheduler), **held}
 
     def _describe_progress(self) -> dict[str, str]:
-        """What has moved, or come; not the hooks that instruments have put there meanwhile."""
+        """The entries that may have changed since the run began, without the hooks that instruments have added."""
         now = self._progress(quick=True)
         return {name: text for name, text in now.items() if name in self._identity or HOOK not in name}
 
     def _check(self, path: Path, saved: dict[str, Any], nb_epochs: int) -> Sequence[Tensor]:
-        """Refuse a checkpoint of another run; the states of the loader's generators."""
+        """Refuse a checkpoint of another run; returns the states of the loader's generators."""
         # Older checkpoints lack the options that came later: they ran with the defaults.
         defaults = {name: str(value) for name, value in asdict(TrainingOptions()).items()}
         written = {"preprocessing": "[]", **defaults, **saved["settings"]}
@@ -193,7 +194,7 @@ class Checkpointer:
         epochs, order = int(saved["epochs"]), saved.get("order")
         if epochs > nb_epochs:
             raise ValueError(f"nb_epochs: got {nb_epochs}, but {path} holds {epochs}, expected at least as many.")
-        # Older checkpoints hold one state, or None.
+        # Older checkpoints hold a single state, or None, instead of a list.
         generators: list[Tensor] = [] if order is None else [order] if isinstance(order, Tensor) else order
         if len(generators) != len(self.state.generators):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Forward passes through ``torch.compile``, which go on uncompiled where that fails."""
+"""Forward passes through ``torch.compile``, with uncompiled passes as the fallback when compiling fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..options import Compile
 
 
 class Compiled:
-    """A module as a function whose passes are compiled, as a whole or not at all; the module itself stays as it is.
+    """A module as a function whose passes are compiled, all or none of them; the module itself is not changed.
 
     Compiling happens in the first call of each kind (training or evaluation, with or without gradients, of the input
     too or not, under autocast or not), and again for another shape. Where it fails, a warning gives the reason once,
@@ -44,15 +44,15 @@ class Compiled:
         try:
             with _compile_backward_at_once():
                 outputs = self._passes[kind](x)
-            # The memory of a CUDA graph's outputs belongs to the graph, whose next run writes there.
+            # The memory of a CUDA graph's outputs belongs to the graph, and its next run overwrites it.
             return outputs.clone() if self.mode == "reduce-overhead" else outputs
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception as failure:  # torch names no class for all that a compiler can meet
+        except Exception as failure:  # torch has no common class for the errors of a compiler
             said = f"{type(failure).__name__}: {failure}".split("\n")
             # A failure of torch's compiler names its cause in the second line.
             reason = " ".join(said[: 2 if said[0].endswith("raised:") else 1]).strip()
-        outputs = self.module(x)  # where the network itself is to blame, this raises its error
+        outputs = self.module(x)  # if the network itself fails, this raises the network's own error
         self._passes = None
         warnings.warn(
             f"compile: torch.compile does not take this network, training goes on uncompiled ({reason})", stacklevel=2
@@ -66,7 +66,7 @@ class Compiled:
             outputs: Tensor = module(x)
             return outputs
 
-        # torch limits what it compiles for one code object, whatever the module: each kind needs one of its own.
+        # torch limits the compilations of one code object, whatever the module, so each kind of pass gets its own.
         own = FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
         compiled: Callable[[Tensor], Tensor] = torch.compile(
             own, fullgraph=True, mode=None if self.mode == "default" else self.mode
@@ -75,7 +75,7 @@ class Compiled:
 
 
 def _compile_backward_at_once() -> AbstractContextManager[None]:
-    """Otherwise the backward pass is compiled when it runs, where nothing can take a failure up."""
+    """Compile the backward pass with the forward pass: a failure in the backward pass itself could not be caught."""
     config = torch._functorch.config
     if not hasattr(config, "force_non_lazy_backward_lowering"):
         return nullcontext()

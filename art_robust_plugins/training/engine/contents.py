@@ -1,8 +1,7 @@
-"""All that decides what an object does, as texts by place: its settings, and the code and variables of its functions.
+"""Texts that describe what determines an object's behaviour: its settings, and its functions' code and variables.
 
 Places such as ``loss.ce.label_smoothing`` or ``method: training_loss: global epochs`` tell a user what differs. Of an
-object only those attributes count that the code around it names, so that what merely goes with it (a time, a folder, a
-number of epochs beside the settings) does not.
+object only those attributes count that its code names; an attribute that nothing reads (a time, a folder) does not.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ _DEPTH = 6
 _LONG = 32
 _QUICK = 1000
 HOOK = ", hook "
-"""In the names of hooks."""
+"""Part of the names of hooks' entries."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), PurePath, np.generic, Tensor, np.ndarray, range, slice)
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-# What is described by itself, and what is no setting.
+# These are described elsewhere, or are no settings.
 _APART = (ModuleType, BaseEstimator, Optimizer, LRScheduler, torch.Generator, np.random.Generator)
 _OF_MODULES = frozenset(vars(nn.Module())) - {"_modules", "_buffers", "_parameters"}
-# Methods that run before or beside the work: what only they name decides nothing.
+# These methods do not take part in the computation, so what only they name has no effect on it.
 _BESIDE = {"__init__", "__post_init__", "__repr__", "__str__", "__eq__", "__hash__", "__reduce__", "extra_repr"}
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME"}
 
 
 def names_of_classes(kind: type) -> frozenset[str]:
-    """The attributes, globals and texts that the methods of a class and of its bases name."""
+    """The names of attributes and globals, and the texts, in the methods of a class and its bases."""
     names: set[str] = set()
     for base in kind.__mro__:
         if base in (object, nn.Module):
@@ -56,7 +55,7 @@ def names_of_classes(kind: type) -> frozenset[str]:
 
 
 def functions_of(kind: type) -> Iterator[tuple[str, FunctionType]]:
-    """The methods of a class and its bases by name, where they are not a library's."""
+    """The methods of a class and its bases by name, except those of libraries."""
     for base in kind.__mro__:
         if is_own(base.__module__):
             for name, member in sorted(vars(base).items()):
@@ -66,21 +65,21 @@ def functions_of(kind: type) -> Iterator[tuple[str, FunctionType]]:
 
 
 class Contents:
-    """Describes objects and functions with all that they hold, each thing once.
+    """Describes objects and functions with everything they hold; each object is described once.
 
     Args:
-        apart: tensors, modules and objects that are described elsewhere, such as a network's weights.
+        apart: tensors, modules and objects to leave out because they are described elsewhere, such as weights.
         quick: leave out long arrays and lists.
     """
 
     def __init__(self, apart: Iterable[object], *, quick: bool = False) -> None:
         self._apart = {id(each): each for each in apart}
-        self._seen: dict[int, object] = {}  # keeps what it has seen alive, so that no identity comes twice
+        self._seen: dict[int, object] = {}  # keeps visited objects alive, so that no id is reused
         self._classes: set[type] = set()
         self._quick = quick
 
     def describe(self, value: Any, place: str) -> dict[str, str]:
-        """An object or function, at a place that the names begin with."""
+        """Describe an object or function; the entries' names begin with ``place``."""
         return dict(self.walk(value, place, frozenset(), _DEPTH))
 
     def describe_network(self, network: nn.Module) -> dict[str, str]:
@@ -90,7 +89,7 @@ class Contents:
         for name, module in network.named_modules():
             place = f"module {name}" if name else "network"
             code = dict(self._walk_class(type(module), f"network class {type(module).__name__}", _DEPTH))
-            # What else a network computes shows in its outputs; what it does in training alone does not.
+            # Other differences show in the network's outputs (see `probe`); behaviour in training mode alone does not.
             asks = "training" in names_of_classes(type(module))
             found |= {key: text for key, text in code.items() if asks or not key.startswith(CODE)}
             found |= dict(self._walk_attributes(module, place, used, _DEPTH))
@@ -100,7 +99,7 @@ class Contents:
         return found
 
     def describe_own(self, value: Any, place: str, left_out: Iterable[str]) -> dict[str, str]:
-        """An object of a class of one's own: its code, and the attributes that this code names."""
+        """Describe an object of a user's class: its code, and the attributes that this code names."""
         kind = type(value)
         if not is_own(kind.__module__):
             return {}
@@ -131,7 +130,7 @@ class Contents:
             return
         if isinstance(value, Tensor | np.ndarray) and (self._quick or isinstance(value, np.memmap)):
             size = int(np.prod(value.shape))
-            if isinstance(value, np.memmap):  # as large as a disk, perhaps
+            if isinstance(value, np.memmap):  # it may be as large as a disk
                 yield place, f"{value.dtype} {list(value.shape)} in a file"
             elif size <= _QUICK:
                 yield place, _shorten(value)
@@ -148,7 +147,7 @@ class Contents:
     def _walk_object(self, value: Any, place: str, used: frozenset[str], depth: int) -> Iterator[tuple[str, str]]:
         if isinstance(value, partial):
             for name, part in (("function", value.func), ("arguments", value.args), ("keywords", value.keywords)):
-                # All that a partial function is given counts.
+                # All arguments of a partial function count.
                 yield from self.walk(part, f"{place}, {name}", frozenset(), depth)
         elif isinstance(value, MethodType):
             yield from self.walk(value.__func__, place, used, depth)
@@ -249,7 +248,7 @@ def _shorten(value: Any) -> str:
 
 
 def _leave_folders_out(value: Any) -> Any:
-    """Paths without their folders, which differ from machine to machine."""
+    """Paths without their folders, since folders differ between machines."""
     if isinstance(value, str | PurePath):
         return str(value).rpartition("/")[2]
     if isinstance(value, list | tuple):
@@ -285,14 +284,14 @@ def _function_behind(member: Any) -> FunctionType | None:
 
 
 def _held_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yields what a function computes with beside its arguments: defaults, closed-over variables and globals."""
+    """Yields the values that a function uses besides its arguments: defaults, closed-over variables and globals."""
     yield "defaults", [function.__defaults__, function.__kwdefaults__]
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         if name == "__class__":
             continue
         try:
             value = cell.cell_contents
-        except ValueError:  # not filled yet
+        except ValueError:  # the closure's cell is still empty
             continue
         if value is not function:
             yield f"variable {name}", value
@@ -311,7 +310,7 @@ def _held_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _names(function: Any, seen: set[int]) -> frozenset[str]:
-    """What a function names, and the functions of one's own that it calls: attributes, globals, short texts."""
+    """The attributes, globals and short texts that a function, and the user's functions that it calls, name."""
     if not isinstance(function, FunctionType) or id(function) in seen:
         return frozenset()
     seen.add(id(function))
@@ -339,12 +338,12 @@ def _global_names(code: CodeType) -> set[str]:
 
 
 def _describe_code(function: FunctionType) -> str:
-    """A digest of what a function does, for one version of Python."""
+    """A digest of a function's instructions, which hold for one version of Python."""
     return f"{sys.version_info[0]}.{sys.version_info[1]}: SHA-256 {digest(*_instructions(function.__code__))[:16]}"
 
 
 def _instructions(code: CodeType) -> Iterator[str]:
-    """What the code does; where it stands in its file, comments and docstrings are left out."""
+    """The instructions of the code, without line numbers, comments and docstrings."""
     yield code.co_code.hex()
     yield repr((code.co_names, code.co_varnames, code.co_freevars))
     documented = sys.version_info < (3, 13) or bool(code.co_flags & 0x4000000)

@@ -1,4 +1,4 @@
-"""What the first batch of a run shows of network, loss and optimizer, before a weight has moved."""
+"""Checks of network, loss and optimizer on the first batch of a run, before any weight has changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUM_TOLERANCE = 0.05
 
 
 class FirstBatch:
-    """Refuses, by the first batch, a network or loss that cannot train."""
+    """Refuses, on the first batch, a network or loss that cannot be trained."""
 
     def __init__(self, method: TrainingMethod) -> None:
         self.method, self.classifier = method, method.classifier
@@ -43,9 +43,9 @@ class FirstBatch:
                 log-probabilities where the loss takes these, and for a loss that fails.
         """
         handle = None
-        # What a wrapper of a subclass hands to the network, and makes of its outputs, is its own affair.
+        # A subclass that wraps the network may change its inputs and outputs, so they are not compared.
         if find_own_forward(self.classifier) is None:
-            if self.method.options.compile != "no":  # a hook would be compiled with the network
+            if self.method.options.compile != "no":  # a hook on the module would be compiled with it
                 self._try_network(x[:16])
             else:
                 handle = self.classifier.model.register_forward_hook(self._check_outputs)
@@ -98,12 +98,12 @@ class FirstBatch:
             f"{largest:.3g}, expected 1; let the network end in LogSoftmax(dim=1), or take CrossEntropyLoss."
         )
         if is_own(getattr(type(self.method).training_loss, "__module__", None)):
-            warnings.warn(told, stacklevel=2)  # a method of one's own may normalise them first
+            warnings.warn(told, stacklevel=2)  # a user's method may normalise them before its loss
         else:
             raise ValueError(told)
 
     def _explain_failure(self, x: Tensor, y: Tensor, error: Exception) -> None:
-        """Name the classifier's loss where it is what fails for the network's outputs."""
+        """Raise an error that names the classifier's loss, if the loss is what fails for the network's outputs."""
         outputs, name = self._outputs, type(self.classifier.loss).__name__
         if outputs is None or len(outputs) != len(y) or str(error).startswith("classifier: "):
             return
@@ -111,7 +111,7 @@ class FirstBatch:
         try:
             with restored_random_states(cuda_devices()):
                 loss = loss_of(self.classifier, outputs.float().requires_grad_(), y)
-        except Exception as again:  # whatever a loss of the user's raises
+        except Exception as again:  # a user's loss may raise anything
             reason = (
                 f"{type(again).__name__}: {str(again).strip().splitlines()[0] if str(again).strip() else 'no text'}"
             )
@@ -123,7 +123,7 @@ class FirstBatch:
 
 
 class WeightMarks:
-    """Where the first gradient of each weight is largest: values that an optimizer's steps should change."""
+    """For each weight the entry with the largest first gradient: an entry that the optimizer should change."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -138,7 +138,7 @@ class WeightMarks:
                 self._marks.append((weight, place, torch.where(at == 0, torch.nan, weight.detach().flatten()[place])))
 
     def warn_if_still(self, steps: int) -> None:
-        """Warn of an optimizer that changed none of them in so many steps, at rates above 0."""
+        """Warn if the optimizer has changed none of these entries in ``steps`` steps at learning rates above 0."""
         rates = [float(group.get("lr", 1.0)) for group in self._optimizer.param_groups]
         known = [(weight, place, value) for weight, place, value in self._marks if not bool(value.isnan())]
         if not known or not all(rate > 0 for rate in rates):

@@ -1,4 +1,4 @@
-"""What would go wrong with a network or optimizer in training, found before anything is trained."""
+"""Checks of network and optimizer that find, before the first step, what would fail during training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_optimizer(optimizer: Optimizer, modules: Sequence[nn.Module]) -> None:
         ValueError: for such an optimizer.
     """
     name = type(optimizer).__name__
-    # A scheduler puts a function of another signature in the object's place of it.
+    # A scheduler replaces the object's step by a function with another signature, so the class is inspected.
     parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     if any(each.default is each.empty and each.kind not in variable for each in parameters):
@@ -37,7 +37,7 @@ def check_optimizer(optimizer: Optimizer, modules: Sequence[nn.Module]) -> None:
 
 
 def take_first_step(optimizer: Optimizer) -> None:
-    """A step, which an optimizer may refuse: without a closure, or for gradients that are dense, or complex.
+    """Take a step, and explain an optimizer that fails: it may need a closure, or sparse or real gradients.
 
     Raises:
         ValueError: for such an optimizer.
@@ -46,9 +46,9 @@ def take_first_step(optimizer: Optimizer) -> None:
         optimizer.step()
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # libraries have no one class for it
+    except Exception as error:  # libraries have no common class for it
         name, reason = type(optimizer).__name__, str(error).strip().split("\n")[0].rstrip(".")
-        if "CUDA error" in reason:  # of anything that ran before
+        if "CUDA error" in reason:  # CUDA reports late: the cause may be any earlier operation
             raise
         raise ValueError(
             f"classifier: its optimizer {name} does not step from these gradients alone ({type(error).__name__}: "
@@ -57,7 +57,7 @@ def take_first_step(optimizer: Optimizer) -> None:
 
 
 def check_outputs(outputs: object) -> Tensor:
-    """What a network gives in training mode, which must be one tensor as in evaluation mode.
+    """Refuse outputs in training mode that are not one tensor, as they are in evaluation mode.
 
     Raises:
         ValueError: for a tuple, dictionary or object, as networks with auxiliary outputs give.
@@ -98,7 +98,7 @@ def check_single_samples(
         network: the network; it is left as it was.
         sample: one sample [1, ...].
         sizes: numbers of samples that will pass through the network together.
-        at: where they come from, as a refusal says it.
+        at: describes the batches in the error's sentence.
 
     Raises:
         ValueError: for such batches.
@@ -115,7 +115,7 @@ def check_single_samples(
 
 
 def explain_single_sample(error: ValueError, at: str) -> None:
-    """Say in a sentence that batch normalisation met one sample, where that is what ``error`` says."""
+    """Raise a clearer error if ``error`` is batch normalisation's complaint about a single sample."""
     if "more than 1 value per channel" in str(error):
         raise ValueError(
             f"batch_size: got {at}, which batch normalisation cannot normalise in training mode, expected at least "
@@ -125,7 +125,7 @@ def explain_single_sample(error: ValueError, at: str) -> None:
 
 @contextmanager
 def restore_buffers(modules: Sequence[nn.Module], *, only_on_error: bool = False) -> Iterator[None]:
-    """A context that leaves the buffers of ``modules`` as they were; with ``only_on_error``, where it raises."""
+    """A context that restores the buffers of ``modules`` at its end; with ``only_on_error``, only if it raises."""
     owners = list(chain.from_iterable(module.modules() for module in modules))
     before = [
         (owner, name, buffer, buffer.detach().clone())
@@ -140,6 +140,6 @@ def restore_buffers(modules: Sequence[nn.Module], *, only_on_error: bool = False
         if failed or not only_on_error:
             with torch.no_grad():
                 for owner, name, buffer, value in before:
-                    if getattr(owner, name) is not buffer:  # the network put another one there
+                    if getattr(owner, name) is not buffer:  # the network has replaced the buffer
                         setattr(owner, name, buffer)
                     buffer.copy_(value)

@@ -1,4 +1,4 @@
-"""What a call of ``fit`` refuses before its first step: options, device and losses that would fail or differ later."""
+"""Checks before the first step of ``fit``: options, devices and losses that would fail, or change results, later."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def check_options(options: TrainingOptions, classifier: PyTorchClassifier, *, va
 
 
 def check_setup(method: TrainingMethod, processes: Processes, sizes: Iterable[int]) -> None:
-    """Refuse a device or loss that would fail, or differ from what is asked for, after the first steps.
+    """Refuse a device or loss that would fail, or give other results than asked for, during training.
 
     Args:
         method: the trainer.
-        processes: those that train together.
-        sizes: known numbers of samples of batches.
+        processes: the processes that train together.
+        sizes: the batch sizes that are known.
 
     Raises:
         ValueError: for such a device or loss, and for passes of one sample that a batch normalisation refuses.
@@ -59,7 +59,7 @@ def check_setup(method: TrainingMethod, processes: Processes, sizes: Iterable[in
 
 
 def _check_single_samples(method: TrainingMethod, processes: Processes, sizes: Iterable[int]) -> None:
-    """Refuse passes of one sample that a batch normalisation would refuse, maybe after many steps."""
+    """Refuse passes of a single sample, at which a batch normalisation would fail, possibly after many steps."""
     parts = method.options.accumulation_steps
     in_a_pass = {max(size // min(parts, size) // processes.count, 1) for size in sizes}
     if 1 not in in_a_pass:

@@ -20,7 +20,7 @@ def check_fused(optimizer: Optimizer) -> None:
     Raises:
         ValueError: for an optimizer other than torch's SGD, Adam and AdamW, or a differentiable one.
     """
-    if type(optimizer) not in FUSED:  # a subclass may step in a way of its own
+    if type(optimizer) not in FUSED:  # a subclass may define another step
         names = ", ".join(kind.__name__ for kind in FUSED)
         raise ValueError(f"fused_optimizer: got the optimizer {type(optimizer).__name__}, expected one of {names}.")
     if any(group["differentiable"] for group in optimizer.param_groups):
@@ -29,7 +29,7 @@ def check_fused(optimizer: Optimizer) -> None:
 
 @contextmanager
 def fuse_steps(optimizer: Optimizer) -> Iterator[None]:
-    """A context within which the steps of ``optimizer`` are fused; others than `check_fused` takes are refused."""
+    """A context within which the steps of ``optimizer`` are fused; refuses what `check_fused` refuses."""
     check_fused(optimizer)
     before = [{name: group[name] for name in ("fused", "foreach")} for group in optimizer.param_groups]
     try:
@@ -60,7 +60,7 @@ def _complete_momentum(optimizer: Optimizer) -> None:
 
 
 def _place_step_counts(optimizer: Optimizer) -> None:
-    """Adam counts in tensors, which a fused step wants beside the weights, and another one on the CPU."""
+    """Move Adam's step counts, which are tensors: to the weights' device for fused steps, else to the CPU."""
     for group in optimizer.param_groups:
         beside = group["fused"] or group.get("capturable")
         for weight in group["params"]:

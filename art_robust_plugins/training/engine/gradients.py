@@ -33,12 +33,12 @@ def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor, processe
     flat /= processes.count
     *means, anywhere, mean_loss = torch.split(flat, [*(len(part) for part in parts), len(parameters), 1])
     if not all(reached):
-        # A parameter that the loss reaches in no process must get no gradient: weight decay would move it. Reading
-        # this makes a GPU's host wait in each step; what the others reached cannot be known in another way, as it may
-        # change from step to step in any of them.
+        # A parameter that the loss reaches in no process must get no gradient, or weight decay would change it. Reading
+        # the flags synchronises with the GPU in each step; there is no other way, since the set of parameters that
+        # another process reaches may change with every step.
         reached = [share > 0 for share in anywhere.tolist()]
     for parameter, mean, wanted in zip(parameters, means, reached, strict=True):
         if wanted:
-            # In the parameter's own order in memory, which fused optimizers follow.
+            # Fused optimizers need the gradient in the parameter's memory format.
             parameter.grad = torch.empty_like(parameter).copy_(mean.view_as(parameter))
     return mean_loss[0]

@@ -1,6 +1,6 @@
-"""What a training run is made of, as texts by name: a run and the checkpoint that it resumes must have the same.
+"""Texts that identify a training run: a resumed run must have the same ones as its checkpoint.
 
-Weights, momenta and progress are no part of it. All is described as the user gave it, at the start of `fit`.
+Weights, momenta and progress are left out. Everything is described as the user gave it, at the start of `fit`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .plain_texts import describe_value, plain_text
 _OF_TRAINERS = {"classifier", "options", "instruments", "history", "epochs_done", "share", "processes"}
 _OF_TRAINERS |= {"input_range", "estimator_module", "forward_pass", "training_defences"}
 FORM = f"2, torch {torch.__version__}"
-"""Of this description: another one may have other entries, which are not compared then."""
-# How an optimizer's step is carried out, and what is described by itself.
+"""The version of this description; entries that only one of two versions has are not compared."""
+# How the optimizer's step is implemented, and what is described elsewhere.
 _NO_HYPERPARAMETERS = {"params", "param_names", "initial_lr", "fused", "foreach", "capturable", "differentiable"}
 
 
@@ -46,20 +46,20 @@ def describe_estimator(classifier: PyTorchClassifier) -> dict[str, str]:
 
 
 def describe_held(trainer: Any, scheduler: Any, loader: object, *, quick: bool = False) -> dict[str, str]:
-    """All that network, loss, method, instruments, preprocessing, scheduler and loader hold, entry by entry.
+    """The state and settings of network, loss, method, instruments, preprocessing, scheduler and loader, by entry.
 
-    Counters are among it, which move while a run trains: `resuming.check_identity` leaves out what did.
+    Some entries change while a run trains, such as counters: `resuming.check_identity` does not compare these.
 
     Args:
         trainer: with its classifier and instruments.
         scheduler: of the learning rate, or None.
         loader: of the data; None for arrays.
-        quick: leave out long data, which do not move.
+        quick: leave out long arrays, which training does not change.
     """
     classifier = trainer.classifier
     modules = [*classifier.model.modules(), *(m for p in preprocessing_modules(classifier) for m in p.modules())]
     weights = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
-    # The data of `fit`, and what reads the classifier, are described by themselves.
+    # The data of `fit`, and what the trainer reads from the classifier, are described elsewhere.
     apart = [*modules, *weights, classifier, trainer, *trainer.instruments]
     described = Contents(apart).describe_network(classifier.model)
     described |= Contents(apart).describe(classifier.loss, "loss function")
@@ -85,7 +85,7 @@ def describe_method(trainer: object, instruments: Iterable[object]) -> dict[str,
 
 
 def describe_groups(classifier: PyTorchClassifier) -> dict[str, str]:
-    """The optimizer's groups: which parameters in which order, and each hyper-parameter, at its initial rate."""
+    """The optimizer's groups: their parameters in order, and their hyper-parameters with the initial learning rates."""
     owners = [("", classifier.model)]
     owners += [(f"preprocessing[{k}].", module) for k, module in enumerate(preprocessing_modules(classifier))]
     names = {id(p): f"{prefix}{name}" for prefix, owner in owners for name, p in owner.named_parameters()}
@@ -97,13 +97,13 @@ def describe_groups(classifier: PyTorchClassifier) -> dict[str, str]:
             names.get(id(p), f"another one {tuple(p.shape)}") for p in group["params"]
         )
         values = {key: value for key, value in group.items() if key not in _NO_HYPERPARAMETERS}
-        values["lr"] = group.get("initial_lr", group["lr"])  # which a scheduler leaves as it was
+        values["lr"] = group.get("initial_lr", group["lr"])  # the initial rate, which a scheduler does not change
         described |= {f"{place} {key}": describe_value(value) for key, value in values.items()}
     return described
 
 
 def describe_scheduler(scheduler: Any) -> dict[str, str]:
-    """A scheduler's state, entry by entry: settings, which stay, and its progress."""
+    """A scheduler's state, entry by entry: its settings, which stay the same, and its progress."""
     if scheduler is None or not hasattr(scheduler, "state_dict"):
         return {}
     return {f"scheduler {place}".rstrip(): text for place, text in _leaves(scheduler.state_dict(), "")}
@@ -115,7 +115,7 @@ def describe_arrays(x: Tensor, y: Tensor, prefix: str = "") -> dict[str, str]:
 
 
 def describe_object(value: Any, left_out: Iterable[str] = ()) -> str:
-    """An object as its type with the settings that its constructor, or that of a base class, takes."""
+    """An object's type, and the settings that its constructor, or that of a base class, takes."""
     if isinstance(value, FunctionType | MethodType | partial | type):
         return describe_value(value)
     known = dict.fromkeys(getattr(value, "params", ()) if not isinstance(value, nn.Module) else ())

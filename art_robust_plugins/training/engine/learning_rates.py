@@ -14,14 +14,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..options import TrainingOptions
 
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 250_000
-"""Of one cycle: the share of its steps that rise, and the first and last factor (the constants of torch's own)."""
+"""One cycle: the share of its steps in which the rate rises, and its first and last factor (torch's defaults)."""
 
 
 _RATES = ("lr", "initial_lr")
 
 
 def cosine(steps: int, warmup: int) -> Callable[[int], float]:
-    """Linearly up to 1 in ``warmup`` steps, (t + 1) / (warmup + 1), then half a cosine down to 0 after ``steps``.
+    """Rise linearly to 1 in ``warmup`` steps, (t + 1) / (warmup + 1), then fall along half a cosine to 0 at ``steps``.
 
     Example:
         >>> [round(cosine(8, 2)(t), 3) for t in range(9)]
@@ -37,9 +37,9 @@ def cosine(steps: int, warmup: int) -> Callable[[int], float]:
 
 
 def one_cycle(steps: int) -> Callable[[int], float]:
-    """Half a cosine from 1/25 up to 1 in the first 30 % of ``steps``, then another down to 1/250,000 at the last.
+    """Rise along half a cosine from 1/25 to 1 in the first 30 % of ``steps``, then fall to 1/250,000 at the last step.
 
-    Smith, Topin: Super-convergence, arXiv 1708.07120, in the form of torch's ``OneCycleLR``; momentum stays as it is.
+    Smith, Topin: Super-convergence, arXiv 1708.07120, as torch's ``OneCycleLR`` does; momentum is not changed.
     """
     top, end = RISE * steps - 1, steps - 1
 
@@ -52,12 +52,12 @@ def one_cycle(steps: int) -> Callable[[int], float]:
 
 
 def piecewise(milestones: Sequence[int], decay: float) -> Callable[[int], float]:
-    """Times ``decay`` from each of the steps ``milestones``, which increase, on."""
+    """Multiply by ``decay`` at each step of ``milestones``, which increase."""
     return lambda step: decay ** bisect_right(milestones, step)
 
 
 def schedule_factor(options: TrainingOptions, steps: int, epochs: int) -> Callable[[int], float]:
-    """What ``options`` multiply the learning rate by at step t of a training of ``epochs`` with ``steps`` each.
+    """The factor of the learning rate at step t of a training of ``epochs`` with ``steps`` each, by ``options``.
 
     Raises:
         ValueError: a training too short for the schedule.
@@ -75,14 +75,14 @@ def schedule_factor(options: TrainingOptions, steps: int, epochs: int) -> Callab
 
 @contextmanager
 def follow_schedule(optimizer: Optimizer, factor: Callable[[int], float]) -> Iterator[LambdaLR]:
-    """A scheduler, to be stepped after each step of the optimizer; at the end the learning rates are the first ones."""
-    # A rate that is a tensor is filled in place.
+    """A context with a scheduler, to be stepped after each optimizer step; it restores the initial rates at its end."""
+    # A learning rate that is a tensor is changed in place.
     before = [
         {name: value.clone() if isinstance(value, Tensor) else value for name, value in group.items() if name in _RATES}
         for group in optimizer.param_groups
     ]
     for group in optimizer.param_groups:
-        group.pop("initial_lr", None)  # which an earlier scheduler left, and some versions of torch would begin from
+        group.pop("initial_lr", None)  # left by an earlier scheduler; some versions of torch would start from it
     try:
         yield LambdaLR(optimizer, factor)
     finally:

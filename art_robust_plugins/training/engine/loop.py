@@ -1,7 +1,7 @@
-"""The training loop: epochs of steps, and what stands around them.
+"""The training loop: the epochs with their steps, and the setup around them.
 
-`Loop.run` is a call of ``fit`` from above: what is set up, the epochs, the result. `Loop.run_epoch` trains, validates
-and saves; `Loop.train_step` is one step of the optimizer.
+`Loop.run` is the outline of a call of ``fit``: setup, epochs, result. `Loop.run_epoch` trains, validates and saves;
+`Loop.train_step` is one step of the optimizer.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from .validator import Validator, without_weight_gradients
 
 _SHOWN = ("loss", "validation_accuracy", "validation_robust_accuracy")
 _LARGEST_PASS = 500
-"""Images in a pass of validation, at most."""
+"""The largest number of images in a validation pass."""
 
 
 @dataclass(frozen=True)
 class FitArguments:
-    """What ``fit`` was asked for besides the data; see `RobustTrainer.fit`."""
+    """The arguments of ``fit`` other than the data; see `RobustTrainer.fit`."""
 
     nb_epochs: int = 20
     validation_data: tuple[Any, Any] | None = None
@@ -69,7 +69,7 @@ class Loop:
         self.marks: WeightMarks | None = None
 
     def run(self) -> None:
-        """Train from the first epoch, or from where a checkpoint stands."""
+        """Train from the first epoch, or from the checkpoint on."""
         with self._set_up_options():
             first = self._begin()
             with self._attach(first):
@@ -79,7 +79,7 @@ class Loop:
             self._warn_of_chance()
 
     def run_epoch(self, epoch: int) -> None:
-        """Train for an epoch, measure what it gave, and save."""
+        """Train for an epoch, validate, and save."""
         self.processes.moment = f"in epoch {epoch + 1}"
         self.bar.set_description(f"epoch {epoch + 1}/{self.nb_epochs}")
         record = self.train_epoch(epoch)
@@ -97,7 +97,7 @@ class Loop:
         self.bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the data; what the history will hold of it."""
+        """Make one pass over the data; returns the epoch's record for the history."""
         order = seed_epoch(self.state.seed, epoch, self.device, self.processes)
         batches, steps = self.batches.epoch(order, self.processes, self.census), self.batches.steps
         started = time.perf_counter()
@@ -124,12 +124,12 @@ class Loop:
         return {"epoch": epoch + 1, "loss": loss, "seconds": seconds, "learning_rate": float(rate)}
 
     def train_step(self, images: Tensor, y: Tensor) -> None:
-        """One step of the optimizer on a batch."""
+        """Take one step of the optimizer on a batch."""
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self.untrained:
             parameter.grad = None
         x, first = self.batch_loss.augment(images), self.chance.steps == 0
-        # What the first step refuses leaves no trace in the buffers, as of batch normalisation.
+        # If the first step is refused, buffers such as those of batch normalisation are restored.
         modules = [self.network, *preprocessing_modules(self.classifier)] if first else []
         with restore_buffers(modules, only_on_error=True):
             with FirstBatch(self.method).watch(x, y) if first else nullcontext():
@@ -148,7 +148,7 @@ class Loop:
 
     @contextmanager
     def _set_up_options(self) -> Iterator[None]:
-        """A context with network and optimizer as the options say; afterwards they are as they were."""
+        """A context that sets up network and optimizer by the options, and restores both at its end."""
         options = self.options
         self.settings = {**self.batches.settings, **self._schedule_settings()}
         with ExitStack() as stack:
@@ -167,7 +167,7 @@ class Loop:
             yield
 
     def _schedule_settings(self) -> dict[str, int]:
-        """What a schedule of the options depends on, and a resumed run must keep."""
+        """The settings that a schedule depends on, which a resumed run must keep."""
         schedule, steps = self.options.schedule, self.batches.steps
         if schedule == "constant":
             return {}
@@ -179,7 +179,7 @@ class Loop:
         return {"steps": steps} if schedule == "piecewise" else {"steps": steps, "nb_epochs": self.nb_epochs}
 
     def _begin(self) -> int:
-        """Refuse what cannot be trained, and take up a checkpoint; the number of epochs that are already done."""
+        """Refuse what cannot be trained, and load a checkpoint; returns the number of epochs that are already done."""
         method, batches = self.method, self.batches
         processes = self.processes = method.processes = Processes(self.device)
         self._check()
@@ -190,7 +190,7 @@ class Loop:
         self.checkpointer = Checkpointer(self.state, settings)
         processes.advice = self.checkpointer.advice
         if processes.count > 1:
-            # Before a checkpoint is read, which one process could refuse alone.
+            # This comes before a checkpoint is read, since a single process could refuse it.
             described = describe_for_processes(settings, self.state, self.nb_epochs, batches.whole, validation)
             processes.check_same_settings(described)
         self.checkpointer.identify(batches.whole, batches.origin, validation)
@@ -235,7 +235,7 @@ class Loop:
 
     @contextmanager
     def _attach(self, first: int) -> Iterator[None]:
-        """A context for the epochs: instruments are attached, passes compiled, and random states kept apart."""
+        """A context for the epochs: instruments are attached, passes compiled, random states restored after."""
         method, steps = self.method, self.batches.steps
         self.bar = tqdm(
             total=None if steps is None else self.nb_epochs * steps,
@@ -259,7 +259,7 @@ class Loop:
         return restored_random_states([self.device] if self.device.type == "cuda" else [])
 
     def _step_scheduler(self) -> float | Tensor:
-        """After a step of the optimizer; the rate that it had."""
+        """Step the scheduler after an optimizer step; returns the learning rate that the step used."""
         rate: float | Tensor = self.optimizer.param_groups[0]["lr"]
         if self.scheduler is not None and self.options.scheduler_per_step:
             rate = rate.clone() if isinstance(rate, Tensor) else rate
@@ -276,18 +276,18 @@ class Loop:
     def _validate(self) -> dict[str, float]:
         if self.validator is None:
             return {}
-        # Without gradients of weights, a pass needs no more memory than one of training.
+        # Without gradients of the weights, an attack's pass needs no more memory than a training pass.
         with self.state.use_average(), without_weight_gradients((self.network, *self.state.preprocessing)):
             return self.validator.validate(batch_size=min(self.batch_loss.largest, _LARGEST_PASS))
 
     def _warn_of_missing_classes(self) -> None:
-        """Once in a run: when all labels have been seen."""
+        """Warn once in a run, when all labels have been seen."""
         if self.census is not None and self.processes.is_main:
             self.census.warn()
         self.census = None
 
     def _warn_of_still_weights(self) -> None:
-        """Once in a run: after its first epoch."""
+        """Warn once in a run, after its first epoch."""
         if self.marks is not None and self.processes.is_main:
             self.marks.warn_if_still(self.meter.steps)
         self.marks = None
@@ -295,7 +295,7 @@ class Loop:
     def _warn_of_chance(self) -> None:
         if not self.processes.is_main or not self.chance.steps:
             return
-        # A randomised network must not move the caller's random stream.
+        # The passes of a randomised network must not advance the caller's random state.
         with self._restore_random_states():
             batch_size = min(self.batch_loss.largest, _LARGEST_PASS)
             told = self.chance.describe(self.classifier, self.method.estimator_module, batch_size, self.nb_epochs)

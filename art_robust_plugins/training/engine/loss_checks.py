@@ -1,4 +1,4 @@
-"""What must hold of a classifier's loss: one number for a batch, and where batches are cut, the mean over samples."""
+"""Checks of the classifier's loss: one number for a batch, and the mean over samples where batches are split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...bridge import loss_of, outputs_are_probabilities
 from ...randomness import restored_random_states
 
 _NORMALISED = (nn.CrossEntropyLoss, nn.NLLLoss)
-"""Losses that divide by the weights of the samples, which may all be 0."""
+"""Losses that divide by the sum of the samples' weights, which may be 0."""
 
 
 def check_reduction(loss: object) -> None:
@@ -26,11 +26,11 @@ def check_reduction(loss: object) -> None:
 
 
 def check_scalar(loss: object, samples: int, *, trained: bool = False) -> Tensor:
-    """A method's loss of a batch, which must be one real number.
+    """Refuse a loss of a batch that is not one real number.
 
     Args:
-        loss: what the method or the classifier's loss gave.
-        samples: how many it is of.
+        loss: the value of the method's or the classifier's loss.
+        samples: the number of samples in the batch.
         trained: whether it must have a gradient.
 
     Raises:
@@ -54,13 +54,14 @@ def check_scalar(loss: object, samples: int, *, trained: bool = False) -> Tensor
 def check_averages(classifier: PyTorchClassifier, outputs: Tensor, reason: str) -> None:
     """Refuse a loss whose value for a batch is not the mean of those for its samples.
 
-    The gradient of such a loss is not the average over the parts that a batch is cut into. It is asked for numbers of
-    all classes: a weight, an ``ignore_index``, a sum, or a term that couples samples shows.
+    The gradient of such a loss is not the average over the parts that a batch is split into. The check evaluates the
+    loss on samples of all classes, whole and in parts: class weights, an ``ignore_index``, a sum, or a term that
+    couples samples makes the values differ.
 
     Args:
-        classifier: whose loss it is.
-        outputs: some of its network, whose kind those that are tried have.
-        reason: what cuts batches.
+        classifier: its loss is checked.
+        outputs: some outputs of its network; the check uses outputs of the same kind.
+        reason: the option that splits batches.
 
     Raises:
         ValueError: for such a loss, or one that takes no such outputs.
@@ -79,7 +80,7 @@ def check_averages(classifier: PyTorchClassifier, outputs: Tensor, reason: str) 
         drawn = drawn.softmax(dim=1)
     elif bool(((outputs >= 0) & (outputs <= 1)).all()):
         drawn = drawn.sigmoid()
-    # In order of their classes, so that the parts have different ones.
+    # Sorted by class, so that the parts have different classes.
     y = (torch.arange(count, device="cpu") * classes // count).to(outputs.device)
     cut = count // 3 - 1
     devices = [outputs.device] if outputs.device.type == "cuda" else []
@@ -87,7 +88,7 @@ def check_averages(classifier: PyTorchClassifier, outputs: Tensor, reason: str) 
         with torch.no_grad(), restored_random_states(devices):
             whole, again = loss_of(classifier, drawn, y), loss_of(classifier, drawn, y)
             parts = [loss_of(classifier, drawn[rows], y[rows]) for rows in (slice(cut), slice(cut, None))]
-    except Exception as error:  # whatever a loss of the user's raises
+    except Exception as error:  # a user's loss may raise anything
         reason_given = str(error).strip().split("\n")[0]
         raise ValueError(
             f"classifier: its {name} fails for {count} samples of all classes ({type(error).__name__}: {reason_given}),"
@@ -95,20 +96,20 @@ def check_averages(classifier: PyTorchClassifier, outputs: Tensor, reason: str) 
         ) from error
     whole = check_scalar(whole, count)
     mean = (cut * parts[0] + (count - cut) * parts[1]) / count
-    # A loss that draws random numbers has no one value to compare.
+    # A loss that draws random numbers has no single value to compare.
     if bool(whole == again) and not torch.allclose(whole.float(), mean.float(), rtol=3e-5, atol=1e-6):
         raise ValueError(refusal)
 
 
 def _normalises(loss: object, nb_classes: int) -> bool:
-    """Whether a loss divides by the weights of a batch's samples, which are not all 1."""
+    """Whether a loss divides by the sum of the samples' weights, which are not all 1."""
     if not isinstance(loss, _NORMALISED):
         return False
     return loss.weight is not None or 0 <= loss.ignore_index < nb_classes
 
 
 def uncounted_classes(loss: object, nb_classes: int) -> Tensor | None:
-    """Which classes count for nothing in the loss: bool [C], or None where all count."""
+    """The classes that the loss ignores: bool [C], or None if it ignores none."""
     if not isinstance(loss, _NORMALISED) or loss.reduction != "mean":
         return None
     uncounted = torch.zeros(nb_classes, dtype=torch.bool)
@@ -120,10 +121,10 @@ def uncounted_classes(loss: object, nb_classes: int) -> Tensor | None:
 
 
 def check_counted(y: Tensor, uncounted: Tensor | None) -> None:
-    """Refuse a batch no label of which counts in the loss: its mean would be 0 / 0.
+    """Refuse a batch whose labels the loss ignores altogether: its mean would be 0 / 0.
 
     Args:
-        y: int64 [N], or class probabilities [N, C], which are left alone.
+        y: int64 [N], or class probabilities [N, C], which are not checked.
         uncounted: see `uncounted_classes`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The mean loss of an epoch, and a look at whether it and the weights are finite."""
+"""The mean loss of an epoch, and checks that losses and weights are finite."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 class LossMeter:
     """Averages the losses of an epoch's steps over its samples.
 
-    Losses stay on the device: reading one would make a GPU wait for its queue, so that there every 50th step looks at
-    those since the last look.
+    Losses stay on the device, since reading one synchronises with a GPU: on a GPU the losses are checked only in every
+    50th step.
     """
 
     def __init__(self, epoch: int, device: torch.device) -> None:
         self.epoch = epoch
         self.steps = self.samples = 0
         self._read_every = 1 if device.type == "cpu" else 50
-        self._losses: list[Tensor] = []  # of the steps since the last look at them
+        self._losses: list[Tensor] = []  # the losses of the steps since the last check
         self._sizes: list[int] = []
         self._total = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def add(self, loss: Tensor, samples: int) -> None:
-        """Take up the mean loss of a step's samples.
+        """Add the mean loss of a step's samples.
 
         Raises:
             FloatingPointError: one is not finite.

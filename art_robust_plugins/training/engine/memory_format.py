@@ -1,4 +1,4 @@
-"""Weights in channels_last while they train, and how what an optimizer keeps of them lies in memory."""
+"""Training in channels_last, and the memory format of gradients and optimizer state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 @contextmanager
 def use_channels_last(network: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """A context within which weights of four axes lie in channels_last; afterwards they lie as they did."""
+    """A context within which 4-D weights are in channels_last; their earlier memory format is restored at its end."""
     before = [(tensor, tensor.stride()) for tensor in _tensors(network)]
     try:
         for tensor, _ in before:
@@ -27,10 +27,10 @@ def use_channels_last(network: nn.Module, optimizer: Optimizer) -> Iterator[None
 
 
 def align_state(optimizer: Optimizer) -> None:
-    """Let gradients and what an optimizer keeps of each weight lie in memory as the weight does.
+    """Give gradients and optimizer state the memory format of their weight.
 
-    Fused steps on a CPU walk through memory, whatever the strides are: laid out otherwise, they would pair numbers that
-    do not belong together.
+    Fused steps on a CPU walk through memory and ignore strides: with different memory formats they would combine
+    numbers that do not belong together.
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:
@@ -43,7 +43,7 @@ def align_state(optimizer: Optimizer) -> None:
 
 
 def layout_of(tensor: Tensor) -> torch.memory_format:
-    """The order in which a tensor's numbers lie: channels_last in four or five dimensions, or else contiguous."""
+    """A tensor's memory format: channels_last in four or five dimensions, or else contiguous."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim(), torch.contiguous_format)
     return last if tensor.is_contiguous(memory_format=last) else torch.contiguous_format
 

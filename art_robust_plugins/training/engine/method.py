@@ -1,4 +1,4 @@
-"""What the loop asks of a trainer; `RobustTrainer` is one."""
+"""The interface that the loop needs of a trainer; `RobustTrainer` implements it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .processes import Processes, Share
 
 
 class TrainingMethod(Protocol):
-    """A method with its classifier, as the loop drives it; see `RobustTrainer` for what each member is."""
+    """A method with its classifier, as the loop drives it; `RobustTrainer` documents the members."""
 
     classifier: PyTorchClassifier
     threat: ThreatModel | None

@@ -1,4 +1,4 @@
-"""Which code is one's own, and which is a library's."""
+"""The distinction between the user's own code and that of libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LIBRARIES = {"torch", "art", "numpy", __name__.partition(".")[0], *sys.stdlib_m
 
 
 def is_own(module: str | None) -> bool:
-    """Whether the module of this name belongs to the user, as a script or a package that is not installed does."""
+    """Whether the module of this name is the user's: a script, or part of a package that is not installed."""
     root = (module or "").partition(".")[0]
     if root in _LIBRARIES:
         return False

@@ -14,19 +14,19 @@ from torch import Tensor
 from ...fingerprints import digest
 
 CODE = "code of the "
-"""Begins the names of what only one version of Python compiles alike."""
+"""The beginning of the names of code entries, which are comparable only within one version of Python."""
 
 _OF_ONE_PROCESS = re.compile(r" at 0x[0-9a-fA-F]+|, device='\w+(:\d+)?'")
 _SHORT = 16
 
 
 def plain_text(value: Any) -> str:
-    """A setting as text, without memory addresses and devices: two processes differ in them, and a resumed run too."""
+    """A setting as text without memory addresses and devices, which differ between processes and in a resumed run."""
     return _OF_ONE_PROCESS.sub("", str(value))
 
 
 def describe_value(value: Any) -> str:
-    """A setting as a text that is the same in every process; of many numbers the digest."""
+    """A setting as a text that is the same in every process; many numbers are replaced by their digest."""
     if isinstance(value, np.generic):
         return str(value.item())
     if isinstance(value, Tensor | np.ndarray):

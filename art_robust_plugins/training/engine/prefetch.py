@@ -1,4 +1,4 @@
-"""Batches from a loader, on the device in time."""
+"""Prefetching: the next batch of a loader is copied to the device while the current one is used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches on ``device``, one after the other.
+    """Yield the same batches on ``device``.
 
     On CUDA one batch is fetched ahead: while the current one is computed on, the next is read, pinned, and copied on a
     stream of its own. Elsewhere nothing is read ahead.
@@ -38,7 +38,7 @@ def _copy(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _receive(batch: Batch, done: torch.cuda.Event, device: torch.device) -> Batch:
-    """A batch whose copy the current stream waits for; its memory is not given to another copy before it is used."""
+    """A batch for whose copy the current stream waits; its memory is not reused before the stream is done with it."""
     current = torch.cuda.current_stream(device)
     current.wait_event(done)
     for tensor in batch:

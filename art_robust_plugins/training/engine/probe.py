@@ -1,4 +1,4 @@
-"""What a network computes for some fixed inputs: its weights, type and text need not show that it changed."""
+"""A network's outputs for fixed inputs, which show changes that weights, type and text do not show."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ...bridge import EstimatorModule, random_inputs
 from ...randomness import cuda_devices, restored_random_states, seed_everything
 
 INPUTS = 8
-# Of the largest output. Two GPUs, or a GPU and a CPU, round by far more than one CPU does with other threads.
+# Ratios of the largest output. Results differ more between devices than between thread counts of one CPU.
 _CPU_TOLERANCE, _TOLERANCE = 1e-4, 1e-2
 
 
 class OutputProbe:
-    """The outputs of a classifier, with its preprocessing, in evaluation mode for random inputs in its range."""
+    """The outputs of a classifier with its preprocessing, in evaluation mode, for random inputs in its range."""
 
     def __init__(self, classifier: PyTorchClassifier) -> None:
         self.module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=True)
         self.inputs = random_inputs(classifier, INPUTS)
 
     def state_dict(self) -> dict[str, Any]:
-        """The outputs now, [8, outputs], for `matches`."""
+        """The current outputs, [8, outputs], for `matches`."""
         return {"device": self.module.device.type, "outputs": self._outputs(0)}
 
     def matches(self, state: dict[str, Any]) -> bool:

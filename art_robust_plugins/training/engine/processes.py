@@ -1,7 +1,7 @@
 """Several processes that train together: each computes its share of every batch, and the result is that of one.
 
-All of them choose and augment the whole batch alike, and draw the random numbers of `RobustTrainer.draw` for it; then
-each goes on with its own samples.
+All processes choose and augment the same whole batch, and draw the random numbers of `RobustTrainer.draw` for it; then
+each continues with its own samples.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class ProcessLostError(ConnectionError):
 
 
 class Processes:
-    """This process among those that train together; alone, nothing here costs anything.
+    """This process among those that train together; with one process, nothing here costs anything.
 
     Attributes:
-        count, index: how many there are, and which one this is.
-        is_local_main: whether this is the first one of its machine.
-        device: where this process works.
-        moment, advice: when and what to do, for the sentence that tells of a lost process.
+        count, index: the number of processes, and this one's rank.
+        is_local_main: whether this is the first process on its machine.
+        device: the device of this process.
+        moment, advice: the point in the training, and advice to the user, for the error about a lost process.
     """
 
     def __init__(
@@ -53,20 +53,20 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and messages."""
         return self.index == 0
 
     def share_of(self, samples: int) -> Share | None:
-        """This process's part of a batch; None for one process, to which the whole batch belongs."""
+        """This process's share of a batch; None with one process, which has the whole batch."""
         return None if self.count == 1 else Share(self, samples)
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes have arrived here."""
         if self.count > 1:
             with self._together():
                 here = torch.zeros(1, device=self.device)
                 distributed.all_reduce(here)
-                here.item()  # a GPU is only told to add; the host waits by reading
+                here.item()  # on a GPU the reduction is only queued; reading the result waits for it
 
     def sum(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the processes."""
@@ -81,7 +81,7 @@ class Processes:
                 distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all processes, which have one shape."""
+        """The tensors of all processes, which must have the same shape."""
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
         with self._together():
             distributed.all_gather(parts, tensor)
@@ -98,7 +98,7 @@ class Processes:
             tensor.detach().copy_(sent)
 
     def check_same(self, numbers: Mapping[str, int]) -> None:
-        """Refuse, in all processes, a number that differs between them.
+        """Raise, in all processes, if a number differs between them.
 
         Raises:
             ValueError: names the first one that does.
@@ -110,7 +110,7 @@ class Processes:
             _check_equal(name, [str(value) for value in values])
 
     def check_same_settings(self, settings: Mapping[str, str]) -> None:
-        """Refuse, in all processes, a setting that differs between them, or that only some of them have.
+        """Raise, in all processes, if a setting differs between them, or only some of them have it.
 
         Raises:
             ValueError: names the first one that does.
@@ -124,9 +124,9 @@ class Processes:
             _check_equal(name, [each.get(name, "none") for each in gathered])
 
     def raise_together(self, error: Exception | None) -> None:
-        """Raise this process's ``error``, or say in the others that one was raised; nothing where no process has one.
+        """Raise this process's ``error``, or in the others an error that says so; do nothing if no process has one.
 
-        All processes call it, so that none waits for one that has given up.
+        All processes must call it, so that none waits for a process that has failed.
         """
         if self.count > 1:
             found: list[str | None] = [None] * self.count
@@ -139,9 +139,9 @@ class Processes:
             raise error
 
     def do_in_main(self, work: Callable[[], object]) -> None:
-        """Do something in the main process; what it raises is raised in all.
+        """Do something in the main process; an error is raised in all processes.
 
-        Only errors of files and of values are expected of it.
+        Only ``OSError`` and ``ValueError`` are passed on.
         """
         error: Exception | None = None
         if self.is_main:
@@ -153,9 +153,9 @@ class Processes:
 
     @contextmanager
     def hold_folder(self, name: str, folder: str | Path, purpose: str, files: Collection[str]) -> Iterator[None]:
-        """A context in which these processes alone write ``files`` in a folder; see `locked_folder`.
+        """A context in which only these processes write ``files`` in a folder; see `locked_folder`.
 
-        What killed processes left of these files is removed.
+        Temporary files that killed processes left are removed.
         """
         with ExitStack() as stack:
 
@@ -167,10 +167,10 @@ class Processes:
             self.do_in_main(hold)
             yield
 
-    held_folder = hold_folder  # the name by which runs call it
+    held_folder = hold_folder  # the name of this argument in runs
 
     def seed_own_noise(self, seed: int) -> None:
-        """Begin the random numbers of `use_own_noise`."""
+        """Seed the random numbers of `use_own_noise`."""
         if self.count > 1:
             with torch.random.fork_rng(self._cuda_devices()):
                 seed_torch(seed, self.device)
@@ -178,7 +178,7 @@ class Processes:
 
     @contextmanager
     def use_own_noise(self) -> Iterator[None]:
-        """A context in which torch draws this process's own random numbers, or within such a context those of all."""
+        """A context in which torch draws this process's own random numbers; nested, those common to all."""
         if self.count == 1:
             yield
             return
@@ -206,7 +206,7 @@ class Processes:
     def _together(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError:  # of this process itself
+        except torch.OutOfMemoryError:  # the error of this process
             raise
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[0]
@@ -216,7 +216,7 @@ class Processes:
 
 
 def _check_equal(name: str, values: Sequence[str]) -> None:
-    """Refuse values, one of each process, of which one is not that of the first process."""
+    """Refuse values, one for each process, that differ from the first process's."""
     first = values[0]
     for index, value in enumerate(values):
         if value != first:
@@ -228,14 +228,14 @@ def _check_equal(name: str, values: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Share:
-    """One process's part of a batch, for methods and instruments that look at the whole batch.
+    """One process's share of a batch, for methods and instruments that need the whole batch.
 
-    The processes take the samples in turn of their index, as equally many as possible. One for which none is left
-    computes the first sample, which counts for nothing: all of them run the same passes, and can wait for each other.
+    The shares are consecutive and as equal as possible. A process without samples computes the first sample with weight
+    0: all processes must run the same passes, or one would wait for the others for ever.
 
     Args:
-        processes: those that share the batch.
-        whole: its number of samples.
+        processes: the processes that share the batch.
+        whole: the batch's number of samples.
     """
 
     processes: Processes
@@ -243,13 +243,13 @@ class Share:
 
     @property
     def sizes(self) -> list[int]:
-        """How many samples count in each process."""
+        """The number of samples that count in each process."""
         least, rest = divmod(self.whole, self.processes.count)
         return [least + (index < rest) for index in range(self.processes.count)]
 
     @property
     def size(self) -> int:
-        """How many samples count in this process: 0 is possible."""
+        """The number of samples that count in this process; it may be 0."""
         return self.sizes[self.processes.index]
 
     @property
@@ -260,17 +260,17 @@ class Share:
 
     @property
     def weight(self) -> float:
-        """What to multiply a mean over this process's samples by: the mean over processes is then that of the batch."""
+        """The weight of this process's mean over samples: the mean of weighted means over processes is the batch's."""
         return self.size * self.processes.count / self.whole
 
     def draw(self, draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-        """This process's rows of what one process draws for the whole batch; see `RobustTrainer.draw`."""
+        """This process's rows of the random numbers of the whole batch; see `RobustTrainer.draw`."""
         own = self.rows.stop - self.rows.start
         copies, rest = divmod(len(like), own)
         if rest:
             raise ValueError(f"like: got {len(like)} samples, expected the {own} of this process or a multiple.")
         whole = like.new_empty((copies * self.whole, *like.shape[1:]))
-        whole = whole.contiguous(memory_format=layout_of(like))  # random numbers follow the order in memory
+        whole = whole.contiguous(memory_format=layout_of(like))  # random numbers are drawn in the order of memory
         with self.processes.use_own_noise():
             return self.select(draw(whole))
 
@@ -279,7 +279,7 @@ class Share:
         return whole.view(-1, self.whole, *whole.shape[1:])[:, self.rows].flatten(0, 1)
 
     def mean(self, own_mean: Tensor) -> Tensor:
-        """The mean over the samples of the batch, from that over the samples of each process."""
+        """The mean over the samples of the batch, from each process's mean over its own."""
         total = own_mean * (self.size / self.whole)
         self.processes.sum(total)
         return total
@@ -293,7 +293,7 @@ class Share:
     def gather(self, own: Tensor, at_most: int | None = None) -> Tensor:
         """The whole batch in its order, from each process's rows: [m * n, ...] -> [m * N, ...].
 
-        With ``at_most`` each process holds (and gives) only so many of its first rows.
+        With ``at_most``, each process passes and contributes at most this number of its first rows.
         """
         sizes = [size if at_most is None else min(size, at_most) for size in self.sizes]
         computed = max(sizes[self.processes.index], 1)

@@ -1,4 +1,4 @@
-"""Taking up a checkpoint: all is read, compared and checked before anything is loaded, and a failure undoes it."""
+"""Resuming: a checkpoint is read, compared and checked as a whole before it is loaded; a failure is undone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LATER_ENTRIES: dict[str, Any] = {  # which older checkpoints lack
     "progress": dict,
     "probe": dict,
 }
-# Optimizers of torch keep these in their parameter's shape; others may keep anything.
+# torch's optimizers keep these in their parameter's shape; other entries may have any shape.
 _SHAPED_AS_PARAMETER = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "sum")
 
 
@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of the training loop, on the CPU.
 
     Raises:
-        ValueError: the file is damaged, or is something else.
+        ValueError: the file is damaged, or is no checkpoint.
     """
     state = load_state(path)
     if not isinstance(state, dict) or any(
@@ -77,10 +77,10 @@ def _damage_error(path: Path, name: str) -> ValueError:
 
 
 def check_same(path: Path, name: str, written: str, now: str, *others: str) -> None:
-    """Refuse a run of which ``now`` is not what the checkpoint was written with, nor one of ``others``.
+    """Refuse to resume if ``now`` is neither ``written``, the checkpoint's text, nor one of ``others``.
 
     Raises:
-        ValueError: shows both, of long texts what stands around the first difference.
+        ValueError: shows both texts; of long ones, the part around the first difference.
     """
     if name.startswith(CODE) and ":" in written and ":" in now:
         versions = [text.partition(":")[0] for text in (written, now)]
@@ -98,24 +98,24 @@ def check_identity(
     now: Mapping[str, str],
     fixed: Mapping[str, str],
 ) -> None:
-    """Refuse a run that is made of something else.
+    """Refuse to resume a run whose data, network, method or settings are different.
 
-    What moved between the beginning of a run and its checkpoint is the run's progress, such as a counter, and is not
-    compared; but of what is ``fixed`` the moved value is known, such as a learning rate.
+    Entries that changed between the start of the run and its checkpoint, such as counters, are progress and are not
+    compared. Entries in ``fixed``, such as learning rates, may have their value at the start or in the checkpoint.
 
     Args:
         path: the checkpoint.
-        written: what the run was made of when it began.
-        progress: the entries that may move as they were when the checkpoint was written.
-        now: what this run is made of.
-        fixed: names the entries among them that do not move but for what training does to them.
+        written: the identity of the run when it began.
+        progress: the entries that may change, as they were when the checkpoint was written.
+        now: the identity of this run.
+        fixed: the entries that only training itself changes.
     """
     same_form = written.get("form") == now.get("form")
     for name in (*now, *(written.keys() - now.keys())):
         if name == "form" or (not same_form and (name not in written or name not in now)):
             continue
         then, here = str(written.get(name, "none")), now.get(name, "none")
-        # An entry that came while the run trained has moved too.
+        # An entry that was added while the run trained counts as changed.
         moved = str(progress.get(name, then if name in written or HOOK in name else "none"))
         if name in fixed:
             check_same(path, name, then, here, moved)
@@ -149,7 +149,7 @@ def check_optimizer(path: Path, saved: Mapping[str, Any], optimizer: Optimizer) 
 
 
 def check_scheduler(path: Path, saved: Mapping[str, Any] | None, own: Mapping[str, Any]) -> None:
-    """Refuse the saved state of a scheduler that has entries of another kind, at which it would fail later."""
+    """Refuse the saved state of a scheduler with entries of another type, which would fail later."""
     for name, value in (saved or {}).items():
         if value is not None and own.get(name) is not None:
             check_same(path, f"kind of the scheduler's {name}", _kind(value), _kind(own[name]))
@@ -172,7 +172,7 @@ def _shape(value: Any) -> str:
 
 
 class RunBackup:
-    """How network, optimizer and all else stand before a checkpoint is loaded, to bring them back to it."""
+    """The state of network, optimizer, scheduler, method and instruments before a checkpoint is loaded."""
 
     def __init__(
         self,
@@ -188,6 +188,6 @@ class RunBackup:
         self._restore += [partial(generator.set_state, generator.get_state()) for generator in generators]
 
     def restore(self) -> None:
-        """Bring all of it back."""
+        """Restore all of it."""
         for restore in self._restore:
             restore()

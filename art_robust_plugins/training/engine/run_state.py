@@ -1,4 +1,4 @@
-"""What outlives an epoch of training beside the weights: the seed, the average of the weights, the best epoch."""
+"""A run's state between epochs besides the weights: the seed, the average of the weights, the best epoch."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 
 
 class RunState:
-    """The objects of a run that a checkpoint holds, and what the run remembers from epoch to epoch.
+    """The objects of a run whose state a checkpoint holds, and the state that the run itself keeps.
 
     Args:
         method: the trainer.
         scheduler: of the learning rate, or None.
-        generators: those of a loader, which choose the order of its samples.
+        generators: the loader's random generators, which determine the order of its samples.
 
     Attributes:
         seed: of the run.
-        best: the best epoch so far with its weights, where the options keep it.
-        average: of the weights, where the options ask for it.
-        earlier_averages: those of the checkpoint that the run continues.
+        best: the best epoch so far with its weights, with the option ``keep_best``.
+        average: of the weights, with the option ``ema_decay``.
+        earlier_averages: the averages in the checkpoint that the run continues.
     """
 
     def __init__(self, method: TrainingMethod, scheduler: Any, generators: Sequence[torch.Generator]) -> None:
@@ -44,7 +44,7 @@ class RunState:
         self.earlier_averages: list[Tensor] | None = None
 
     def begin_average(self) -> None:
-        """Start the average of the weights, or go on with the checkpoint's, now that the weights are there."""
+        """Start the average from the current weights, or continue with the checkpoint's."""
         if self.options.ema_decay is None:
             return
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
@@ -53,12 +53,12 @@ class RunState:
             self.average.load(self.earlier_averages)
 
     def use_average(self) -> AbstractContextManager[None]:
-        """A context with the weights that will be the result."""
+        """A context within which the network has the averaged weights, if there are any."""
         return nullcontext() if self.average is None else self.average.use()
 
     def keep_if_best(self, epochs: int, record: dict[str, float]) -> None:
-        """Keep the weights if the epoch of ``record`` is the best one so far, where the options ask for it."""
-        # What was measured before a method went back to earlier weights is not true of them.
+        """With the option ``keep_best``, keep the weights if the epoch of ``record`` is the best one so far."""
+        # If the method has gone back to earlier weights, the record does not describe the current ones.
         if not self.options.keep_best or record.get("rolled_back"):
             return
         measure = record.get("validation_robust_accuracy", record["validation_accuracy"])
@@ -68,7 +68,7 @@ class RunState:
             self.best = {"epoch": epochs, "measure": measure, "network": weights, "preprocessing": others}
 
     def put_result_in_place(self) -> None:
-        """Put the weights into the network that are the result."""
+        """Put the resulting weights into the network: the average's, or the best epoch's."""
         if self.average is not None:
             self.average.exchange()
         if self.best is not None:

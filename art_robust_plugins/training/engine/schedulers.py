@@ -1,4 +1,4 @@
-"""Schedulers that a user gives to ``fit``: what they must be over, how far they reach, and what they monitor."""
+"""Schedulers that a user gives to ``fit``: their optimizer, their length, and the metric that they monitor."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def check_scheduler(
     """Refuse a scheduler that would fail, or do nothing, after the first steps.
 
     Args:
-        scheduler: what ``fit`` was given; None for none.
-        optimizer: the classifier's.
-        per_step: whether it is called after each step rather than after each epoch.
-        calls: how often it will be called; None where that is not known.
+        scheduler: the argument of ``fit``; None for none.
+        optimizer: the classifier's optimizer.
+        per_step: whether the scheduler is called after each step rather than after each epoch.
+        calls: the number of calls in the training; None if it is not known.
         validated: whether there are validation data.
         resumed: whether its state will be that of a checkpoint.
 
@@ -63,7 +63,7 @@ def check_scheduler(
 
 
 def step_scheduler(scheduler: Any, record: Mapping[str, float]) -> None:
-    """One step after an epoch of which ``record`` tells; `read_metric` says what a plateau monitors."""
+    """Step after the epoch of ``record``; `read_metric` gives the metric that a plateau monitors."""
     if isinstance(scheduler, ReduceLROnPlateau):
         scheduler.step(read_metric(scheduler, record))
     else:

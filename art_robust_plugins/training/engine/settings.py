@@ -1,6 +1,6 @@
-"""The settings of a run as texts by name: a checkpoint's must be those of the run that continues it.
+"""The settings of a run as texts by name: a resumed run must have the same ones as its checkpoint.
 
-`identity` describes what the run is made of besides: data, network, code.
+`identity` describes the rest: data, network, code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _IGNORED = {"checkpoint_dir", "resume", "seed"}
 
 
 def describe_settings(state: RunState, data: Mapping[str, int]) -> dict[str, str]:
-    """What must be the same for a checkpoint to be continued; nb_epochs may grow.
+    """The settings that must be the same for a checkpoint to be continued; nb_epochs may grow.
 
     Args:
         state: of the run.
@@ -42,7 +42,7 @@ def describe_settings(state: RunState, data: Mapping[str, int]) -> dict[str, str
 def describe_for_processes(
     settings: Mapping[str, str], state: RunState, nb_epochs: int, whole: Batch | None, validation: Batch | None
 ) -> dict[str, str]:
-    """What must be the same in all processes; the weights need not, as the first process's count."""
+    """What must be the same in all processes; weights need not, since the first process's weights are copied."""
     described = {**settings, "nb_epochs": str(nb_epochs), "resume": str(state.options.resume)}
     for number, group in enumerate(state.optimizer.param_groups):
         shapes = [tuple(weight.shape) for weight in group["params"]]

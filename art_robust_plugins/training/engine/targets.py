@@ -16,7 +16,7 @@ SUM_TOLERANCE = 1e-3
 """How far the sum of a row of probabilities may be from 1."""
 
 EXPECTED = 10
-"""A class without images is told of where equally common classes would have so many images each."""
+"""Classes without images are warned of only if equally common classes would have at least this many each."""
 
 _OF_INDICES = (nn.NLLLoss, nn.MultiMarginLoss)
 
@@ -25,12 +25,12 @@ def training_labels(y: Any, classifier: PyTorchClassifier, *, samples: int) -> T
     """Labels as int64 class indices [N], or rows of class probabilities as float32 [N, C].
 
     Args:
-        y: as `label_tensor` takes them, or rows [N, C] that are not negative and sum to 1.
-        classifier: whose loss must take probabilities, where rows are not one-hot.
-        samples: how many there must be.
+        y: as `label_tensor` takes them, or non-negative rows [N, C] that sum to 1.
+        classifier: its loss must take probabilities if rows are not one-hot.
+        samples: the required number of labels.
 
     Raises:
-        ValueError: as `label_tensor`; rows that are no probabilities, or that the loss does not take.
+        ValueError: as `label_tensor`; rows that are no probabilities, or a loss that takes none.
     """
     rows = _read_rows(y, classifier.nb_classes)
     if rows is None:
@@ -71,14 +71,14 @@ def _read_rows(y: Any, nb_classes: int) -> Tensor | None:
 
 
 class ClassCensus:
-    """Counts the samples of each class, to tell of a class that has none."""
+    """Counts the samples of each class, to warn of classes without any."""
 
     def __init__(self, nb_classes: int) -> None:
         self._counts = torch.zeros(nb_classes, dtype=torch.float64, device="cpu")
         self._samples = 0
 
     def count(self, y: Tensor) -> None:
-        """Take up labels: int64 [N], or class probabilities [N, C]."""
+        """Count labels: int64 [N], or class probabilities [N, C]."""
         if y.dim() == 2:
             self._counts += y.double().sum(dim=0).cpu()
         else:
@@ -86,7 +86,7 @@ class ClassCensus:
         self._samples += len(y)
 
     def warn(self) -> None:
-        """Warn of classes without samples, where so many samples should have some."""
+        """Warn of classes without samples, if there are enough samples to expect some."""
         if self._samples >= EXPECTED * len(self._counts):
             missing = torch.nonzero(self._counts == 0)[:, 0].tolist()
             warn_of_missing_classes("y", missing, len(self._counts))

@@ -20,17 +20,17 @@ class Validator:
     """Measures a classifier's accuracy on clean data and, with a threat, under PGD of a few steps.
 
     Args:
-        classifier: whose ``predict`` is measured, with its preprocessing.
+        classifier: the accuracy of its ``predict``, preprocessing included, is measured.
         data: a pair (x, y); y as indices or one-hot rows.
         threat: the ball of the attack, or None for clean accuracy alone.
-        steps: of the attack, each of 2.5 eps / steps, from a random start that is the same every time.
-        processes: those that share each batch; None for this one alone.
+        steps: of the attack, each of length 2.5 eps / steps, from the same random starts every time.
+        processes: the processes that share each batch; None for a single one.
 
     Attributes:
         data: x [N, ...] and y [N] on the classifier's device.
 
     Raises:
-        ValueError: for data that are no such pair, and for a classifier that cannot predict.
+        ValueError: ``data`` is no such pair, or the classifier cannot predict.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Validator:
 
 @contextmanager
 def without_weight_gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """A context within which no weights of these modules get gradients: an attack then needs less memory."""
+    """A context within which weights of these modules get no gradients, so that an attack needs less memory."""
     trained = [p for module in modules for p in module.parameters() if p.requires_grad and p.is_leaf]
     try:
         for parameter in trained:

@@ -1,4 +1,4 @@
-"""What attaches to a network while it trains, and the rooms that instruments share."""
+"""Instruments, which attach to a network while it trains, and the parts that they share."""
 
 from .protocol import Instrument, LayerPattern, in_order, join_instruments, list_patterns, select_modules
 

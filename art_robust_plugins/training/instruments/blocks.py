@@ -1,4 +1,4 @@
-"""The convolutional blocks of a network: a convolution, and the normalisation that takes its output directly."""
+"""The convolutional blocks of a network: a convolution, and the normalisation applied directly to its output."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ NORMALISATIONS = (
 
 
 class ConvolutionBlocks:
-    """Sees in forward passes which normalisation takes which convolution's output, object by object."""
+    """Finds out in forward passes which normalisation is applied directly to which convolution's output."""
 
     def __init__(self) -> None:
         self.ends: dict[str, str] = {}  # convolution -> the layer whose output ends its block
-        self._outputs: list[tuple[str, weakref.ref[Tensor], int]] = []  # which live as long as the pass needs them
+        # Weak references: an output lives only as long as the pass needs it.
+        self._outputs: list[tuple[str, weakref.ref[Tensor], int]] = []
 
     def may_end(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> bool:
-        """Whether a layer that was called may be the end of a block; `ends` says it when the pass is over."""
+        """Whether a layer that was called may end a block; `ends` has the answer after the pass."""
         if isinstance(module, CONVOLUTIONS):
             self.ends.setdefault(name, name)
             self._outputs.append((name, weakref.ref(output), output._version))
             return True
         if not inputs or not isinstance(inputs[0], Tensor):
             return False
-        # What was changed in place since (by a ReLU, say) is no longer the convolution's output.
+        # A tensor that was changed in place since (by a ReLU, say) is no longer the convolution's output.
         taken = [conv for conv, h, version in self._outputs if h() is inputs[0] and inputs[0]._version == version]
         self.ends.update(dict.fromkeys(taken, name))
         return bool(taken)

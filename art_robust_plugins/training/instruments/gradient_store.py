@@ -16,30 +16,30 @@ from .pairing import other_class_slots
 from .signs import PackedSigns
 
 GOLDEN = (5**0.5 - 1) / 2
-"""Its multiples, modulo 1, visit the interval evenly: so the pairings of successive steps vary, without chance."""
+"""The multiples of this number, modulo 1, cover [0, 1) evenly: successive steps get different pairings."""
 
 
 @dataclass
 class GradientStore:
-    """One mini-batch: its labels, the calls of each layer so far, and the signs of the gradients at each call."""
+    """One mini-batch: its labels, each layer's number of calls so far, and the signs of the gradients at each call."""
 
     labels: Tensor  # of the whole batch
     number: int = 0
     signs: dict[tuple[str, int], PackedSigns] = field(default_factory=dict)  # of m * N samples for N labels
-    share: Share | None = None  # of the process whose signs these are
+    share: Share | None = None  # the share of the process that recorded these signs
     passes: int = 0
     calls: Counter[str] = field(default_factory=Counter)  # of each layer in the current pass
     recorded: dict[tuple[str, int], int] = field(default_factory=dict)  # the pass that the signs are from
-    measured: set[str] = field(default_factory=set)  # layers whose |h_l| was taken up
+    measured: set[str] = field(default_factory=set)  # layers whose running mean of |h_l| was updated
     pairings: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
-        """How many samples of the batch pass through the network in this process."""
+        """The number of samples of the batch that pass through the network in this process."""
         return len(self.labels) if self.share is None else self.share.rows.stop - self.share.rows.start
 
     def gather(self) -> None:
-        """Take up the signs of all processes that share this batch."""
+        """Gather the signs from all processes that share this batch."""
         if self.share is not None:
             for call, signs in self.signs.items():
                 self.signs[call] = replace(signs, packed=self.share.gather(signs.packed))
@@ -52,10 +52,10 @@ class GradientStore:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> GradientStore:
-        """The mini-batch of `state_dict`; one without signs for an empty state.
+        """The mini-batch that `state_dict` described; for an empty state, one without signs.
 
         Raises:
-            ValueError: for entries that it does not give, or that do not fit each other.
+            ValueError: unknown entries, or entries that do not fit together.
         """
         signs = {}
         for key, tensor in state.items():
@@ -74,7 +74,7 @@ class GradientStore:
         return cls(labels.clone(), int(number), packed)
 
     def pairing(self, previous: GradientStore, stored: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        """For an output of m * N samples and slots of m' * N': each sample's slot, and 1 where it counts, else 0."""
+        """For m * N samples and m' * N' slots: the slot of each sample, and its weight, 1 or 0."""
         samples = len(h)
         if (samples, stored) not in self.pairings:
             whole = samples // self.samples * len(self.labels)
@@ -88,7 +88,7 @@ class GradientStore:
         return slots, found.to(h.dtype)
 
     def record(self, call: tuple[str, int], number: int, layout: torch.memory_format, gradient: Tensor) -> None:
-        """Keep the signs of the gradient of a layer's output, of this layout, in pass ``number`` of the step."""
+        """Store the signs of the gradient of a layer's output, in this memory format, from pass ``number``."""
         if number <= self.recorded.get(call, number):
             self.recorded[call] = number
             self.signs[call] = PackedSigns.of(gradient, layout)

@@ -1,4 +1,4 @@
-"""Which samples a forward pass misclassifies."""
+"""Forward passes that know which samples they misclassify."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class ForwardPass:
-    """Which samples one forward pass misclassifies: known when it ends, needed in its backward pass."""
+    """The samples that one forward pass misclassifies: known when it ends, needed in its backward pass."""
 
     def __init__(self, labels: Tensor | None) -> None:
         if labels is None:
@@ -33,7 +33,7 @@ class ForwardPass:
 
     @property
     def wrong(self) -> Tensor:
-        """Which samples are misclassified: bool [N]."""
+        """The samples that are misclassified: bool [N]."""
         if self._wrong is None:
             raise RuntimeError("ratio: a backward pass began before the network's forward pass had ended.")
         return self._wrong
@@ -43,8 +43,8 @@ class ForwardPasses:
     """Follows the forward passes of a network in training, for those that need to know what each misclassifies.
 
     Attributes:
-        labels: int64 [N], of the passes to come.
-        current: the pass that runs now; None outside of one, in evaluation mode and without gradients.
+        labels: int64 [N], of the next passes.
+        current: the pass that is running; None outside of one, in evaluation mode and without gradients.
     """
 
     def __init__(self) -> None:

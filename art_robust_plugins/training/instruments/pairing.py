@@ -7,23 +7,24 @@ from torch import Tensor
 from torch.nn import functional
 
 _NOBODY = 2**31
-"""The label of what fills up the smaller of two batches: a class of its own, after all others."""
+"""The label of padding in the smaller of two batches: a class of its own, after all others."""
 
 
 def other_class_slots(labels: Tensor, stored: Tensor, turn: float) -> tuple[Tensor, Tensor]:
-    """Give samples stored slots of another class, no slot twice, and a slot to as many samples as is possible.
+    """Assign stored slots of another class to samples, no slot twice, and to as many samples as possible.
 
-    Both sides are sorted by class, and the slots are turned against the samples. Let class c begin at A_c among the
-    sorted samples and at B_c among the slots, each side being filled up to a length of K. A turn by r keeps class c
-    from itself if A_c+1 - B_c <= r <= K - (B_c+1 - A_c). For c != d the lower bound of c is at most the upper bound of
-    d, as both orders are the same; for c = d it is where c has at most K members on both sides together. So either
-    some r serves all classes, and the smaller side is served whole; or one class has more than K members, and then
-    every r between its bounds keeps all from their own class but the surplus, which no assignment could serve.
+    Both sides are sorted by class, and the slots are rotated against the samples. Let class c begin at A_c among the
+    sorted samples and at B_c among the slots, each side padded to length K. A rotation by r gives no sample of class c
+    a slot of class c if A_c+1 - B_c <= r <= K - (B_c+1 - A_c). For c != d the lower bound of c is at most the upper
+    bound of d, as both orders are the same; for c = d this holds if c has at most K members on both sides together. So
+    either some r serves all classes, and the smaller side is served completely; or one class has more than K members,
+    and then every r between its bounds separates all samples from their own class but the surplus, which no assignment
+    could serve.
 
     Args:
         labels: classes of the samples, int64 [N], not negative.
         stored: classes of the slots, int64 [M].
-        turn: a number in [0, 1], which chooses among the turns that serve all.
+        turn: a number in [0, 1], which chooses among the rotations that serve all.
 
     Returns:
         the slot of each sample, int64 [N], from 0 to M - 1, and whether it counts: bool [N].

@@ -1,4 +1,4 @@
-"""What can be attached to a network while it trains.
+"""The protocol of instruments, which can be attached to a network while it trains.
 
 An instrument changes how a network computes (its activations, its backward pass) without changing the network: it is
 entered before the first batch and leaves no trace afterwards. Any trainer can carry any number of them.
@@ -27,8 +27,8 @@ class Instrument(ABC):
     The loop enters `attached` once around all epochs, and calls `begin_step` before each batch. What `state_dict`
     returns is stored in checkpoints and given back to `load_state_dict` when a run resumes.
 
-    Where several processes train together, the instrument meets this process's share of each batch. ``share`` then
-    says which, and lets it look at the whole batch; all processes call each method, `state_dict` too.
+    Where several processes train together, the instrument sees this process's share of each batch. ``share`` then
+    describes it and gives access to the whole batch; all processes call every method, `state_dict` included.
     """
 
     name: ClassVar[str]
@@ -44,14 +44,14 @@ class Instrument(ABC):
         """A context within which the instrument acts on ``network``, and after which the network is as before."""
 
     def begin_step(self, y: Tensor) -> None:  # noqa: B027 (not every instrument wants them)
-        """Told the labels of the batch to come: int64 [N], or class probabilities [N, C]."""
+        """Called before each batch with its labels: int64 [N], or class probabilities [N, C]."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the instrument remembers between batches."""
+        """The state that the instrument keeps between batches."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier run, as `state_dict` gave it."""
+        """Load the state of an earlier run, as `state_dict` returned it."""
         if state:
             raise ValueError(f"state: got entries {sorted(state)}, but the instrument {self.name!r} keeps none.")
 
@@ -88,7 +88,7 @@ def join_instruments(own: Instrument, others: Iterable[Instrument]) -> tuple[Ins
 
 
 def in_order(patterns: Iterable[LayerPattern]) -> list[LayerPattern]:
-    """The patterns as they come; those of a set, whose order differs between processes, sorted."""
+    """The patterns in their order; those of a set are sorted, since its order differs between processes."""
     return sorted(patterns, key=repr) if isinstance(patterns, Set) else list(patterns)
 
 

@@ -1,7 +1,7 @@
-"""Linear and convolution layers whose parameters' gradients weigh each sample by a factor of its own.
+"""Linear and convolution layers with a separate factor for each sample in their parameters' gradients.
 
 With g_i the gradient of the batch loss with respect to the layer's output for sample i: dW and db are formed from
-beta * s_i * g_i, and the layer's input receives the gradient of the unscaled g_i. It costs no extra matrix product.
+beta * s_i * g_i, and the layer's input receives the gradient of the unscaled g_i. No extra matrix product is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 SCALABLE = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
-"""The types of layers that can be computed here, where they have torch's own forward."""
+"""The types of layers that are supported here, if their forward is torch's own."""
 
 _PLAIN_FORWARDS = {kind.forward for kind in SCALABLE}
 
@@ -41,7 +41,7 @@ def scale_samples(factors: Tensor, samples: Tensor) -> Tensor:
 
 
 def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """What autocast would do to the operands of a linear or convolution layer; it does not see custom functions."""
+    """Cast the operands of a layer as autocast would: autocast does not apply to custom functions."""
     kind = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(kind):
         return list(tensors)
@@ -70,8 +70,8 @@ def replaced_forwards(network: nn.Module, forwards: Mapping[str, Callable[..., T
     """A context in which layers compute by other functions.
 
     Args:
-        network: whose layers they are.
-        forwards: by the layer's name; called with the module, its own forward, and what the layer is called with.
+        network: the network of these layers.
+        forwards: by the layer's name; called with the module, its own forward, and the layer's arguments.
     """
     modules = dict(network.named_modules())
     try:
@@ -84,7 +84,7 @@ def replaced_forwards(network: nn.Module, forwards: Mapping[str, Callable[..., T
 
 
 def scaled_forward(module: nn.Module, scale: GradientScale, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-    """The output of a linear or convolution layer for x, whose parameters' gradients ``scale`` weighs."""
+    """The output of a linear or convolution layer for x; ``scale`` gives the factors of its parameters' gradients."""
     if isinstance(module, nn.Linear):
         return _scaled_linear(module, scale, x)
     return _scaled_convolution(module, scale, x, output_size)

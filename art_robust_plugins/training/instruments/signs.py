@@ -2,7 +2,7 @@
 
 Of a sample's R numbers, in the order of a layout, byte i keeps the numbers i, w + i, 2 w + i and 3 w + i, where w is
 R / 4 rounded up: number k w + i as its sign + 1 in the bits 2 k and 2 k + 1. Numbers of one byte lie w apart, so that
-packing and unpacking work on whole rows. What fills up the last bytes is never read.
+packing and unpacking work on whole rows. The padding of the last bytes is never read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _ALL_ONE = 1 + 4 + 16 + 64
-"""Makes of a sum of s_k 4^k that of (s_k + 1) 4^k, of two bits each; int8 may wrap around, which keeps the bits."""
+"""Added to a sum of s_k 4^k, it gives that of (s_k + 1) 4^k; int8 may overflow, which keeps the bits."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What training against an adversary needs, whatever its objective: the ascent, its start, a ball that grows, a watch.
+"""The base of adversarial training, for any objective: ascent, random start, growing ball, overfitting watch.
 
     xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
 
@@ -54,8 +54,8 @@ class AdversarialTrainer(RobustTrainer):
             TRADES' own start at 8/255), or ``"none"`` for x itself.
         eps_warmup_epochs: let eps, and the step size with it, grow linearly during the first epochs (a fraction of one
             is possible), step by step.
-        overfitting: what to do when a weak adversary is resisted and a strong one is not (see `OverfittingWatch`; with
-            10 steps and more it does not look): ``"warn"``; ``"rollback"`` to the last good epoch; ``"ignore"``.
+        overfitting: what to do when the network resists a weak adversary but not a strong one (see `OverfittingWatch`;
+            with 10 steps and more there is no check): ``"warn"``; ``"rollback"`` to the last good epoch; ``"ignore"``.
         instruments: attached to the network while it trains, such as `Layerwise` and `BANG`.
         options: see `TrainingOptions`.
 
@@ -64,6 +64,9 @@ class AdversarialTrainer(RobustTrainer):
         ValueError: a number or name outside its range.
 
     The adversary is made with the network in evaluation mode, from gradients of the input alone.
+
+    Subclasses repeat these arguments in their constructors, with their own defaults: the registry and the command line
+    read a method's parameters from its signature.
     """
 
     threat: ThreatModel
@@ -98,7 +101,7 @@ class AdversarialTrainer(RobustTrainer):
     @property
     @abstractmethod
     def passes(self) -> Passes:
-        """What a step of training costs."""
+        """The passes of one training step."""
 
     @abstractmethod
     def adversary_objective(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
@@ -106,13 +109,13 @@ class AdversarialTrainer(RobustTrainer):
 
     @property
     def current_threat(self) -> ThreatModel:
-        """The ball at this point of the training: while eps grows a smaller one, of 1 % of it at first."""
+        """The current ball: during the warm-up of eps a smaller one, beginning with 1 % of eps."""
         if self.epochs_done >= self.eps_warmup_epochs:
             return self.threat
         return self.threat.scaled(max(self.epochs_done / self.eps_warmup_epochs, 0.01))
 
     def adversary(self, x: Tensor, y: Tensor) -> Tensor:
-        """xa [N, ...], detached."""
+        """The adversary xa [N, ...], detached."""
         self.overfitting_watch.begin_step(x, y)
         threat, (low, high) = self.current_threat, self.input_range
         step_size = self.step_size * threat.eps / self.threat.eps
@@ -135,7 +138,7 @@ class AdversarialTrainer(RobustTrainer):
         self.classifier.model.eval()
         yield
         self.enter_training_mode()
-        # Some versions of torch keep weights that autocast cast without gradients, and use them where they are needed.
+        # Some versions of torch cache weights that were cast without gradients, and reuse them with gradients.
         torch.clear_autocast_cache()
 
     def divergence(self, p: Tensor, q: Tensor) -> Tensor:
@@ -152,11 +155,11 @@ class AdversarialTrainer(RobustTrainer):
         self.overfitting_watch.end_epoch(record)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the watch for catastrophic overfitting remembers."""
+        """The state of the watch for catastrophic overfitting."""
         return self.overfitting_watch.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier run, as `state_dict` gave it."""
+        """Load the state of an earlier run, as `state_dict` returned it."""
         self.overfitting_watch.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:

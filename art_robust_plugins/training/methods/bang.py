@@ -65,7 +65,7 @@ def bang_factors(
 
 @dataclass(frozen=True)
 class BANGSetting:
-    """beta, epsilon and ratio of one layer, each a number that is not negative."""
+    """beta, epsilon and ratio of one layer, each a non-negative number."""
 
     beta: float = 1.0
     epsilon: float = 0.815
@@ -140,7 +140,7 @@ class BANG(Instrument):
         return f"BANG({self.setting}, layers={self.layers}, cap={self.cap})"
 
     def begin_step(self, y: Tensor) -> None:
-        """The labels of the forward passes to come; they decide which samples are misclassified.
+        """Announce the labels of the next forward passes; they decide which samples are misclassified.
 
         int64 [N] or class probabilities [N, C]. A forward pass over k * N samples is read as k versions of this batch.
         """

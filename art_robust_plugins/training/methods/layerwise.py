@@ -8,9 +8,9 @@ there in the previous mini-batch. With h_l the output of layer l, and R_l = 0 be
 
 Status: abstract and introduction of the paper were read: activations are perturbed with gradients of the previous
 mini-batch, taken from samples of a different class, without adversarial images and at no significant extra cost. The
-sign, and one forward and one backward pass per step, are recalled. Ours are: the pairing, which lets as many samples as
-possible meet a gradient of another class, and each a gradient of its own; eps_l = eps * (running mean of |h_l|); the
-default layers; what happens to batches of another size and to several passes in one step.
+sign, and one forward and one backward pass per step, are recalled. Ours are: the pairing, which assigns gradients of
+another class to as many samples as possible, and no gradient twice; eps_l = eps * (running mean of |h_l|); the default
+layers; the handling of batches of another size and of several passes in one step.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ MOMENTUM = 0.5
 """Weight of the newest value in the running mean of |h_l|; the first value starts it."""
 
 MEASURED_EVERY = 10
-"""Steps from one value of the running mean to the next: measuring costs as much as perturbing does."""
+"""Steps between two updates of the running mean: measuring costs as much as perturbing."""
 
 _SAVE_NO_OUTPUT = {*CONVOLUTIONS, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm}
-"""Kinds whose backward pass does not look at their output, so that it may be changed in place."""
+"""Types of modules whose backward pass does not need their output, so that it may be changed in place."""
 
 
 def perturb(h: Tensor, gradients: PackedSigns, pairing: Tensor, weights: Tensor, eps: float) -> None:
@@ -50,9 +50,9 @@ def perturb(h: Tensor, gradients: PackedSigns, pairing: Tensor, weights: Tensor,
     Args:
         h: the layer's output, [N, ...].
         gradients: the signs of R_l, of M samples.
-        pairing: the sample of R_l that each sample of h meets, int64 [N].
-        weights: eps_l / eps for each sample, [N]; 0 for one that meets none.
-        eps: a number, not negative.
+        pairing: the sample of R_l that each sample of h is paired with, int64 [N].
+        weights: eps_l / eps for each sample, [N]; 0 for a sample without a partner.
+        eps: a non-negative number.
     """
     gradients.add_to(h, pairing, weights, eps)
 
@@ -61,13 +61,12 @@ class Layerwise(Instrument):
     """Layerwise adversarial perturbation as an instrument: it acts under any loss and in any trainer.
 
     Args:
-        eps: length of the perturbation, not negative: a multiple of the running mean of |h_l| over a layer's whole
+        eps: length of the perturbation, non-negative: a multiple of the running mean of |h_l| over a layer's whole
             output, or an absolute number. 0 leaves training as it is, to the last bit.
         layers: whose outputs are perturbed: name patterns (``"features.*"``) and types of modules (``nn.ReLU``). None
             for the convolutional blocks: each convolution's output, or where a normalisation (of batches, groups,
             instances or layers) takes that output directly, the normalisation's, as seen in the first step.
-        relative: whether eps is a multiple of the running mean, which takes up a value with the weight 0.5 in every
-            tenth step.
+        relative: whether eps is a multiple of the running mean, which is updated with weight 0.5 in every tenth step.
 
     Raises:
         ValueError: for a setting outside its range; when attached, for a pattern that no module fits, or for no
@@ -81,8 +80,8 @@ class Layerwise(Instrument):
     that compares passes (as TRADES does) compares inputs; R_l is of the first pass that the loss depends on. The
     k-th call of a layer in a pass uses the gradient of its k-th call. Calls in evaluation mode and without
     gradients are neither perturbed nor counted, nor are layers whose output needs no gradient, such as frozen ones.
-    A small batch replaces the store as any other does: the next batch is perturbed where that reaches, and else
-    not; slots are assigned as in `other_class_slots`. A step without a backward pass leaves the store as it is.
+    A small batch replaces the store like any other: in the next batch only as many samples are perturbed as it has
+    gradients for; slots are assigned as in `other_class_slots`. A step without a backward pass keeps the store.
 
     Of a gradient only the sign is kept, in two bits a number; `state_dict` holds it too, in a byte. Processes that
     train together by `RobustTrainer` exchange the signs before each batch, and each keeps those of the whole batch. One
@@ -108,7 +107,7 @@ class Layerwise(Instrument):
         return f"Layerwise(eps={self.eps}, layers={self.layers}, relative={self.relative})"
 
     def begin_step(self, y: Tensor) -> None:
-        """The labels of the passes to come: int64 [N], or class probabilities [N, C], of which the largest counts."""
+        """Announce the labels of the next passes: int64 [N], or class probabilities [N, C], whose largest counts."""
         if y.dim() not in (1, 2) or (y.dim() == 2 and y.shape[1] < 2):
             raise ValueError(f"y: got labels of shape {tuple(y.shape)}, expected (N,) or (N, C) with C > 1.")
         self._settle_layers()
@@ -152,7 +151,7 @@ class Layerwise(Instrument):
         return {name: module for name, module in modules.items() if isinstance(module, kinds)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next step uses.
+        """The state that the next step uses.
 
         ``labels`` of the slots, int64 [N]; ``sign:k:name``, the signs of their gradients at call k of a layer, int8
         [m * N, ...]; ``layer:name``, a layer's running mean of |h_l| (NaN for none); ``number`` of the step.
@@ -167,7 +166,7 @@ class Layerwise(Instrument):
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier run, as `state_dict` gave it."""
+        """Load the state of an earlier run, as `state_dict` returned it."""
         self._forget()
         layers = {key.removeprefix("layer:"): mean for key, mean in state.items() if key.startswith("layer:")}
         previous = GradientStore.from_state({key: value for key, value in state.items() if key[:6] != "layer:"})
@@ -180,7 +179,7 @@ class Layerwise(Instrument):
         self._means, self._blocks = {}, ConvolutionBlocks()
 
     def _settle_layers(self) -> None:
-        """After the first step the default layers are known; what was recorded of others is dropped."""
+        """After the first step, when the default layers are known, drop what was recorded of other layers."""
         if self.layers is None and self._chosen is None and self._blocks.ends and self.current is not None:
             chosen = self._chosen = set(self._blocks.ends.values())
             self._means = {name: mean for name, mean in self._means.items() if name in chosen}
@@ -196,7 +195,7 @@ class Layerwise(Instrument):
     def _after_layer(
         self, network: nn.Module, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any
     ) -> Tensor | None:
-        """The forward hook of a layer: h~ in place of h."""
+        """The forward hook of a layer, which returns h~ in place of h."""
         # A frozen batch normalisation is in evaluation mode while the network trains.
         if not (module.training or network.training) or not torch.is_grad_enabled():
             return None
@@ -249,7 +248,7 @@ class Layerwise(Instrument):
         return step
 
     def _running_mean(self, name: str, output: Tensor, step: GradientStore) -> Tensor:
-        """Of |h_l| at its first call in a step; kept on the device, in float32 at least."""
+        """The running mean of |h_l| at the layer's first call in a step; on the device, in float32 at least."""
         known = self._means.get(name)
         if known is None or (step.number % MEASURED_EVERY == 0 and name not in step.measured):
             step.measured.add(name)

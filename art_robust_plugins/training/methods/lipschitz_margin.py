@@ -81,9 +81,9 @@ class LipschitzMarginTrainer(RobustTrainer):
         graph: the network's graph, with the state of the power iterations.
 
     Raises:
-        ValueError: for numbers outside their range, a c that no two inputs within ``clip_values`` are apart among
-            them; other preprocessing, or a map that acts in ``predict`` alone; a
-            network that cannot be traced; labels that are not class indices, as mixup makes them.
+        ValueError: for numbers outside their range, or a c larger than any distance within ``clip_values``; other
+            preprocessing, or a map that acts in ``predict`` alone; a network that cannot be traced; labels that are
+            not class indices, such as those of mixup.
         NoLipschitzRuleError: (a ValueError) for a network with an operation that has no Lipschitz bound, by name.
 
     The network is traced when the trainer is made, and anew when its structure has changed since. For a network with
@@ -129,7 +129,7 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     @property
     def current_c(self) -> float:
-        """c at this point of the training."""
+        """The current c."""
         if self.epochs_done >= self.c_warmup_epochs:
             return self.c
         return self.c_start + (self.c - self.c_start) * self.epochs_done / self.c_warmup_epochs
@@ -148,7 +148,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         return self.loss(margin_logits(logits, y, l, margin=self.margin), y)
 
     def end_epoch(self, record: dict[str, float]) -> None:
-        """Several processes go on with one estimate: theirs differ where batch normalisation sees each one's share."""
+        """Copy the main process's estimate to all processes: batch statistics of their shares make estimates differ."""
         self.copy_from_main_process(self.graph.vectors.values())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         self.graph.vectors.update(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The graph cannot be pickled: a copy traces its own network, and goes on from the same vectors."""
+        """The state without the graph, which cannot be pickled: a copy traces its network, from the same vectors."""
         state = {name: value for name, value in super().__getstate__().items() if name != "graph"}
         return {**state, "_traced": (), "_vectors": dict(self.graph.vectors)}
 
@@ -181,7 +181,7 @@ class LipschitzMarginTrainer(RobustTrainer):
         network, mean_std = bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
         parts: list[nn.Module] = [self.classifier.model, *preprocessing_modules(self.classifier)]
-        # The graph reads parameters and buffers as they are at each step: only another structure needs another trace.
+        # The graph reads the current parameters and buffers in each step: only another structure needs another trace.
         structure = (parts, str(network), device_of(network), None if std is None else std.tolist())
         if structure != self._traced:
             self.graph = LipschitzGraph(network, self.classifier.input_shape, std=std)

@@ -1,8 +1,8 @@
 """Local-ball adversarial training (Lu, Kumar: Improving Local Effectiveness for Global robust training; 2110.14030).
 
-Robustness is asked for not only at an adversary xa of each image but in a small ball around xa, so that an adversary of
-few steps may be enough, as the paper claims; the README says what was measured. With f the logits, p = softmax(f), r =
-radius * eps, and D what the adversary ascends:
+The network is trained to be robust not only at an adversary xa of each image but in a small ball around xa. The paper
+claims that an adversary of few steps is then enough; the README says what was measured. With f the logits,
+p = softmax(f), r = radius * eps, and D the objective that the adversary ascends:
 
     xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
     xl = xa + r * (the steepest direction of KL(p(xa) || p(.)) at a random point within r / 2 of xa),
@@ -36,8 +36,8 @@ from .adversarial import AdversarialTrainer, Passes, Start
 GlobalLoss = Literal["ce", "kl"]
 
 NOISE = 0.5
-"""How far from xa the direction to xl is taken, as a share of r: at xa the divergence is flat, and close to it drowns
-in rounding (of bfloat16 above all)."""
+"""The distance from xa, as a ratio of r, at which the direction to xl is computed: at xa the divergence is flat, and
+close to xa it is lost in rounding (of bfloat16 above all)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "weak": {"steps": 1},
@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class LocalBallTrainer(AdversarialTrainer):
-    """Train an ART classifier against an adversary, of few steps or many, and in a local ball around it.
+    """Train an ART classifier against an adversary, of few steps or many, and in a local ball around the adversary.
 
     The objective stands at the head of this module. It is reconstructed from the abstract of Lu and Kumar (arXiv
     2110.14030), and its constants are ours; without the local term it is TRADES or Madry's PGD training, exactly.
@@ -59,7 +59,7 @@ class LocalBallTrainer(AdversarialTrainer):
             own loss.
         global_weight: weight of the global term; None for 1 with ``"ce"`` and 6 (TRADES' beta) with ``"kl"``.
         local_weight: weight of the local term; 0 for none. Large ones mask gradients: 18 did on MNIST.
-        radius: of the local ball, as a share of eps.
+        radius: of the local ball, as a ratio of eps.
         clean_weight: weight of the classifier's loss on x; None for 0 with ``"ce"`` and 1 with ``"kl"``.
         within_threat: project xl on B(x, eps); without it only the range of the input limits xl. (In L1 the projection
             may take it further from xa than r, up to 2 r.)
@@ -74,9 +74,9 @@ class LocalBallTrainer(AdversarialTrainer):
 
     The adversary and the local point are made with the network in evaluation mode, from gradients of the input alone.
     Then x (where it counts), xa and xl pass through it in training mode, one after the other, so that batch
-    normalisation takes the statistics of each by itself. `passes` says what a step costs: with k steps and else the
-    defaults k + 4 forward and k + 3 backward passes, of which 2 reach the weights; PGD takes k + 1 and k + 1 (1),
-    TRADES k + 3 and k + 2 (2).
+    normalisation uses the statistics of each separately. `passes` says what a step costs: with k steps and otherwise
+    default arguments k + 4 forward and k + 3 backward passes, of which 2 reach the weights; PGD takes k + 1 and k + 1
+    (1), TRADES k + 3 and k + 2 (2).
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
@@ -144,7 +144,7 @@ class LocalBallTrainer(AdversarialTrainer):
     def preset(name: str, classifier: PyTorchClassifier, *, threat: ThreatModel, **changes: Any) -> LocalBallTrainer:
         """A trainer with the settings of a preset: ``"weak"`` (k 1), ``"strong"`` (k 10), ``"pgd"``, ``"trades"``.
 
-        ``changes`` are arguments of the constructor, and count before the preset's.
+        ``changes`` are arguments of the constructor, which override the preset's.
         """
         check_choice("name", name, tuple(PRESETS))
         return LocalBallTrainer(classifier, threat=threat, **{**PRESETS[name], **changes})
@@ -166,7 +166,7 @@ class LocalBallTrainer(AdversarialTrainer):
         return self.objective(x, y, xa, xl)
 
     def local_point(self, x: Tensor, xa: Tensor) -> Tensor:
-        """xl in the ball of radius r around xa [N, ...]."""
+        """The local point xl in the ball of radius r around xa [N, ...]."""
         threat, (low, high) = self.current_threat, self.input_range
         ball = threat.scaled(self.radius)
         with torch.no_grad():
@@ -179,7 +179,7 @@ class LocalBallTrainer(AdversarialTrainer):
         return threat.project(xl, x, low, high) if self.within_threat else clip(xl, low, high)
 
     def objective(self, x: Tensor, y: Tensor, xa: Tensor, xl: Tensor | None = None) -> Tensor:
-        """L of points that are made; without xl, L without the local term."""
+        """L for given points; without xl, L without the local term."""
         terms: list[Tensor] = []
         if self._needs_x:
             at_x = self.logits(x)
@@ -194,7 +194,7 @@ class LocalBallTrainer(AdversarialTrainer):
 
     @property
     def passes(self) -> Passes:
-        """What a step of training costs."""
+        """The passes of one training step."""
         local = int(self.local_weight > 0)
         ascent = self.steps + self.uses_kl  # a gradient each, and p(x)
         to_weights = self._needs_x + 1 + local

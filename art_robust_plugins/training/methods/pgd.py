@@ -73,7 +73,7 @@ class PGDTrainer(AdversarialTrainer):
         return lambda z: self.loss(self.logits(z), y)
 
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss at the adversary, and on x where that has a weight."""
+        """The loss at the adversary, plus the weighted loss on x."""
         xa = self.adversary(x, y)
         if self.clean_weight == 0:
             return self.loss(self.logits(xa), y)
