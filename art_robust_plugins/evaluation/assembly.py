@@ -39,7 +39,7 @@ class FinishedEvaluation:
         clean: what the clean passes found.
         state: what the attacks found.
         left: the points that each attack left, bool [N] by its name.
-        processes: how many evaluated together.
+        processes: the number of processes that evaluated together.
     """
 
     options: EvaluationOptions
@@ -63,14 +63,14 @@ class FinishedEvaluation:
 
 
 class CertifiedRadii(NamedTuple):
-    """The proven radius of each point [N], -1 where the certified class is not the label, and where it comes from."""
+    """The proven radius of each point [N], -1 where the certified class is not the label, and the radii's source."""
 
     radii: NDArray[np.float64]
     description: dict[str, Any]
 
 
 def assemble_report(finished: FinishedEvaluation) -> EvaluationReport:
-    """The report, but for the adversarial images, which stay with the state."""
+    """The report without the adversarial images, which stay with the state."""
     correct, robust, passes = finished.correct, finished.robust, finished.judge.passes
     results = [_build_result(finished, prepared) for prepared in finished.prepared.attacks]
     short = passes.batched.run_whole(lambda size: _attack_shortly(finished, size))
@@ -152,7 +152,7 @@ def _attack_shortly(finished: FinishedEvaluation, batch_size: int) -> ShortAttac
 
 
 def _certify(finished: FinishedEvaluation) -> CertifiedRadii | None:
-    """The certified radii, if the estimator gives any."""
+    """The certified radii, if the estimator certifies."""
     estimator, norm = finished.options.estimator, finished.options.threat.norm
     if not isinstance(estimator, PyTorchLipschitzCertifier):
         return None

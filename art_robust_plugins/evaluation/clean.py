@@ -1,4 +1,4 @@
-"""Passes of clean images: their classes, and what they say of the network."""
+"""Passes of clean images: their classes, and signs that the network has no fixed answer for an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .verdicts import RANDOM_PASSES, DecisionRule
 
 
 class _Constancy(NamedTuple):
-    """Whether an image has one answer; see `CleanFindings`."""
+    """Measures of how far a network's answers for an image differ; see `CleanFindings`."""
 
     difference: float
     memory: float
@@ -70,7 +70,7 @@ def _measure_constancy(
 ) -> _Constancy:
     low, high = passes.range.low, passes.range.high
     difference, memory, company, seeded = measure_difference(outputs[: len(again)], again), 0.0, 0.0, 0.0
-    if difference <= RANDOM_DIFFERENCE:  # of a randomised network any two passes differ
+    if difference <= RANDOM_DIFFERENCE:  # any two passes of a randomised network differ
         memory = measure_memory(passes.predict_unrestored, x, low, high)
         passes.restore()
         company = measure_company(passes.predict, x, outputs[: len(again)], low, high, passes.batched.size)

@@ -1,4 +1,4 @@
-"""A module that counts what passes it."""
+"""A module that counts the images that pass through it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class CallCounter(nn.Module):
-    """A module that counts the images that pass it forward, and backward, and is otherwise the one it holds.
+    """Wraps a module and counts the images that pass forward and backward through it.
 
-    ``around``, where it is given, is called with each forward pass, and calls it; ``before``, where it is set, is
-    called before each.
+    ``around`` is called with each forward pass as a function and returns its outputs; ``before``, if it is set, is
+    called before each pass.
     """
 
     def __init__(

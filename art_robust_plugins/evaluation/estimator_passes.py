@@ -1,4 +1,4 @@
-"""Passes through the estimator that is evaluated, which may change its input, or itself, while it predicts."""
+"""Passes through the evaluated estimator, which may change its input or its own state while it predicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .weights import FrozenWeights
 
 
 class EstimatorPasses:
-    """Passes through an untouched estimator; what they change in it is put back after each.
+    """Passes through the estimator, whose state is restored after each pass.
 
     Args:
         estimator: the classifier.
@@ -29,7 +29,7 @@ class EstimatorPasses:
         counter: ``module``, with a count of the images that attacks pass through it.
         batched: passes of the estimator's own and of the diagnostics, on batches of at most ``size``.
         changed: the names of the weights and buffers that clean passes have changed.
-        beyond: how far a probability, the one output of a network under ``BCELoss``, lay outside of [0, 1].
+        beyond: the largest distance outside of [0, 1] of a network's single output under ``BCELoss``.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class EstimatorPasses:
         self.batched = BatchedPasses(module, size)
         self.changed: set[str] = set()
         self.beyond = 0.0
-        # What the module's own checks have changed.
+        # The module's own checks may have changed the network.
         self.restore()
 
     def restore(self) -> None:
-        """Put back what passes changed in the network; once there is something, also before each pass of an attack."""
+        """Restore the network's state; once a pass has changed it, every pass of an attack restores it first."""
         self.changed |= set(self.snapshot.restore())
         if self.changed:
             self.counter.before = self.snapshot.restore
@@ -61,12 +61,12 @@ class EstimatorPasses:
         return self._run(passes, x, self._predict_part)
 
     def predict_unrestored(self, x: Tensor) -> Tensor:
-        """As `predict`, but the network's state is as each pass leaves it."""
+        """As `predict`, but without restoring the network's state after each pass."""
         return self.batched.run_over(len(x), lambda part: (self._predict_part(x[part]),))[0]
 
     @torch.no_grad()
     def predict_followed(self, x: Tensor) -> Tensor:
-        """As `predict`, the outputs of what attacks follow: the network after the preprocessing."""
+        """As `predict`, for the function that attacks follow: the network after the preprocessing."""
         followed = EstimatorModule(self.estimator, unit_range=False, probabilities=True, straight_through=True)
         self.restore()
         return self._run(

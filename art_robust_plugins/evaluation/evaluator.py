@@ -1,8 +1,8 @@
 """The `Evaluator`: attacks an ART classifier, judges every candidate itself, and reports.
 
-An evaluation reads here from its front to its end: clean images, attacks, verdicts, report. The verdicts are given in
-``verdicts.py``, the attacks run in ``running.py``, what a stopped evaluation goes on from is kept in ``state.py``, and
-the report is put together in ``assembly.py``.
+`_evaluate` is the outline of an evaluation: clean images, attacks, verdicts, report. ``verdicts.py`` gives verdicts,
+``running.py`` runs the attacks, ``state.py`` keeps the state from which a stopped evaluation continues, and
+``assembly.py`` assembles the report.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Evaluator:
 
 
 def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) -> EvaluationReport:
-    """The evaluation from its front to its end, of a network whose state is that of ``snapshot``."""
+    """Evaluate a network whose state is that of ``snapshot``."""
     module = EstimatorModule(options.estimator, probabilities=True, straight_through=True)
     passes = EstimatorPasses(
         options.estimator,
@@ -196,7 +196,7 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         )
         state = opened.build_state(samples.x, folder.attacks)
 
-        # Clean: classes, and what the passes say of the network.
+        # Clean images: their classes, and measurements of the network.
         def inspect() -> CleanFindings:
             findings = inspect_clean(options, samples, passes)
             folder.save_clean(state, findings)
@@ -205,12 +205,12 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         clean = share_from_main(processes, inspect) if state.clean is None else state.clean
         correct = clean.clean == samples.y
 
-        # Attacks, each of whose candidates gets a verdict by fresh passes.
+        # Attacks: fresh passes give a verdict for each candidate.
         judge = Judge(passes, samples, options.threat, DecisionRule(clean.passes, clean.probabilities, options.seed))
         runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes)
         left = runner.run_all(prepared.attacks, correct)
 
-        # Report: the main process's work; each process has the adversarial images itself.
+        # Report: the main process assembles it; each process has the adversarial images itself.
         finished = FinishedEvaluation(options, samples, prepared, judge, clean, state, left, processes.num_processes)
         report = share_from_main(processes, lambda: assemble_report(finished))
         return replace(report, adversarial=state.adversarial.numpy())

@@ -1,4 +1,4 @@
-"""What an evaluation is told: the settings of an `Evaluator`, and the points. Data only."""
+"""The inputs of an evaluation: the settings of an `Evaluator`, and the samples. Data only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done before any attack: checks of the network, and attacks that are made ready for it."""
+"""The preparation of an evaluation: checks of the network, and attacks prepared for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .estimator_passes import EstimatorPasses
 from .libraries import Attack, NotApplicable, Perturb, Setting, package_versions
 from .options import EvaluationOptions
 
-# By how much a mean of probabilities may leave [0, 1].
+# The distance by which rounding may take a mean of probabilities outside of [0, 1].
 _ROUNDING = 1e-3
 
 
@@ -40,7 +40,7 @@ class Preparation:
     """The attacks that can run, and why others cannot.
 
     Attributes:
-        setting: what they were prepared for.
+        setting: what the attacks were prepared for.
         attacks: in the order in which they run.
         not_run: a sentence for each attack that cannot run here.
         obstacle: why no attack can follow gradients, as a clause; None if they can.
@@ -67,7 +67,7 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
     _watch_clean_passes(passes, x, probes)
     check_same_function(estimator, passes.predict, passes.predict_followed, probes)
     if isinstance(estimator, PyTorchLipschitzCertifier):
-        estimator.lipschitz_constants()  # what has no certificate is told before the attacks, not after them
+        estimator.lipschitz_constants()  # raises before the attacks if the network has no certificate
     packages = package_versions(options.attacks, options.backend)
     few = passes.module.from_estimator(x[:2].to(passes.device))
     obstacle = find_gradient_obstacle(passes.counter, few)
@@ -89,7 +89,7 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
 
 
 def _watch_clean_passes(passes: EstimatorPasses, x: Tensor, probes: Tensor) -> None:
-    """Freeze the network's weights, unless a pass of any clean image, or of a probe, takes gradients inside.
+    """Freeze the network's weights, unless a pass of a clean image or of a probe computes gradients inside.
 
     Raises:
         ValueError: logits under a loss of probabilities.
@@ -107,7 +107,7 @@ def _watch_clean_passes(passes: EstimatorPasses, x: Tensor, probes: Tensor) -> N
 
 
 def _choose_setting(options: EvaluationOptions, passes: EstimatorPasses, few: Tensor, obstacle: str | None) -> Setting:
-    """What the attacks are prepared for; ``few`` are two images as the network takes them."""
+    """Choose the setting of the attacks; ``few`` are two images as the network takes them."""
     fitting = options.physical_batch_size
     if fitting is None:
         one, another = (BatchedPasses(passes.counter, 2).logits(few) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Several processes that evaluate together: what one works out for all, and what all did."""
+"""Several processes that evaluate together: sharing the main process's results, and gathering everyone's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Found = TypeVar("_Found")
 
 
 def share_from_main(processes: PartialState, work: Callable[[], _Found]) -> _Found:
-    """What ``work`` gives in the main process, for all of them; its exception is raised by all."""
+    """The result of ``work`` in the main process, for all processes; an exception is raised in all."""
     if processes.num_processes == 1:
         return work()
     outcome: list[Any] = [None]
@@ -31,7 +31,7 @@ def share_from_main(processes: PartialState, work: Callable[[], _Found]) -> _Fou
 
 
 def gather_from_others(processes: PartialState, own: _Found) -> list[_Found]:
-    """What the other processes hold where this one holds ``own``."""
+    """The other processes' values of ``own``."""
     if processes.num_processes == 1:
         return []
     shares: list[Any] = [None] * processes.num_processes
@@ -42,5 +42,5 @@ def gather_from_others(processes: PartialState, own: _Found) -> list[_Found]:
 
 @cache
 def _make_patient_group() -> Any:
-    """All processes; here one may wait for another for as long as an attack takes. Launchers notice one that dies."""
+    """A group of all processes without a timeout: one may wait as long as another's attack takes."""
     return torch.distributed.new_group(timeout=timedelta(days=7))

@@ -1,4 +1,4 @@
-"""How far an evaluation is: what its clean passes found, and what each attack did so far. Data only."""
+"""The progress of an evaluation: the findings of its clean passes, and each attack's results so far. Data only."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ COUNTS = (
     *("seconds", "forward", "backward", "not_finite", "overturned", "out_of_ball", "out_of_range", "nan", "infinite"),
     *("undecided", "tied"),
 )
-"""What is counted of each batch of an attack's candidates: keys of the saved state."""
+"""The counts of each batch of an attack's candidates: keys of the saved state."""
 
 
 @dataclass(frozen=True, eq=False)
 class CleanFindings:
-    """What passes of clean images say of the network. The fields are keys of the saved state.
+    """The findings of the clean passes. The fields are keys of the saved state.
 
     Attributes:
         clean: the class of each point, int64 [N]; -1 where an output is NaN or all are the same.
         outputs: the outputs of the first batch [n, classes].
         difference: between two passes of the same images, as a share of the outputs' length.
-        passes: how many passes a verdict takes.
+        passes: the number of passes of a verdict.
         seeded_difference: the difference between two passes with the same random numbers, for a randomised network.
-        memory: the difference between outputs for the same images when other images passed between.
-        batch_difference: the difference between outputs for an image in different company.
+        memory: the difference between outputs for the same images with other images passing in between.
+        batch_difference: the difference between outputs for an image in different batches.
         probabilities: whether the outputs are softmax probabilities.
         nan: how many points have NaN among their outputs.
         infinite: how many have infinity.
         undecided: how many have the same output for all classes.
         tied: how many have their largest output at the label and at another class.
-        gradients: whether a pass takes gradients inside.
+        gradients: whether a pass computes gradients inside.
         moved: the names of the weights and buffers that a pass changed.
     """
 
@@ -63,16 +63,16 @@ class CleanFindings:
 
 @dataclass(eq=False)
 class AttackProgress:
-    """What one attack did so far.
+    """The results of one attack so far.
 
     Attributes:
-        fooled: the points that it broke, by what it is bound to, bool [N].
+        fooled: the points that it broke under its own constraint, bool [N].
         counts: sums over its batches, see `COUNTS`.
         farthest: the largest distance of a candidate from its clean image.
         widest: the largest margin at which the verdict overturned an image that the attack had misclassified.
         repeat_difference: the largest difference between two passes of an image that the verdict overturned.
         moved: the names of the weights and buffers that changed while it ran.
-        gradients: whether a pass of its images took gradients inside.
+        gradients: whether a pass of its images computed gradients inside.
         batches: the numbers of the logical batches that it finished.
     """
 

@@ -17,12 +17,12 @@ from .results import Constraint
 Arrays = Mapping[str, NDArray[Any]]
 
 _MOST = 1000
-"""Attacks, flags, or radii of a curve."""
+"""The largest number of attacks, flags, or radii of a curve."""
 _EXAMPLES = 64
 _LARGEST = float(np.finfo(np.float32).max)
-"""Of radii, values of an image, and seconds: images are float32, and the axes of figures end not far beyond."""
+"""The largest radius, value of an image, and number of seconds: figures cannot have much longer axes."""
 _COUNT = 2**63 - 1
-"""What is counted."""
+"""The largest count."""
 _ENTRIES = ("format", "clean_accuracy", "robust_accuracy", "attacks", "flags", "settings", "curve", "arrays_sha256")
 _ATTACK = (
     "name",
@@ -195,7 +195,7 @@ def _check_verdicts(arrays: Arrays, attacks: list[Entry], place: str) -> None:
     left = correct.copy()
     for verdicts in counted:
         left &= verdicts
-    # What an attack with its own measure finds within eps is broken as well, and stands in no array but this one.
+    # An image within eps that an attack with its own measure found breaks a point too, and is in this array only.
     if (robust & ~left).any() or (len(counted) == len(attacks) and (left & ~robust).any()):
         raise ValueError(f"{place}: robust: got other points than the attacks left, expected these.")
 

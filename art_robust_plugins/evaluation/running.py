@@ -1,4 +1,4 @@
-"""Running the attacks: over logical batches, from where they were stopped, and over several processes."""
+"""Running the attacks in logical batches, resumable, and distributed over several processes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class AttackRunner:
         samples: its points.
         setting: what the attacks were prepared for.
         judge: gives the verdicts.
-        state: gets what each batch changes.
-        folder: keeps it.
-        processes: those that evaluate together.
+        state: the state, to which each batch's changes are applied.
+        folder: where the changes are saved.
+        processes: the processes that evaluate together.
     """
 
     options: EvaluationOptions
@@ -46,7 +46,7 @@ class AttackRunner:
     processes: PartialState
 
     def run_all(self, attacks: Sequence[PreparedAttack], correct: Tensor) -> dict[str, Tensor]:
-        """The points that each attack left, bool [N] by its name, of those that are classified correctly [N]."""
+        """Run all attacks on the points in ``correct`` [N]: the points that each attack left, bool [N], by its name."""
         left: dict[str, Tensor] = {}
         standing: dict[str | None, Tensor] = {}
         for prepared in attacks:
@@ -60,7 +60,7 @@ class AttackRunner:
         return left
 
     def run(self, prepared: PreparedAttack, points: Tensor) -> Tensor:
-        """Run one attack on the points [N] bool, in batches, from where it was stopped; those that it left."""
+        """Run one attack on the points [N] bool in batches, from where it was stopped; the points that it left."""
         name, size, processes = prepared.attack.name, self.options.batch_size, self.processes
         progress = self.state.attacks[name]
         indices = points.nonzero().flatten()
@@ -72,7 +72,7 @@ class AttackRunner:
             )
         finished = sum(len(logical[number]) for number in progress.batches)
         todo = [number for number in range(len(logical)) if number not in progress.batches]
-        # Of the other processes nothing is known before the end: the bar shows what this one does.
+        # Nothing is known of the other processes before the end: the bar shows this process's progress.
         own = todo[processes.process_index :: processes.num_processes]
         at_once = self._count_batches_at_once(prepared.attack)
         bar = tqdm(
@@ -98,7 +98,7 @@ class AttackRunner:
         return points & ~progress.fooled
 
     def _count_batches_at_once(self, attack: Attack) -> int:
-        """Our own AutoAttack's random numbers keep to the logical batches, of which it may get several."""
+        """The number of logical batches at once: our own AutoAttack takes several, as it draws for each separately."""
         size = self.options.batch_size
         if self._is_native(attack) and self.judge.rule.repeats == 1:
             return compute_joint_size(size, self.setting.physical_batch_size) // size
@@ -114,7 +114,7 @@ class AttackRunner:
         forward, backward = counter.forward_calls, counter.backward_calls
         start = time.perf_counter()
         seed_everything(self.options.seed)
-        # A copy, which attacks may write into; and in the memory layout that they expect.
+        # Attacks may write into this copy, which has the memory format that they expect.
         unit = module.from_estimator(x.to(self.setting.device)).clone(memory_format=torch.contiguous_format)
         with torch.enable_grad():
             found = prepared.perturb(unit, y.to(self.setting.device))
@@ -134,7 +134,7 @@ class AttackRunner:
         broken = verdicts.wrong & verdicts.inside
         new = broken & ~self.state.broken[batch]
         turned = (found != unit.cpu()).flatten(1).any(dim=1) & verdicts.inside & ~verdicts.wrong
-        # Ours returns another image only where it was misclassified; of a randomised network that says little.
+        # Our attacks change an image only if it was misclassified; for a randomised network this says little.
         if not (self._is_native(attack) and self.judge.rule.repeats == 1):
             turned = torch.zeros_like(turned)
         repeat_difference = self._measure_repeat_difference(verdicts.candidates[turned])
@@ -144,7 +144,7 @@ class AttackRunner:
             "counts": {**cost, **_count(verdicts, turned, bounded=attack.bounded)},
             "moved": moved,
             "gradients": self.judge.passes.weights.taken,
-            # Of an infinite output the margin is NaN, and no rounding.
+            # The margin of an infinite output is NaN, which no rounding explains.
             "widest": verdicts.margin[turned].nan_to_num(nan=1.0).max().item() if turned.any() else 0.0,
             "repeat_difference": repeat_difference,
             "farthest": verdicts.farthest if attack.bounded else 0.0,
@@ -161,7 +161,7 @@ class AttackRunner:
 
 
 def _count(verdicts: Verdicts, turned: Tensor, *, bounded: bool) -> dict[str, int]:
-    """The counts of one batch but for its cost, see `COUNTS`; ``turned`` are the images that a verdict overturned."""
+    """The counts of one batch without its cost, see `COUNTS`; ``turned`` are the images that a verdict overturned."""
     return {
         "not_finite": int((~verdicts.finite).sum()),
         "overturned": int(turned.sum()),

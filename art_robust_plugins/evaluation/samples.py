@@ -34,7 +34,7 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
     Args:
         x: an array or a tensor; or, with ``y`` None, a ``Dataset`` of pairs, or an iterable of batches (x, y).
         y: labels, or None.
-        estimator: whose shape, range and classes the data must have.
+        estimator: the data must have its shape, range and classes.
 
     Raises:
         TypeError: ``x`` is neither.
@@ -86,7 +86,7 @@ def _batches(x: Any) -> Iterator[tuple[Any, Any]]:
             return
         except (TypeError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[-1].rstrip(".")
-            # Samples that are no arrays, such as images of PIL, or of several sizes. Other errors are not of this kind.
+            # These errors come from samples that are no arrays (PIL images) or have several sizes.
             if not any(sign in reason for sign in ("collate", "stack expects")):
                 raise
             raise ValueError(
@@ -105,7 +105,7 @@ def _batches(x: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _check_loader(loader: DataLoader[Any]) -> None:
-    """Refuse a loader that leaves samples out, or takes them in another order than the data has them in."""
+    """Refuse a loader that leaves samples out, or reads them in another order than the data's."""
     batches: Any = loader.batch_sampler
     sampler = getattr(batches, "sampler", loader.sampler)
     if isinstance(sampler, _SHUFFLING):
@@ -113,7 +113,7 @@ def _check_loader(loader: DataLoader[Any]) -> None:
             f"x: got a DataLoader whose {type(sampler).__name__} draws from its data, expected shuffle=False: a report "
             f"names points by their place in the data, and an evaluation that was stopped finds them there again."
         )
-    # Of a loader that was given its batch_sampler, this knows more than the loader.
+    # If the loader was given a batch_sampler, it knows more than the loader.
     drops = bool(getattr(batches, "drop_last", False))
     if isinstance(loader.dataset, IterableDataset):
         if drops:
@@ -137,7 +137,7 @@ def _check_loader(loader: DataLoader[Any]) -> None:
 
 
 def _check_order(source: Iterable[Any], sampler: Iterable[Any], count: int) -> None:
-    """Refuse a sampler, or what makes batches of one, that does not take samples 0 to ``count`` - 1 in their order."""
+    """Refuse a sampler or batch sampler that does not yield 0 to ``count`` - 1 in their order."""
     name = type(source if isinstance(sampler, SequentialSampler) else sampler).__name__
     if any(isinstance(each, Iterator) for each in (source, sampler)):
         raise ValueError(
@@ -145,7 +145,7 @@ def _check_order(source: Iterable[Any], sampler: Iterable[Any], count: int) -> N
             f"be looked at first, such as a list."
         )
     taken = source if source is sampler else chain.from_iterable(source)
-    # One more than there are: a sampler may have no end.
+    # One more than the number of samples: a sampler may be endless.
     places = list(islice(taken, count + 1))
     if len(places) != count or any(place != number for number, place in enumerate(places)):
         raise ValueError(

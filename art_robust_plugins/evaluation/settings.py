@@ -1,4 +1,4 @@
-"""What an evaluation is of: the texts by which reports describe it, and the digests by which it is known again."""
+"""Descriptions of an evaluation: texts for reports, and digests by which a resumed evaluation is recognised."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ VERSION_ENTRIES = ("version of art-robust-plugins", "version of torch")
 def compute_fingerprint(
     options: EvaluationOptions, samples: Samples, passes: EstimatorPasses, prepared: Preparation
 ) -> dict[str, str]:
-    """What must be the same for a stopped evaluation to go on."""
+    """What must be the same for a stopped evaluation to continue."""
     estimator = options.estimator
     learned = [part for module in preprocessing_modules(estimator) for part in describe_module(module)]
     limits = estimator.clip_values
-    # NumPy leaves out the middle of large arrays.
+    # NumPy's text of a large array omits its middle.
     plain = [str(limits if passes.range.uniform else limits.tolist()), *describe_preprocessing(estimator)]
     chosen = [f"{each.attack.name} {each.parameters}" for each in prepared.attacks]
     return {
@@ -103,7 +103,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def list_not_run(options: EvaluationOptions, prepared: Preparation) -> list[str]:
-    """What a reader may miss: attacks that cannot run here, and what the suites hold that was not asked for."""
+    """What did not run: attacks that cannot run here, and the parts of suites that were not asked for."""
     fast = [FAST] if runs_fast_level(prepared) else []
     return [*prepared.not_run, *fast, *_list_left_out(options.attacks)]
 
@@ -114,11 +114,11 @@ def runs_fast_level(prepared: Preparation) -> bool:
 
 
 def describe_preprocessing(estimator: PyTorchClassifier) -> list[str]:
-    """Each step of ART's preprocessing with its parameters, without the standardisation by 0 and 1 that ART adds."""
+    """Each step of ART's preprocessing with its parameters, except the standardisation by 0 and 1 that ART adds."""
     steps = []
     for operation in estimator.preprocessing_operations:
         named = {name: getattr(operation, name, None) for name in getattr(operation, "params", [])}
-        # Other parameters, such as a network, have no text that stays the same from run to run.
+        # Other parameters, such as networks, have no text that is the same in every run.
         plain = (bool, int, float, str, tuple, list, np.ndarray, np.generic)
         values = {name: np.asarray(value).tolist() for name, value in named.items() if isinstance(value, plain)}
         if (values.get("mean"), values.get("std")) != (0.0, 1.0):
@@ -139,7 +139,7 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def _list_left_out(attacks: Sequence[Attack]) -> Iterator[str]:
-    """What the suites hold that was not asked for."""
+    """Yield the parts of suites that were not asked for."""
     asked = {attack.name for attack in attacks}
     for name, suite in SUITES.items():
         missing = [attack.name for attack in suite if attack.name not in asked]

@@ -1,6 +1,6 @@
-"""The state of an evaluation: what is known so far, kept in a folder, from which a stopped evaluation goes on.
+"""The state of an evaluation, kept in a folder from which a stopped evaluation continues.
 
-The folder holds one file of what stays (the fingerprint and the clean findings), and a small one for each batch.
+The folder has one file with the fingerprint and the clean findings, and a small one for each batch.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ STATE_FILE = "evaluation.pt"
 BATCHES_FOLDER = "batches"
 _FORMAT = "art-robust-plugins evaluation 7"
 _EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in range(1, 7))
-# Of the largest output; other devices and sizes of a pass round by far less.
+# A ratio of the largest output; rounding on other devices and in other sizes of a pass is far smaller.
 _CHANGED_OUTPUTS = 1e-2
 
 Change = dict[str, Any]
-"""What one batch changed: an entry of the saved state."""
+"""The changes by one batch: an entry of the saved state."""
 
 
 @dataclass(eq=False)
 class EvaluationState:
-    """What is known of an evaluation so far.
+    """The state of an evaluation.
 
     Attributes:
-        mark: tells the batches of this state from those of an earlier one in the same folder.
-        fingerprint: what the evaluation is of.
+        mark: distinguishes the batches of this state from those of an earlier one in the same folder.
+        fingerprint: identifies the evaluation.
         clean: what the clean passes found; None before them.
         broken: the points that any attack broke within eps, bool [N].
         adversarial: like x: the first image that broke a point, else the point itself.
@@ -55,7 +55,7 @@ class EvaluationState:
     attacks: dict[str, AttackProgress]
 
     def apply(self, change: Change) -> None:
-        """Take over what one batch changed."""
+        """Apply the changes by one batch."""
         progress = self.attacks[change["attack"]]
         progress.counts = {name: count + change["counts"][name] for name, count in progress.counts.items()}
         progress.farthest = max(progress.farthest, change["farthest"])
@@ -70,7 +70,7 @@ class EvaluationState:
 
 
 class OpenedState(NamedTuple):
-    """What a folder holds of an evaluation: see `EvaluationState`; and what its batches changed, in their order."""
+    """The contents of a folder: the parts of `EvaluationState`, and the changes by its batches in their order."""
 
     mark: str
     fingerprint: dict[str, str]
@@ -93,7 +93,7 @@ class OpenedState(NamedTuple):
 
 
 class StateFolder:
-    """Where the state of an evaluation is kept.
+    """The folder in which the state of an evaluation is kept.
 
     Args:
         path: the folder; None: the state is kept nowhere.
@@ -123,13 +123,13 @@ class StateFolder:
         return OpenedState(stored["mark"], fingerprint, clean, self._load_changes(stored["mark"], samples.x))
 
     def save_clean(self, state: EvaluationState, clean: CleanFindings) -> None:
-        """Write what stays of the evaluation."""
+        """Write the fingerprint and the clean findings."""
         if self.path is not None:
             record = {"format": _FORMAT, "mark": state.mark, "fingerprint": state.fingerprint, **clean.to_record()}
             save_state(self.path / STATE_FILE, record)
 
     def save_change(self, change: Change) -> None:
-        """Write what one batch changed."""
+        """Write the changes by one batch."""
         if self.path is not None:
             position = self.attacks.index(change["attack"])
             save_state(self.path / BATCHES_FOLDER / f"{position:02}-{change['batches'][0]:06}.pt", change)
@@ -167,7 +167,7 @@ class StateFolder:
             )
 
     def _load_changes(self, mark: str, x: Tensor) -> list[Change]:
-        """In the order in which the attacks ran: who broke a point first gives its adversarial image."""
+        """Load the changes in the order of the attacks: the first to break a point gives its adversarial image."""
         assert self.path is not None
         changes = []
         for path in sorted((self.path / BATCHES_FOLDER).glob("[0-9]*.pt")):
@@ -178,7 +178,7 @@ class StateFolder:
 
 
 def _have_changed(outputs: Tensor, x: Tensor, passes: EstimatorPasses) -> bool:
-    """Whether the network computes something else, which its weights and its text need not show."""
+    """Whether the network's outputs have changed, which its weights and its text need not show."""
     scale = outputs[outputs.isfinite()].abs().max().item() if outputs.isfinite().any() else 1.0
     now = passes.predict(x[: len(outputs)])
     return not torch.allclose(now, outputs, rtol=0.0, atol=_CHANGED_OUTPUTS * scale, equal_nan=True)

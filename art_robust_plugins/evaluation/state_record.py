@@ -1,4 +1,4 @@
-"""What an evaluation's saved state may hold: kinds, sizes and ranges of its entries, checked before they are used."""
+"""Checks of an evaluation's saved state before it is used: types, sizes and ranges of its entries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..files import Entry
 
 
 def check_opened(state: Any, path: Path, *, points: int, classes: int) -> None:
-    """Refuse an evaluation's clean findings where an entry is of another kind; ``points`` were evaluated.
+    """Refuse saved clean findings with an entry of a wrong type or range; ``points`` were evaluated.
 
     Raises:
         ValueError: the sentence names the entry.
@@ -38,7 +38,7 @@ def check_opened(state: Any, path: Path, *, points: int, classes: int) -> None:
 
 
 def read_fingerprint(state: Any, path: Path) -> dict[str, str]:
-    """What the evaluation was of.
+    """The fingerprint of the saved evaluation.
 
     Raises:
         ValueError: it is no table of texts.
@@ -50,7 +50,7 @@ def read_fingerprint(state: Any, path: Path) -> dict[str, str]:
 def check_change(
     state: Any, path: Path, *, attacks: Collection[str], counts: Collection[str], x: Tensor
 ) -> dict[str, Any]:
-    """Refuse a batch's changes where an entry is of another kind; ``x`` [N, ...] are the samples.
+    """Refuse a batch's saved changes with an entry of a wrong type or range; ``x`` [N, ...] are the samples.
 
     Raises:
         ValueError: the sentence names the entry.

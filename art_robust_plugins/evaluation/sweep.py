@@ -39,11 +39,11 @@ def sweep(
     state_dir: str | Path | None = None,
     **settings: Any,
 ) -> dict[float, EvaluationReport]:
-    """Evaluate at each radius, from the smallest on; each report is one of all points.
+    """Evaluate at each radius, from the smallest on; each report is about all points.
 
     An image that breaks a point within eps lies within every larger eps too. So only the points that are left are
-    attacked again, in batches of their own, and with the random numbers of these: a point's verdict may differ from
-    that of an evaluation at that eps alone.
+    attacked again, in new batches with their random numbers: a point's verdict may differ from that of an evaluation at
+    that eps alone.
 
     Args:
         estimator: as for `Evaluator`.
@@ -82,7 +82,7 @@ def sweep(
     other = [attack.name for attack in resolve(attacks) if not (attack.cumulative and attack.bounded)]
     if other:
         raise ValueError(f"attacks: got {', '.join(other)}, expected stages of AutoAttack such as 'standard'.")
-    # All are made before any runs, so that a setting that does not fit is refused at once.
+    # All evaluators are made before any of them runs, so that a wrong setting is refused at once.
     evaluators = [
         Evaluator(
             estimator,
@@ -158,7 +158,7 @@ def merge_reports(before: EvaluationReport, after: EvaluationReport, left: NDArr
         adversarial=adversarial,
         attacks=attacks,
         flags=merge_flags(before.flags + after.flags),
-        # The curve stays that of the first points, and so does what is told of it.
+        # The curve, and its description, stay those of the first points.
         settings={**after.settings, "diagnostics": before.settings["diagnostics"], **_describe_reused(before)},
         examples=examples if len(examples.indices) else before.examples,
     )

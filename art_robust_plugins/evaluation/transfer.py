@@ -1,4 +1,4 @@
-"""Attacks that follow the gradients of another network: what masks a network's own gradients does not mask those."""
+"""Transfer attacks, which follow another network's gradients and so are not misled by masked gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts: what the candidates of an attack are, judged by fresh passes through the untouched estimator."""
+"""Verdicts: an attack's candidates, judged by fresh passes through the untouched estimator."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RANDOM_PASSES = 10
 
 
 class Verdicts(NamedTuple):
-    """What the candidates of some points are: images in the estimator's range [n, ...], the rest bool [n].
+    """The verdicts on candidates: the images in the estimator's range [n, ...], and their properties, bool [n] each.
 
-    The margin [n] is how far the label's output lies above the others', as a share of the outputs' length.
+    The margin [n] is the label's output less the largest other one, as a share of the outputs' length.
     """
 
     candidates: Tensor
@@ -41,16 +41,16 @@ class Verdicts(NamedTuple):
 
     @property
     def inside(self) -> Tensor:
-        """Which lie in the ball and in the range."""
+        """Which candidates lie in the ball and in the range."""
         return self.in_ball & self.in_range
 
 
 class Tolerance(NamedTuple):
-    """By how much a distance may exceed eps.
+    """The tolerances by which a distance may exceed eps.
 
     Attributes:
-        typical: where the rounding errors of a change are independent of it; such an image counts as it is.
-        worst: where all of them add up; such an image is drawn back into the ball, and judged there.
+        typical: for independent rounding errors; an image within it is judged as it is.
+        worst: for rounding errors that all add up; an image within it is projected into the ball, and judged there.
     """
 
     typical: float
@@ -58,7 +58,7 @@ class Tolerance(NamedTuple):
 
 
 def compute_tolerance(threat: ThreatModel, box: InputRange, size: int) -> Tolerance:
-    """What float32 alone may add to a distance between images of ``size`` numbers in this range."""
+    """The rounding error of float32 in a distance between images of ``size`` numbers in this range."""
     # Half a unit in the last place, four times: candidates go through some sums and products in float32.
     rounding = torch.finfo(torch.float32).eps * max(*map(abs, box.hull), box.width)
     typical = {"Linf": 1.0, "L2": 2.0, "L1": 2 * math.sqrt(size)}[threat.norm]
@@ -68,7 +68,7 @@ def compute_tolerance(threat: ThreatModel, box: InputRange, size: int) -> Tolera
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """How a network's outputs become a class.
+    """The rule by which a network's outputs become a class.
 
     Attributes:
         repeats: how many passes of a sample decide.
@@ -81,7 +81,7 @@ class DecisionRule:
     seed: int
 
     def predict(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
-        """The outputs of ``predict`` for samples [N, ...], as often as a verdict takes."""
+        """The outputs of ``predict`` for samples [N, ...], one for each pass of a verdict."""
         if self.repeats == 1:
             return [predict(x)]
         # Fresh randomness that depends on the seed alone, so that a resumed evaluation judges alike.
@@ -121,14 +121,14 @@ class Judge:
         finite = candidates.flatten(1).isfinite().all(dim=1)
         candidates[~finite] = x[~finite]
         distance = threat.distance(candidates.double(), x.double())
-        # An image that float32 alone may have put outside is drawn back, and judged there.
+        # An image that rounding alone may have put outside of the ball is projected back, and judged there.
         near = (distance > threat.eps + self.tolerance.typical) & (distance <= threat.eps + self.tolerance.worst)
         if near.any():
             drawn = threat.project(candidates[near].double(), x[near].double()).float()
             candidates[near] = drawn
             distance[near] = threat.distance(drawn.double(), x[near].double())
         in_range = box.holds(candidates)
-        if not box.even:  # what attacks search is more, and was clipped
+        if not box.even:  # attacks search a larger range, from which candidates were clipped
             in_range &= InputRange(0.0, 1.0).holds(found.detach().cpu()) | ~finite
         candidates = box.clip(candidates)
         outputs = self.rule.predict(self.passes.predict, candidates)
@@ -156,5 +156,5 @@ class Judge:
 
 
 def _find_any(outputs: Sequence[Tensor], test: Callable[[Tensor], Tensor]) -> Tensor:
-    """For which samples any output of any pass passes the test, bool [N]."""
+    """The samples for which any output of any pass fulfils the test, bool [N]."""
     return torch.stack([test(output).any(dim=1) for output in outputs]).any(dim=0)

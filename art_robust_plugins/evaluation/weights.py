@@ -1,4 +1,4 @@
-"""Weights that take no gradient while attacks run, unless the network takes gradients of its own."""
+"""Weights that get no gradients while attacks run, unless the network computes gradients itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class GradientWatch(TorchFunctionMode):
-    """Notes whether anything within takes gradients: by autograd, torch.func or forward mode."""
+    """Notices gradient computations within its context: by autograd, torch.func or forward mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,33 +26,33 @@ class GradientWatch(TorchFunctionMode):
 
 
 class FrozenWeights:
-    """The parameters of a network, which take no gradient until a pass of it takes gradients inside.
+    """The parameters of a network, which get no gradients until one of its passes computes gradients inside.
 
-    Attacks need gradients of the input alone, and the user's own must not be filled. A network that adapts itself needs
-    those of its parameters: from the first pass on in which it is seen to take any, they are as they were.
+    Attacks need gradients of the input alone, and must not fill the parameters'. A network that adapts itself needs the
+    gradients of its parameters: from the first pass in which it computes any, ``requires_grad`` is as it was.
 
     Args:
-        network: the modules whose parameters these are.
+        network: the modules with these parameters.
 
     Attributes:
-        taken: whether a pass took gradients inside.
+        taken: whether a pass computed gradients inside.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        # Copies of TorchScript have parameters that are no leaves.
+        # Copies of TorchScript modules have parameters that are no leaves.
         self._parameters = [each for each in network.parameters() if each.is_leaf and each.requires_grad]
         self._frozen = False
         self.taken = False
 
     def freeze(self) -> None:
-        """Stop gradients of the parameters, unless a pass took some inside before."""
+        """Stop gradients of the parameters, unless an earlier pass computed gradients inside."""
         if not self.taken:
             self._set(frozen=True)
 
     def watch(self, run: Callable[[], Tensor], restore: Callable[[], object]) -> Tensor:
-        """What ``run``, a pass without gradients of its own, returns; ``restore`` puts back what it changed.
+        """Run a pass without gradients of its own and return its outputs; ``restore`` restores the network's state.
 
-        The first pass that takes gradients inside is run again, with parameters as they were.
+        The first pass that computes gradients inside is run again, with gradients of the parameters.
         """
         watch = GradientWatch()
         try:
@@ -69,7 +69,7 @@ class FrozenWeights:
         return run()
 
     def retry(self, run: Callable[[], Tensor], restore: Callable[[], object]) -> Tensor:
-        """As `watch` for an attack's passes, which are many: they are looked at only where one fails."""
+        """As `watch` for an attack's passes; since these are many, a pass is watched only if it fails."""
         try:
             return run()
         except RuntimeError as error:
@@ -89,5 +89,5 @@ class FrozenWeights:
             parameter.requires_grad_(not frozen)
 
 
-# What torch says where a network asks for gradients of frozen parameters.
+# Part of torch's error when a network asks for gradients of frozen parameters.
 _NO_GRADIENT = "does not require grad"

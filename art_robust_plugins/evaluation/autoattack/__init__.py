@@ -1,4 +1,4 @@
-"""AutoAttack, written anew: the verdicts of the authors' code, for less work."""
+"""AutoAttack, reimplemented: the verdicts of the authors' code, with fewer passes."""
 
 from .apgd import APGD
 from .fab import FAB

@@ -14,9 +14,9 @@ gradient and there is no momentum; their share follows the sparsity of the best 
     dlr-targeted   -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)       z_(1) >= z_(2) >= ... the sorted logits
 
 Status: exact. The random numbers are the reference's, so a point's verdict is too. A point is done when it is
-misclassified for the first time; the reference goes on with it. Runs towards several targets go together. With several
-samples, for a randomised network, no point stops. (In L1 the reference draws on the GPU where it runs there; ours does
-not, and equals it on a CPU.)
+misclassified for the first time; the reference continues with it. Runs towards several targets are batched. For a
+randomised network with several samples, no point stops. (In L1 the reference draws on the GPU if it runs there; ours
+draws on the CPU, and equals the reference on a CPU.)
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from .turns import Turns
 
 # A point of the L1 ball is found by ascent in larger balls first: (radius / eps, share of the iterations).
 LARGER_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
-# Rows are dropped when so many of them are done: a new batch size costs time as well.
+# Rows are dropped only when this many of them are done, since a new batch size costs time as well.
 DONE_SHARE = 0.1
-# On a GPU, reading how many are done makes the host wait.
+# On a GPU, reading how many rows are done synchronises with the host.
 ITERATIONS_BETWEEN_COUNTS = 5
 
 
@@ -95,7 +95,7 @@ class APGD:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What decides the result, for a report."""
+        """The parameters that determine the result, for a report."""
         names = ["loss", "steps", "restarts", "targets", "samples", "rho", "larger_radii"]
         values = {name: getattr(self, name) for name in names}
         precision = {} if self.passes.precision is None else {"precision": str(self.passes.precision)}
@@ -107,7 +107,7 @@ class APGD:
         streams = Streams(len(x), self.batch_size, self.seed)
         clean = self.passes.logits(x)
         ranking = clean.sort(dim=1).indices
-        # Of a randomised network one pass does not say which points are classified correctly.
+        # One pass of a randomised network does not tell which points are classified correctly.
         left, found = ~find_misclassified(clean, y) | (self.samples > 1), x.clone()
         # The most probable class is the point's own.
         ranks = [1] if self.targets is None else range(2, self.targets + 2)
@@ -130,7 +130,7 @@ class APGD:
         return found
 
     def _draw_noise(self, count: int, generator: torch.Generator, shape: torch.Size) -> Tensor:
-        """What a run of so many points draws: the noise of its starts [count, *shape]."""
+        """Draw the noise of the starts of a run of ``count`` points, [count, *shape]."""
         kind = torch.rand if self.threat.norm == "Linf" else torch.randn
         noise = kind((count, *shape), generator=generator, device="cpu")
         if self.larger_radii:
@@ -140,7 +140,7 @@ class APGD:
         return noise
 
     def _run(self, rows: RunRows, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """One run of each row from its random start: which rows were broken, and where."""
+        """Run each row once from its random start: which rows were broken, and their images."""
         norm, eps, x = self.threat.norm, self.threat.eps, rows.x
         if not self.larger_radii:
             if norm == "L1":
@@ -159,7 +159,7 @@ class APGD:
     def _ascend(
         self, rows: RunRows, start: Tensor, radius: float, steps: int, *, whole: bool, stop: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ascent from ``start``: the points of largest loss, and as `_run`. With ``stop``, rows that are done leave."""
+        """Ascend from ``start``: the points of largest loss, and as `_run`. With ``stop``, finished rows leave."""
         start = start.clamp(0, 1)
         logits, loss, gradient = self._compute_gradient(start, rows)
         kind = ASCENTS[self.threat.norm]
@@ -171,7 +171,7 @@ class APGD:
         best, broken, found = start.clone(), torch.zeros_like(run.done), start.clone()
         place = torch.arange(len(start), device=start.device)
         between = ITERATIONS_BETWEEN_COUNTS if start.device.type == "cuda" else 1
-        # The first turn of each logical batch that broke a point: what was planned after it is void.
+        # The first turn of each logical batch that broke a point: the turns planned after it are void.
         last = torch.full((int(rows.batch.max()) + 1,), int(rows.turn.max()), device=start.device)
 
         def write() -> None:
@@ -207,7 +207,7 @@ class APGD:
         return logits, loss, gradient if self.samples == 1 else gradient / self.samples
 
     def _confirm(self, run: Ascent) -> Ascent:
-        """With a search in low precision: rows whose image is classified correctly without it are not done."""
+        """After a search in low precision: rows whose image is classified correctly in full precision are not done."""
         if self.passes.precision is not None:
             found = run.done.nonzero().flatten()
             if len(found):

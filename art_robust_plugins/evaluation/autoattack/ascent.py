@@ -1,4 +1,4 @@
-"""One ascent of Auto-PGD: where each point is, how it moves, and what a checkpoint changes, by norm."""
+"""One ascent of Auto-PGD: the points' positions, their moves, and the changes at a checkpoint, by norm."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PointRows:
 
 @dataclass
 class RunRows(PointRows):
-    """Runs of points: image, label, target class, logical batch, and which of its batch's runs."""
+    """Runs of points: image, label, target class, logical batch, and the run's number within its batch."""
 
     x: Tensor
     y: Tensor
@@ -42,7 +42,7 @@ class RunRows(PointRows):
 
 
 class Ascent(PointRows):
-    """Where each point of one ascent is. The norms are its subclasses.
+    """The positions of the points in one ascent; a subclass for each norm.
 
     Args:
         rows: the points.
@@ -79,7 +79,7 @@ class Ascent(PointRows):
 
     @staticmethod
     def normalise(delta: Tensor) -> Tensor:
-        """Changes of length 1 in this norm."""
+        """Scale changes to length 1 in this norm."""
         raise NotImplementedError
 
     def note(self, wrong: Tensor, *, again: bool) -> None:
@@ -93,7 +93,7 @@ class Ascent(PointRows):
         raise NotImplementedError
 
     def learn(self, loss: Tensor, gradient: Tensor) -> None:
-        """Take the loss and the gradient at the new iterate; at a checkpoint, change what the norm changes."""
+        """Record the loss and the gradient at the new iterate; call `check` at a checkpoint."""
         self.gradient = gradient
         better = loss > self.best_loss
         self.best = torch.where(widen(better, self.at), self.at, self.best)
@@ -104,7 +104,7 @@ class Ascent(PointRows):
             self.check()
 
     def check(self) -> None:
-        """What happens at a checkpoint."""
+        """Adapt the ascent at a checkpoint."""
         raise NotImplementedError
 
     def _return_to_best(self, rows: Tensor) -> None:
@@ -122,7 +122,7 @@ class HalvingAscent(Ascent):
         self.rho = rho
         self.window, self.shortest, self.shortening = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
         self.until_check = self.window
-        # The reference compares the first loss of all with 0, whatever it was at the start.
+        # The reference compares the first loss with 0 rather than with the loss at the start.
         self.rises = self.last_loss = torch.zeros_like(loss)
         self.checked_loss = loss
         self.halved = torch.ones_like(loss, dtype=torch.bool)
@@ -138,7 +138,7 @@ class HalvingAscent(Ascent):
         return self.normalise(self.gradient)
 
     def project(self, z: Tensor) -> Tensor:
-        """Into the ball and the range."""
+        """Project into the ball and the range."""
         raise NotImplementedError
 
     def learn(self, loss: Tensor, gradient: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Logical and physical batches.
 
-AutoAttack's verdicts depend on the batch: its authors' code seeds each attack anew for every batch, and draws random
-numbers in that batch's shape. Such a *logical* batch is a part of the evaluation's definition. What a device runs at
-once, a *physical* batch, is not: it may be smaller, or hold points of several logical batches.
+AutoAttack's verdicts depend on the batch: its authors' code reseeds each attack for every batch, and draws random
+numbers in that batch's shape. Such a *logical* batch is part of the evaluation's definition. A *physical* batch, the
+images of one pass, is not: it may be smaller, or contain points of several logical batches.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Found = TypeVar("Found")
 Draw = Callable[..., Tensor]
 """`torch.rand` or `torch.randn`."""
 
-# The share of the free memory that a pass may take; the attacks' own tensors need the rest.
+# The share of the free memory that a pass may use; the attacks' own tensors need the rest.
 MEMORY_SHARE = 0.5
 LARGEST_BATCH = 1024
-# A CPU is busy with images that hold so many numbers in total.
+# A CPU is fully used by a pass with this many numbers in its images.
 BUSY = 2**17
 _PROBE = 8
 
 
 class Streams:
-    """The random numbers of points that belong to consecutive logical batches, each with a stream of its own.
+    """The random numbers of points in consecutive logical batches, which have separate random streams.
 
     All are drawn on the CPU, in the order and the shapes of the reference, so that they do not depend on the device.
 
@@ -47,7 +47,7 @@ class Streams:
         self.generators = [torch.Generator("cpu").manual_seed(seed) for _ in range(math.ceil(points / batch_size))]
 
     def split_by_batch(self, points: Tensor) -> Iterator[tuple[torch.Generator, slice]]:
-        """The stream of each logical batch that has some of these ascending indices [n], and where they are."""
+        """Yield the stream of each logical batch that has some of these ascending indices [n], and their positions."""
         counts = torch.bincount(self.batch[points.cpu()], minlength=len(self.generators)).tolist()
         done = 0
         for generator, count in zip(self.generators, counts, strict=True):
@@ -69,7 +69,7 @@ class BatchedPasses:
     """Runs a network on physical batches. A batch that does not fit into memory is halved.
 
     Args:
-        model: images in [0, 1] -> logits; it gets copies of them, which it may change.
+        model: images in [0, 1] -> logits; it gets copies of the images, which it may change.
         size: the largest number of images in a pass.
         precision: gradients are computed with autocast in this type; None for the network's own.
     """
@@ -78,7 +78,7 @@ class BatchedPasses:
         self.model, self.size, self.precision = model, size, precision
 
     def run_over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Call ``run`` on consecutive slices of ``count`` rows, and join what it returns."""
+        """Call ``run`` on consecutive slices of ``count`` rows, and concatenate the results."""
         parts: list[tuple[Tensor, ...]] = []
         done = 0
         while done < count:
@@ -90,12 +90,12 @@ class BatchedPasses:
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or part.stop - part.start == 1:
                     raise
-            # Outside of the handler: the error would keep the tensors of the pass alive.
+            # This is outside of the handler, where the error would keep the tensors of the pass alive.
             self._halve(part.stop - part.start)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
     def run_whole(self, work: Callable[[int], Found]) -> Found:
-        """Call ``work`` with the size of a pass; where memory does not suffice, call it again with half the size."""
+        """Call ``work`` with the size of a pass; if memory runs out, call it again with half the size."""
         while True:
             try:
                 return work(self.size)
@@ -110,9 +110,9 @@ class BatchedPasses:
             torch.cuda.empty_cache()
 
     def suggest_rows(self, x: Tensor) -> int:
-        """How many images like these [N, ...] to run at once, where an attack may choose.
+        """The number of images like these [N, ...] to run at once, if an attack may choose.
 
-        A CPU gains nothing from more images than keep it from idling between operations.
+        On a CPU, more images than keep it busy between operations bring nothing.
         """
         return self.size if x.device.type == "cuda" else min(self.size, max(BUSY // x[0].numel(), 1))
 
@@ -124,7 +124,7 @@ class BatchedPasses:
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """The logits [N, classes] of images [N, ...]."""
-        # Networks that take gradients inside may hand out their graph.
+        # Networks that compute gradients inside may return outputs with a graph.
         return self.run_over(len(x), lambda part: (self.forward(x[part]).detach(),))[0]
 
     def gradient(self, x: Tensor, objective: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,9 +147,9 @@ class BatchedPasses:
 
 
 def find_misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether the class of each row of ``logits`` [N, classes] is not ``y`` [N].
+    """Whether each row of ``logits`` [N, classes] is not of class ``y`` [N].
 
-    Logits with NaN, and logits that are the same for all classes, belong to no class.
+    Logits with NaN, and logits that are the same for all classes, are of no class.
     """
     return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1) | (logits == logits[:, :1]).all(dim=1)
 
@@ -160,7 +160,7 @@ def widen(values: Tensor, like: Tensor) -> Tensor:
 
 
 class ChannelsLast(nn.Module):
-    """A model whose images are laid out in memory with the channels of a pixel side by side."""
+    """A model that gets its images in the memory format channels_last."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -172,10 +172,10 @@ class ChannelsLast(nn.Module):
 
 
 def choose_layout(model: nn.Module, image: Tensor) -> nn.Module:
-    """The model, on a CPU behind `ChannelsLast`: convolutions there take down to half the time.
+    """The model, wrapped in `ChannelsLast` on a CPU, where convolutions are then up to twice as fast.
 
-    The model itself where two images, made of this one [1, C, H, W], show that it does not take this layout, as with
-    ``view`` in its code.
+    The model itself is returned if two images, made of this one [1, C, H, W], show that it does not accept this format,
+    for example because its code calls ``view``.
     """
     if image.device.type != "cpu" or image.dim() != 4:
         return model
@@ -189,7 +189,7 @@ def choose_layout(model: nn.Module, image: Tensor) -> nn.Module:
 
 
 def find_fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
-    """How many images [1, ...] like this one a GPU's free memory holds in a pass with gradient; else ``otherwise``."""
+    """The number of images like this one [1, ...] that a GPU's free memory allows in a pass; else ``otherwise``."""
     device = image.device
     if device.type != "cuda":
         return otherwise

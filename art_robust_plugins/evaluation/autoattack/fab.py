@@ -26,10 +26,10 @@ from ...threat import Norm, ThreatModel
 from .batches import BatchedPasses, Streams, find_misclassified, widen
 from .projections import project_onto_hyperplane
 
-# As in Auto-PGD: rows leave when so many are done, which a GPU is asked only now and then.
+# As in Auto-PGD: rows are dropped when this many are done, which is read from a GPU only now and then.
 DONE_SHARE = 0.1
 ITERATIONS_BETWEEN_COUNTS = 5
-# The rows of so many passes are held at once: each row keeps several images, and a point has a row for each target.
+# The rows of this many passes are held at once: a row has several images, and a point has a row for each target.
 PASSES_AT_ONCE = 4
 
 
@@ -44,8 +44,8 @@ class FAB:
         steps: iterations of each run.
         restarts: runs for the points that are left (untargeted); all but the first begin at random.
         alpha_max: the largest weight of the clean image.
-        eta: how far beyond the hyperplane.
-        beta: how far back.
+        eta: overshoot beyond the hyperplane.
+        beta: factor of the step back towards the clean image.
         seed: of each logical batch.
         batch_size: of a logical batch.
         physical_batch_size: the most images in a pass.
@@ -81,7 +81,7 @@ class FAB:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What decides the result, for a report."""
+        """The parameters that determine the result, for a report."""
         names = ["targets", "steps", "restarts", "alpha_max", "eta", "beta"]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -110,7 +110,7 @@ class FAB:
         return found
 
     def _split_by_target(self, x: Tensor, y: Tensor, ranked: Tensor, points: Tensor) -> Iterator[SearchRows]:
-        """The runs of these points against each of their targets [N, targets], as many at once as keep passes full."""
+        """Yield the rows of these points for each of their targets [N, targets], as many at once as fill the passes."""
         for some in torch.split(points, max(1, PASSES_AT_ONCE * self.passes.size // ranked.shape[1])):
             each = some.repeat_interleave(ranked.shape[1])
             yield SearchRows(each, x[each], y[each], ranked[some].flatten(), x[each])
@@ -124,7 +124,7 @@ class FAB:
         return (x + self.threat.eps * noise / length * 0.5).clamp(0, 1)
 
     def run(self, rows: SearchRows) -> list[tuple[Tensor, Tensor]]:
-        """The points that were broken, with an image for each."""
+        """Search from these rows: the points that were broken, with an image for each."""
         broken: list[tuple[Tensor, Tensor]] = []
         between = ITERATIONS_BETWEEN_COUNTS if rows.x.device.type == "cuda" else 1
         done = torch.zeros(len(rows.index), dtype=torch.bool, device=rows.x.device)
@@ -142,7 +142,7 @@ class FAB:
             if step % between == between - 1 or step == self.steps - 1:
                 if not bool(done.any()):
                     continue
-                # Other targets of a point that is broken are of no use.
+                # The other targets of a broken point need not be searched.
                 over = torch.isin(rows.index, rows.index[done])
                 if int(over.sum()) < DONE_SHARE * len(over) and step < self.steps - 1:
                     continue

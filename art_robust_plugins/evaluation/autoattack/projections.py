@@ -15,7 +15,7 @@ from ...threat import Norm
 
 
 def correct_to_l1_ball(x: Tensor, delta: Tensor, radius: float) -> Tensor:
-    """What to add to ``delta`` so that x + delta is the nearest point of the L1 ball around x and of [0, 1].
+    """The correction of ``delta`` with which x + delta is the nearest point of the L1 ball around x and of [0, 1].
 
     Algorithm of Croce and Hein (arXiv 2103.01208, section 3): with m = |delta| and r the room of each coordinate up to
     the box, the size of the solution is clamp(m - t, 0, r), where the threshold t >= 0 is the smallest for which the
@@ -58,7 +58,7 @@ def project_onto_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Nor
         offset: of each, [N].
         norm: of the change.
     """
-    # Turned so that the product must fall: each coordinate has room in one direction.
+    # The signs are chosen so that the product must decrease: each coordinate has room in one direction.
     excess = (normal * x).sum(dim=1, keepdim=True) - offset[:, None]
     side = 2 * (excess >= 0).to(x.dtype) - 1
     return _PROJECTIONS[norm](x, normal * side, excess * side)
@@ -71,7 +71,7 @@ def _project_linf(x: Tensor, w: Tensor, excess: Tensor) -> Tensor:
     room = upward - x * (2 * upward - 1)
     ordered, order = room.sort(dim=1, descending=True)
     weights = w.abs().gather(1, order)
-    # The product changes by `reached - slope * amount` where coordinates of more room move by `amount`, others fully.
+    # The product changes by `reached - slope * amount` if coordinates with more room move by `amount`, others fully.
     full = (w * farthest).sum(dim=1, keepdim=True)
     slope = weights.cumsum(dim=1)
     reached = full + (weights * farthest.abs().gather(1, order)).cumsum(dim=1)
@@ -120,7 +120,7 @@ def _project_l1(x: Tensor, w: Tensor, excess: Tensor) -> Tensor:
     return torch.where(left[:, -1:] < 0, moved, farthest) * (w.abs() > _SMALL)
 
 
-# Weights below count as 0 in L2 and L1, and what would need them is as good as out of reach.
+# Smaller weights count as 0 in L2 and L1: a hyperplane that needs them is practically out of reach.
 _SMALL, _NEVER = 1e-8, 1e12
 _PROJECTIONS: dict[Norm, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "Linf": _project_linf,

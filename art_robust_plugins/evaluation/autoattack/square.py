@@ -10,11 +10,11 @@ together in one of them, in the shape of a fixed tile. s_k^2 is a share p of the
 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 queries.
 
 Status: exact. The random numbers are the reference's, so a point's verdict is too. Linf proposals do not depend on how
-many points are left: each point goes through them at its own pace. Those that leave an image as it is, or that it has
-already refused, cost no query. Several that follow each other are tried at once; the first that is accepted makes the
-others void.
+many points are left: each point goes through them at its own pace. Proposals that do not change an image, or that it
+has already rejected, cost no query. Several consecutive proposals are tried at once; the first one that is accepted
+makes the others void.
 
-Ours: flat inputs are taken as images with sides as equal as possible, and any side may be smaller than five.
+Ours: flat inputs are treated as images with sides as equal as possible, and any side may be smaller than five.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .projections import correct_to_l1_ball
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # Expected number of accepted proposals per speculative batch. About half of it is the share of queries that are wasted.
 WASTE = 0.2
-# Where at least this share of the proposals changes its image, all of them are queried: the pass keeps its size.
+# If at least this share of the proposals changes its image, all of them are queried: the pass keeps its size.
 FEW_SPARED = 0.9
 # Decay of the running means of two shares: of proposals that change an image, and of proposals that are accepted.
 MEMORY = 0.9
@@ -80,7 +80,7 @@ class Square:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What decides the result, for a report."""
+        """The parameters that determine the result, for a report."""
         return {"queries": self.queries, "p_init": self.p_init, "loss": "margin", "rescaled_schedule": False}
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class Square:
         """Images [N, ...] in [0, 1] with labels [N] -> misclassified images in the ball; x where none was found."""
         images, labels, found = x.detach().float(), y.long(), x.detach().float().clone()
         streams = Streams(len(x), self.batch_size, self.seed)
-        # By class and not by margin: of logits that tie, the first one's class counts.
+        # This compares classes, not margins: if logits tie, the first one's class counts.
         points = (~find_misclassified(self.passes.logits(images), labels)).nonzero().flatten()
         if len(points):
             search = _Search(self, images[points], labels[points], points, streams)
@@ -122,20 +122,20 @@ class _Search:
         return self.attack.compute_margin(x.reshape(-1, *self.shape), y)
 
     def run_linf(self) -> tuple[Tensor, Tensor]:
-        """Which points were broken, and the best image of each."""
+        """Search in Linf: which points were broken, and the best image of each."""
         x, y, queries = self.x, self.y, self.attack.queries
         n, c, _, w = x.shape
         stripes = self.streams.draw(torch.rand, self.index, (c, 1, w)).to(x.device)
         best = (x + self.eps * _take_signs(stripes)).clamp(0, 1)
         margin = self._compute_margin(best, y)
         corners, signs, identity, batch = self._draw_proposals()
-        # Proposals that are known to change nothing or to be worse than the best image, until that image changes.
+        # Proposals that change nothing or are known to be worse than the best image, until that image changes.
         known = torch.zeros(n, int(identity.max()) + 1, dtype=torch.bool, device=x.device)
         reached = torch.zeros(n, dtype=torch.long, device=x.device)
         changing, accepting = 1.0, 1.0
         room = self.attack.passes.suggest_rows(x)
         while len(left := ((margin > 0) & (reached < queries)).nonzero().flatten()):
-            # Powers of two: passes are to have few different sizes.
+            # Powers of two, so that passes have few different sizes.
             wanted = 2 ** max(round(math.log2(WASTE / accepting)), 0)
             tries = min(wanted, max(room // len(left), 1))
             looks = min(math.ceil(tries / changing), max(LARGEST_LOOK // (len(left) * x[0].numel()), tries))

@@ -44,7 +44,7 @@ _CLASSES = {"apgd-t": (4, "the targeted DLR loss"), "apgd-dlr": (3, "the DLR los
 
 
 def find_obstacle(stage: Stage, classes: int) -> str | None:
-    """Why a stage does not exist for so many classes, as a clause; None if it does."""
+    """The reason why a stage does not exist for this number of classes, as a clause; None if it exists."""
     needed, what = _CLASSES.get(stage, (2, ""))
     return f"{what} needs {needed} classes, the network has {classes}" if classes < needed else None
 
@@ -60,11 +60,11 @@ def stage_attack(
     batch_size: int = 250,
     physical_batch_size: int = 250,
 ) -> APGD | FAB | Square:
-    """A stage as this version of AutoAttack has it.
+    """Build a stage of this version of AutoAttack.
 
     Args:
         stage: its name.
-        version: whose parameters.
+        version: the version whose parameters it has.
         model: images in [0, 1] -> logits [N, classes].
         threat: in units of [0, 1].
         classes: the number of classes.
@@ -118,7 +118,7 @@ class Outcome:
 
 
 class AutoAttack:
-    """AutoAttack on a torch module, without ART. The `Evaluator` runs the same stages, and judges candidates itself.
+    """AutoAttack on a torch module, without ART. The `Evaluator` runs the same stages, but judges candidates itself.
 
     Args:
         model: images in [0, 1] -> logits, in evaluation mode; it is not changed, and its parameters get no gradients.
@@ -126,7 +126,7 @@ class AutoAttack:
         version: see above.
         stages: those of the version "custom".
         seed: of each logical batch.
-        batch_size: of a logical batch; it decides about the verdicts.
+        batch_size: of a logical batch; the verdicts depend on it.
         physical_batch_size: the most images in a pass; None: what a GPU's free memory holds, elsewhere ``batch_size``.
 
     Raises:
@@ -224,5 +224,5 @@ def _check_data(x: Tensor, y: Tensor) -> None:
 
 
 def compute_joint_size(batch_size: int, physical_batch_size: int) -> int:
-    """How many points an attack gets at once: as many whole logical batches as make a pass, at least one."""
+    """The number of points that an attack gets at once: whole logical batches that fit into a pass, at least one."""
     return batch_size * max(1, physical_batch_size // batch_size)

@@ -1,4 +1,4 @@
-"""Consecutive runs of Auto-PGD, tried speculatively and with unchanged random numbers."""
+"""Consecutive runs of Auto-PGD, tried speculatively with the random numbers that they have one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .batches import Streams
 
 
 class Plan(NamedTuple):
-    """A run of a logical batch: its target's rank, its points and their noise, and its stream's state after it."""
+    """A planned run of a logical batch: its target's rank, its points, their noise, and the stream's state after it."""
 
     batch: int
     turn: int
@@ -25,9 +25,9 @@ class Plan(NamedTuple):
 class Turns:
     """The order in which the runs of each logical batch draw random numbers.
 
-    What a run draws depends on how many points those before it have left. Several that follow each other are tried at
-    once, as if none of them broke a point: one first, and more while that holds. If one does break a point, those after
-    it are void, and the stream goes back to where that one left it.
+    The random numbers of a run depend on how many points the runs before it have left. Several consecutive runs are
+    tried at once, on the assumption that none breaks a point: one run first, and more as long as that holds. If a run
+    does break a point, the runs after it are void, and the stream returns to its state after that run.
     """
 
     def __init__(self, streams: Streams, ranks: list[int]) -> None:
@@ -35,7 +35,7 @@ class Turns:
         self.next, self.ahead = ([value] * len(streams.generators) for value in (0, 1))
 
     def plan_next(self, left: Tensor, room: int, noise: Callable[[int, torch.Generator], Tensor]) -> list[Plan]:
-        """The next runs, for the points that are left [N], which fill about ``room`` rows."""
+        """Plan the next runs for the remaining points [N], enough for about ``room`` rows."""
         plan = []
         most = max(room // max(int(left.sum()), 1), 1)
         for batch, generator in enumerate(self.streams.generators):

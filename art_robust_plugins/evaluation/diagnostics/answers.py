@@ -1,4 +1,4 @@
-"""Flags of an image that has more than one answer, or none: networks that change, batches that matter, ties."""
+"""Flags of networks with several answers for an image, or none: changing networks, batch dependence, ties."""
 
 from __future__ import annotations
 

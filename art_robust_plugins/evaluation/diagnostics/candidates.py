@@ -9,7 +9,7 @@ from ..progress import AttackProgress, CleanFindings
 from .differences import RANDOM_DIFFERENCE
 from .findings import Findings
 
-# Margins of logits that rounding may turn, as a share of the outputs' length; TensorFloat-32 and bfloat16 round so far.
+# Margins of logits whose sign rounding may change, as a share of the outputs' length (TensorFloat-32, bfloat16).
 ROUNDING = 1e-2
 
 
@@ -64,7 +64,7 @@ def flag_not_finite(name: str, progress: AttackProgress) -> Iterator[Flag]:
 
 
 def _explain_disagreement(clean: CleanFindings, progress: AttackProgress) -> str:
-    """Why two passes of an image may disagree, and what to do."""
+    """The reason why two passes of an image may disagree, and advice."""
     if clean.batch_difference:
         return "because an image's answer depends on its company: see batch-dependent."
     changes = clean.gradients or clean.moved or clean.memory > RANDOM_DIFFERENCE

@@ -1,4 +1,4 @@
-"""Flags of the attacks' results beside each other: an attack that should be weaker broke more."""
+"""Flags from comparing attacks: one that should be weaker broke more points."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..libraries import SUITES, TRANSFER
 from ..results import AttackResult
 from .findings import Findings, exceeds_chance
 
-# Shares of points from which a difference is worth a flag. That of the square attack is AutoAttack's own.
+# The smallest shares of points that are worth a flag. The square attack's is AutoAttack's own.
 SQUARE_SHARE = 0.002
 # Adversarially trained networks lose two to four points of accuracy between these two attacks.
 CROSS_ENTROPY_SHARE = 0.08
@@ -54,9 +54,9 @@ def flag_square(before: AttackResult, after: AttackResult) -> Iterator[Flag]:
 
 
 def flag_cross_entropy(before: AttackResult, after: AttackResult) -> Iterator[Flag]:
-    """Logit differences led far beyond the cross-entropy.
+    """The attack on logit differences broke many points that the attack on cross-entropy left.
 
-    Only directly after it: another stage between them may have broken what apgd-t would have.
+    They are compared only if they ran directly one after the other: a stage between them may have broken these points.
     """
     broken, points = _count_broken(before, after), len(after.robust)
     if (before.name, after.name) == ("apgd-ce", "apgd-t") and exceeds_chance(broken, points, CROSS_ENTROPY_SHARE):

@@ -1,16 +1,16 @@
-"""How far the outputs of two passes lie apart, and from where on that is more than rounding."""
+"""The difference between the outputs of two passes, and the threshold above which it is more than rounding."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Two passes of a network that differ by more than this share of the outputs' length: it is randomised.
+# A network is randomised if two passes differ by more than this share of the outputs' length.
 RANDOM_DIFFERENCE = 1e-4
 
 
 def measure_differences(one: Tensor, another: Tensor) -> Tensor:
-    """How far each row of the outputs [N, classes] of two passes lies apart, as a share of its length, [N].
+    """The distance between the rows of two passes' outputs [N, classes], as a share of their length, [N].
 
     NaN is equal to NaN and infinity to itself; either is infinitely far from any other number.
     """

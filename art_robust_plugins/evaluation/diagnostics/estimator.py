@@ -1,4 +1,4 @@
-"""Flags of how an estimator takes its inputs: estimated gradients, uneven ranges."""
+"""Flags of an estimator's input processing: estimated gradients, uneven ranges."""
 
 from __future__ import annotations
 

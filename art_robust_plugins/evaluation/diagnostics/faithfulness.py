@@ -1,8 +1,8 @@
-"""Checks before any attack: whether the verdicts are about the function that is attacked.
+"""Checks before any attack that the function that is judged is the function that is attacked.
 
-Attacks follow the network after ART's preprocessing, verdicts come from ``predict``: both must compute the same. And an
-image must have one answer, whatever passed before it and beside it. An estimator that breaks the first rule is
-refused; one that breaks the second gets a flag, see ``answers.py``.
+Attacks follow the network after ART's preprocessing, verdicts come from ``predict``: both must be the same function.
+And an image must have one answer, whatever images were classified before it or beside it. An estimator that breaks the
+first rule is refused; one that breaks the second gets a flag, see ``answers.py``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .differences import RANDOM_DIFFERENCE, measure_difference, measure_differen
 Outputs = Callable[[Tensor], Tensor]
 """Images [n, ...] in the estimator's range -> outputs [n, classes], on the CPU."""
 
-# How many of the evaluation's images are checked; as many others are generated.
+# The number of the evaluation's images that are checked; the same number is generated.
 IMAGES = 8
-# Passes of a randomised network whose means are compared, and the standard errors by which they may differ.
+# The passes of a randomised network that are averaged, and the standard errors by which means may differ.
 PASSES = 10
 ERRORS = 8.0
-# Rounding depends on a pass's shape: in bfloat16, or with TensorFloat-32, by up to this share of the length.
+# Rounding depends on a pass's shape: results differ by up to this share of the length (bfloat16, TensorFloat-32).
 SHAPE_DIFFERENCE = 1e-2
-# How many of these images also pass alone.
+# The number of these images that are also classified alone.
 _ALONE = 4
 
 
@@ -61,12 +61,12 @@ def make_probes(x: Tensor, threat: ThreatModel, low: Bound, high: Bound) -> Tens
 def check_same_function(estimator: PyTorchClassifier, predict: Outputs, network: Outputs, images: Tensor) -> None:
     """Refuse an estimator whose ``predict`` computes something else than its network after the preprocessing.
 
-    Of a randomised one the means over `PASSES` passes are compared.
+    For a randomised estimator the means over `PASSES` passes are compared.
 
     Args:
-        estimator: whose sentence it is.
+        estimator: the estimator, which the error's sentence names.
         predict: its ``predict``.
-        network: what attacks follow.
+        network: the function that attacks follow.
         images: in the estimator's range, see `make_probes`.
 
     Raises:
@@ -79,7 +79,7 @@ def check_same_function(estimator: PyTorchClassifier, predict: Outputs, network:
     if not bool((apart > RANDOM_DIFFERENCE).any()):
         return
     if _count_differing([one, another]) or _count_differing([followed, network(images)]):
-        if not overrides_predict(estimator):  # the network itself differs from pass to pass: flags tell
+        if not overrides_predict(estimator):  # the network itself differs from pass to pass, which a flag reports
             return
         judged = torch.stack([one, another, *(predict(images) for _ in range(PASSES - 2))]).double()
         attacked = torch.stack([followed, *(network(images) for _ in range(PASSES - 1))]).double()
@@ -92,12 +92,12 @@ def check_same_function(estimator: PyTorchClassifier, predict: Outputs, network:
 
 
 def _count_differing(passes: Iterable[Tensor]) -> int:
-    """How many passes [n, classes] differ from the one before."""
+    """Count the passes [n, classes] that differ from the one before."""
     return sum(measure_difference(one, another) > RANDOM_DIFFERENCE for one, another in pairwise(passes))
 
 
 def _measure_beyond_chance(one: Tensor, another: Tensor) -> Tensor:
-    """The `measure_differences` [n] between the means over passes [P, n, classes], without those that may be chance."""
+    """The `measure_differences` [n] between the means over passes [P, n, classes]; 0 where it may be chance."""
     error = ((one.var(dim=0) + another.var(dim=0)) / len(one)).sqrt()
     mean, other = one.mean(dim=0), another.mean(dim=0)
     chance = (mean - other).abs() <= ERRORS * error
@@ -113,13 +113,13 @@ def _refuse(estimator: PyTorchClassifier, what: str) -> None:
 
 
 def measure_repeat_difference(predict: Outputs, x: Tensor) -> float:
-    """The largest difference between `PASSES` passes of the same images, of ``x`` [N, ...]: some are random rarely."""
+    """The largest difference between `PASSES` passes of the same images of ``x`` [N, ...], as some vary only rarely."""
     first = predict(x[:IMAGES])
     return max(measure_difference(first, predict(x[:IMAGES])) for _ in range(PASSES - 1))
 
 
 def measure_seeded_difference(predict: Outputs, x: Tensor, seed: int) -> float:
-    """The difference between two passes of the same images, of ``x`` [N, ...], with the same random numbers."""
+    """The difference between two passes of the same images of ``x`` [N, ...] with the same random numbers."""
     outputs = []
     for _ in range(2):
         seed_everything(seed)
@@ -145,22 +145,22 @@ def measure_memory(unrestored: Outputs, x: Tensor, low: Bound, high: Bound) -> f
 def measure_company(
     predict: Callable[[Tensor, int], Tensor], x: Tensor, outputs: Tensor, low: Bound, high: Bound, most: int
 ) -> float:
-    """How far a deterministic network's outputs for an image lie apart in different company; 0 where that is rounding.
+    """The difference between a deterministic network's outputs for an image in different batches; 0 if it is rounding.
 
-    Some images change sides with others of the same number first: these passes round alike, so that any difference
-    tells. The other comparisons, with a pass of the image alone, in another order, and in the evaluation's own batch,
-    round differently. All images of ``outputs`` are compared with their passes in the reverse order.
+    First, some images pass in two batches of the same size with different others: these passes round alike, so that any
+    difference counts. The other comparisons (the image alone, in another order, in the evaluation's own batch) round
+    differently. All images of ``outputs`` are compared with their passes in reverse order.
 
     Args:
-        predict: images and how many of them pass at once -> outputs.
+        predict: images and the size of a pass -> outputs.
         x: the evaluation's images [N, ...].
         outputs: those of the first batch [n, classes], in the evaluation's own passes.
         low: the smallest value of an image.
         high: the largest.
-        most: how many images may pass at once; of 1, two do here, as in the other checks of a network.
+        most: the largest size of a pass; for 1, two images pass here, as in the other checks of a network.
 
     Returns:
-        a share of the outputs' length; infinity for a network that takes no image alone.
+        a share of the outputs' length; infinity for a network that fails for a single image.
     """
     most = max(most, 2)
     few = x[: min(IMAGES, most // 2)]
@@ -176,7 +176,7 @@ def measure_company(
         alone = predict(few[:_ALONE], 1)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError):  # such as of batch norm, which finds no deviation in one value
+    except (RuntimeError, ValueError):  # such as batch norm's, which needs more than one value
         return float("inf")
     turned = predict(among.flip(0), size).flip(0)[:n]
     reverse = predict(x[: len(outputs)].flip(0), most).flip(0)
@@ -192,13 +192,13 @@ def find_undecided(outputs: Tensor) -> Tensor:
 
 
 def find_ties(outputs: Tensor, y: Tensor) -> Tensor:
-    """Which rows have the output of their label ``y`` [N] and of another class for the largest, bool [N]."""
+    """Which rows have their largest output at their label ``y`` [N] and at another class too, bool [N]."""
     largest = outputs == outputs.amax(dim=1, keepdim=True)
     return (largest.sum(dim=1) > 1) & largest.gather(1, y[:, None])[:, 0]
 
 
 def find_gradient_obstacle(model: Callable[[Tensor], Tensor], x: Tensor) -> str | None:
-    """Why attacks cannot follow the gradient of the logits to images ``x`` [N, ...], as a clause; None if they can."""
+    """The reason why the logits have no gradient with respect to ``x`` [N, ...], as a clause; None if they have one."""
     x = x.clone().requires_grad_()
     try:
         with torch.enable_grad():

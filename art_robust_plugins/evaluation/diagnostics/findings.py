@@ -1,4 +1,4 @@
-"""What a finished evaluation knows, as the tests of the flags see it. Data only."""
+"""The findings of a finished evaluation, from which the tests raise flags. Data only."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..progress import AttackProgress, CleanFindings
 from ..results import AttackResult
 from .short_attacks import ShortAttacks
 
-# Attacks that are compared may differ by this many points for no reason.
+# Attacks that are compared may differ by this many points by chance.
 CHANCE = 2
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a finished evaluation knows.
+    """The findings of a finished evaluation.
 
     Attributes:
         points: how many points were evaluated.
@@ -66,7 +66,7 @@ class Certificate:
 
 
 FlagTest = Callable[[Findings], Iterable[Flag]]
-"""A test of the findings: it gives a flag where they show its sign."""
+"""A test of the findings, which yields a flag if they show its sign."""
 
 
 def exceeds_chance(count: int, points: int, share: float) -> bool:
@@ -75,6 +75,6 @@ def exceeds_chance(count: int, points: int, share: float) -> bool:
 
 
 def list_some(names: Sequence[str], most: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

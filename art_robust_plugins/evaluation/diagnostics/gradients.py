@@ -1,4 +1,4 @@
-"""Flags of what the short attacks found: gradients that are missing, zero, random, or that mislead."""
+"""Flags from the short attacks: gradients that are missing, zero, random, or misleading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .short_attacks import STEPS
 ZERO_GRADIENT_SHARE = 0.01
 # Plainly trained networks lose up to a quarter of the points between one step and many.
 SINGLE_STEP_SHARE = 0.3
-# What may be left standing when the adversary may make any image at all.
+# The share of points that may stand against an adversary that may make any image.
 UNBOUNDED_ACCURACY = 0.05
 
 

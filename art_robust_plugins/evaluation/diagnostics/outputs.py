@@ -1,4 +1,4 @@
-"""Flags of what the network puts out: random numbers, probabilities, NaN and infinity."""
+"""Flags of the network's outputs: random ones, probabilities, NaN and infinity."""
 
 from __future__ import annotations
 

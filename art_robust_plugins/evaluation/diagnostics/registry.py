@@ -1,8 +1,8 @@
 """Every flag's test, in the order in which a report lists flags of the same severity.
 
 To add a flag: write a function that takes `Findings` and yields the `Flag`, with its threshold beside it, in a file of
-this folder, and name it here. What it has to know beyond the findings is measured where they are (``clean.py`` for
-passes of clean images, ``short_attacks.py`` for attacks of the diagnostics' own).
+this folder, and add it to `FLAG_TESTS`. If it needs a measurement that `Findings` lacks, add one where the others are
+made: in ``clean.py`` for passes of clean images, in ``short_attacks.py`` for attacks of the diagnostics' own.
 """
 
 from __future__ import annotations

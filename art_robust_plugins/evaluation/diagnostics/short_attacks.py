@@ -1,4 +1,4 @@
-"""Short attacks of the diagnostics' own on the first points: what they measure, the flags in ``gradients.py`` judge.
+"""Short attacks of the diagnostics' own on the first points; the flags in ``gradients.py`` judge their results.
 
 They look at input gradients, compare one step with ten on the cross-entropy, and follow the logit margin as eps grows.
 """
@@ -25,13 +25,13 @@ STEPS = 10
 RANDOM_GRADIENT = 1e-2
 
 JudgeCandidates = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Candidates [n, ...] in [0, 1] for the points of these indices [n] -> by the evaluation's own rule, which are
-misclassified and which lie in the ball and in range, bool [n] each."""
+"""Candidates [n, ...] in [0, 1] and the indices [n] of their points -> which candidates are misclassified, and which
+lie in the ball and in range, by the evaluation's own rule, bool [n] each."""
 
 
 @dataclass(frozen=True)
 class ShortAttackPlan:
-    """What the short attacks run on.
+    """The inputs of the short attacks.
 
     Attributes:
         model: images in [0, 1] -> logits.
@@ -68,7 +68,7 @@ class ShortAttackPlan:
 
 @dataclass(frozen=True)
 class ShortAttacks:
-    """What the short attacks found; all counts are of the first points.
+    """The results of the short attacks; all counts are of the first points.
 
     Attributes:
         obstacle: why they could not run, as a clause; the counts are 0 then, and the curve has one point.
@@ -80,7 +80,7 @@ class ShortAttacks:
         random_gradients: at how many points two input gradients differ, though the outputs do not.
         left_after_one: how many stand after one step on the cross-entropy.
         left_after_many: how many stand after `STEPS` steps.
-        beaten: how many that the run's attacks left fell to an image within eps.
+        beaten: how many points that the run's attacks left were broken by an image within eps.
         curve: pairs (eps in the estimator's units, accuracy) as eps grows.
         cost: seconds, forward_calls, backward_calls (verdicts not included), points.
     """
@@ -149,17 +149,17 @@ def _split_points(plan: ShortAttackPlan, points: int, batch_size: int) -> list[C
 
 
 def _grow_eps(plan: ShortAttackPlan, chunks: list[Chunk], points: int) -> tuple[list[tuple[float, float]], int]:
-    """The accuracy at each radius, and how many points that the run left fell within its eps."""
+    """The accuracy at each radius, and the number of points that the run left but that are broken within eps here."""
     curve, beaten = [], 0
     radii = list_radii(plan.threat, plan.x[0].numel())
     for eps in tqdm(radii, desc="diagnostics", unit="eps", disable=not plan.verbose):
         ball = ThreatModel(plan.threat.norm, eps)
         left = 0
         for chunk in chunks:
-            # What fell stays fallen: larger balls hold the smaller ones.
+            # A broken point stays broken: larger balls contain the smaller ones.
             fell = chunk.attack_standing(ball)
             left += int(chunk.standing.sum())
-            # Judged as within eps, which is more than this radius.
+            # Candidates are judged within eps, which is larger than this radius.
             beaten += int(plan.robust[fell].sum()) if eps <= plan.threat.eps * (1 + 1e-9) else 0
         curve.append((eps * plan.scale, left / points))
     return curve, beaten
@@ -205,17 +205,17 @@ class Chunk:
         self.correct = self.standing.clone()
 
     def count_zero_gradients(self) -> int:
-        """At how many correctly classified points the cross-entropy has an input gradient of exactly zero."""
+        """Count the correctly classified points at which the cross-entropy's input gradient is exactly zero."""
         gradient = self._compute_gradient(lambda x: functional.cross_entropy(self.model(x), self.y, reduction="sum"))
         return int(((gradient == 0).all(dim=1) & self.correct).sum())
 
     def count_random_gradients(self) -> int:
-        """At how many points two input gradients of the logit margin differ."""
+        """Count the points at which two input gradients of the logit margin differ."""
         one, two = (self._compute_gradient(self._make_margin(self.y)) for _ in range(2))
         return int(((one - two).norm(dim=1) > RANDOM_GRADIENT * one.norm(dim=1)).sum())
 
     def count_left_after(self, threat: ThreatModel, steps: int) -> int:
-        """How many points stand after ``steps`` steps on the cross-entropy from the clean image."""
+        """Count the points that stand after ``steps`` steps on the cross-entropy from the clean image."""
         found = threat.ascend(
             lambda x: functional.cross_entropy(self.model(x), self.y, reduction="sum"),
             self.x,
@@ -231,11 +231,11 @@ class Chunk:
     def attack_standing(self, threat: ThreatModel) -> Tensor:
         """Attack the points that stand, on the logit margin (it does not saturate).
 
-        Returns the indices of those that fell to an image within the evaluation's own ball.
+        Returns the indices of those that were broken by an image within the evaluation's own ball.
         """
         balls = [threat]
         if threat.norm == "L1":
-            # A step of steepest ascent in L1 changes one value only: take the L2 ball within it as well.
+            # A step of steepest ascent in L1 changes only one value: the L2 ball within is searched as well.
             balls.append(ThreatModel("L2", threat.eps / self.x[0].numel() ** 0.5))
         fallen = []
         for ball in balls:

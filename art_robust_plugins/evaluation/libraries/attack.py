@@ -1,6 +1,6 @@
-"""What an attack is to an evaluation: a name, what its candidates are bound to, and how it is prepared for a network.
+"""An attack as the evaluation sees it: its name, its constraint, and its preparation for a network.
 
-To add one's own, make an `Attack` and hand it to the `Evaluator` among the names. To add a library of them, copy
+To add your own, make an `Attack` and pass it to the `Evaluator` among the names. To add a library of them, copy
 ``noise.py`` and put its suites into ``registry.py``.
 """
 
@@ -17,7 +17,7 @@ from ...threat import ThreatModel
 from ..results import Constraint
 
 Backend = Literal["native", "reference"]
-"""Whose AutoAttack: this package's own, or that of the authors' package."""
+"""The implementation of AutoAttack: this package's own, or the authors' package."""
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
 """Images x [N, C, H, W] (or [N, F]) in [0, 1] and labels y [N] int64 -> candidates like x."""
@@ -26,12 +26,12 @@ Prepare = Callable[["Setting"], tuple[Perturb, dict[str, Any]]]
 """A setting -> the function that attacks one batch, and the attack's parameters for the report."""
 
 TRANSFER = "transfer-"
-"""How the names of attacks from another network begin."""
+"""The prefix of the names of transfer attacks."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What an attack is prepared for.
+    """The network, threat and batch sizes for which an attack is prepared.
 
     Attributes:
         model: images in [0, 1] -> logits; its forward and backward passes are counted.

@@ -80,7 +80,7 @@ def _prepare_reference(stage: Stage, version: Version, setting: Setting) -> tupl
 
 _APGD = ("loss", "n_iter", "n_restarts", "eot_iter", "thr_decr", "use_largereps")
 _FAB = ("n_iter", "n_restarts", "alpha_max", "eta", "beta")
-# Each stage's attack in the reference's ensemble, and what it tells of its parameters.
+# Each stage's attack in the reference's ensemble, and the parameters that it has.
 _REFERENCE_ATTACKS: dict[Stage, tuple[str, tuple[str, ...]]] = {
     "apgd-ce": ("apgd", _APGD),
     "apgd-dlr": ("apgd", _APGD),
@@ -92,7 +92,7 @@ _REFERENCE_ATTACKS: dict[Stage, tuple[str, tuple[str, ...]]] = {
 
 
 class _SilentLogger:
-    """Takes the reference's warnings of zero gradients, one a batch: our own diagnostics count them once."""
+    """Swallows the reference's warnings of zero gradients in every batch: our own diagnostics count them once."""
 
     def warning(self, message: object) -> None:
         pass

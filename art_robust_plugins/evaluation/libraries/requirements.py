@@ -1,4 +1,4 @@
-"""What several libraries ask of the images that they attack."""
+"""Requirements of several libraries for the images that they attack."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def _prepare(
 ) -> Prepare:
     """An attack of torchattacks: its class (by norm, where there is one for each), and its arguments for a setting.
 
-    torchattacks switches modes and may not find the device of a network without weights; both are taken from it.
+    torchattacks would switch modes, and fails to find the device of a network without weights: it is given both.
     """
 
     def prepare(setting: Setting) -> tuple[Perturb, dict[str, Any]]:

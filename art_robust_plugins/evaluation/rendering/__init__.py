@@ -1,4 +1,4 @@
-"""How evaluations look: text for a terminal, Markdown, and HTML pages that need no other file."""
+"""Rendering of evaluations: text for a terminal, Markdown, and self-contained HTML pages."""
 
 from .html import render_comparison, render_report
 from .markdown import comparison_markdown, report_markdown

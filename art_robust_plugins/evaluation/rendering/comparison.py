@@ -12,7 +12,7 @@ from .tables import setting_rows
 
 
 def collect_accuracies(report: EvaluationResults) -> dict[str, float]:
-    """Clean accuracy, AutoAttack's where all of it ran, the worst case, the certified one, and then each attack's."""
+    """The accuracies by name: clean, AutoAttack (if all of it ran), worst case, certified, then each attack's."""
     standard = report.autoattack_accuracy
     whole = {} if standard is None else {"AutoAttack (standard)": standard}
     stages = {f"{result.name} {mark(result)}".rstrip(): result.robust_accuracy for result in report.attacks}

@@ -119,7 +119,7 @@ def _render(name: str, **values: Any) -> str:
 
 
 def _make_printable(value: Any) -> Any:
-    """What a template puts out; the output of its macros is escaped already."""
+    """Make a value printable in a template; the output of macros is escaped already."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

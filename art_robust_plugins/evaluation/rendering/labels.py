@@ -12,7 +12,7 @@ from ..results import AttackResult, EvaluationResults
 
 
 def title(report: EvaluationResults) -> str:
-    """AutoAttack is named only where all of its stages ran, and nothing else did."""
+    """The title, which names AutoAttack only if exactly its stages ran."""
     settings = report.settings
     threat = settings["threat"]["text"] + (", in a sweep over eps" if is_swept(report) else "")
     if is_fast(report):

@@ -65,7 +65,7 @@ def comparison_markdown(reports: Mapping[str, EvaluationResults]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells show what they hold."""
+    """A table whose cells are escaped."""
     lines = [head, *rows]
     first, *rest = [f"| {' | '.join(escape_markdown(str(cell)) for cell in line)} |" for line in lines]
     return "\n".join([first, f"| {' | '.join(['---'] * len(head))} |", *rest])
