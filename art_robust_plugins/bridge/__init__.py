@@ -1,6 +1,6 @@
 """An ART estimator as a torch module, and back: ranges, preprocessing, labels, modes.
 
-Everything that this package must know about ART's `PyTorchClassifier` stands here.
+Everything that this package must know about ART's `PyTorchClassifier` is here.
 """
 
 from .estimators import check_certified, check_classifier, overrides_predict, warn_of_own_predict

@@ -1,4 +1,4 @@
-"""What kind of ART classifier it is: which are refused, and what it computes besides its network."""
+"""Checks of the kind of an ART classifier: unsupported ones, and ones that compute more than their network."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_certified(classifier: Any) -> None:
 def overrides_predict(classifier: PyTorchClassifier) -> bool:
     """Whether ``predict``, or a part of it, is the classifier's own, and may compute more than ART's.
 
-    What the classes of this package compute there belongs to the network.
+    This package's own classes do not count: what they compute there belongs to the network.
     """
     kind = type(classifier)
     above = kind.__mro__[: kind.__mro__.index(PyTorchClassifier)]
@@ -72,11 +72,11 @@ def warn_of_own_predict(classifier: PyTorchClassifier) -> None:
 
 
 def find_own_forward(classifier: PyTorchClassifier) -> Callable[[Tensor], Any] | None:
-    """The wrapper of the network that ``predict`` runs, where it may do more than the network; else None.
+    """The network's wrapper that ``predict`` runs, if it may compute more than the network; else None.
 
-    ART's own wrapper runs the parts of a ``Sequential`` one by one, and so passes over what a subclass of it computes
-    in ``forward``. Wrappers of subclasses may hold a processor. (Hooks on a ``Sequential``, which ART passes over too,
-    mostly look on: they are called.)
+    ART's own wrapper runs the parts of a ``Sequential`` one by one, and so skips the ``forward`` of a subclass of
+    ``Sequential``. Wrappers of other classifiers may hold a processor. (ART skips hooks on a ``Sequential`` too; since
+    these mostly observe only, they are called here.)
     """
     network, wrapper = classifier.model, classifier._model
     kind = PyTorchClassifier._make_model_wrapper
@@ -97,5 +97,5 @@ def _run_wrapper(wrapper: nn.Module, x: Tensor) -> Any:
 
 
 def _is_patched(module: nn.Module) -> bool:
-    """Whether a call of this very module does more than its class's ``forward``."""
+    """Whether a call of this module object does more than its class's ``forward``."""
     return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)

@@ -22,12 +22,12 @@ class EstimatorModule(nn.Module):
 
     ``forward`` takes a batch x [N, C, H, W] (or [N, F] for flat inputs), maps it from [0, 1] to the classifier's
     ``clip_values`` (see `InputRange`), applies ART's preprocessing (defences, then mean and standard deviation), and
-    the network. A classifier with ``channels_first=False`` gets its images as [N, H, W, C]: the module turns them.
-    Whatever floating-point type the network computes in, its outputs come in the type of x (with ``fit``, in the
+    the network. A classifier with ``channels_first=False`` gets its images as [N, H, W, C], permuted by the module.
+    Whatever floating-point type the network computes in, its outputs have the type of x (with ``fit``, in the
     network's own where that is wider). The network gets a copy of its input, which it may change.
 
-    Where the classifier runs its network in a way of its own, as ART's ``HuggingFaceClassifierPyTorch`` does with a
-    processor before it, so does this module. What a subclass computes in ``predict`` itself is not part of it: see
+    If the classifier wraps its network, as ART's ``HuggingFaceClassifierPyTorch`` does with a processor, this module
+    calls the wrapper. Anything that a subclass computes in ``predict`` itself is not included: see
     `overrides_predict`.
 
     Args:
@@ -79,7 +79,7 @@ class EstimatorModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network's weights are."""
+        """The device of the network's weights."""
         return device_of(self.network)
 
     @property
@@ -88,7 +88,7 @@ class EstimatorModule(nn.Module):
         return [operation.name for operation in self._operations if isinstance(operation, StraightThrough)]
 
     def to_estimator(self, x: Tensor) -> Tensor:
-        """Images of this module's input as the estimator takes them: its range, its order of axes."""
+        """This module's inputs as the estimator takes them: in its range and order of axes."""
         x = x.movedim(1, -1) if self._turn else x
         return x if self._range is None else self._range.from_unit(x)
 
@@ -104,8 +104,8 @@ class EstimatorModule(nn.Module):
         for operation in self._operations:
             x = operation(x)
         outputs: Tensor = self.network(x) if self._wrapped is None else self._wrapped(x)
-        # As ART's predict brings all outputs to float32, and a single output for each sample to a column. A loss may
-        # take more precise ones.
+        # ART's predict too converts outputs to float32, and a single output of each sample to a column. A loss may take
+        # more precise outputs.
         dtype = torch.promote_types(dtype, outputs.dtype) if self._training else dtype
         outputs = (outputs if outputs.dim() > 1 else outputs.reshape(count, 1)).to(dtype)
         return outputs if self._logits is None else self._logits(outputs)

@@ -1,4 +1,4 @@
-"""The network of an ART classifier: where it is, and leaving it as it was."""
+"""The network of an ART classifier: its device, and a context that restores its modes and gradients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def preserved(network: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         for parameter, requires_grad, gradient, value in parameters:
-            if parameter.requires_grad != requires_grad:  # inference tensors refuse even what they are
+            if parameter.requires_grad != requires_grad:  # inference tensors raise even if the value stays the same
                 parameter.requires_grad_(requires_grad)
             if gradient is not None and value is not None:
                 gradient.copy_(value)

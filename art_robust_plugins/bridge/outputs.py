@@ -1,4 +1,4 @@
-"""What a network must put out, and what helps where it does not: one check for all who take a network."""
+"""The check of a network's outputs, for everything that takes a network, with advice when it fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_outputs(outputs: object, classes: int, *, single: bool, otherwise: str
         outputs: what the network returned.
         classes: how many classes there are.
         single: a network of two classes may have one output, [2, 1] or [2].
-        otherwise: what to do about one output where it may not.
+        otherwise: advice for a single output where it is not accepted.
 
     Raises:
         ValueError: for other outputs; the sentence names a wrapper where they hold logits.
@@ -59,7 +59,7 @@ def check_outputs(outputs: object, classes: int, *, single: bool, otherwise: str
 
 
 def _paths_to_logits(outputs: object, shapes: set[tuple[int, ...]], depth: int = 3) -> Iterator[str]:
-    """How to reach tensors of these shapes within ``outputs``, as code."""
+    """Python expressions that select tensors of these shapes from ``outputs``."""
     if isinstance(outputs, Tensor):
         if tuple(outputs.shape) in shapes:
             yield ""
@@ -91,10 +91,10 @@ def _parts(outputs: Any) -> Iterator[tuple[str, object]]:
 def probe_outputs(
     classifier: PyTorchClassifier, operations: list[Callable[[Tensor], Tensor]], *, probabilities: bool
 ) -> Tensor:
-    """One forward pass of two inputs in the classifier's range: the outputs, their shape and type, and no softmax."""
+    """Run two inputs of the classifier's range, and refuse outputs of another shape or type, or after a softmax."""
     network = classifier.model
     x = random_inputs(classifier, 2)
-    # Randomised networks must not move the caller's random streams.
+    # Randomised networks must not advance the caller's random state.
     with preserved(network), restored_random_states([x.device] if x.device.type == "cuda" else []):
         network.eval()
         for operation in operations:
@@ -143,7 +143,7 @@ def random_inputs(classifier: PyTorchClassifier, count: int) -> Tensor:
 
 
 def outputs_are_probabilities(outputs: Tensor) -> bool:
-    """Whether every row [C] of ``outputs`` [N, C] is a distribution: not negative, with sum 1."""
+    """Whether every row [C] of ``outputs`` [N, C] is a distribution: non-negative, with sum 1."""
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         return False
     sums = outputs.double().sum(dim=1)
@@ -154,11 +154,11 @@ def predict_outputs(classifier: PyTorchClassifier, x: Tensor) -> Tensor:
     """The outputs of the estimator's own ``predict`` for one batch of samples ``x`` [N, ...] on the CPU, in float32.
 
     Raises:
-        ValueError: for a ``predict`` of its own that returns no numbers [N, nb_classes].
+        ValueError: for an overridden ``predict`` that returns no numbers [N, nb_classes].
     """
 
     def convert(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-        # ART hands outputs to NumPy, which has no bfloat16, before it brings them to float32: here they are before.
+        # ART converts outputs to NumPy, which has no bfloat16, before it converts them to float32: so this comes first.
         last = outputs[-1] if isinstance(outputs, list) and outputs else None
         if not isinstance(last, Tensor) or not last.is_floating_point() or last.dtype in _NUMPY_HAS:
             return None
@@ -173,7 +173,7 @@ def predict_outputs(classifier: PyTorchClassifier, x: Tensor) -> Tensor:
 
 
 def _read_predicted(classifier: PyTorchClassifier, predicted: Any, count: int) -> Tensor:
-    """What ``predict`` returned, an array, a tensor or lists, in float32: [count, nb_classes], or one column."""
+    """Convert the result of ``predict``, array, tensor or lists, to float32: [count, nb_classes], or one column."""
     try:
         found = predicted.detach().cpu().double().numpy() if isinstance(predicted, Tensor) else np.asarray(predicted)
     except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors that are not dense

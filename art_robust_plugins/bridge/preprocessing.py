@@ -125,10 +125,10 @@ def _standardisation(
 
 
 def standardisation(classifier: PyTorchClassifier) -> tuple[Tensor, Tensor] | None:
-    """The mean and standard deviation of ART's ``preprocessing``, when that is all that acts in ``predict``.
+    """The mean and standard deviation of ART's ``preprocessing``, if ``predict`` applies no other preprocessing.
 
     Both float64, on the CPU, shaped to broadcast against ``input_shape``; the exact values of ART's float32 ones.
-    None where nothing acts, as with ART's default of (0, 1). Several standardisations count as one.
+    None if there is no effect, as with ART's default of (0, 1). Several standardisations are combined into one.
 
     Raises:
         ValueError: any other preprocessing acts in ``predict``, or constants that are not finite, do not fit

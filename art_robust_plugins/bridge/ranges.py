@@ -1,9 +1,9 @@
 """The range of a classifier's inputs: its ``clip_values`` as ART means them, and the cube [0, 1] that attacks search.
 
 Attacks search the cube [0, 1] with one radius. One factor, the width of the widest feature, therefore maps the cube to
-the range, and the threat's radius with it: x = low + width u. Where all features are equally wide that is the range.
-Otherwise the cube holds more, and what lies above ``high`` is clipped to it. Clipping brings an input no farther from
-any point of the range, so inputs of the cube within the threat's ball and inputs of the range within it are the same.
+the range, and the threat's radius with it: x = low + width u. If all features are equally wide, the image of the cube
+is the range. Otherwise it is larger, and values above ``high`` are clipped. Clipping brings an input no farther from
+any point of the range, so the inputs within the threat's ball are the same for the cube and for the range.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .networks import device_of
 from .straight_through import clip_above
 
 RANGE_TOLERANCE = 1e-6
-"""How far a value may lie outside clip_values, as a share of their width, before it is refused."""
+"""The tolerance for values outside clip_values, as a ratio of the width of their range."""
 
 
 def read_clip_values(clip_values: Any, input_shape: tuple[int, ...]) -> tuple[Bound | None, Bound | None]:
@@ -70,7 +70,7 @@ class InputRange:
         low: the lower limit of every feature: a number, or a tensor that broadcasts against a batch.
         high: the upper limit.
         uniform: whether both are numbers.
-        width: how wide the widest feature is: what multiplies the cube.
+        width: the width of the widest feature, by which the cube is scaled.
         even: whether all features are equally wide, up to rounding.
 
     Example:
@@ -98,7 +98,7 @@ class InputRange:
         )
 
     def from_unit(self, x: Tensor) -> Tensor:
-        """Inputs [N, ...] of the cube -> inputs of the range; the gradient is that of the map before it clips."""
+        """Inputs [N, ...] of the cube -> inputs of the range; the gradient is that of the map without clipping."""
         width, low = self.width, _like(self.low, x)
         if self.uniform and width == 1 and low == 0:
             return x

@@ -28,7 +28,7 @@ class _ClipAbove(torch.autograd.Function):
 def clip_above(x: Tensor, high: Tensor) -> Tensor:
     """``x`` limited to ``high``, which broadcasts against it; a gradient passes also where it is limited.
 
-    An iterate of an attack that has gone too far can so come back.
+    The gradient can then bring back an iterate of an attack that has gone too far.
 
     Example:
         >>> x = torch.tensor([1.0, 3.0], requires_grad=True)
@@ -62,7 +62,7 @@ class _Defended(torch.autograd.Function):
 
 
 def _array(x: Tensor) -> np.ndarray[Any, Any]:
-    """A copy, which a defence may write into, in the memory layout that it expects."""
+    """A copy that a defence may write into, in the memory layout that it expects."""
     return x.detach().cpu().clone(memory_format=torch.contiguous_format).numpy()
 
 

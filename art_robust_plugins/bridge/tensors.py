@@ -99,7 +99,7 @@ def _plain_tensor(values: Any, name: str) -> Tensor:
 def _numeric_array(values: Any, name: str) -> np.ndarray[Any, Any]:
     try:
         array = np.asarray(values)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # of lists whose lengths differ, and such
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # such as lists of different lengths
         raise ValueError(f"{name}: got a {type(values).__name__} that is no array, expected numbers.") from error
     if array.dtype.kind not in "fiub" or array.dtype == np.longdouble:
         raise ValueError(f"{name}: got values of type {array.dtype}, expected numbers.")

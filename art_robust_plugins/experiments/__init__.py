@@ -1,4 +1,4 @@
-"""Experiments by names: how a network is trained, the runs that come of it, and recipes, which compare them."""
+"""Experiments described by names: training plans, the runs that they give, and recipes, which compare runs."""
 
 from .plans import TrainingPlan, is_trainable
 from .runs import certify_run, evaluate_run, train_run

@@ -1,4 +1,4 @@
-"""How one network is made and trained, by names: what the command line and the row of a recipe say."""
+"""Training plans: how one network is made and trained, by names, as on the command line or in a recipe's row."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SCHEDULE: Schedule = "cosine"
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How a network is made and trained, by names: what ``art-robust train`` and the row of a recipe say.
+    """A description, by names, of how a network is made and trained: ``art-robust train`` or the row of a recipe.
 
     Args:
         method: a trainer, or an estimator whose network is changed first and then trained plainly.
         network: a name of `models`.
-        network_arguments: what `create_model` takes besides.
-        parameters: the method's own.
-        instruments: attached in training, with the parameters of each.
+        network_arguments: further arguments of `create_model`.
+        parameters: the method's own arguments.
+        instruments: names of instruments that are attached in training, with the parameters of each.
         weight_map: the kernel of weight maps that the network is given, whatever the method; None for no maps.
         epochs: passes over the training data.
         batch_size: samples in a batch.
@@ -43,9 +43,9 @@ class TrainingPlan:
         lr: learning rate.
         momentum: of ``"sgd"``.
         weight_decay: of the optimizer.
-        train: how many training images, the first ones; None for all.
-        validation: how many of them are held out, to measure each epoch on.
-        options: fields of `TrainingOptions`, other than the seed and where checkpoints are; the schedule is
+        train: the number of training images, the first ones; None for all.
+        validation: the number of these that are held out to validate each epoch.
+        options: fields of `TrainingOptions`, other than the seed and the folder of checkpoints; the schedule is
             `SCHEDULE` unless they name another.
 
     Raises:
@@ -82,7 +82,7 @@ class TrainingPlan:
             object.__setattr__(self, each.name, plain_number(getattr(self, each.name)))
 
     def images(self, data: Dataset) -> int:
-        """How many images of the data are for training and validation."""
+        """The number of images of the data for training and validation."""
         return len(data.x_train) if self.train is None else min(self.train, len(data.x_train))
 
     def trainer(
@@ -134,7 +134,7 @@ class TrainingPlan:
             )
 
     def check(self, trainer: RobustTrainer, data: Dataset) -> None:
-        """Refuse what training with these data would refuse, before it begins.
+        """Refuse settings that training with these data would refuse, before it begins.
 
         Raises:
             ValueError: the sentence names the setting.
@@ -144,5 +144,5 @@ class TrainingPlan:
 
 
 def is_trainable(kind: type) -> bool:
-    """Trainers, and the one estimator whose network is changed first and then trained plainly."""
+    """Whether a method can be trained: a trainer, or the estimator that changes its network before plain training."""
     return issubclass(kind, Trainer | PyTorchWeightMapClassifier)

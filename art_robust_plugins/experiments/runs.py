@@ -1,4 +1,4 @@
-"""A run: the folder of one network that was trained by names, and in it its evaluations and certificates."""
+"""Runs: a run is the folder of one network trained by a plan, with its evaluations and certificates in it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CERTIFICATE_FILE = "certificate.json"
 RADII_FILE = "radii.safetensors"
 
 RUN_FILES = (CHECKPOINT, WEIGHTS_FILE, CLASSIFIER_FILE)
-"""What `train_run` writes."""
+"""The files that `train_run` writes."""
 
 STATE = "state"
 
@@ -61,7 +61,7 @@ def train_run(
 
 
 def _train_run(plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resume: bool, verbose: bool) -> None:
-    # On its own device each process makes its network; the first one writes.
+    # Each process makes its network on its own device; the first process writes.
     processes = find_processes()
     trainer, parameters = plan.trainer(data, seed=seed, checkpoint_dir=out, resume=resume)
     classifier = trainer.classifier
@@ -69,7 +69,7 @@ def _train_run(plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resum
     held_out = np.random.default_rng(0).permutation(images)[: plan.validation]
     kept = np.setdiff1d(np.arange(images), held_out)
     with warnings.catch_warnings():
-        if data.name.endswith(".npz"):  # what was told when the data were loaded
+        if data.name.endswith(".npz"):  # these warnings were given when the data were loaded
             warnings.simplefilter("ignore", MissingClassWarning)
         trainer.fit(
             data.x_train[kept],
@@ -96,7 +96,7 @@ def _train_run(plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resum
         processes.device,
         moment="while the first one saved the trained network",
         advice=f"start all of them again with resume (--resume), to save it from {out / CHECKPOINT}.",
-    ).wait()  # all may read it now
+    ).wait()  # from here on all processes may read it
 
 
 def evaluate_run(
@@ -156,7 +156,7 @@ def _reports(
     folder: Path,
     settings: Mapping[str, Any],
 ) -> list[EvaluationReport]:
-    """Evaluate and save, in a folder that nobody else writes to."""
+    """Evaluate and save, in a folder to which no other process writes."""
     writes = find_processes().is_main_process
     if len(threats) == 1:
         report = Evaluator(classifier, threats[0], state_dir=folder / STATE, **settings).evaluate(x, y)
@@ -224,7 +224,7 @@ def _label(
     batch: int,
     backend: Backend,
 ) -> str:
-    """A folder's name for an evaluation: another one of the same run gets another name."""
+    """The folder name of an evaluation; different evaluations of a run have different names."""
     radii = [str(threat).split(" ")[1] for threat in threats[1:]]
     parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
     trained_on = read_training_record(run).get("data")

@@ -1,4 +1,4 @@
-"""What a run's `classifier.json` says of its training, with the kinds of entries that later commands rely on."""
+"""The record of a run's training in its `classifier.json`, with checks of the entries that later commands use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..saved_classifier import CLASSIFIER_FILE, describe_classifier
 
 
 def read_training_record(run: Path) -> Mapping[str, Any]:
-    """The record kept with a saved classifier; it may lack what `train_run` notes, where something else saved it.
+    """Read the record kept with a saved classifier; if `train_run` did not save it, entries may be missing.
 
     Raises:
         FileNotFoundError: there is no saved classifier.
-        ValueError: an entry of another kind; the sentence names it.
+        ValueError: an entry of another type; the sentence names it.
     """
     record: Mapping[str, Any] = describe_classifier(run)["extra"]
     entry = Entry(record, f"{run / CLASSIFIER_FILE}: extra")
@@ -31,6 +31,6 @@ def read_training_record(run: Path) -> Mapping[str, Any]:
 
 
 def training_seconds(run: Path) -> float:
-    """How long the epochs of a run took together."""
+    """The total seconds of a run's epochs."""
     history = Entry(read_training_record(run), f"{run / CLASSIFIER_FILE}: extra")["history"]
     return sum(epoch["seconds"].number(0) for epoch in history.list_of(1_000_000))

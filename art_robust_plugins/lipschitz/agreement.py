@@ -1,4 +1,4 @@
-"""Whether the graph that a bound analyses computes what the network computes, in float64 and in its own precision."""
+"""Checks that an analysed graph and its network compute the same, in float64 and in the network's own precision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from .tensors import dtype_of, tensors_of
 
 ALONE = 10
-"""How many samples of those that are compared the network gets one by one as well."""
+"""The number of compared samples that the network also gets one by one."""
 
 OWN_ROUNDING = 0.03
-"""What logits may differ by between float64 and the network's own precision, which may be that of TF32 or bfloat16, as
-a share of the largest one."""
+"""The tolerated difference of logits between float64 and the network's own precision, which may be TF32 or bfloat16,
+as a ratio of the largest one."""
 
 
 class DisagreementError(ValueError):
@@ -23,7 +23,7 @@ class DisagreementError(ValueError):
 
 @torch.no_grad()
 def check_agreement(network: nn.Module, x: Tensor, logits: Tensor, tolerance: float | Tensor) -> None:
-    """Compare a network, with several samples and with one, with what its graph computed for each sample alone.
+    """Compare a network's logits, in batches and for single samples, with its graph's logits of each sample alone.
 
     Args:
         network: in evaluation mode; it is called several times.
@@ -59,12 +59,12 @@ def check_agreement(network: nn.Module, x: Tensor, logits: Tensor, tolerance: fl
 
 
 def check_graph(network: nn.Module, samples: Tensor, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-    """Compare a network with its graph on two samples in [0, 1], on what is rounded or scaled from them, and on edges.
+    """Compare a network with its graph on two samples in [0, 1], on rounded and scaled copies, and on edge cases.
 
     Args:
         network: in evaluation mode.
         samples: [2, ...].
-        run: gives the graph's logits [N, C], and the norms of the values in between, which tell how large rounding is.
+        run: gives the graph's logits [N, C], and the norms of intermediate values, which bound the rounding errors.
 
     Raises:
         ValueError: outputs of the samples are NaN or infinite.
@@ -75,7 +75,7 @@ def check_graph(network: nn.Module, samples: Tensor, run: Callable[[Tensor], tup
     edges = torch.stack([torch.zeros_like(samples[0]), torch.ones_like(samples[0])])
     both = torch.cat([samples, samples.round(), edges])
     weights = [_largest(tensor) for tensor in tensors_of(network) if tensor.numel()]
-    # They may be mixed, or differ, in some range only.
+    # Samples may be mixed, or outputs differ, in a part of the range only.
     for scale, shift in ((1, 0), (10, 0), (255, 0), (2, -1), (20, -10)):
         x = scale * both + shift
         logits, norms = run(x)
@@ -90,13 +90,13 @@ def _largest(tensor: Tensor) -> float:
 
 @torch.no_grad()
 def check_own_precision(network: nn.Module, x: Tensor, logits: Tensor, errors: Tensor) -> None:
-    """Compare a network in its own precision with what it computes in float64.
+    """Compare a network's logits in its own precision with those in float64.
 
     Args:
         network: in evaluation mode.
         x: samples [N, ...] as the network takes them, in float64.
-        logits: of them in float64, [N, C].
-        errors: bounds [N] of the rounding of these.
+        logits: of the samples in float64, [N, C].
+        errors: bounds [N] of the rounding errors in these logits.
 
     Raises:
         DisagreementError: they differ by more than rounding.

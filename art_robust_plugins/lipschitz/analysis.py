@@ -1,4 +1,4 @@
-"""What a certifier keeps of a network: its copy in float64, its graph, its bound, and whether these still hold."""
+"""A certifier's analysis of a network: a float64 copy, its graph and bound, and checks that they are up to date."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .structure import describe_structure
 from .tensors import check_initialised, tensors_of
 
 DIFFERENCE = 1e-11
-"""What a logit may differ by between the network and its graph besides the proven bound of rounding, as a share of the
+"""The tolerated difference of a logit between network and graph, beyond the proven bound of rounding, as a ratio of the
 largest logit: for constants that both compute from parameters."""
 
 COMPARED = 32
-"""On how many samples, spread over all that are certified, the network is compared with its graph; besides the first
-batch."""
+"""The number of samples, spread over all that are certified, on which network and graph are compared, in addition to
+the first batch."""
 
 Constants = tuple[Tensor, Tensor] | None
-"""The mean and standard deviation that act before the network."""
+"""The mean and standard deviation that are applied before the network."""
 
 
 class NetworkAnalysis:
@@ -62,7 +62,7 @@ class NetworkAnalysis:
             )
 
     def fits(self, classifier: PyTorchClassifier, network: nn.Module, constants: Constants) -> bool:
-        """Whether all but the values of weights and buffers is as it was, as far as it can be compared."""
+        """Whether everything but the values of weights and buffers is unchanged, as far as it can be compared."""
         parts = [classifier.model, *preprocessing_modules(classifier)]
         if parts != self._parts or (constants is None) != (self._constants is None):
             return False
@@ -75,7 +75,7 @@ class NetworkAnalysis:
         )
 
     def update(self, network: nn.Module) -> None:
-        """Take over the network as it is now: weights, buffers, and what its forward reads."""
+        """Copy the network's current weights, buffers, and other values that its forward reads."""
         twin = _copy_in_float64(network)
         pairs = zip(tensors_of(self._network), tensors_of(twin), strict=True)
         changed = [(mine != live).any() for mine, live in pairs]
@@ -85,7 +85,7 @@ class NetworkAnalysis:
 
     @property
     def bound(self) -> NetworkBound:
-        """The proven bound for the weights as they are."""
+        """The proven bound for the current weights."""
         if self._bound is None:
             self._bound = self._graph.upper_bound()
         return self._bound
@@ -160,7 +160,7 @@ def _tolerance(logits: Tensor, errors: Tensor) -> Tensor:
 
 @contextmanager
 def plain_mode(device: torch.device) -> Iterator[None]:
-    """No gradients, and nothing of the caller's modes: inference tensors or mixed precision."""
+    """A context without gradients, and without the caller's inference mode and mixed precision."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
@@ -173,7 +173,7 @@ def _copy_in_float64(network: nn.Module) -> nn.Module:
 
 
 def copy_network(network: nn.Module) -> nn.Module:
-    """A deep copy; what hooks compute is copied by its values."""
+    """A deep copy, in which tensors that hooks compute are copied by value."""
     # Weights that a hook computes (weight normalisation, pruning) are results with a history, which cannot be copied.
     results = [
         value

@@ -1,4 +1,4 @@
-"""The variances that batch normalisation divides by in training, for the training estimate of a bound."""
+"""The batch variances of batch normalisation, for the training estimate of a bound."""
 
 from __future__ import annotations
 

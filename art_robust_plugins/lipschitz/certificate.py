@@ -5,7 +5,7 @@ change of the input x that is shorter than
 
     radius(x) = min_{j != t} (f_t(x) - f_j(x)) / K_tj
 
-changes the prediction. Status: exact, in the paper's "++" form; what rounding may do to the logits is subtracted.
+changes the prediction. Status: exact, in the paper's "++" form; a bound of the logits' rounding errors is subtracted.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def certify_logits(logits: Tensor, pairwise: Tensor, error: Tensor, slope: float
     Args:
         logits: f(x) as computed, finite, [N, C].
         pairwise: K [C, C].
-        error: [N, 1]: by what a logit may differ between two evaluations, here and elsewhere within the radius.
-        slope: by how much more one evaluation may be off for each unit of distance.
+        error: [N, 1], a bound of the difference of a logit between two evaluations, here and within the radius.
+        slope: the growth of one evaluation's error for each unit of distance.
 
     Returns:
         radii are 0 where the margin is within rounding, and infinite where no input changes the prediction.

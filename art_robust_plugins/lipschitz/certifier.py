@@ -2,7 +2,7 @@
 
 Tsuzuku, Sato, Sugiyama: Lipschitz-Margin Training (arXiv 1802.04034, NeurIPS 2018). The formula is `certify_logits`, in
 `certificate`; its constants are the proven ones of `LipschitzGraph`, for the network's whole graph: `bound_pairs`, in
-`network_bound`. What is kept from one call to the next is a `NetworkAnalysis`.
+`network_bound`. A `NetworkAnalysis` is kept from one call to the next.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _T = TypeVar("_T")
 class PyTorchLipschitzCertifier(PyTorchClassifier):
     """An ART classifier that certifies its predictions: deterministic, proven L2 radii.
 
-    Lipschitz-margin certificate of Tsuzuku, Sato, Sugiyama (arXiv 1802.04034, NeurIPS 2018), exact. In all else it
-    is ART's ``PyTorchClassifier``: train it, attack it, ``predict`` with it.
+    Lipschitz-margin certificate of Tsuzuku, Sato, Sugiyama (arXiv 1802.04034, NeurIPS 2018), exact. Otherwise it is
+    ART's ``PyTorchClassifier``: train it, attack it, ``predict`` with it.
 
     The certificate is that of a float64 copy of the network in evaluation mode; ``predict`` runs in float32 and may
     differ where two logits are closer than its rounding. ART's mean and standard deviation are part of it, and so are
     a `WeightMapPreprocessor` and what the network does to its input itself.
 
-    Graph and bound are kept: a second certificate costs a forward pass in float64. They are made anew when layers,
-    hooks, attributes or functions of the network change, and whenever these hold what cannot be compared (new weights
-    alone need a new bound only). Before each answer the network as it is now must agree with the kept graph; where it
-    does not, it is analysed anew, and refused if it then disagrees still.
+    Graph and bound are kept: a second certificate costs a forward pass in float64. The network is analysed again when
+    its layers, hooks, attributes or functions change, or hold values that cannot be compared (new weights alone only
+    need a new bound). Before each answer the current network must agree with the kept graph; if it does not, it is
+    analysed again, and refused if it still disagrees.
 
     Args:
         model, loss, input_shape, nb_classes, ...: those of ``PyTorchClassifier``, in its order. See `from_classifier`
@@ -112,10 +112,10 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
     def from_classifier(cls, classifier: PyTorchClassifier) -> PyTorchLipschitzCertifier:
         """A certifier of the same network: it shares the network, the loss, the optimizer and all settings.
 
-        What trains one trains the other. The network stays on its device and in its mode.
+        Training one of them trains both. The network stays on its device and in its mode.
 
         Raises:
-            TypeError: for what is not an ART ``PyTorchClassifier``.
+            TypeError: for anything but an ART ``PyTorchClassifier``.
             ValueError: as the class, at once: the network is traced here.
 
         Example:
@@ -158,16 +158,16 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         """The predicted classes, and radii within which no change of the input changes them.
 
         Radii are in the units of ``x``, before ART's preprocessing; a tie of two logits has radius 0. They are rounded
-        down, and each margin is lessened first by the proven bound of rounding in the whole graph (`rounding`), twice:
-        for the logits here, and for those that float64 computes elsewhere within the radius. Where rounding exceeds
-        the margin nothing is proven, and the radius is 0. An infinite radius is one of exact arithmetic.
+        down, after twice the proven bound of rounding in the whole graph (`rounding`) is subtracted from each margin:
+        once for the logits here, and once for those that float64 computes elsewhere within the radius. If rounding
+        exceeds the margin, nothing is proven and the radius is 0. An infinite radius holds in exact arithmetic.
 
         The logits are those of the graph that the bound analyses. The network itself must agree with them, on a few
         samples that are always the same, on the first batch, and on 32 samples spread over all of ``x``.
 
         Args:
             x: inputs [N, *input_shape] in the estimator's range, an array or a tensor; taken as float32.
-            batch_size: how many samples a forward pass takes.
+            batch_size: samples in a forward pass.
             norm: of the changes: ``"L2"``; ``"L1"``, whose ball lies in the L2 ball of the same radius; ``"Linf"``,
                 the L2 radius over the root of the number of features, which is loose.
 
@@ -177,7 +177,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         Raises:
             ValueError: inputs of another shape or range, an unknown norm, a batch size that is not a positive whole
                 number, logits or weights that are NaN or infinite; a network or preprocessing as in the class,
-                or a network that computes something else than its graph.
+                or a network that disagrees with its graph.
         """
         norm = ThreatModel(norm, 1.0).norm
         batch_size = check_count("batch_size", batch_size)
@@ -227,7 +227,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         return constants
 
     def lipschitz_report(self) -> LipschitzReport:
-        """Which operators make the bound what it is: each one's proven norm, and its share.
+        """The linear operators that determine the bound, each with its proven norm and its share.
 
         With e_i = d ln L / d ln norm_i, which is 1 in a chain and less in parallel branches, the share is
         e_i ln norm_i over the sum of all |e_j ln norm_j|. Norms below 1 shrink the bound: their share is negative.
@@ -240,7 +240,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
             return LipschitzReport(bound.operators, float(bound.lipschitz), float(bound.pairwise.max()))
 
     def _analyse(self) -> NetworkAnalysis:
-        """The analysis of the network as it is now."""
+        """Analyse the current network."""
         check_classifier(self)
         network, constants = bounded_network(self)
         with plain_mode(device_of(self.model)):
@@ -252,7 +252,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         return self._analysis
 
     def _answer(self, compute: Callable[[NetworkAnalysis], _T]) -> _T:
-        """What an analysis gives that agrees with the network: a kept one, or a new one where that does not agree."""
+        """Answer from the kept analysis if the network agrees with it, else from a new one."""
         kept = self._analysis
         try:
             return self._check_and_compute(compute)

@@ -1,8 +1,8 @@
-"""What a network's forward decides by its constants: the places that a mask selects, a number read from a buffer.
+"""Decisions of a network's forward that depend on its constants, such as a mask's places or a buffer's number.
 
-`torch.export` traces with tensors that have shapes and no values, so it knows the shape of ``x[:, mask]`` and the value
-of ``float(scale)`` for no mask and no scale. A forward pass with values is watched first: what it reads from tensors
-that do not depend on the input is noted (`watch`), and the trace is given the same in turn (`replay`).
+`torch.export` traces with tensors that have shapes but no values, so it cannot know the shape of ``x[:, mask]`` or the
+value of ``float(scale)``. Therefore a forward pass with values is run first, and everything that it reads from tensors
+that do not depend on the input is recorded (`watch`); the trace then gets the recorded values in turn (`replay`).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _KINDS = {
 
 
 class Decisions:
-    """What one forward pass read from its constants, in order, and from which parameters and buffers that came.
+    """The values that one forward pass read from its constants, in order, and the parameters and buffers of these.
 
     Attributes:
-        answers: for each reading, its kind and what it gave; None where that depended on the network's input or on
-            random numbers, and after any such reading, since Python may have passed on what it was told.
+        answers: for each reading, its kind and its value; None if the value depended on the network's input or on
+            random numbers, and after any such reading, since Python code may have used the value.
         sources: copies of the parameters and buffers that were read, by name.
     """
 
@@ -58,7 +58,7 @@ class Decisions:
         self.sources: dict[str, Tensor] = {}
 
     def hold(self, network: nn.Module) -> bool:
-        """Whether all that was read is as it was."""
+        """Whether all values that were read are unchanged."""
         live = _named_tensors(network)
         return all(
             name in live and torch.equal(live[name].detach(), value.to(live[name]))
@@ -67,7 +67,7 @@ class Decisions:
 
 
 def watch(network: nn.Module, sample: Tensor) -> Decisions:
-    """Run the network on one sample [1, *input_shape], and note what it reads from its constants."""
+    """Run the network on one sample [1, *input_shape], and record what it reads from its constants."""
     decisions = Decisions()
     before = {name: tensor.detach().clone() for name, tensor in network.named_buffers()}
     origins = _Origins(network, sample)
@@ -82,13 +82,13 @@ def watch(network: nn.Module, sample: Tensor) -> Decisions:
 
 @contextmanager
 def replay(network: nn.Module, decisions: Decisions) -> Iterator[None]:
-    """Within, each forward pass of the network is given what was noted in the first one."""
+    """A context in which each forward pass of the network gets the values recorded in the first one."""
     with _in_forward(network, lambda: _Replaying(decisions)):
         yield
 
 
 class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """On which parameters, buffers and inputs each tensor depends, followed operation by operation, by its storage."""
+    """The parameters, buffers and inputs that each tensor depends on, followed through operations by its storage."""
 
     def __init__(self, network: nn.Module, sample: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -176,7 +176,7 @@ class _Replaying(TorchFunctionMode):
 
 
 def _what_is_read(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The tensors whose values (not shapes) the function tells Python or turns into a shape; None for none."""
+    """The tensors whose values (not shapes) the function returns to Python or turns into a shape; None for none."""
     if func in _NUMBERS | _LISTS | _ARRAYS | _PLACES:
         return args[0]
     if func is torch.where and len(args) + len(kwargs) == 1:

@@ -1,4 +1,4 @@
-"""Running a traced graph: what it computes for a batch, each sample for itself."""
+"""Execution of a traced graph on a batch, each sample by itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tracing import NetworkTrace
 
 @torch.no_grad()
 def run_graph(trace: NetworkTrace, network: nn.Module, x: Tensor, nodes: Sequence[Node] = ()) -> tuple[Tensor, Tensor]:
-    """What the graph computes with the network's current parameters and buffers.
+    """Run the graph with the network's current parameters and buffers.
 
     Args:
         trace: of the network.
@@ -44,7 +44,7 @@ def run_graph(trace: NetworkTrace, network: nn.Module, x: Tensor, nodes: Sequenc
         logits, norms = torch.vmap(run_sample)(x[:, None])
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError):  # there are operations that vmap does not know; the loop says what else it is
+    except (RuntimeError, ValueError):  # vmap does not support all operations; the loop below reports any other cause
         logits, norms = _run_one_by_one(run_sample, x)
     return logits, norms
 
@@ -64,7 +64,7 @@ def _run_one_by_one(run_sample: Callable[[Tensor], tuple[Tensor, Tensor]], x: Te
 
 
 def _last_users(trace: NetworkTrace) -> dict[Node, list[Node]]:
-    """For each node, those whose values nothing after it needs."""
+    """For each node, the nodes whose values are not needed after it."""
     last_use = {source: node for node in trace.nodes for source in (*node.all_input_nodes, node)}
     users: dict[Node, list[Node]] = {}
     for source, user in last_use.items():

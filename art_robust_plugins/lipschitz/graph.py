@@ -1,7 +1,7 @@
 """A Lipschitz bound of a whole network, from its exported graph.
 
-The graph, not the module tree, says what a network computes (`tracing`); the rules take the bound along it
-(`propagation`), and an operation without a rule is an error (see `rules`); what comes out is in `network_bound`.
+The graph, not the module tree, determines what a network computes (`tracing`). The rules propagate the bound along it
+(`propagation`), and an operation without a rule is an error (see `rules`). The result is described in `network_bound`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LipschitzGraph:
     Args:
         network: maps one sample [1, *input_shape] to logits [1, C].
         input_shape: shape of one sample, such as (C, H, W).
-        std: what the input is divided by before the network (ART's ``preprocessing``): a number, or values that
+        std: the divisor of the input before the network (ART's ``preprocessing``): a number, or values that
             broadcast against ``input_shape``. Bounds are then in the units before the division.
         dtype: of the network's input. None: that of its first floating-point parameter or buffer, or float32.
 
@@ -91,10 +91,10 @@ class LipschitzGraph:
         return self._trace.dtypes
 
     def _analyse(self) -> None:
-        """Make the graph, and refuse what has no bound or is not what the network computes."""
+        """Make the graph; refuse a network without a bound, or one that computes something else than the graph."""
         self._trace = NetworkTrace(self.network, self.input_shape, self.dtype)
         with torch.no_grad():
-            self._propagate(self._estimation())  # refuses now what has no rule; bounds wait until asked for
+            self._propagate(self._estimation())  # raises for operations without a rule; bounds are computed later
         with preserved(self.network), torch.no_grad():
             self.network.eval()
             samples = make_samples(self.network, self.input_shape, self.dtype)
@@ -102,7 +102,7 @@ class LipschitzGraph:
             check_graph(self.network, samples, lambda x: self.run(x, inner))
 
     def _refresh(self) -> None:
-        """Trace anew where a buffer or parameter changed that decides the graph's shape, as a mask does."""
+        """Trace again if a buffer or parameter has changed on which the graph's shape depends, such as a mask."""
         if not self._trace.is_current(self.network):
             self.vectors.clear()
             self._static.clear()
@@ -120,7 +120,7 @@ class LipschitzGraph:
             place = f"its module {training!r}" if training else "it"
             raise ValueError(f"network: {place} is in training mode, expected network.eval() for a proven bound.")
         self._refresh()
-        # Index buffers may have changed since the last proven bound; an estimate takes them as they were.
+        # Index buffers may have changed since the last proven bound; an estimate uses the earlier ones.
         proof = Propagation(self.network, self.dtype, proven=True, static={})
         output = self._propagate(proof)
         bound = self._bound(output, proof)
@@ -146,7 +146,7 @@ class LipschitzGraph:
             return self._bound(self._propagate(estimation), estimation)
 
     def run(self, x: Tensor, nodes: Sequence[Node] = ()) -> tuple[Tensor, Tensor]:
-        """What the graph itself computes, each sample for itself, with the network's current parameters and buffers.
+        """Run the graph itself, each sample by itself, with the network's current parameters and buffers.
 
         Args:
             x: [N, *input_shape], on the network's device, after the division by ``std``.
@@ -196,7 +196,7 @@ class LipschitzGraph:
         return analyse_rounding(proof.operations, proof.source, self._trace.output, norms)
 
     def _shares(self, proof: Propagation) -> list[float]:
-        """Each operator's share of the bound: the rules applied once more, with the proven norms as variables."""
+        """Each operator's share of the bound: the rules are applied again, with the proven norms as variables."""
         with torch.inference_mode(False), torch.enable_grad():
             norms = [
                 torch.tensor(row.norm, dtype=torch.float64, device=proof.device, requires_grad=True)

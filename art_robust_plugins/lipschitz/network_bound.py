@@ -1,4 +1,4 @@
-"""The bound of a whole network: what it consists of, and Tsuzuku, Sato and Sugiyama's constants of pairs of logits.
+"""The bound of a whole network: its parts, and Tsuzuku, Sato and Sugiyama's constants of pairs of logits.
 
 Lipschitz-Margin Training (arXiv 1802.04034, NeurIPS 2018). For logits f = W h + b with rows w_j of W, and L_pre a
 Lipschitz constant of h,
@@ -23,7 +23,7 @@ from .rounding import Rounding
 
 @dataclass(frozen=True)
 class OperatorNorm:
-    """One linear operator of a network, as it entered a proven bound.
+    """One linear operator of a network, with its norm in a proven bound.
 
     Attributes:
         node, module: where it stands in the graph and in the module tree.
@@ -31,7 +31,7 @@ class OperatorNorm:
             entry that was not merged, as by a weight map.
         input_shape, output_shape: of one sample.
         norm: the proven upper bound of its norm.
-        method: what proved it, see `NormBound`.
+        method: of the proof, see `NormBound`.
         share: of the bound L, from -1 to 1. With e_i = d ln L / d ln norm_i (1 in a chain, less in parallel branches)
             it is e_i ln norm_i over the sum of all |e_j ln norm_j|: norms below 1 have negative shares. 0 for all
             where L is 0.
@@ -58,7 +58,7 @@ class NetworkBound:
         before_last: L_pre, or None where the last layer is not linear.
         last_weight: the last layer's weight [C, F] with what was merged into it, or None.
         operators: one entry for each linear operator, of a proven bound only.
-        rounding: how far computed logits may lie from exact ones, of a proven bound only.
+        rounding: the largest error of computed logits, of a proven bound only.
     """
 
     lipschitz: Tensor

@@ -1,4 +1,4 @@
-"""What float64 rounds in one operation of a graph: its terms, its constants, and where torch's function is another.
+"""The rounding of float64 in one operation of a graph: its terms, its constants, and torch's approximations.
 
 Operations that are in none of the sets below are granted as many terms as their inputs have entries, and constants of
 the order 1; so are normalisations by their input's own size, for which that is enough: their mean and variance round by
@@ -24,7 +24,7 @@ from .rules.movement import MOVES
 aten = torch.ops.aten
 
 FEW = 16
-"""Roundings of one entry that every inexact operation is granted on top of its sums."""
+"""Roundings of one entry that every inexact operation is assumed to have in addition to its sums."""
 
 _EXACT = MOVES | {
     aten.relu.default,
@@ -47,8 +47,8 @@ _EXACT = MOVES | {
     aten.kthvalue.default,
     aten.median.default,
     aten.median.dim,
-    aten.threshold.default,  # its rule takes equal constants alone: a maximum
-    aten.nan_to_num.default,  # finite numbers stay, and a value that is not finite has no finite bound of its error
+    aten.threshold.default,  # its rule accepts only equal constants, which make it a maximum
+    aten.nan_to_num.default,  # finite numbers stay the same, and other values have no finite error bound
     aten.max_pool2d_with_indices.default,
     aten.max_pool3d_with_indices.default,
     aten.adaptive_max_pool2d.default,

@@ -1,4 +1,4 @@
-"""Whether a network rounds to half precision while it computes, as under an autocast of its own."""
+"""A check that a network does not round to half precision inside, for example under its own autocast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class _Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the types of half precision that operations result in."""
+    """Records the half-precision types of operations' results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ from .tracing import NetworkTrace
 
 
 class Propagation:
-    """One pass of the rules along a graph, proven or estimated; what `rules.Evaluation` asks for.
+    """One pass of the rules along a graph, proven or estimated; implements `rules.Evaluation`.
 
     Args:
         network: the traced network, with its current weights.
@@ -87,7 +87,7 @@ class Propagation:
         return value
 
     def _apply(self, node: Node, values: dict[Node, Any]) -> Any:
-        """One operation: computed, if it is on constants alone, else bounded by its rule."""
+        """Compute an operation on constants, or bound any other by its rule."""
         arguments: Any = torch.fx.map_arg(node.args, lambda n: values[n])
         options: Any = torch.fx.map_arg(node.kwargs, lambda n: values[n])
         call = self._place(node)
@@ -135,7 +135,7 @@ class Propagation:
         return self._convert(result) if isinstance(result, Tensor) else result
 
     def _convert(self, constant: Tensor) -> Tensor:
-        """In float64; for a network in float64 as it is, since that computes with its constants in their own type."""
+        """Convert to float64; a float64 network's constants keep their type, in which the network computes."""
         if not self.proven or not (constant.is_floating_point() or constant.is_complex()):
             return constant
         if self.network_dtype == torch.float64:
@@ -157,7 +157,7 @@ class Propagation:
         shapes = tuple(tuple(part.shape) if isinstance(part, Tensor) else () for part in parts)
         return Call(node.name, node.target, module, shapes, self)
 
-    # What rules ask for.
+    # The methods that rules call.
 
     def norm(self, call: Call, operator: Operator) -> Number:
         if self._norms is not None:
@@ -202,7 +202,7 @@ class Propagation:
 
 @contextmanager
 def _refuse_foreign_errors(call: Call) -> Iterator[None]:
-    """Errors of torch and of rules, of other types than our own, as a refusal with the operation's place."""
+    """A context that turns foreign errors of torch and of rules into a refusal with the operation's place."""
     try:
         yield
     except ValueError:

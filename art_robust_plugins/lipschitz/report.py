@@ -1,4 +1,4 @@
-"""What a user is told about a network's bound: its operators, each with its norm and its share."""
+"""The report of a network's bound: its operators, each with its norm and its share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .network_bound import OperatorNorm
 
 @dataclass(frozen=True)
 class LipschitzReport:
-    """Which operators make a network's Lipschitz bound what it is; ``print`` shows a table.
+    """The operators that determine a network's Lipschitz bound; ``print`` shows a table.
 
     Attributes:
         operators: one entry for each linear operator, in the order of the network. In a chain of these and functions

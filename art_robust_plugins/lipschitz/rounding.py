@@ -1,4 +1,4 @@
-"""How far rounding can take a network's logits: a running error analysis of its graph, in float64.
+"""A bound of the rounding errors in a network's logits: a running error analysis of its graph, in float64.
 
 Model (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapters 2 and 3), with u = 2**-53 and
 gamma_k = k u / (1 - k u). Let y = op(v_1, v_2, ...) be one operation of the graph on computed values, and y^ what is
@@ -38,18 +38,18 @@ from .operation_rounding import FEW, Operation
 from .rules import Call, Magnitude, Scale, Value, same
 
 _UNDERFLOW = 1e-300
-"""What results below float64's normal range may lose, in norm."""
+"""The largest loss, in norm, of results below float64's normal range."""
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far a sample's computed logits may lie from those of exact arithmetic: ``constant + norms @ weights``.
+    """A bound of the error of a sample's computed logits: ``constant + norms @ weights``.
 
     Attributes:
-        nodes: whose values' norms count.
-        weights: one for each of them.
-        constant: what does not depend on the sample.
-        slope: how much more it may be for an input at distance 1.
+        nodes: the nodes whose values' norms enter the bound.
+        weights: one for each node.
+        constant: the part that does not depend on the sample.
+        slope: the growth of the bound for an input at distance 1.
     """
 
     nodes: tuple[Node, ...] = ()
@@ -66,7 +66,7 @@ class Rounding:
 def analyse_rounding(
     operations: Sequence[Operation], source: tuple[Node, Value], output: Node, proven_norms: Mapping[str, float]
 ) -> Rounding:
-    """The running error analysis of a graph, as far as it does not depend on the sample.
+    """Analyse the rounding errors of a graph, as far as they do not depend on the sample.
 
     Args:
         operations: in order.
@@ -114,7 +114,7 @@ def _amplifications(
     known: _KnownNorms,
     magnitudes: _KnownNorms,
 ) -> dict[Node, float]:
-    """A: for each node, how much an error of norm 1 of its value moves the logits, at most.
+    """A: for each node, the largest change of the logits by an error of norm 1 in its value.
 
     All at once: bounds here are vectors over the nodes, each bounding what one node's error does to a value.
     """
@@ -159,7 +159,7 @@ def _with_error(value: Value, error: Tensor) -> Value:
 
 
 def _make_leaves(values: Mapping[Node, Any], bounds: Mapping[Node, Tensor]) -> dict[Node, Any]:
-    """Values of these bounds that come from nowhere; one is still the magnitude of another where it was."""
+    """New values with these bounds and no parents; a value that was the magnitude of another still is."""
     leaves: dict[Node, Any] = {}
     for node, bound in bounds.items():
         leaves[node] = Value(values[node].shape, partial(_give, bound))

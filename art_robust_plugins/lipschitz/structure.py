@@ -1,4 +1,4 @@
-"""What a network computes with besides the values of its weights: a description to compare with a later one."""
+"""A description of everything but weights that determines what a network computes, to compare with a later one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"torch", "numpy", "art", 
 
 
 class _Incomparable:
-    """Equal to nothing but itself: what it stands for counts as changed each time."""
+    """Stands for something that cannot be compared, and is equal only to itself, so that it counts as changed."""
 
 
 def describe_structure(network: nn.Module) -> list[object]:
-    """What decides, besides the values of parameters and buffers, what a network computes.
+    """Describe everything but the values of parameters and buffers that determines what a network computes.
 
     Modules with their classes and hooks, attributes with all that they hold, and functions with their defaults, the
     variables that they close over and the globals that they name; of modules outside libraries the attributes that
@@ -61,11 +61,11 @@ def describe_structure(network: nn.Module) -> list[object]:
 class _Description:
     def __init__(self, network: nn.Module) -> None:
         self._modules = set(map(id, network.modules()))
-        self._seen: dict[int, Any] = {}  # keeps what it has seen alive, so that no identity comes twice
+        self._seen: dict[int, Any] = {}  # keeps visited objects alive, so that no id is reused
         self._looked_up: set[tuple[str, frozenset[str]]] = set()
 
     def content(self, value: Any) -> object:
-        """A value with all that it holds and was not seen before."""
+        """A value with everything it holds that was not visited before."""
         if isinstance(value, Tensor):
             array = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             return value.dtype, value.device, tuple(value.shape), array.tobytes()
@@ -75,7 +75,7 @@ class _Description:
             return type(value), repr(value)
         if isinstance(value, _TORCH + _DESCRIPTORS):
             return value
-        # The network's own modules are described by themselves; loggers and locks change in use.
+        # The network's own modules are described separately; loggers and locks change when they are used.
         if id(value) in self._modules or id(value) in self._seen or isinstance(value, _CHANGING):
             return type(value)
         self._seen[id(value)] = value
@@ -86,7 +86,7 @@ class _Description:
             ((staticmethod, classmethod), lambda method: [type(method), self.content(method.__func__)]),
             (property, lambda method: self.content(method.fget)),
             (np.ndarray, lambda array: self.content(array.tolist())),
-            # Which of its attributes are used, the code that holds it would say.
+            # Only the code that refers to it could tell which of its attributes are used.
             (types.ModuleType, lambda module: module if _of_library(module.__name__) else _Incomparable()),
             (_CONTAINERS, self._container_content),
             (object, self._object_content),
@@ -98,7 +98,7 @@ class _Description:
         return type(value), [(self._key(key), self.content(entry)) for key, entry in entries]
 
     def class_content(self, kind: type) -> object:
-        """A class with what it and its bases define, outside libraries."""
+        """A class with everything that it and its bases define, outside libraries."""
         held = [base for base in kind.__mro__ if not _of_library(base.__module__) and id(base) not in self._seen]
         self._seen.update((id(base), base) for base in held)
         skipped = ("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "_abc_impl")
@@ -121,7 +121,7 @@ class _Description:
         return function, function.__code__, used, [self.content(part) for part in held]
 
     def _used_content(self, value: Any, attributes: frozenset[str]) -> object:
-        """A value that code uses, which names these attributes: of a module, those."""
+        """A value that code uses; of a module, only the attributes that the code names."""
         if not isinstance(value, types.ModuleType):
             return self.content(value)
         if _of_library(value.__name__) or (value.__name__, attributes) in self._looked_up:
@@ -140,7 +140,7 @@ class _Description:
         ]
         attributes = getattr(value, "__dict__", None)
         if attributes is None and not slots and not partial:
-            # Functions in C, and operations of torch, are as they are; of all else nothing is known.
+            # Functions in C and operations of torch do not change; nothing is known about anything else.
             return value if callable(value) and _of_library(getattr(value, "__module__", None)) else _Incomparable()
         return self.class_content(type(value)), [self.content(part) for part in (partial, slots, attributes)]
 

@@ -1,4 +1,4 @@
-"""A network's parameters and buffers, and the samples with which it is tried."""
+"""A network's parameters and buffers, and samples for test passes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..bridge import device_of
 
 
 def tensors_of(network: nn.Module) -> Iterator[Tensor]:
-    """The parameters and buffers, in one order."""
+    """The parameters and buffers, in a fixed order."""
     return chain(network.parameters(), network.buffers())
 
 

@@ -1,7 +1,7 @@
 """Tracing: the graph of operations that a network computes, by `torch.export` at batch one in evaluation mode.
 
-The graph, not the module tree, says what a network computes: functional calls, residual sums and reused modules stand
-in it.
+The graph, not the module tree, determines what a network computes: it includes functional calls, residual sums and
+reused modules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .tensors import make_samples
 
 
 class NetworkTrace:
-    """A network's graph. It keeps no weights: whoever walks along its nodes brings the network as it is then.
+    """A network's graph. It keeps no weights: code that walks along its nodes passes the current network.
 
     Args:
         network: maps one sample [1, *input_shape] to logits [1, C]; it is left as it is.
@@ -32,7 +32,7 @@ class NetworkTrace:
         dtype: of the network's input.
 
     Attributes:
-        nodes: what the output needs, in the order of computation.
+        nodes: the nodes that the output needs, in the order of computation.
         output: the node of the logits.
         dtypes: of the floating-point values between the input and the logits.
 
@@ -59,7 +59,7 @@ class NetworkTrace:
         return int(self.output.meta["val"].shape[1])
 
     def is_current(self, network: nn.Module) -> bool:
-        """Whether no buffer or parameter changed that decides the graph's shape, as a mask does."""
+        """Whether no buffer or parameter has changed on which the graph's shape depends, such as a mask."""
         return self._decisions.hold(network)
 
     def is_input(self, node: Node) -> bool:
@@ -94,14 +94,14 @@ class NetworkTrace:
 
 
 def _export(network: nn.Module, sample: Tensor) -> tuple[Any, Decisions]:
-    """The graph in evaluation mode at batch one, and what the forward decided by constants.
+    """Export the graph in evaluation mode at batch one, with the decisions that the forward made by constants.
 
     Operations with a rule, and with a reason to have none, stay whole, and so do those on constants alone, which are
     computed as they are; others are decomposed.
     """
     table = torch.export.default_decompositions()
     with preserved(network), torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch copies trees of its own
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch copies its own trees
         network.eval()
         try:
             decisions = watch(network, sample.clone())
@@ -110,7 +110,7 @@ def _export(network: nn.Module, sample: Tensor) -> tuple[Any, Decisions]:
             for operation in (*RULES, *UNBOUNDED, *_operations_on_constants(program)):
                 if not any(returned.alias_info for returned in operation._schema.returns):
                     table.pop(operation, None)  # type: ignore[no-untyped-call]
-            with torch.inference_mode():  # where autograd looks, softshrink is decomposed in any case
+            with torch.inference_mode():  # under autograd, softshrink is always decomposed
                 return program.run_decompositions(table), decisions
         except Exception as error:
             reason = str(error).strip().split("\n")[0]

@@ -1,6 +1,6 @@
 """An ART classifier as files: its weights as safetensors, everything else as JSON. Nothing is unpickled."""
 
-from . import weight_maps  # registers what this package adds to ART's classifier
+from . import weight_maps  # registers this package's additions to ART's classifier
 from .extensions import DefenceFormat, NetworkPart, register_defence, register_estimator, register_part
 from .layout import CLASSIFIER_FILE, WEIGHTS_FILE
 from .loading import describe_classifier, load_classifier

@@ -39,7 +39,7 @@ def describe_standardisation(preprocessing: Preprocessor | None) -> list[Any] | 
 
 
 def defences_of(classifier: PyTorchClassifier) -> list[Preprocessor]:
-    """The preprocessing defences, of which ART takes one or a list."""
+    """The preprocessing defences as a list; ART accepts a single one or a list."""
     defences = classifier.preprocessing_defences or []
     return list(defences) if isinstance(defences, list) else [defences]
 
@@ -53,7 +53,7 @@ def describe_defence(defence: Preprocessor) -> Any:
 
 
 def defence_modules(defences: list[Preprocessor]) -> dict[str, nn.Module]:
-    """The modules of the defences whose weights the file holds, each by the beginning of its weights' names."""
+    """The modules of the defences whose weights the file holds, by the prefix of their weights' names."""
     formats = ((number, defence, format_of(defence)) for number, defence in enumerate(defences))
     return {f"{DEFENCE_WEIGHTS}{number}.": form.module(each) for number, each, form in formats if form is not None}
 
@@ -61,7 +61,7 @@ def defence_modules(defences: list[Preprocessor]) -> dict[str, nn.Module]:
 def make_defences(
     described: list[Any], given: Preprocessor | list[Preprocessor] | None, weights: dict[str, Tensor], path: Path
 ) -> list[Preprocessor] | None:
-    """The caller's defences and those that the file itself holds, in order; takes the latter's from ``weights``."""
+    """The caller's defences and those in the file, in order; the weights of the latter are removed from ``weights``."""
     defences = list(given) if isinstance(given, list) else [] if given is None else [given]
     came = [type(defence).__name__ for defence in defences]
     names = [entry for entry in described if isinstance(entry, str)]
@@ -76,7 +76,7 @@ def make_defences(
         prefix = f"{DEFENCE_WEIGHTS}{number}."
         own = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
         form = DEFENCES[entry["class"]]
-        # Compared first: a file may name a size for which there is no memory.
+        # Sizes are compared first: a file may name a size for which there is no memory.
         form.check_size(entry["settings"], own, f"{path}: preprocessing_defences[{number}].settings")
         made = form.make(entry["settings"])
         module = form.module(made)

@@ -1,7 +1,7 @@
-"""What is added to ART's classifier, and how each addition describes itself in a saved one.
+"""Additions to ART's classifier, which describe themselves in a saved classifier.
 
-Saving and loading know no defence by name. They ask what is registered here: estimators that come back as their own
-class, preprocessing defences that a file can hold, and what can be inserted into a network after it was made.
+Saving and loading know no defence by name. They use what is registered here: estimators that are restored as their own
+class, preprocessing defences that a file can hold, and parts that can be inserted into an existing network.
 `weight_maps` is an example of all three.
 """
 
@@ -22,17 +22,17 @@ ESTIMATORS: dict[str, type[PyTorchClassifier]] = {"PyTorchClassifier": PyTorchCl
 
 
 class DefenceFormat(ABC):
-    """How a preprocessing defence is saved and made again.
+    """The format in which a preprocessing defence is saved, and from which it is made again.
 
     Attributes:
-        kind: the defence's class; its name stands in the file.
+        kind: the defence's class, whose name is in the file.
     """
 
     kind: ClassVar[type[Preprocessor]]
 
     @abstractmethod
     def settings(self, defence: Any) -> dict[str, Any]:
-        """The arguments that make the defence anew, as JSON data."""
+        """The constructor's arguments of the defence, as JSON data."""
 
     @abstractmethod
     def module(self, defence: Any) -> nn.Module:
@@ -55,11 +55,11 @@ class DefenceFormat(ABC):
 
 
 class NetworkPart(ABC):
-    """How something that was inserted into a network is saved and inserted again.
+    """The format in which parts that were inserted into a network are saved, and from which they are inserted again.
 
     Attributes:
         key: the entry of the file that describes it.
-        title: what sentences call it.
+        title: its name in error sentences.
     """
 
     key: ClassVar[str]
@@ -67,25 +67,25 @@ class NetworkPart(ABC):
 
     @abstractmethod
     def describe(self, network: nn.Module) -> list[Any]:
-        """What is in the network, as JSON data; an empty list where nothing is."""
+        """The parts in the network as JSON data; an empty list if there are none."""
 
     @abstractmethod
     def check(self, described: Entry) -> None:
-        """Refuse what ``describe`` does not give, with a ValueError that names the entry."""
+        """Refuse entries that ``describe`` cannot have written, with a ValueError that names the entry."""
 
     @abstractmethod
     def attach(self, network: nn.Module, described: list[Any]) -> None:
-        """Insert, in place, what ``describe`` gave."""
+        """Insert, in place, the parts that ``describe`` described."""
 
 
 DEFENCES: dict[str, DefenceFormat] = {}
 """The defences that a file can hold, by the name of their class."""
 PARTS: dict[str, NetworkPart] = {}
-"""What can be inserted into a network, by its key."""
+"""The parts that can be inserted into a network, by their keys."""
 
 
 def register_estimator(kind: type[PyTorchClassifier]) -> None:
-    """Let `save_classifier` take estimators of this class, whose weights and arguments are those of ART's."""
+    """Let `save_classifier` accept estimators of this class, which must have the weights and arguments of ART's."""
     ESTIMATORS[kind.__name__] = kind
 
 
@@ -95,10 +95,10 @@ def register_defence(form: DefenceFormat) -> None:
 
 
 def register_part(part: NetworkPart) -> None:
-    """Let files hold what is inserted into networks."""
+    """Let files hold parts of one kind that are inserted into networks."""
     PARTS[part.key] = part
 
 
 def format_of(defence: Preprocessor) -> DefenceFormat | None:
-    """How this defence is saved; None where the caller must keep it."""
+    """The format of this defence; None if the caller must keep it."""
     return next((form for form in DEFENCES.values() if isinstance(defence, form.kind)), None)

@@ -4,6 +4,6 @@ WEIGHTS_FILE = "weights.safetensors"
 CLASSIFIER_FILE = "classifier.json"
 FORMAT = "art-robust-plugins classifier 2"
 UNSEALED = ("art-robust-plugins classifier 1",)
-"""Formats whose record carries no digest of its own."""
+"""Formats whose record has no digest of its own."""
 DEFENCE_WEIGHTS = "preprocessing_defences."
-"""How the names of weights begin that belong to a preprocessing defence; its number follows."""
+"""The prefix of the names of a preprocessing defence's weights; the defence's number follows."""

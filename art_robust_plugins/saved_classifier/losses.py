@@ -24,7 +24,7 @@ def _arguments_of(loss: nn.Module) -> dict[str, Any]:
 
 
 def describe_loss(loss: nn.Module) -> dict[str, Any]:
-    """The class of a loss; with its arguments where it is one of ``torch.nn``."""
+    """The class of a loss, with its arguments if it is one of ``torch.nn``."""
     name = type(loss).__name__
     own = type(loss) is not getattr(nn, name, None) or not is_loss(type(loss))
     return {"class": name, "arguments": None if own else _arguments_of(loss)}

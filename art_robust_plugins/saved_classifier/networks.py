@@ -1,4 +1,4 @@
-"""How the network of a saved classifier is made again: by `create_model`, or by the caller."""
+"""The network of a saved classifier, which `create_model` or the caller makes again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .layout import DEFENCE_WEIGHTS, WEIGHTS_FILE
 
 
 def describe_network(network: nn.Module, model: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The class of the network, what was inserted into it and, where `create_model` can make it, its recipe."""
+    """The class of the network, its inserted parts, and its recipe if `create_model` can make it."""
     # Only a network of models: another's attribute of that name means something else.
     own: Any = network.recipe if type(network) in MODELS.values() else None
     recipe = own if model is None else model
@@ -50,7 +50,7 @@ def _make_twin(recipe: Mapping[str, Any]) -> nn.Module:
 def make_network(
     described: Mapping[str, Any], given: nn.Module | None, weights: Mapping[str, Tensor], path: Path
 ) -> nn.Module:
-    """The caller's network, or a new one; with what is inserted into it, and not yet its weights."""
+    """The caller's network, or a new one, with its inserted parts but without the saved weights."""
     name, recipe = described["class"], described["recipe"]
     parts = {key: described[key] for key in PARTS if described.get(key)}
     network = given
@@ -70,7 +70,7 @@ def make_network(
 
 
 def attach_parts(network: nn.Module, parts: Mapping[str, list[Any]]) -> None:
-    """Insert into a new network, in place, what the saved one had."""
+    """Insert the saved network's parts into a new one, in place."""
     for key, described in parts.items():
         PARTS[key].attach(network, described)
 
@@ -99,7 +99,7 @@ def _check_recipe(
 
 
 def find_difference(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """What first keeps ``weights`` from being the state of a network, as the middle of a sentence."""
+    """The first difference between ``weights`` and the state of a network, as part of a sentence."""
     for name, own in expected.items():
         if name not in weights:
             return f"got no weights {name!r}, which the network has"

@@ -1,4 +1,4 @@
-"""What a saved classifier's record may say: the kinds and ranges of its entries, on saving and on loading."""
+"""Checks of a saved classifier's record, on saving and on loading: types and ranges of its entries."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _ENTRIES = (
     *("versions", "weights_sha256"),
 )
 _FEATURES = 2**28
-"""Values of one input; a volume of 512 pixels a side has half as many."""
+"""The largest number of values of one input; a volume of 512 pixels a side has half as many."""
 _MANY = 1_000_000
 _SCHEDULED = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
-"""What schedulers of torch note in the groups of an optimizer."""
+"""Entries that torch's schedulers add to the groups of an optimizer."""
 _REDUCTIONS = ("none", "mean", "sum")
 
 
 def check_record(record: dict[str, Any], place: str) -> None:
-    """Refuse a record whose entries no classifier has; ``place`` begins the sentence.
+    """Refuse a record with entries that no classifier has; the sentence begins with ``place``.
 
     Raises:
         ValueError: the sentence names the entry.
@@ -84,7 +84,7 @@ def _numbers(entry: Entry, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         entry.refuse("a number, or lists of equal length of numbers")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
-    # ART puts the values of a single axis on that of the channels, wherever it is.
+    # ART applies values with a single axis along the channels, wherever that axis is.
     single = values.ndim == 1 and len(values) in shape
     try:
         fits = single or np.broadcast_shapes(values.shape, (1, *shape)) == (1, *shape)
@@ -104,7 +104,7 @@ def _check_range(entry: Entry, shape: tuple[int, ...]) -> None:
 def _check_standardisation(entry: Entry, shape: tuple[int, ...]) -> None:
     mean, std = entry.list_of(2, length=2)
     _numbers(mean, shape)
-    if (_numbers(std, shape) < np.finfo(np.float32).tiny).any():  # what is below divides to infinity
+    if (_numbers(std, shape) < np.finfo(np.float32).tiny).any():  # division by a smaller one overflows
         std.refuse("a positive standard deviation")
 
 
@@ -140,7 +140,7 @@ def _check_loss(entry: Entry, classes: int) -> None:
 
 
 def is_loss(kind: Any) -> bool:
-    """Whether ``kind`` is a class of ``torch.nn`` that is a loss, and makes nothing else than itself."""
+    """Whether ``kind`` is one of torch's own loss classes, so that making it runs no other code."""
     return isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == nn.modules.loss.__name__
 
 
@@ -170,7 +170,7 @@ def _check_optimizer(entry: Entry) -> None:
             else:
                 _check_like(value, known.get(key, 0.0))
         given = {key: _to_tuple(value) for key, value in settings.table().items() if key in accepted}
-        # These ask for what the device of the parameters must offer; torch looks when it makes the optimizer.
+        # torch checks these against the device of the parameters when it makes the optimizer.
         given = {key: value for key, value in given.items() if key not in ("fused", "foreach", "capturable")}
         try:
             make([torch.zeros(1, 1, device="cpu", requires_grad=True)], **given)
@@ -179,7 +179,7 @@ def _check_optimizer(entry: Entry) -> None:
 
 
 def _check_like(entry: Entry, default: Any) -> None:
-    """An entry of the kind of an optimizer's own default."""
+    """Refuse an entry that is not of the type of the optimizer's own default."""
     value = entry.value
     if default is None:
         if not (value is None or isinstance(value, bool | str)):

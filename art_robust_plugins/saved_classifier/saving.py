@@ -36,13 +36,12 @@ def save_classifier(
     mean and standard deviation, loss, the optimizer's class and settings (not its momentum), and how the network is
     made: a network of `models` carries that itself. For any other network, for a loss that is not one of ``torch.nn``,
     and for preprocessing defences the file holds the class names, and `load_classifier` must be given the objects.
-    Weight maps come back by themselves: those in a network, whichever it is, and a `WeightMapPreprocessor`; see
-    `extensions` for what else may.
-    ``classifier.json`` carries the digests of the weights and of its own entries.
+    Weight maps are restored without help: those in any network, and a `WeightMapPreprocessor`; see `extensions` for
+    registering others. ``classifier.json`` has the digests of the weights and of its own entries.
 
     Args:
         classifier: an ART ``PyTorchClassifier`` or a `PyTorchWeightMapClassifier` (not another subclass, which would
-            come back as another class).
+            be loaded as another class).
         folder: made when it is missing.
         model: how `create_model` makes this network, as a network's ``recipe`` says it; by default its own ``recipe``.
         extra: a record to keep with it, as JSON data: the method, its parameters, the data, results.
@@ -96,7 +95,7 @@ def save_classifier(
         "extra": {} if extra is None else dict(extra),
         "versions": {name: version(name) for name in ("art-robust-plugins", "adversarial-robustness-toolbox", "torch")},
     }
-    # What JSON cannot hold, and what could not be loaded, is refused before anything is written.
+    # Records that JSON cannot hold, or that could not be loaded, are refused before anything is written.
     check_record(json.loads(json_text(folder / CLASSIFIER_FILE, record)), "classifier")
     weights = dict(network.state_dict())
     for prefix, module in modules.items():

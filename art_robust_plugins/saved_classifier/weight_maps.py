@@ -1,4 +1,4 @@
-"""Weight maps in a saved classifier: those in the network, that on the input, and the estimator that has them."""
+"""Weight maps in a saved classifier: in the network, on the input, and in the estimator with weight maps."""
 
 from __future__ import annotations
 

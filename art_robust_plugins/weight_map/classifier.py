@@ -35,20 +35,19 @@ def _find_shared(layers: dict[str, WeightMap2d], name: str) -> Any:
 
 
 class PyTorchWeightMapClassifier(PyTorchClassifier):
-    """ART's ``PyTorchClassifier`` for a network that is given weight maps; any trainer and attack takes it.
+    """ART's ``PyTorchClassifier`` that adds weight maps to its network; any trainer and attack takes it.
 
     Weight maps of Amer, Maul (arXiv 1905.00568), reconstructed; see `WeightMap2d` and `insert_weight_maps`. The
-    network that is given is changed in place, since the optimizer holds its parameters. The maps join the optimizer's
-    first group, with that group's settings; give maps a group of their own where these do not suit them. A network
-    that has weight maps already, as in ``clone_for_refitting``, keeps these; its maps join the optimizer too, where it
-    does not have them.
+    given network is changed in place, since the optimizer holds its parameters. The maps join the optimizer's first
+    group, with that group's settings; if these do not suit the maps, give them a group of their own. A network that
+    already has weight maps, as in ``clone_for_refitting``, keeps them; maps that the optimizer lacks join it too.
 
     ``clone_for_refitting`` is ART's: the clone shares the preprocessing, weights included, and its new optimizer has
-    the network's parameters alone. `WeightMapPreprocessor.join` the clone where a map of its input shall learn.
+    the network's parameters alone. Call `WeightMapPreprocessor.join` with the clone to train the map of its input.
 
     Args:
         model, loss, input_shape, nb_classes, ...: those of ``PyTorchClassifier``, in its order. See `from_classifier`
-            for a classifier that is there already.
+            for an existing classifier.
         where, kernel, kernel_size, alpha, bias, padding_mode: as for `insert_weight_maps`; None for its defaults, or
             for what the network's maps have.
 
@@ -70,7 +69,7 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
     """
 
     demo: ClassVar[dict[str, Any]] = {"kernel": "unsharp"}
-    """The demo's settings: on 8x8 digits the smoothing kernel blurs away what is there to see."""
+    """The demo's settings: on 8x8 digits the smoothing kernel would blur the digits away."""
 
     source: ClassVar[str] = "Amer, Maul: Weight Map Layer, arXiv 1905.00568 (reconstructed, constants ours)"
 
@@ -146,9 +145,9 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
         bias: bool | None = None,
         padding_mode: PaddingMode | None = None,
     ) -> PyTorchWeightMapClassifier:
-        """An augmented copy of a classifier: its own network, optimizer and preprocessing defences, as they are now.
+        """An augmented copy of a classifier, with copies of its network, optimizer and preprocessing defences.
 
-        The given classifier stays as it is; the loss is shared with it.
+        The given classifier is not changed; the loss is shared with it.
 
         Args:
             classifier: an ART ``PyTorchClassifier``.
@@ -157,7 +156,7 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
             kernel_size: 3 (the default) or 5.
             alpha: of the unsharp kernel.
             bias: learn a bias for each place too.
-            padding_mode: what the kernel finds outside the image.
+            padding_mode: of the kernel, at the border of the image.
 
         Raises:
             TypeError: for another kind of classifier.
@@ -170,7 +169,7 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
             ['1']
         """
         check_classifier(classifier)
-        # Copied together, the optimizer holds the copies' parameters, those of a map of the input too.
+        # They are copied together, so that the optimizer holds the copies' parameters, a map of the input included.
         network, optimizer, defences = copy_deeply(
             "classifier",
             (classifier.model, classifier.optimizer, classifier.preprocessing_defences),
@@ -218,13 +217,13 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
     padding_mode = _setting("padding_mode")
 
     def set_params(self, **kwargs: Any) -> None:
-        """As ART's; the maps' places and settings are theirs for good, and another value for one is refused."""
+        """As ART's; the places and settings of the maps cannot be changed."""
         own = {name: kwargs.pop(name) for name in ("where", *_SETTINGS) if name in kwargs}
         _check_same(self.weight_maps, own)
         super().set_params(**kwargs)
 
     def _apply_preprocessing(self, x: Any, y: Any, fit: bool = False, no_grad: bool = True) -> tuple[Any, Any]:
-        # ART itself lets inputs of any size pass, up to the first map.
+        # ART itself does not check the size of inputs.
         if tuple(x.shape[1:]) != tuple(self.input_shape):
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(
@@ -236,7 +235,7 @@ class PyTorchWeightMapClassifier(PyTorchClassifier):
 
 
 def _check_same(layers: dict[str, WeightMap2d], given: dict[str, Any]) -> None:
-    """Refuse places and settings that are not those of the maps that are there; None is none."""
+    """Refuse places and settings that differ from those of the existing maps; None is not checked."""
     given = {name: value for name, value in given.items() if value is not None}
     settings = {name: value for name, value in given.items() if name != "where"}
     check_settings(**{**next(iter(layers.values())).settings, **settings})
@@ -249,9 +248,9 @@ def _check_same(layers: dict[str, WeightMap2d], given: dict[str, Any]) -> None:
 
 
 def join_optimizer(optimizer: torch.optim.Optimizer, layers: dict[str, WeightMap2d]) -> None:
-    """Let an optimizer's first group have the maps as well, where it does not have them.
+    """Add the maps to an optimizer's first group, unless the optimizer has them.
 
-    Schedulers that are there already go on as before: no group is added.
+    Existing schedulers continue to work, since no group is added.
     """
     group = optimizer.param_groups[0]
     known = {id(parameter) for other in optimizer.param_groups for parameter in other["params"]}

@@ -1,4 +1,4 @@
-"""`insert_weight_maps`: weight maps after chosen blocks of a network that is there already.
+"""`insert_weight_maps`: weight maps after chosen blocks of an existing network.
 
 A map becomes a child named ``weight_map`` of the module that it follows, and a forward hook of that module, a plain
 function, sends the module's output through it. The network's classes, its code and the names in its state dict stay
@@ -30,13 +30,13 @@ def through_weight_map(
     input: Tuple[Tensor],  # noqa: UP006
     output: Tensor,
 ) -> Tensor:
-    """The hook. At a module's level, so that it can be copied, pickled and scripted with the network."""
+    """The forward hook; a function at module level, so that it can be copied, pickled and scripted with the network."""
     mapped: Tensor = module.weight_map(output)
     return mapped
 
 
 def keep_weight_maps(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The hook of loading: a state dict without any of the network's maps leaves all of them as they are."""
+    """The hook of ``load_state_dict``: a state dict without any maps leaves the network's maps as they are."""
     own: dict[str, Tensor] = {}
     for name, layer in weight_maps(module).items():
         own |= layer.state_dict(prefix=f"{prefix}{name}.{NAME}." if name else f"{prefix}{NAME}.")
@@ -83,7 +83,7 @@ def insert_weight_maps(
         kernel_size: 3 or 5.
         alpha: of the unsharp kernel.
         bias: learn a bias for each place too.
-        padding_mode: what the kernel finds outside the image.
+        padding_mode: of the kernel, at the border of the image.
         inplace: change ``model`` itself and return it; otherwise a copy.
 
     Raises:
@@ -205,7 +205,7 @@ def _let_older_weights_load(network: nn.Module) -> None:
 
 
 def copy_deeply(name: str, value: Any, otherwise: str) -> Any:
-    """A deep copy of what the caller gave; where there is none, the error says what to do ``otherwise``."""
+    """A deep copy of the caller's object; if copying fails, the error advises ``otherwise``."""
     try:
         return copy.deepcopy(value)
     except Exception as error:  # whatever the network's attributes raise
@@ -224,7 +224,7 @@ def _detach(module: nn.Module) -> None:
 
 
 def _check(network: nn.Module, sample: Tensor, inserted: Sequence[str]) -> None:
-    """Each map must act once: a module may be used in a way of its own, or call all of its children itself."""
+    """Refuse maps that do not act exactly once: a module may be bypassed, or call all of its children itself."""
     counts = dict.fromkeys(inserted, 0)
 
     def counting(name: str) -> Callable[..., None]:

@@ -30,7 +30,7 @@ KERNEL_SIZES = (3, 5)
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 _PART = 2**19
-"""How many numbers of a large batch a CPU works on at a time."""
+"""The number of values of a large batch that a CPU processes at a time."""
 
 
 class WeightMap2d(nn.Module):
@@ -136,10 +136,10 @@ class WeightMap2d(nn.Module):
                 tracer: Any = symbol.tracer
                 whole: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(self), (symbol,), {})
                 return whole
-        # A trace would take sizes for tensors. (TorchScript reads the next comment, and knows no codes in it.)
+        # A trace would record sizes as tensors. (TorchScript parses the next comment, and rejects codes in it.)
         if not torch.jit.is_tracing():  # type: ignore
             self._check(x)
-        # Maps of the image's memory format: mixed ones are several times slower, in the map's gradient above all.
+        # Maps get the image's memory format: mixed formats are several times slower, above all for the map's gradient.
         by_channel_last = x.stride(1) == 1 and not x.is_contiguous()
         weight = _lay_out(self.map.to(x.dtype), by_channel_last)
         bias: Tensor | None = None
@@ -183,7 +183,7 @@ class WeightMap2d(nn.Module):
             raise ValueError(f"x: got values of type {x.dtype}, expected floating point.")
 
     def _taps(self, like: Tensor) -> Tensor:
-        """The depthwise kernel [C, 1, k, k]; made anew, so that each type has it to its own precision."""
+        """The depthwise kernel [C, 1, k, k]; it is made in each pass, so that each type has its own precision."""
         mean = 1.0 / self.kernel_size**2
         unsharp = self.kernel == "unsharp"
         shape = [self.channels, 1, self.kernel_size, self.kernel_size]
@@ -209,7 +209,7 @@ def check_settings(*, kernel: object, kernel_size: object, alpha: object, bias: 
 
 
 def _samples_at_a_time(x: Tensor) -> int:
-    """How many samples of a large batch fit a processor's cache, backward pass included; 0 for all at once."""
+    """The number of samples of a large batch that fit a CPU's cache, backward pass included; 0 for all at once."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return 0
     if x.device.type != "cpu" or x.numel() <= 2 * _PART:
@@ -218,7 +218,7 @@ def _samples_at_a_time(x: Tensor) -> int:
 
 
 def _lay_out(values: Tensor, by_channel_last: bool) -> Tensor:
-    """[C, H, W] or [N, C, H, W] in the order of memory of an image; as ``vmap`` can do it too."""
+    """Bring [C, H, W] or [N, C, H, W] into an image's memory format, by operations that ``vmap`` supports."""
     if not by_channel_last:
         return values
     return values.movedim(-3, -1).contiguous().movedim(-1, -3)

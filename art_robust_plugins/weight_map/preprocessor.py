@@ -1,7 +1,7 @@
 """`WeightMapPreprocessor`: a weight map on the input of any ART PyTorch estimator.
 
 Amer, Maul: Weight Map Layer for Noise and Adversarial Attack Robustness (arXiv 1905.00568). Status: reconstructed, the
-constants are ours; see `WeightMap2d`. On the input rather than on a feature map it is ours altogether.
+constants are ours; see `WeightMap2d`. Applying it to the input rather than to a feature map is ours.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
 
     Weight map of Amer, Maul (arXiv 1905.00568), reconstructed; see `WeightMap2d`. As initialised it is the plain
     kernel. Put it into ``preprocessing_defences``: the estimator then trains, predicts and is attacked with it.
-    Gradients are those of the map itself, nothing is estimated.
+    Gradients are those of the map itself and are not estimated.
 
     The map learns in one of two ways:
 
     - `fit` learns it by a classifier's loss, its network frozen (or with ``joint=True`` both).
     - `join` gives it to the classifier's optimizer: from then on the trainers of this package train both, with their
-      checkpoints and best epochs. ART's own ``fit`` preprocesses all data at once, before its loop, and leaves the
-      map as it is.
+      checkpoints and best epochs. ART's own ``fit`` preprocesses all data once, before its loop, and does not train
+      the map.
 
     ART's ``clone_for_refitting`` shares this preprocessor, weights included, with the clone, whose new optimizer does
-    not have the map: `join` again, with a new preprocessor where the clone shall begin afresh.
+    not have the map: call `join` again, with a new preprocessor if the clone shall start from new weights.
 
     Args:
         input_shape: (C, H, W) of one image, or (H, W, C) with ``channels_first=False``.
@@ -53,8 +53,8 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
         kernel_size: 3 or 5.
         alpha: of the unsharp kernel.
         bias: learn a bias for each pixel too.
-        padding_mode: what the kernel finds outside the image.
-        clip_values: (low, high), where the output is clamped to; gradients are 0 beyond. None leaves it.
+        padding_mode: of the kernel, at the border of the image.
+        clip_values: (low, high), to which the output is clamped; gradients are 0 beyond. None: no clamping.
         channels_first: the order of axes of the estimator's images.
         apply_fit: act in training.
         apply_predict: act in prediction.
@@ -140,7 +140,7 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
 
     @property
     def weights_digest(self) -> str:
-        """A short text that tells maps of different weights apart, for reports and for states of evaluations."""
+        """A short text that differs between maps with different weights, for reports and states of evaluations."""
         total = hashlib.sha256()
         for tensor in self.layer.state_dict().values():
             total.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
@@ -148,15 +148,15 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
 
     @property
     def device(self) -> torch.device:
-        """Where the map is."""
+        """The device of the map."""
         return self.layer.map.device
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
-        """Images [N, *input_shape] -> images of the same shape; ``y`` as it is. The map follows the images' device."""
+        """Images [N, *input_shape] -> images of the same shape; ``y`` is not changed. The map moves to their device."""
         if self.layer.map.device != x.device:
             self.layer.to(x.device)
         images = x if x.is_floating_point() else x.float()
-        # A trace would take the numbers that it compares for data.
+        # A trace would record the compared numbers as data.
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if not tracing and tuple(x.shape[1:]) != self.input_shape:
             expected = ", ".join(map(str, self.input_shape))
@@ -188,8 +188,8 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
             joint: train the network as well.
             nb_epochs: passes over the data, at least 1.
             batch_size: samples in a batch, at least 1.
-            learning_rate: of the map, for a frozen network: about what Adam moves each weight by in one step, above 0
-                and at most 1; None for 0.01. Joint training has that of the classifier's optimizer.
+            learning_rate: of the map, for a frozen network: about the change of each weight in one step of Adam, above
+                0 and at most 1; None for 0.01. Joint training has that of the classifier's optimizer.
             seed: of the order of the samples. A network that draws random numbers, in joint training, takes them from
                 torch's global stream.
 
@@ -197,8 +197,8 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
             TypeError: no classifier, or another kind.
             ValueError: data that do not fit the classifier; a classifier without this preprocessor, or, for joint
                 training, without an optimizer; a setting outside its range.
-            FloatingPointError: the loss or the weights are no longer finite; all that was learned, the network and its
-                optimizer too in joint training, is then again as before the last epoch.
+            FloatingPointError: the loss or the weights are no longer finite; the map, and in joint training the network
+                and its optimizer, are then restored to the end of the epoch before.
         """
         if y is None:
             raise ValueError("y: got None, expected labels.")
@@ -230,7 +230,7 @@ class WeightMapPreprocessor(PreprocessorPyTorch):
     def join(self, classifier: PyTorchClassifier) -> None:
         """Give the map to the classifier's optimizer, into its first group; it is trained with the network then.
 
-        Before or after a learning-rate scheduler is made. Twice is as good as once.
+        It may be called before or after a learning-rate scheduler is made; a second call has no effect.
 
         Raises:
             TypeError: for another kind of classifier.

@@ -1,4 +1,4 @@
-"""What the modules of a network do in one forward pass, and where its convolutional blocks end."""
+"""A trace of a network's modules in one forward pass, and the ends of its convolutional blocks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..checks import check_sizes
 from .layer import WeightMap2d
 
 Place = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-"""Modules: a qualified name, in which ``*`` and ``?`` stand for anything, a type, or a function of name and module."""
+"""Selects modules: a qualified name with wildcards ``*`` and ``?``, a type, or a function of name and module."""
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _KINDS = (conv, dropout, flatten, fold, linear, padding, pixelshuffle, pooling, upsampling)
 _NO_PART_OF_A_BLOCK = {module.__name__ for module in _KINDS}
-"""Where torch keeps the layers that are neither normalisation nor activation."""
+"""The modules of torch with layers that are neither normalisation nor activation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class ModuleCall:
 
 
 class ModuleTrace:
-    """What a network's modules did in one forward pass of two samples.
+    """The calls of a network's modules in one forward pass of two samples.
 
     ``once``: the modules that ran once and gave one image for each sample, by name, in the order in which they ended.
     """
@@ -60,7 +60,7 @@ class ModuleTrace:
         self.runs = {call.name: runs[call.module] for call in self.calls}
         images = [call for call in self.calls if _is_image(call.output) and len(call.output) == len(sample)]
         self.once = {call.name: call for call in images if self.runs[call.name] == 1}
-        # Those of one pixel weigh channels, as in squeeze and excitation.
+        # Convolutions with one output pixel weigh channels, as in squeeze and excitation.
         convolutions = [call for call in images if isinstance(call.module, _CONVOLUTIONS)]
         self._convolutions = [call for call in convolutions if call.output.shape[2:].numel() > 1]
         self._leaves = sorted((call for call in self.calls if call.leaf), key=lambda call: call.began)
@@ -85,7 +85,7 @@ class ModuleTrace:
         return list(dict.fromkeys(places))
 
     def choose(self, where: Sequence[Place]) -> list[str]:
-        """The modules that some place describes."""
+        """The modules that any of the places describes."""
         found: set[str] = set()
         for place in where:
             fitting = [name for name, module in self.network.named_modules() if _fits(name, module, place)]
@@ -146,7 +146,7 @@ class ModuleTrace:
         return end
 
     def _last(self, call: ModuleCall) -> ModuleCall:
-        """The last module of a Sequential, for a map inside would shift the places of its modules."""
+        """The last module of a Sequential, since a map inside would shift the indices of its modules."""
         while is_sequential(call.module):
             inner = [other for other in self.once.values() if call.holds(other) and other.output is call.output]
             direct = [other for other in inner if other.name.rpartition(".")[0] == call.name]

@@ -1,4 +1,4 @@
-"""Recipes: comparisons of trainings in TOML files, and what runs them."""
+"""Recipes: comparisons of trainings in TOML files, and the code that runs them."""
 
 from .benchmark import run_recipe
 from .recipe import Recipe, Row, available_recipes, load_recipe

@@ -1,8 +1,8 @@
-"""Running a recipe: every row and seed to a trained network, attacked, under noise, certified; then what compares them.
+"""Running a recipe: a network is trained, attacked and certified for every row and seed, and all are compared.
 
 Each network has a folder ``<row>/seed-<number>`` as ``art-robust train`` makes it, with its evaluations in it, and a
-``result.json`` when it is done. What was stopped goes on where it was, and what is done is not done again.
-A network whose training diverges has that as its result, and the others are trained all the same.
+``result.json`` when it is done. An interrupted recipe continues where it was; finished work is not repeated. If the
+training of a network diverges, that is its result, and the others are trained anyway.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ RESULTS_FILE = "results.json"
 
 
 def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> dict[str, Any]:
-    """Run a recipe in the folder ``out``, or what is left of it to run.
+    """Run a recipe, or what is left of it, in the folder ``out``.
 
     Args:
         recipe: as `load_recipe` reads it.
         out: gets a folder for each network, a comparing page for each threat (of the first seeds), and results.json.
-        command: what the record shall name.
-        workers: processes that share the networks, each with one thread on a CPU, and with the GPUs in turn.
+        command: the command line that the record names.
+        workers: number of processes, each with one thread on a CPU; the GPUs are assigned in turn.
 
     Returns:
         The record that results.json holds: the command, versions, machine, date, the recipe, and a result for each row
@@ -95,7 +95,7 @@ def _run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int) -> dic
 
 
 def _check(recipe: Recipe, data: Dataset) -> None:
-    """Refuse whatever would end the work later, before it begins."""
+    """Refuse, before the work begins, anything that would end it later."""
     threats, names = [folder_name(text) for text in recipe.threats], [folder_name(row.name) for row in recipe.rows]
     if len({*threats, *names}) < len(threats) + len(names) or "" in names:
         raise ValueError(f"rows: got names whose folders are {', '.join(names)}, expected one for each row.")
@@ -115,7 +115,7 @@ def _check(recipe: Recipe, data: Dataset) -> None:
 
 
 def _check_folder(identity: Mapping[str, Any], out: Path) -> None:
-    """Refuse a folder with what another recipe, or an earlier form of this one, gave."""
+    """Refuse a folder with results of another recipe, or of an earlier form of this one."""
     if not (out / RECIPE_FILE).exists():
         if not is_unused(out):
             raise ValueError(f"--out: {out} holds other files, expected a new folder or one of this recipe.")
@@ -128,7 +128,7 @@ def _check_folder(identity: Mapping[str, Any], out: Path) -> None:
 
 
 def _identity(recipe: Recipe, data: Dataset) -> dict[str, Any]:
-    """What results depend on, as JSON data."""
+    """Everything that results depend on, as JSON data."""
     checksum = 0
     for array in (data.x_train, data.y_train, data.x_test, data.y_test):
         checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)

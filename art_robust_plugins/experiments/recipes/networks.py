@@ -1,4 +1,4 @@
-"""One network of a recipe: trained, attacked, under noise, certified; what is done already is taken up."""
+"""One network of a recipe: training, attacks, noise and certificates, resuming from finished parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESULT_FILE = "result.json"
 
 
 def measure_network(recipe: Recipe, row: Row, seed: int, folder: Path, *, verbose: bool = True) -> dict[str, Any]:
-    """Train one network, attack it and certify it; whatever of this is done already is taken up."""
+    """Train one network, attack it and certify it; finished parts are not repeated."""
     if (folder / RESULT_FILE).exists():
         return read_result(folder / RESULT_FILE, recipe, row.name, seed)
     data = load_data(recipe.data)
@@ -78,7 +78,7 @@ def _attack(recipe: Recipe, folder: Path, data: Dataset, verbose: bool) -> dict[
 
 
 def _measure_noise(recipe: Recipe, folder: Path, data: Dataset, verbose: bool) -> dict[str, float]:
-    """The share of the test images that are right without the noise and with it."""
+    """The share of test images that are classified correctly without noise, and with it."""
     if not recipe.noise:
         return {}
     out, points = folder / EVALUATIONS / "noise", len(data.x_test)
@@ -88,7 +88,7 @@ def _measure_noise(recipe: Recipe, folder: Path, data: Dataset, verbose: bool) -
 
 
 def _certify(recipe: Recipe, folder: Path, data: Dataset) -> dict[str, float | None]:
-    """By radius; None where the network has an operation without a bound."""
+    """The certified accuracies by radius; None if the network has an operation without a bound."""
     if not recipe.certify:
         return {}
     threats = list(recipe.certify.values())
@@ -102,7 +102,7 @@ def _certify(recipe: Recipe, folder: Path, data: Dataset) -> dict[str, float | N
 
 
 def _group_threats(recipe: Recipe) -> list[list[ThreatModel]]:
-    """The threats that are evaluated together: those of one norm, where the attacks let a sweep spare work."""
+    """Group the threats that are evaluated together: those of one norm, if a sweep can save work."""
     if not all(attack.cumulative and attack.bounded for attack in resolve(recipe.attacks)):
         return [[threat] for threat in recipe.threats.values()]
     return [list(threats) for _, threats in groupby(sorted(recipe.threats.values(), key=_norm), _norm)]
@@ -117,7 +117,7 @@ def _evaluation_folder(folder: Path, threats: Sequence[ThreatModel]) -> Path:
 
 
 def report_folder(recipe: Recipe, folder: Path, threat: ThreatModel) -> Path:
-    """Where the report of a threat is, among the evaluations of a run."""
+    """The folder of a threat's report among the evaluations of a run."""
     threats = next(each for each in _group_threats(recipe) if threat in each)
     place = _evaluation_folder(folder, threats)
     return place if len(threats) == 1 else place / f"{threat.eps:g}"

@@ -1,6 +1,6 @@
-"""What a recipe says, read from its TOML file and checked.
+"""Recipes as data, read from TOML files and checked.
 
-The package's own lie beside this file; the path of any other is a recipe's name as well. A recipe holds
+The package's own recipes are beside this file; any other is named by its path. A recipe has these entries:
 
 - ``description``, ``data`` (as for `load_data`), ``seeds``;
 - ``[network]``: ``name``, and the network's arguments;
@@ -40,15 +40,15 @@ else:
 
 FOLDER = Path(__file__).parent
 OPTIONS = [each.name for each in fields(TrainingOptions) if each.name not in ("seed", "checkpoint_dir", "resume")]
-"""What a recipe may say of the training loop; the rest is said by what runs it."""
+"""The training options that a recipe may have; `run_recipe` sets the others."""
 NOISE = [attack.name for attack in SUITES["noise"]]
 QUICK: dict[str, Any] = {"train": 256, "epochs": 1, "points": 4}
-"""What ``--quick`` changes in every recipe, beside the seeds, of which the first one stays."""
+"""The entries that ``--quick`` changes in every recipe; of the seeds it keeps the first."""
 
 SIZE_LIMIT = 2**20
-"""Bytes of a recipe's file."""
+"""The largest size of a recipe's file in bytes."""
 LARGEST = 10_000
-"""Of a network's arguments: a layer takes time and memory to make, whoever wrote the recipe."""
+"""The largest number among a network's arguments: a layer takes time and memory to make."""
 
 _NUMBER = (int, float)
 _RECIPE: dict[str, Any] = {
@@ -67,7 +67,7 @@ _TRAINING_FIELDS = ("epochs", "batch_size", "optimizer", "lr", "momentum", "weig
 
 
 def _kind_in_file(annotation: Any) -> Any:
-    """What a TOML file holds for a field of `TrainingPlan`."""
+    """The type of a `TrainingPlan` field in a TOML file."""
     if annotation is float:
         return _NUMBER
     return int if annotation in (int, int | None) else str
@@ -93,7 +93,7 @@ _NAMES = {str: "text", int: "a whole number", _NUMBER: "a number", list: "a list
 
 @dataclass(frozen=True)
 class Row:
-    """One training of a recipe: its name in tables, how it is done, and with which seeds."""
+    """One training of a recipe: its name in tables, its plan, and its seeds."""
 
     name: str
     plan: TrainingPlan
@@ -102,20 +102,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as its file says it, checked.
+    """A recipe, read from its file and checked.
 
     Attributes:
         name: of the file, without its suffix.
         description: a sentence.
         data: as for `load_data`.
         rows: the trainings that are compared.
-        threats: what the networks are attacked within, each by the text that the file has.
+        threats: the threats within which networks are attacked, each by its text in the file.
         attacks: suites or attacks by name.
-        points: how many test images are attacked, the first ones.
+        points: the number of test images that are attacked, the first ones.
         noise: attacks of the suite ``noise``, on all test images.
-        certify: what is certified, on all test images; likewise.
-        quick: whether it is the quick form, whose results are no measurements.
-        table: what the file holds.
+        certify: the threats within which all test images are certified; likewise.
+        quick: whether this is the quick form, whose results are no measurements.
+        table: the content of the file.
     """
 
     name: str
@@ -146,7 +146,7 @@ def load_recipe(name: str | Path, *, quick: bool = False) -> Recipe:
 
     Args:
         name: one of `available_recipes`, or the path of a TOML file.
-        quick: the form that shows in about a minute that it runs: few images, one epoch, one seed.
+        quick: the quick form, which takes about a minute: few images, one epoch, one seed.
 
     Raises:
         ValueError: an unknown name (the known ones are listed, the nearest first); a file that is no TOML; a key or a
@@ -282,7 +282,7 @@ def _row(file: str, table: Mapping[str, Any], number: int, quick: Mapping[str, A
 
 
 def _check(table: Any, place: str, kinds: Mapping[str, Any], required: Iterable[str] = ()) -> None:
-    """Refuse what is not a table, and keys and kinds of values that it does not have."""
+    """Refuse anything but a table with known keys and values of the right types."""
     _check_kind(table, dict, place)
     _one_of(table, kinds, place)
     for key, value in table.items():
@@ -323,7 +323,7 @@ def _threat(text: Any, place: str) -> ThreatModel:
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Say where in the file it is that what is inside refuses."""
+    """A context that adds the place in the file to errors."""
     try:
         yield
     except (ValueError, TypeError) as error:

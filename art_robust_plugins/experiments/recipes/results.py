@@ -12,12 +12,12 @@ _FORMAT = "art-robust-plugins result 2"
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write what one network gave."""
+    """Write the result of one network."""
     write_sealed(path, {"format": _FORMAT, **result})
 
 
 def read_result(path: Path, recipe: Recipe, row: str, seed: int) -> dict[str, Any]:
-    """Read what the network of this row and seed gave. (Files of earlier versions carry no digest.)
+    """Read the result of the network of this row and seed. (Files of earlier versions have no digest.)
 
     Raises:
         ValueError: a file that was changed, or is of another network; entries that no result has.

@@ -10,8 +10,8 @@ from typing import Any
 def result_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """The rows of a record's table: means over seeds in percent, with the lowest and the highest in parentheses.
 
-    Networks that diverged are counted, and are in no mean. "AutoAttack" is its own number; where other attacks ran too,
-    "worst case" is that of all.
+    Networks that diverged are counted, but are in no mean. "AutoAttack" is the accuracy under AutoAttack alone; if
+    other attacks ran too, "worst case" is that under all of them.
     """
     finished = [result for result in record["results"] if "diverged" not in result]
     rows = []

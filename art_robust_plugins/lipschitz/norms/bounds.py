@@ -1,4 +1,4 @@
-"""What a norm bound is, and the operators that have one."""
+"""Proven norm bounds, and the operators that have one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Operator(LinearMap, Protocol):
 
 
 def round_up(value: float) -> float:
-    """A proven bound with its rounding covered; among denormal numbers, where a factor may do nothing, one step up."""
+    """A proven bound times a factor that covers its rounding; among denormal numbers, at least one step up."""
     return math.nextafter(value * ROUND_UP, math.inf) if value else 0.0
 
 
@@ -80,5 +80,5 @@ def check_weight(weight: object) -> None:
 
 
 def fixed_direction(shape: Sequence[int]) -> Tensor:
-    """A fixed direction, float64 on the CPU; a stream of its own leaves the caller's alone."""
+    """A fixed direction, float64 on the CPU, from a separate generator that leaves the caller's random state alone."""
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)

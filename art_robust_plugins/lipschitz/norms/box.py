@@ -1,4 +1,4 @@
-"""Box kernels (all taps alike but for the middle one): the norm by a formula."""
+"""Box kernels (all taps equal except the middle one): the norm by a formula."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from .geometry import ConvolutionMap
 from .lanczos import largest_eigenvalue
 from .power_iteration import lower_estimate
 
-_CHUNK = 2**22  # numbers held at a time while columns are worked through
-_ALWAYS = 1024  # a factorisation of this size costs next to nothing
+_CHUNK = 2**22  # numbers in memory at a time while columns are processed
+_ALWAYS = 1024  # a factorisation of this size is cheap
 
 
 def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
@@ -36,7 +36,7 @@ def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
     if n > limit:
         return math.inf
     if n > _ALWAYS and ceiling <= 1.005 * float(lower_estimate(operator, steps=100)[0]):
-        return math.inf  # the grid's bound is within half a percent of the truth: leave it at that
+        return math.inf  # the grid's bound is within half a percent of the norm, which is good enough
     # cuDNN may compute convolutions by other formulas (Winograd, FFT) than sums of products.
     with torch.backends.cudnn.flags(enabled=False):
         gram = gram_matrix(operator)

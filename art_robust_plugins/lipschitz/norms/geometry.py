@@ -125,7 +125,7 @@ class ConvolutionMap:
         return (length + before + after - reach - 1) // self.stride[axis] + 1
 
     def _outer_padding(self) -> list[int] | None:
-        """What must be padded before the convolution, in `functional.pad`'s order; None where torch's own will do."""
+        """The padding needed before the convolution, in `functional.pad`'s order; None if torch's own suffices."""
         if self.padding_mode == "zeros" and all(before == after for before, after in self.padding):
             return None
         return [side for pair in reversed(self.padding) for side in pair]
@@ -155,7 +155,7 @@ class ConvolutionMap:
         return self.stride, inner, self.dilation, self.transposed, self.output_padding, self.groups
 
     def without_idle_taps(self) -> Tensor:
-        """The weight with zeros for kernel taps that meet nothing but zero padding, at every output."""
+        """The weight with zeros for kernel taps that read only zero padding, for every output."""
         weight = self.weight.detach()
         if self.padding_mode != "zeros":
             return weight
@@ -173,7 +173,7 @@ class ConvolutionMap:
         return sizes[::-1] if self.transposed else sizes
 
     def copies(self) -> int:
-        """How often the padding repeats one input, at most."""
+        """The largest number of times that the padding repeats one input."""
         copies = 1
         for length, pair in zip(self.input_shape[1:], self.padding, strict=True):
             if self.padding_mode != "zeros":
@@ -184,7 +184,7 @@ class ConvolutionMap:
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """The entries of a sequence; of anything else none."""
+    """The entries of a sequence; an empty tuple for anything else."""
     try:
         return tuple(value)
     except TypeError:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .bounds import UNIT_ROUNDOFF
 from .geometry import ConvolutionMap
 
-_CHUNK = 2**22  # numbers held at a time while frequencies are worked through
+_CHUNK = 2**22  # numbers in memory at a time while frequencies are processed
 
 
 def grid_bounds(operator: ConvolutionMap, parts: Tensor) -> Tensor:

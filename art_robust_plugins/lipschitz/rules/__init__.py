@@ -3,7 +3,7 @@
 A rule is a function of the `Call` and of the operation's own arguments, in ATen's order. Tensors that depend on the
 network's input come as a `Value`; all others (weights, buffers, constants) as tensors with their current values. It
 returns a `Value`, a tensor that does not depend on the input, or a tuple of these where the operation has several
-outputs. What has no rule has no bound: there is no default.
+outputs. An operation without a rule has no bound: there is no default.
 """
 
 # Each module registers its rules when it is imported.

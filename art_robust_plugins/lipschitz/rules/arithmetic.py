@@ -83,7 +83,7 @@ def _neg(call: Call, x: Value) -> Value:
 
 
 def _plus_identity(call: Call, x: Value, convolved: Value) -> Value | None:
-    """s x + conv(x) as one convolution with s on the kernel's middle, or None where that is not what they are."""
+    """s x + conv(x) as one convolution with s added to the kernel's middle; None for any other sum."""
     operator, source = convolved.operator, convolved.parent
     if source is None or not isinstance(operator, Convolution):
         return None

@@ -98,8 +98,8 @@ def _move(call: Call, x: Any, *arguments: Any, **options: Any) -> Value | tuple[
         call.refuse("its indices depend on the network's input, so the result may jump")
 
     def indices() -> list[Tensor]:
-        # The operation itself, on numbered entries, tells where each goes; in the network's own type and on its device,
-        # by which torch rounds where it enlarges images.
+        # The operation is applied to numbered entries to find out where each goes; in the network's own type and on its
+        # device, since torch's rounding of places in enlarged images depends on both.
         count = math.prod(x.shape) + 1
         dtype = call.evaluation.network_dtype if count < 2**24 else torch.float64
         numbers = torch.arange(1, count, dtype=dtype, device=call.evaluation.device).view(x.shape)
@@ -135,7 +135,7 @@ MOVES = frozenset(operation for operation, rule in RULES.items() if rule in (_mo
 
 
 def entries_of(call: Call, x: Value, key: Hashable, indices: Tensor, padding: Any = None) -> Value:
-    """The value with these entries of ``x``, -1 for a constant; ``key`` tells several of one call apart."""
+    """The value with these entries of ``x``, -1 for a constant; ``key`` distinguishes several values of one call."""
 
     def compose() -> tuple[Tensor, int, bool]:
         identity = torch.arange(math.prod(x.shape)).view(x.shape)

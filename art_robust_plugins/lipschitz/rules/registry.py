@@ -1,4 +1,4 @@
-"""The table of rules, one for each ATen operation, and how a rule of one's own joins it."""
+"""The table of rules, one for each ATen operation, and the decorator that registers a rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lipschitz_rule(*operations: OpOverload) -> Callable[[_R], _R]:
     A rule must hold for all inputs: whoever registers one vouches for every certificate of a network that uses it.
 
     Raises:
-        TypeError: for what is not an overload of an operation, such as ``torch.sin`` or ``torch.ops.aten.sin``.
+        TypeError: for anything but an overload of an operation, such as ``torch.sin`` or ``torch.ops.aten.sin``.
 
     Example:
         >>> import torch
@@ -47,4 +47,4 @@ def lipschitz_rule(*operations: OpOverload) -> Callable[[_R], _R]:
 
 
 UNBOUNDED: dict[OpOverload, str] = {}
-"""Why some operations have no rule."""
+"""Operations without a rule, each with the reason."""

@@ -1,4 +1,4 @@
-"""Why some operations have no rule: what is said when a network uses them."""
+"""Operations that have no rule, with the reason that the error gives when a network uses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rules compute with: values with a bound, the operations that make them, and helpers for both."""
+"""The values and calls that rules work with: values with a bound, linear operations on them, and helpers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ vector."""
 _T = TypeVar("_T")
 
 SMALLEST = 1e-100
-"""Bounds and constants that are smaller are refused: products of a few of them would leave float64's range."""
+"""Smaller bounds and constants are refused: products of a few of them would leave float64's range."""
 
 FLOAT32 = 1 + 1e-6
-"""Factor where torch keeps constants of its own in float32."""
+"""Factor for functions whose constants torch keeps in float32."""
 
 PRODUCT = "a product of two activations has no global bound"
 
@@ -40,7 +40,7 @@ class Scale:
 class Copy:
     """Entries of ``root`` moved, repeated or left out: ``indices`` [*shape] into its flat entries, -1 for a constant.
 
-    ``copies`` is how often one entry occurs, at most. ``padding`` is (mode, pairs) where spatial padding is all it is.
+    ``copies`` is the largest number of times that an entry occurs. ``padding`` is (mode, pairs) for spatial padding.
     """
 
     root: Value
@@ -51,7 +51,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """|x| + c of a value x and constants c, and how far rounding may take it from that: ``excess``, a bound."""
+    """|x| + c of a value x and constants c; ``excess`` bounds its deviation by rounding."""
 
     inner: Value
     constants: Tensor | float
@@ -96,7 +96,7 @@ class Value:
 
 
 class Evaluation(Protocol):
-    """What one evaluation of a graph offers to the rules; see `LipschitzGraph`."""
+    """The interface that an evaluation of a graph offers to the rules; see `LipschitzGraph`."""
 
     static: dict[Hashable, Any]
     device: torch.device
@@ -109,7 +109,7 @@ class Evaluation(Protocol):
         ...
 
     def number(self, value: Tensor) -> Number:
-        """A scalar tensor as this evaluation carries bounds."""
+        """A scalar tensor converted to this evaluation's type of bounds."""
         ...
 
     def scale(self, call: Call, shape: tuple[int, ...], factor: Tensor) -> Number:
@@ -123,7 +123,7 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of the graph, where it stands in the network, and what a rule can make of its arguments.
+    """One operation of the graph with its place in the network, and the values that a rule can make of its arguments.
 
     Attributes:
         name: of the graph's node.
@@ -148,9 +148,9 @@ class Call:
         raise NoLipschitzRuleError(f"{self.target} (node {self.name!r}, {self.place}): {reason}.") from cause
 
     def keep_samples_apart(self, x: Value, axes: Iterable[int]) -> None:
-        """Refuse what acts along axis 0, where that holds the one sample with which networks are traced.
+        """Refuse operations along axis 0 if it is the batch axis with the one sample of the trace.
 
-        Where the batch lies elsewhere, the comparison of two samples with each alone tells.
+        If the batch axis is another one, the comparison of a batch with single samples finds such operations.
         """
         if x.shape and x.shape[0] == 1 and any(axis in (0, -len(x.shape)) for axis in axes):
             self.refuse("it acts along axis 0, which holds the samples of a batch, expected each sample by itself")
@@ -198,7 +198,7 @@ class Call:
         return self.not_tiny(value.to(self.evaluation.device, self.evaluation.dtype))
 
     def not_tiny(self, constants: Tensor) -> Tensor:
-        """Refuse, in a proven bound, what products would take out of float64's range."""
+        """Refuse, in a proven bound, constants so small that products would leave float64's range."""
         if self.evaluation.proven:
             magnitudes = constants.abs()
             if bool(((magnitudes > 0) & (magnitudes < SMALLEST)).any()):
@@ -209,8 +209,8 @@ class Call:
         return Value(x.shape, lambda: x.bound * self.evaluation.scale(self, x.shape, factor), x, Scale(factor))
 
     def shifted(self, x: Value) -> Value:
-        """``x`` plus constants: as linear in what is before it as ``x``, but another value."""
-        if isinstance(x.operator, Copy):  # its entries are no longer those of its root
+        """``x`` plus constants: the same linear function of its parent as ``x``, but another value."""
+        if isinstance(x.operator, Copy):  # its entries are no longer entries of its root
             return Value(x.shape, lambda: x.bound)
         return Value(x.shape, lambda: x.bound, x.parent, x.operator)
 
@@ -248,7 +248,7 @@ class Call:
         return math.hypot(*[float(bound) for bound in bounds])
 
     def cached(self, compute: Callable[[], _T], key: Hashable = None) -> _T:
-        """What depends on shapes and constants alone, computed once for the graph."""
+        """The result of ``compute``, which depends on shapes and constants alone, computed once for the graph."""
         place = (self.name, key)
         if place not in self.evaluation.static:
             self.evaluation.static[place] = compute()
@@ -286,7 +286,7 @@ def along(factor: Tensor, shape: tuple[int, ...], axis: int) -> Tensor | None:
 
 
 def most_copies(indices: Tensor) -> int:
-    """How often the most frequent index occurs; -1 stands for constants."""
+    """The number of occurrences of the most frequent index; -1 stands for constants."""
     real = indices[indices >= 0]
     return int(torch.bincount(real).max()) if real.numel() else 0
 

@@ -65,9 +65,9 @@ def _check_places(call: Call, indices: list[Any], axis: int | None) -> None:
 
 
 def _bound_writing(call: Call, x: Any, source: Any, write: Write, add: Write) -> Value:
-    """Each entry of the result is one of ``x`` or one of ``source``: the values side by side, without what is lost.
+    """Each entry of the result is one of ``x`` or one of ``source``: both side by side, without overwritten entries.
 
-    The operation itself, on numbered entries, tells which; the norm is the root of how often one occurs.
+    The operation is applied to numbered entries to find out which; the norm is the root of the number of copies.
     """
     if isinstance(source, Value) and int(call.cached(lambda: _counts(call, source, add), "counts").max()) > 1:
         call.refuse("it writes several values to one place, so which of them stays is not defined")
@@ -107,5 +107,5 @@ def _numbers(call: Call, shape: tuple[int, ...]) -> Tensor:
 
 
 def _counts(call: Call, source: Value, add: Write) -> Tensor:
-    """How many entries go to each place."""
+    """The number of entries that go to each place."""
     return add(_numbers(call, call.shape) * 0, _numbers(call, source.shape) * 0 + 1)
