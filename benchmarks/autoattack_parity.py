@@ -1,15 +1,15 @@
-"""Whether our AutoAttack gives every point the reference's verdict, in many settings.
+"""A comparison of our AutoAttack's verdicts with the reference's, point by point, in many settings.
 
     python benchmarks/autoattack_parity.py [--quick] [--workers 1]
 
 Four networks: a small CNN on the digits (8x8, gray) and a residual one with batch normalisation on the digits as
-coloured images [3, 32, 32], each trained plainly and adversarially. Each of them meets the standard version in three
-norms, at two radii, with three seeds and two logical batch sizes; with ten classes, and the first of them with four.
-The first one meets the versions plus and rand as well. Every stage's verdicts are compared point by point. Ours runs
-with physical batches of 64 and, for the first seed at the larger radius and the smaller logical batch, of 7 and
-(digits) of 1 as well. The random numbers depend on what was left before, so that one other verdict would change those
-that follow. Where a verdict differs, the reference runs again with each image five times in a pass, which changes
-nothing but rounding: what then differs from its own first answer stands beside.
+coloured images [3, 32, 32], each trained plainly and adversarially. Each is attacked by the standard version in three
+norms, at two radii, with three seeds and two logical batch sizes; with ten classes, and the first network with four as
+well. The first network is also attacked by the versions plus and rand. Every stage's verdicts are compared point by
+point. Ours runs with physical batches of 64 and, for the first seed at the larger radius and the smaller logical batch,
+of 7 and (digits) of 1 as well. Random numbers depend on the points that are left, so that one different verdict changes
+the following ones. If verdicts differ, the reference runs again with each image five times in a pass, which changes
+only rounding; the number of its verdicts that this changes is reported too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RADII = {
     ("coloured", "adversarial"): {"Linf": (0.06, 0.1), "L2": (1.2, 1.6), "L1": (20.0, 30.0)},
 }
 NORMS, SEEDS = ("Linf", "L2", "L1"), (0, 1, 2)
-# Points that are attacked, and logical batches of which the smaller one cuts them.
+# Points that are attacked, and logical batch sizes; the smaller one splits them.
 POINTS = {"digits": (30, (12, 250)), "coloured": (12, (5, 250))}
 Network = tuple[str, str, int]
 FIRST: Network = ("digits", "plain", 10)
@@ -133,7 +133,7 @@ class _Silent:
 
 
 def reference(case: Case, network: nn.Module, x: Tensor, y: Tensor) -> list[np.ndarray]:
-    """Which points each stage of the reference left."""
+    """Run the reference: the points that each of its stages left."""
     package, threat = reference_package()[0], case.threat
     ensemble = package.AutoAttack(
         network, norm=threat.norm, eps=threat.eps, seed=case.seed, version=case.version, device="cpu"
@@ -167,7 +167,7 @@ def reference(case: Case, network: nn.Module, x: Tensor, y: Tensor) -> list[np.n
 
 
 def differences(left: list[np.ndarray], expected: list[np.ndarray]) -> int:
-    """How many verdicts differ, over all stages."""
+    """Count the verdicts that differ, over all stages."""
     return sum(int((ours != theirs).sum()) for ours, theirs in zip(left, expected, strict=True))
 
 

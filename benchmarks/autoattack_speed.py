@@ -1,4 +1,4 @@
-"""What the standard evaluation costs: our AutoAttack beside the reference, torchattacks (100 steps) and ART's own.
+"""The time of the standard evaluation: our AutoAttack, the reference, torchattacks (100 steps) and ART's own.
 
     python benchmarks/autoattack_speed.py [--quick] [--threads 2] [--data DIR] [--cifar FILE.npz] [--art] [--device cpu]
 
@@ -82,13 +82,13 @@ def evaluate(classifier: PyTorchClassifier, eps: float, x: Any, y: Any, **argume
 
 
 def radius(classifier: PyTorchClassifier, share: float, x: Any, y: Any) -> float:
-    """The radius at which about this share of the points is left by Auto-PGD."""
+    """Find the radius at which Auto-PGD leaves about this share of the points."""
     low, high = 0.0, 0.5
     for _ in range(SEARCH):
         middle = (low + high) / 2
         left = evaluate(classifier, middle, x, y, attacks="fast").robust_accuracy
         low, high = (middle, high) if left > share else (low, middle)
-    # At the upper end no more than the share is left; a point should be.
+    # At the upper end at most this share is left, but at least one point should be.
     return high if share > 0.1 else low
 
 

@@ -5,8 +5,8 @@
 The set-up is the paper's (Rozsa et al., arXiv 1612.00138): LeNet, pixels / 256, batch 64, 10,000 iterations, SGD with
 learning rate .01 * (1 + 1e-4 it)^-.75 (twice that for biases), momentum .9, weight decay 5e-4; BANG with beta 1,
 epsilon .815, ratio 1. DIR holds mnist.npz as ART's loader keeps it. Clean accuracy is on all 10,000 test images,
-accuracy under attack on the first ones (see POINTS). No recipe says this: the optimizer's groups, and iterations in
-place of epochs. Work in progress is kept under runs/bang_mnist, and continued by the same command.
+accuracy under attack on the first ones (see POINTS). This is no recipe because of the optimizer's groups, and because
+iterations are counted instead of epochs. Work in progress is kept under runs/bang_mnist; the same command continues it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from art_robust_plugins.data import load_data
 from art_robust_plugins.models import LeNet
 
 METHODS = {"R0": (StandardTrainer, {}), "B1": (BANGTrainer, {"beta": 1.0, "epsilon": 0.815, "ratio": 1.0})}
-# How many of the first test images are attacked at each eps. An image that stays robust costs about 10,000 passes, and
-# at the smallest eps nearly all do: fewer there keep this within two hours on two cores.
+# The number of test images that are attacked at each eps. A robust image costs about 10,000 passes, and at the smallest
+# eps nearly all are robust: fewer images there keep this within two hours on two cores.
 POINTS = {0.1: 1000, 0.15: 1000, 0.05: 250}
 GRADIENT_POINTS = 1000
 NAMES = {
@@ -53,7 +53,7 @@ NAMES = {
 
 
 class Iterations:
-    """Batches that are counted in iterations, not in passes over the data: each iteration over it gives ``steps``."""
+    """Batches counted in iterations instead of passes over the data: an epoch has ``steps`` batches."""
 
     def __init__(self, x: Tensor, y: Tensor, batch_size: int, steps: int) -> None:
         self.x, self.y, self.batch_size, self.steps = x, y, batch_size, steps
@@ -143,7 +143,7 @@ def attack_network(
 ) -> dict[str, Any]:
     """Accuracy under each attack at one eps.
 
-    APGD-T meets every point once: in AutoAttack those that APGD-CE left, and after it those that APGD-CE broke.
+    APGD-T attacks every point once: within AutoAttack the points that APGD-CE left, afterwards those that it broke.
     """
 
     def evaluate(attacks: str | list[str], rows: np.ndarray) -> EvaluationReport:

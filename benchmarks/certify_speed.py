@@ -1,10 +1,10 @@
-"""What certificates cost: in a training step, for a network's proven bound, and for each image.
+"""The time of certificates: in a training step, for a network's proven bound, and for each image.
 
     python benchmarks/certify_speed.py [--quick] [--threads 2]
 
-Images and weights are random: only the time is looked at. Training steps are measured in turns with plain ones, as in
-training_step.py. The proven bound is timed once for each network, tracing apart. Certificates of 10,000 images are
-measured in turns with a bare float64 forward pass in batches of the same size, with the bound known.
+Images and weights are random, since only the time matters. Training steps alternate with plain ones, as in
+training_step.py. The proven bound is timed once for each network, separately from tracing. Certificates of 10,000
+images are measured in turns with a bare float64 forward pass in batches of the same size, with the bound known.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the comparisons share that a recipe cannot state: their command line, and networks trained and measured once.
+"""The shared code of comparisons that no recipe can state: command line, training and measuring with resuming.
 
 A comparison that a recipe can state is a file in recipes/, and ``art-robust benchmark PATH`` runs it. The others
-(bang_mnist.py, layerwise.py, weight_maps.py) give this module a job: it trains one network and measures it. Each
-network has a folder with its checkpoints, its classifier and its result, so that a run that was stopped continues
-where it was.
+(bang_mnist.py, layerwise.py, weight_maps.py) pass this module a job, a function that trains one network and measures
+it. Each network has a folder with its checkpoints, its classifier and its result, so that a run that was stopped
+continues where it was.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from art_robust_plugins.files import read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all rows of one table share; each comparison adds fields of its own, and the setup of a quick run.
+    """The settings that all rows of a table share; each comparison adds fields of its own, and `quick`.
 
     Attributes:
         data: name of the data set.
         network: name of the network.
         network_arguments: for the network.
-        points: how many test images are attacked.
-        seeds: one training of each row for each.
+        points: the number of test images that are attacked.
+        seeds: each row is trained once with each seed.
     """
 
     data: str
@@ -47,7 +47,7 @@ class Setup:
 
 
 MNIST_NETWORK = {"channels": 8, "hidden": 64}
-"""The network of the comparisons on MNIST is a small one, which two cores train in minutes."""
+"""The arguments of the network in comparisons on MNIST, a small one that two cores train in minutes."""
 
 
 class QuickSetup(Protocol):
@@ -116,8 +116,8 @@ def run_setup(
         description: of the command.
         comparison: its name.
         setups: by their names.
-        job: called with the setup, the work folder and a case.
-        list_cases: gives the cases of a setup.
+        job: is called with the setup, the work folder and a case.
+        list_cases: lists the cases of a setup.
 
     Returns:
         The name of the comparison and setup, the setup, the jobs' results, and whether this was a quick run.
@@ -178,7 +178,7 @@ def measure_once(folder: Path, measure: Callable[[], dict[str, Any]]) -> dict[st
         return result
     result = measure()
     write_json(file, result)
-    # Nested values, such as whole maps, are for the file.
+    # Nested values, such as whole maps, are only written to the file.
     print(json.dumps({key: value for key, value in result.items() if not isinstance(value, dict)}), flush=True)
     return result
 

@@ -1,15 +1,15 @@
-"""Norms of convolution layers: the proven bound beside the truth, power iteration and the circular formula.
+"""Norms of convolution layers: the proven bound, the true norm, power iteration and the circular formula.
 
     python benchmarks/conv_norms.py [--quick] [--threads 2]
 
 The truth is the largest singular value of the operator as torch applies it: from a dense float64 matrix where its
-smaller side is at most 4096, else from power iteration in float64 until it stands still (below the truth by what is
-left of its convergence). Weights are gaussian, as at the start of training; "peaked", with three times the best
+smaller side is at most 4096, else from power iteration in float64 until it is stationary (which is slightly below the
+truth). Weights are gaussian, as at the start of training; "peaked", with three times the best
 rank-one part of the matrix [outputs, inputs x taps] added, so that few singular values stand out; or "checkered", with
 the best rank-one part of the taps' sum added times (-1)^(i + j), as in kernels that look for edges. Power iteration
 runs in float32, as in training. The circular formula is that of convolutions on a circle of the input's own size
-(Sedghi, Gupta, Long: ICLR 2019, with aliasing for strides), which is often taken for zero-padded ones. A negative gap
-means: not a bound.
+(Sedghi, Gupta, Long: ICLR 2019, with aliasing for strides), which is often used for zero-padded ones. A negative gap
+means that the number is no bound.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def make_weight(kind: str, outputs: int, inputs: int, kernel: int) -> Tensor:
 
 
 def truth(operator: Convolution) -> tuple[float, str]:
-    """The norm of the operator in float64, and how it was found."""
+    """The norm of the operator in float64, and the method that found it."""
     exact = operator.with_weight(operator.weight.double())
     if operator.groups > 1:  # they act on different channels
         parts = exact.weight.view(operator.groups, -1, *exact.weight.shape[1:])
@@ -81,7 +81,7 @@ def truth(operator: Convolution) -> tuple[float, str]:
 
 
 def circular(operator: Convolution) -> float:
-    """The norm of the circular convolution on the input's own size, each group apart."""
+    """The norm of the circular convolution on the input's own size, each group separately."""
     (step, _), (height, width) = operator.stride, operator.input_shape[1:]
     gap = operator.dilation[0]
     kernel = operator.weight.double()
@@ -127,7 +127,7 @@ def row(name: str, kind: str, operator: Convolution) -> dict[str, Any]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The README's table: without the peaked weights, and without the time of what is no bound."""
+    """The README's table: without the peaked weights, and without the time of methods that give no bound."""
     left_out = ("truth from", "seconds ", "seconds  ")
     shown = [row for row in rows if row["weights"] != "peaked"]
     return [{name: value for name, value in row.items() if name not in left_out} for row in shown]

@@ -55,7 +55,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setup(comparison.Setup):
-    """What all rows of one table share."""
+    """The settings that all rows of a table share."""
 
     hidden: str = "layers.7"  # the network's hidden linear layer
     eps: float = 0.1
@@ -83,7 +83,7 @@ def train_network(setup: Setup, row: str, images: int, seed: int, folder: Path) 
         return comparison.build_classifier(network, data, optimizer)
 
     def train(classifier: PyTorchClassifier, options: TrainingOptions) -> RobustTrainer:
-        # Each seed takes other images: a few images differ from another few.
+        # Each seed trains on other images, since the result depends on the choice of a few images.
         rows = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(seed))[:images].numpy()
         trainer = create_trainer(setup, settings, classifier, options)
         x, y = data.x_train[rows], data.y_train[rows]

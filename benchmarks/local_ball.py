@@ -35,9 +35,9 @@ NAMES = {"digits": "local_ball_digits", "mnist": "local_ball_mnist", "search": "
 RECIPES = Path(__file__).parent / "recipes"
 BESIDE = "TRADES-10"
 TIMED = 5000
-"""Images in an epoch that is timed, at most."""
+"""The largest number of images in a timed epoch."""
 HELD_OUT = 1000
-"""Images that the forms of the local term are judged on."""
+"""The number of images on which variants of the local term are judged."""
 
 
 def create_trainer(row: Row, data: Dataset) -> RobustTrainer:
@@ -105,7 +105,7 @@ def accuracies(networks: Iterable[dict[str, Any]], row: str, attack: str) -> dic
 
 
 def summary(results: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for each training, with its time beside that of TRADES-10."""
+    """A row for each training, with its time relative to TRADES-10."""
     rows = []
     for name, seconds in results["seconds"].items():
         ratios = [own / beside for own, beside in zip(seconds, results["seconds"][BESIDE], strict=True)]
@@ -122,7 +122,7 @@ def summary(results: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def search_summary(networks: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """A row for each form of the local term."""
+    """A row for each variant of the local term."""
     names = dict.fromkeys(network["row"] for network in networks)
     return [{"form": name, **accuracies(networks, name, "APGD-CE and APGD-T")} for name in names]
 

@@ -1,4 +1,4 @@
-"""Where the benchmarks' figures are kept, each with the command, the versions and the machine that gave it."""
+"""Saving the benchmarks' results, each with its command, versions and machine."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""What a training step costs, in time and in memory: beside a loop written by hand, and beside ART's trainers.
+"""Time and memory of a training step, compared with a loop written by hand and with ART's trainers.
 
     python benchmarks/training_step.py [--quick] [--device cuda] [--threads 2]
 
-Time: all that a row compares is measured in turns in one process; a ratio is the median over the rounds of the ratio of
-two times that were taken next to each other, over at least five rounds, and more of short steps. Beside other loops
-whole calls of ``fit`` are timed, divided by their steps; of options the second of two epochs, since a compiler works in
-the first. Memory: each kind of training runs once; on a CPU in a process of its own, whose peak of resident memory
-counts above what it held with all code loaded, on CUDA ``max_memory_allocated`` above what was there before. Images are
-random.
+Time: the trainings of a row take turns in one process; a ratio is the median over rounds of the ratio of two successive
+times, over at least five rounds, and more for short steps. In comparisons with other loops, whole calls of ``fit`` are
+timed and divided by their steps; for options, the second of two epochs, since a compiler runs in the first. Memory:
+each kind of training runs once; on a CPU in a separate process, as the peak of resident memory less that with all code
+loaded; on CUDA as ``max_memory_allocated`` less the memory allocated before. Images are random.
 
-glibc is told to keep freed memory: otherwise it returns some of it in every step, and fetching it again costs up to a
+glibc is set to keep freed memory: otherwise it returns some of it in every step, and allocating it again costs up to a
 fifth of a small network's step, at random, in every row.
 """
 
@@ -33,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # or each process below would load it anew, at its first step
+import torch._dynamo  # or each process below would load it in its first step
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
@@ -59,20 +58,20 @@ from art_robust_plugins.weight_map import PyTorchWeightMapClassifier
 EPS, STEP = 0.1, 0.025
 THREAT = ThreatModel("Linf", EPS)
 MMAP_THRESHOLD = -3
-"""The number of this setting in glibc's malloc.h."""
+"""The code of this setting in glibc's malloc.h."""
 WARM_UP = 2
-"""Samples of the training that loads all code before memory is looked at."""
+"""The number of samples of the training that loads all code before memory is measured."""
 
 HandLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Fit = Callable[[Tensor, Tensor], float | None]
-"""A training on tensors; where it knows by itself how long it took it says so, in seconds."""
+"""A training on tensors; it may return its own time in seconds."""
 
 
 # --------------------------------------------------------------------------------------------- loops written by hand
 
 
 def by_hand(classifier: PyTorchClassifier, x: Tensor, y: Tensor, batch_size: int, loss: HandLoss) -> None:
-    """Plain torch: what one writes without a library."""
+    """A training loop in plain torch, as written without a library."""
     network, optimizer = classifier.model, classifier.optimizer
     order = torch.randperm(len(x)).to(x.device)
     network.train()
@@ -94,7 +93,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 def adversarial_loss(
     network: nn.Module, images: Tensor, labels: Tensor, *, steps: int, divergent: bool, local: bool
 ) -> Tensor:
-    """PGD; ``divergent`` as TRADES has it; ``local`` with a local ball."""
+    """The loss of PGD; with ``divergent`` that of TRADES; with ``local`` plus a local ball."""
     network.eval()
     if divergent:
         with torch.no_grad():
@@ -313,7 +312,7 @@ def times(
     for run in runs.values():
         run(*few)
     steps = 2
-    for _ in range(2):  # a call of two steps has much that is not a step
+    for _ in range(2):  # a call of two steps has a large overhead
         taken_by_few = seconds(list(runs.values())[-1], *setting.data(device, steps * setting.batch))
         steps = min(max(round(call * steps / taken_by_few), least), 200)
     x, y = setting.data(device, steps * setting.batch)
@@ -327,8 +326,8 @@ def times(
 
 
 def peak(run: Fit, setting: Setting, device: str) -> float:
-    """MiB that a training of two steps needs at once, above what is there before it."""
-    # For time glibc keeps freed memory; here each tensor is to be counted while it lives, and not its neighbours' gaps.
+    """The peak memory in MiB of a training of two steps, less the memory before it."""
+    # For timing, glibc keeps freed memory; here only tensors in use shall count.
     ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 2**16)
     run(*setting.data(device, WARM_UP))
     x, y = setting.data(device, 2 * setting.batch)
@@ -389,7 +388,7 @@ class Bench:
         art = method.art
         if art is not None:
             makers = {"art": lambda: arts_trainer(art, classifier(), setting.batch, ascents), **makers}
-        found = self.compare(makers, setting, least=10)  # a call of fit has its checks, whatever its length
+        found = self.compare(makers, setting, least=10)  # a call of fit includes its checks, whatever its length
         return {
             "method": name,
             "network": setting.network,
@@ -403,13 +402,13 @@ class Bench:
         }
 
     def option(self, name: str, options: dict[str, Any], setting: Setting) -> dict[str, Any]:
-        """The row of an option of the engine, beside plain training without it."""
+        """The row of an option of the engine, compared with plain training without it."""
 
         def trainer(**chosen: Any) -> RobustTrainer:
             return StandardTrainer(setting.classifier(self.device), options=TrainingOptions(seed=0, **chosen))
 
         from_host = name.startswith("fit_loader")
-        # On a CPU the compiler's own memory would count as well, which says nothing of training.
+        # On a CPU the compiler's own memory would be included.
         memory = self.device == "cuda" or "compile" not in options
         found = self.compare(
             {
@@ -461,10 +460,10 @@ def with_steady_memory() -> None:
 
 
 FEW = ("standard", "BANG", "layerwise", "local ball, weak", "PGD, 2 steps", "TRADES, 2 steps")
-"""What is measured on a large network too."""
+"""The methods that are measured on a large network too."""
 
 LARGE = ("mixed_precision", "channels_last", "bf16", "compile", "augmentation='crop-flip'", "accumulation_steps")
-"""The options whose effect depends on the network's size, by how their names begin."""
+"""The prefixes of the options whose effect depends on the network's size."""
 
 
 def cases(which: str) -> tuple[list[tuple[Setting, int, Sequence[str] | None]], list[tuple[Setting, Sequence[str]]]]:

@@ -1,4 +1,4 @@
-"""What a weight map costs: forward and backward pass of a block with and without a map after it, and whole steps.
+"""The time of a weight map: passes of a block with and without a map after it, and whole training steps.
 
     python benchmarks/weight_map_speed.py [--rounds 9] [--threads 2] [--quick]
 
@@ -54,7 +54,7 @@ NETWORKS = {
 
 
 def seconds(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Of each run in each round, in turns; the first round warms up."""
+    """The seconds of each run in each round, in turns; the first round is a warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds + 1):
         for name, run in runs.items():

@@ -1,17 +1,17 @@
-"""What do weight maps give under noise and under attack, beyond their kernels alone?
+"""What do weight maps contribute under noise and under attack, beyond their kernels?
 
     python benchmarks/weight_maps.py digits [--workers 2] [--quick]
     python benchmarks/weight_maps.py mnist --data DIR [--workers 2] [--quick]
 
 The claim (Amer, Maul, arXiv 1905.00568) is robustness to noise and attacks through an adaptive amplification of
 activation variance. So the same network is trained plain, with learned maps of each kernel, and with the kernels alone
-(maps that stay at 1), whose effect is not the maps'. Each is judged on all test images clean and under three kinds of
-noise at five strengths, and on the first 100 under FGSM, PGD-20 and standard AutoAttack at three eps (Linf). Before and
-after each map two things are measured over the test images: the variance of the activations, and the share of it that
-gaussian noise adds.
+(maps that stay at 1), to tell the effect of the maps from that of the kernels. Every network is measured on all test
+images clean and under three kinds of noise at five strengths, and on the first 100 under FGSM, PGD-20 and standard
+AutoAttack at three eps (Linf). Before and after each map, two quantities are measured over the test images: the
+variance of the activations, and the ratio of it that gaussian noise adds.
 
-Three seeds. No recipe says this: maps that stay at 1, and what is measured at the maps. DIR holds mnist.npz as ART's
-loader keeps it. Work in progress is kept under runs/, and continued by the same command.
+All networks are trained with three seeds. This is no recipe because of maps that stay at 1 and measurements at the
+maps. DIR holds mnist.npz as ART's loader keeps it. Work in progress is kept under runs/; the same command continues it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ LARGEST = {"gaussian": "gaussian-0.3", "uniform": "uniform-0.4", "salt and peppe
 
 @dataclass(frozen=True, kw_only=True)
 class Setup(comparison.Setup):
-    """What all rows of one table share; all test images are classified clean and under noise."""
+    """The settings that all rows of a table share; all test images are classified clean and under noise."""
 
     train: int  # images
     epochs: int
