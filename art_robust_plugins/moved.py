@@ -25,7 +25,7 @@ MOVED = {
     "training.lipschitz_margin": "training.methods.lipschitz_margin",
     "training.signs": "training.instruments.signs",
 }
-"""Earlier path -> present path, both within the package."""
+"""Earlier path -> current path, both within the package."""
 
 
 class MovedModules(MetaPathFinder, Loader):
@@ -39,9 +39,9 @@ class MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         earlier = module.__name__
-        present = f"{__package__}.{MOVED[earlier.partition('.')[2]]}"
-        warnings.warn(f"{earlier} has moved to {present}.", DeprecationWarning, stacklevel=2)
-        sys.modules[earlier] = import_module(present)  # the module itself: its classes are the same at both paths
+        current = f"{__package__}.{MOVED[earlier.partition('.')[2]]}"
+        warnings.warn(f"{earlier} has moved to {current}.", DeprecationWarning, stacklevel=2)
+        sys.modules[earlier] = import_module(current)  # the module itself: its classes are the same at both paths
 
 
 def register() -> None:

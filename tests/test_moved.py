@@ -1,4 +1,4 @@
-"""Earlier paths of modules: imports and pickles go on, and one warning names the present path."""
+"""Earlier paths of modules: imports and pickles keep working, and one warning names the current path."""
 
 import importlib
 import pickle
@@ -11,13 +11,13 @@ from art_robust_plugins.moved import MOVED
 from art_robust_plugins.training import BANG, bang_gradients
 
 
-@pytest.mark.parametrize(("earlier", "present"), MOVED.items())
-def test_an_earlier_path_is_the_module_itself(earlier, present, monkeypatch):
+@pytest.mark.parametrize(("earlier", "current"), MOVED.items())
+def test_an_earlier_path_is_the_module_itself(earlier, current, monkeypatch):
     monkeypatch.delitem(sys.modules, f"art_robust_plugins.{earlier}", raising=False)
-    with pytest.warns(DeprecationWarning, match=f"{earlier} has moved to art_robust_plugins.{present}"):
+    with pytest.warns(DeprecationWarning, match=f"{earlier} has moved to art_robust_plugins.{current}"):
         module = importlib.import_module(f"art_robust_plugins.{earlier}")
-    assert module is importlib.import_module(f"art_robust_plugins.{present}")
-    assert module.__spec__.name == f"art_robust_plugins.{present}"
+    assert module is importlib.import_module(f"art_robust_plugins.{current}")
+    assert module.__spec__.name == f"art_robust_plugins.{current}"
 
 
 def test_a_pickle_of_an_earlier_version_loads():

@@ -64,8 +64,7 @@ _EXACT = MOVES | {
     python_operator.getitem,
 }
 
-_ENTRY_BY_ENTRY = {
-    aten.neg.default,
+_ARITHMETIC = {
     aten.add.Tensor,
     aten.add.Scalar,
     aten.sub.Tensor,
@@ -81,6 +80,12 @@ _ENTRY_BY_ENTRY = {
     aten.rrelu.default,
     aten.softshrink.default,
     aten.hypot.default,
+}
+"""Operations entry by entry that add, inside, no constants but their arguments."""
+
+_ENTRY_BY_ENTRY = {
+    aten.neg.default,
+    *_ARITHMETIC,
     aten.logaddexp.default,  # max(a, b) + log1p(exp(-|a - b|)): sums of inputs and of constants up to log 2
     aten.asinh.default,
     aten.tanh.default,
@@ -135,21 +140,7 @@ _OWN_CONSTANTS = _REDUCTIONS | {
     aten.avg_pool3d.default,
     aten._adaptive_avg_pool2d.default,
     aten._adaptive_avg_pool3d.default,
-    aten.add.Tensor,
-    aten.add.Scalar,
-    aten.sub.Tensor,
-    aten.sub.Scalar,
-    aten.rsub.Tensor,
-    aten.rsub.Scalar,
-    aten.mul.Tensor,
-    aten.mul.Scalar,
-    aten.div.Tensor,
-    aten.div.Scalar,
-    aten.leaky_relu.default,
-    aten.prelu.default,
-    aten.rrelu.default,
-    aten.softshrink.default,
-    aten.hypot.default,
+    *_ARITHMETIC,
     aten.cumsum.default,
     aten.index_put.default,
     aten.scatter_add.default,
