@@ -56,7 +56,7 @@ def train_run(
             methods and options refuse.
         FolderInUseError: another process trains into this folder.
     """
-    with Processes(find_processes().device).held_folder("--out", out, "run", RUN_FILES):
+    with Processes(find_processes().device).hold_folder("--out", out, "run", RUN_FILES):
         _train_run(plan, data, out, seed=seed, resume=resume, verbose=verbose)
 
 
@@ -144,7 +144,7 @@ def evaluate_run(
         "verbose": verbose,
     }
     x, y = data.x_test[:points], data.y_test[:points]
-    with Processes(processes.device).held_folder("--out", folder, "report", REPORT_FILES):
+    with Processes(processes.device).hold_folder("--out", folder, "report", REPORT_FILES):
         return _reports(classifier, x, y, threats, folder, settings)
 
 

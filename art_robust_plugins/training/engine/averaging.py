@@ -19,21 +19,21 @@ class WeightAverage:
         self._update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
-        """Take up the weights as they are now."""
+        """Update the averages with the current weights."""
         self._update(self.averages, self.weights, None)
 
     def restart(self) -> None:
-        """Begin anew from the weights as they are now."""
+        """Restart from the current weights."""
         self.load([weight.detach() for weight in self.weights])
 
     def load(self, averages: Sequence[Tensor]) -> None:
-        """Take up the averages of an earlier run."""
+        """Load the averages of an earlier run."""
         for own, given in zip(self.averages, averages, strict=True):
             own.copy_(given)
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """Put the averages in the place of the weights, and the weights in theirs."""
+        """Swap the averages and the weights."""
         for weight, average in zip(self.weights, self.averages, strict=True):
             held = weight.clone()
             weight.copy_(average)

@@ -43,7 +43,7 @@ class FirstBatch:
                 log-probabilities where the loss takes these, and for a loss that fails.
         """
         handle = None
-        # A subclass that wraps the network may change its inputs and outputs, so they are not compared.
+        # A wrapper of the network may change its inputs and outputs, so the network by itself is not checked.
         if find_own_forward(self.classifier) is None:
             if self.method.options.compile != "no":  # a hook on the module would be compiled with it
                 self._try_network(x[:16])

@@ -167,8 +167,6 @@ class Processes:
             self.do_in_main(hold)
             yield
 
-    held_folder = hold_folder  # the name of this argument in runs
-
     def seed_own_noise(self, seed: int) -> None:
         """Seed the random numbers of `use_own_noise`."""
         if self.count > 1:

@@ -92,7 +92,7 @@ def _check_kind(scheduler: Any) -> None:
 def _check_arguments(scheduler: Any) -> None:
     try:
         parameters = inspect.signature(scheduler.step).parameters.values()
-    except (TypeError, ValueError):  # a function that tells nothing of itself
+    except (TypeError, ValueError):  # a callable without a signature
         return
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [each.name for each in parameters if each.default is each.empty and each.kind not in variable]
@@ -123,7 +123,7 @@ def _check_wrapper(scheduler: Any, optimizer: Optimizer) -> None:
 def _hands_on_arguments(scheduler: Any) -> bool:
     try:
         parameters = inspect.signature(scheduler.step).parameters.values()
-    except (TypeError, ValueError):  # a function that tells nothing of itself
+    except (TypeError, ValueError):  # a callable without a signature
         return False
     return any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
 
