@@ -41,7 +41,7 @@ def available_methods() -> dict[str, type]:
         >>> available_methods()["bang"].__name__
         'BANGTrainer'
     """
-    return {name: _load(point) for name, point in _points(GROUP).items()}
+    return {name: _loaded(point) for name, point in _points(GROUP).items()}
 
 
 def available_instruments() -> dict[str, type[Instrument]]:
@@ -51,7 +51,7 @@ def available_instruments() -> dict[str, type[Instrument]]:
         >>> available_instruments()["bang"].__name__
         'BANG'
     """
-    return {name: _load(point) for name, point in _points(INSTRUMENTS).items()}
+    return {name: _loaded(point) for name, point in _points(INSTRUMENTS).items()}
 
 
 def method(name: str) -> type:
@@ -60,7 +60,7 @@ def method(name: str) -> type:
     Raises:
         ValueError: no method has this name; the message suggests the nearest.
     """
-    return _find(name, GROUP)
+    return _named(name, GROUP)
 
 
 def create(name: str, classifier: PyTorchClassifier, **parameters: Any) -> Any:
@@ -106,7 +106,7 @@ def create_instrument(name: str, **parameters: Any) -> Instrument:
         >>> create_instrument("bang", beta=0.4)
         BANG(BANGSetting(beta=0.4, epsilon=0.815, ratio=1.0), layers=None, cap=None)
     """
-    kind = _find(name, INSTRUMENTS)
+    kind = _named(name, INSTRUMENTS)
     _check_parameters(name, kind, parameters)
     instrument: Instrument = kind(**parameters)
     return instrument
@@ -135,13 +135,13 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
             raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
 
 
-def _find(name: str, group: str) -> type:
+def _named(name: str, group: str) -> type:
     points = _points(group)
     if not isinstance(name, str) or name not in points:
         near = get_close_matches(name, points, n=1, cutoff=0.4) if isinstance(name, str) else ()
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(map(repr, points))}{hint}")
-    return _load(points[name])
+    return _loaded(points[name])
 
 
 def _points(group: str) -> dict[str, EntryPoint]:
@@ -155,7 +155,7 @@ def _points(group: str) -> dict[str, EntryPoint]:
     return points
 
 
-def _load(point: EntryPoint) -> type:
+def _loaded(point: EntryPoint) -> type:
     try:
         loaded = point.load()
     except Exception as error:  # whatever another package does when it is imported

@@ -59,7 +59,7 @@ def check_outputs(outputs: object, classes: int, *, single: bool, otherwise: str
 
 
 def _paths_to_logits(outputs: object, shapes: set[tuple[int, ...]], depth: int = 3) -> Iterator[str]:
-    """Python expressions that select tensors of these shapes from ``outputs``."""
+    """How to reach tensors of these shapes within ``outputs``, as code."""
     if isinstance(outputs, Tensor):
         if tuple(outputs.shape) in shapes:
             yield ""

@@ -21,7 +21,7 @@ ROBUSTBENCH_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardEntry:
-    """The entries of a submission that are not in a report; see `EvaluationReport.to_robustbench`."""
+    """What a submission says beside the numbers of a report; see `EvaluationReport.to_robustbench`."""
 
     name: str
     authors: str

@@ -82,7 +82,7 @@ def sweep(
     other = [attack.name for attack in resolve(attacks) if not (attack.cumulative and attack.bounded)]
     if other:
         raise ValueError(f"attacks: got {', '.join(other)}, expected stages of AutoAttack such as 'standard'.")
-    # All evaluators are made before any of them runs, so that a wrong setting is refused at once.
+    # All are made before any runs, so that a setting that does not fit is refused at once.
     evaluators = [
         Evaluator(
             estimator,

@@ -94,7 +94,7 @@ class LipschitzGraph:
         """Make the graph; refuse a network without a bound, or one that computes something else than the graph."""
         self._trace = NetworkTrace(self.network, self.input_shape, self.dtype)
         with torch.no_grad():
-            self._propagate(self._estimation())  # raises for operations without a rule; bounds are computed later
+            self._propagate(self._estimation())  # refuses now what has no rule; bounds wait until asked for
         with preserved(self.network), torch.no_grad():
             self.network.eval()
             samples = make_samples(self.network, self.input_shape, self.dtype)

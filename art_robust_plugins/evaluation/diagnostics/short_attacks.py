@@ -156,10 +156,10 @@ def _grow_eps(plan: ShortAttackPlan, chunks: list[Chunk], points: int) -> tuple[
         ball = ThreatModel(plan.threat.norm, eps)
         left = 0
         for chunk in chunks:
-            # A broken point stays broken: larger balls contain the smaller ones.
+            # What fell stays fallen: larger balls hold the smaller ones.
             fell = chunk.attack_standing(ball)
             left += int(chunk.standing.sum())
-            # Candidates are judged within eps, which is larger than this radius.
+            # Judged as within eps, which is more than this radius.
             beaten += int(plan.robust[fell].sum()) if eps <= plan.threat.eps * (1 + 1e-9) else 0
         curve.append((eps * plan.scale, left / points))
     return curve, beaten

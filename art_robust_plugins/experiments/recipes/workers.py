@@ -28,7 +28,7 @@ def measure_in_turn(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def share_out(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
-    # A CUDA device cannot be used in forked processes. On Ctrl-C only the parent process prints a message.
+    # A CUDA device cannot be used in forked processes. Ctrl-C ends each without a word: the first one speaks.
     context = multiprocessing.get_context("spawn")
     numbers = context.SimpleQueue()
     for number in range(workers):

@@ -44,7 +44,7 @@ class Instrument(ABC):
         """A context within which the instrument acts on ``network``, and after which the network is as before."""
 
     def begin_step(self, y: Tensor) -> None:  # noqa: B027 (not every instrument wants them)
-        """Called before each batch with its labels: int64 [N], or class probabilities [N, C]."""
+        """Told the labels of the batch to come: int64 [N], or class probabilities [N, C]."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state that the instrument keeps between batches."""
