@@ -4,6 +4,7 @@ Everything that this package must know about ART's `PyTorchClassifier` is here.
 """
 
 from .estimators import check_certified, check_classifier, overrides_predict, warn_of_own_predict
+from .layout import to_channels_last
 from .module import EstimatorModule
 from .networks import device_of, preserved
 from .outputs import (
@@ -62,5 +63,6 @@ __all__ = [
     "read_clip_values",
     "standardisation",
     "standardisation_of",
+    "to_channels_last",
     "warn_of_own_predict",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from ..bridge import device_of
 from .tracing import NetworkTrace
 
 
@@ -47,6 +48,21 @@ def run_graph(trace: NetworkTrace, network: nn.Module, x: Tensor, nodes: Sequenc
     except (RuntimeError, ValueError):  # vmap does not support all operations; the loop below reports any other cause
         logits, norms = _run_one_by_one(run_sample, x)
     return logits, norms
+
+
+@torch.no_grad()
+def compute_constants(trace: NetworkTrace, network: nn.Module, nodes: Sequence[Node]) -> list[Any]:
+    """The values of nodes that do not depend on the network's input, with its current parameters and buffers."""
+    needed = set(nodes)
+    for node in reversed(trace.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    values: dict[Node, Any] = {}
+    nothing = torch.empty(0, device=device_of(network))
+    for node in trace.nodes:
+        if node in needed:
+            values[node] = _compute(trace, network, node, values, nothing)
+    return [values[node] for node in nodes]
 
 
 def _run_one_by_one(run_sample: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from .batch_statistics import Variances
 from .execution import run_graph
 from .network_bound import NetworkBound, bound_pairs, bound_pairs_without_rows, share_bound
 from .norms import ROUND_UP, Linear
+from .parametrized import ParametrizedWeights, find_parametrized_weights
 from .propagation import Propagation
 from .rounding import Rounding, analyse_rounding
 from .rules import Value
@@ -95,6 +96,7 @@ class LipschitzGraph:
         self._trace = NetworkTrace(self.network, self.input_shape, self.dtype)
         with torch.no_grad():
             self._propagate(self._estimation())  # refuses now what has no rule; bounds wait until asked for
+        self._parametrized = find_parametrized_weights(self._trace, self.network)
         with preserved(self.network), torch.no_grad():
             self.network.eval()
             samples = make_samples(self.network, self.input_shape, self.dtype)
@@ -128,7 +130,7 @@ class LipschitzGraph:
         operators = [replace(row, share=share) for row, share in zip(bound.operators, shares, strict=True)]
         return replace(bound, operators=tuple(operators), rounding=self._rounding(output, proof))
 
-    def estimate(self, variances: Variances | None = None) -> NetworkBound:
+    def estimate(self, variances: Variances | None = None, *, cached: bool = False) -> NetworkBound:
         """The training estimate: differentiable in the parameters, not proven, usually below the proven bound.
 
         Each operator takes one step of power iteration from ``vectors``. Evaluation mode is assumed (no dropout).
@@ -136,12 +138,14 @@ class LipschitzGraph:
         Args:
             variances: of the current batch, from `batch_variances`; modules without an entry, and None, use the
                 running variance.
+            cached: take parametrized weights from the modules, as the forward pass of the same step made them: within
+                `torch.nn.utils.parametrize.cached`, they are then computed once.
 
         Raises:
             ValueError: for a module that was called less often than it stands in the graph.
         """
         self._refresh()
-        estimation = self._estimation(variances)
+        estimation = self._estimation(variances, self._parametrized if cached else {})
         with torch.autocast(estimation.device.type, enabled=False):
             return self._bound(self._propagate(estimation), estimation)
 
@@ -157,9 +161,17 @@ class LipschitzGraph:
         """
         return run_graph(self._trace, self.network, x, nodes)
 
-    def _estimation(self, variances: Variances | None = None) -> Propagation:
+    def _estimation(
+        self, variances: Variances | None = None, weights: ParametrizedWeights | None = None
+    ) -> Propagation:
         return Propagation(
-            self.network, self.dtype, proven=False, static=self._static, vectors=self.vectors, variances=variances
+            self.network,
+            self.dtype,
+            proven=False,
+            static=self._static,
+            vectors=self.vectors,
+            variances=variances,
+            weights=weights,
         )
 
     def _propagate(self, propagation: Propagation) -> Any:

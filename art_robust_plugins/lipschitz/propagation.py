@@ -18,6 +18,7 @@ from .batch_statistics import Variances
 from .network_bound import OperatorNorm
 from .norms import ROUND_UP, Operator, lower_estimate
 from .operation_rounding import Operation
+from .parametrized import ParametrizedWeights, select_needed
 from .rules import RULES, UNBOUNDED, Call, Number, Scale, Value
 from .tracing import NetworkTrace
 
@@ -32,6 +33,7 @@ class Propagation:
         static: what depends on shapes and constants alone; kept from one pass to the next.
         vectors: of estimates: by graph node, those with which each power iteration starts; updated.
         variances: of estimates: for batch normalisation.
+        weights: of estimates: nodes whose values the network's modules have at hand.
         norms: those that a proven pass found, in its order: the pass gives the proven bound as a function of them.
 
     Attributes:
@@ -49,6 +51,7 @@ class Propagation:
         static: dict[Hashable, Any],
         vectors: MutableMapping[str, Tensor] | None = None,
         variances: Variances | None = None,
+        weights: ParametrizedWeights | None = None,
         norms: Iterator[Tensor] | None = None,
     ) -> None:
         self.static = static
@@ -62,14 +65,21 @@ class Propagation:
         self._network = network
         self._vectors = {} if vectors is None else vectors
         self._variances = variances or {}
+        self._weights = weights or {}
         self._norms = norms
         self._calls: dict[nn.Module, int] = {}
 
     def run(self, trace: NetworkTrace, input_shape: tuple[int, ...], std: Tensor | None) -> Any:
         """The logits as a `Value` (or a tensor, if they do not depend on the input), per unit before ``std``."""
         values: dict[Node, Any] = {}
+        needed = select_needed(trace, self._weights)
         for node in trace.nodes:
-            if trace.is_input(node):
+            if node not in needed:
+                continue
+            if node in self._weights:
+                path, name = self._weights[node]
+                values[node] = getattr(self._network.get_submodule(path), name).to(node.meta["val"].dtype)
+            elif trace.is_input(node):
                 values[node] = self._start(node, input_shape, std)
             elif node.op == "call_function":
                 values[node] = self._apply(node, values)

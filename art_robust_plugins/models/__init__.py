@@ -1,4 +1,4 @@
-"""The papers' networks and the usual ones: LeNet, the CIFAR-10 quick net, small CNNs, PreActResNet-18, WideResNet.
+"""The papers' networks and the usual ones: LeNet, the CIFAR-10 quick net, small CNNs, residual and orthogonal ones.
 
 Each takes images [N, *input_shape] and returns logits [N, nb_classes]. Each carries its ``recipe``, the arguments with
 which `create_model` makes it again, so that a saved classifier can be loaded without the code that made it.
@@ -17,6 +17,7 @@ from ..checks import is_integer
 from .activations import MinMax
 from .bang import LeNet, QuickNet
 from .convolutional import CNN2C2F, CNN6C2F, SmallCNN
+from .orthogonal import OrthogonalMLP, orthogonal
 from .residual import PreActResNet18, WideResNet
 
 __all__ = [
@@ -25,11 +26,13 @@ __all__ = [
     "MODELS",
     "LeNet",
     "MinMax",
+    "OrthogonalMLP",
     "PreActResNet18",
     "QuickNet",
     "SmallCNN",
     "WideResNet",
     "create_model",
+    "orthogonal",
 ]
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -38,6 +41,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "small-cnn": SmallCNN,
     "2c2f": CNN2C2F,
     "6c2f": CNN6C2F,
+    "orthogonal-mlp": OrthogonalMLP,
     "preact-resnet18": PreActResNet18,
     "wide-resnet": WideResNet,
 }
@@ -48,8 +52,8 @@ def create_model(name: str, input_shape: Sequence[int], nb_classes: int, **argum
     """Make a network by its name, with fresh weights from torch's random stream.
 
     Args:
-        name: ``"lenet"``, ``"quick"``, ``"small-cnn"``, ``"2c2f"``, ``"6c2f"``, ``"preact-resnet18"`` or
-            ``"wide-resnet"``.
+        name: ``"lenet"``, ``"quick"``, ``"small-cnn"``, ``"2c2f"``, ``"6c2f"``, ``"orthogonal-mlp"``,
+            ``"preact-resnet18"`` or ``"wide-resnet"``.
         input_shape: shape of one image, (C, H, W).
         nb_classes: number of logits.
         **arguments: those of the network's class, such as ``depth`` of a wide ResNet.

@@ -2,8 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+
+def sort_pairs(x: Tensor) -> Tensor:
+    """x [N, C, ...] with the larger of each pair (i, i + C/2) of channels in the first half, the smaller in the second.
+
+    The backward pass puts each gradient where its value came from, equal values as they stand: a permutation.
+    """
+    # Tracers and compilers see the operations themselves; without a gradient there is nothing to remember.
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
+        return _sort(x)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _sort(x)
+    pairs, _ = _SortPairs.apply(x)  # type: ignore[no-untyped-call]
+    return pairs  # type: ignore[no-any-return]
+
+
+def _sort(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=1)
+    return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
+
+
+class _SortPairs(torch.autograd.Function):
+    """Saves one mask, where autograd would save both halves and compare them four times."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = x.chunk(2, dim=1)
+        return _sort(x), a >= b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        _, in_order = output
+        ctx.mark_non_differentiable(in_order)
+        ctx.save_for_backward(in_order)
+        ctx.save_for_forward(in_order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Tensor:
+        (in_order,) = ctx.saved_tensors
+        return _swap(gradient, in_order)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
+        (in_order,) = ctx.saved_tensors
+        return _swap(tangent, in_order), None
+
+
+def _swap(x: Tensor, in_order: Tensor) -> Tensor:
+    """The pairs of x that are not ``in_order``, exchanged: its own inverse and its own transpose."""
+    a, b = x.chunk(2, dim=1)
+    return torch.cat([torch.where(in_order, a, b), torch.where(in_order, b, a)], dim=1)
 
 
 class MinMax(nn.Module):
@@ -24,5 +79,4 @@ class MinMax(nn.Module):
         # A trace would take the number that it compares for data.
         if not torch.jit.is_tracing() and x.shape[1] % 2:  # type: ignore[attr-defined, no-untyped-call]
             raise ValueError(f"x: got {x.shape[1]} channels, expected an even number.")
-        a, b = x.chunk(2, dim=1)
-        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
+        return sort_pairs(x)

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...bridge import to_channels_last
+
 Found = TypeVar("Found")
 Draw = Callable[..., Tensor]
 """`torch.rand` or `torch.randn`."""
@@ -167,7 +169,7 @@ class ChannelsLast(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.model(to_channels_last(x))
         return logits
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...bridge import device_of
+from ...bridge import device_of, to_channels_last
 from ...threat import Bound
 from .augmentation import crop_and_flip
 from .first_step import explain_single_sample
@@ -61,7 +61,7 @@ class BatchLoss:
         if share is not None:
             x, y = x[share.rows], y[share.rows]
         if self.options.channels_last and self.classifier.channels_first and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = to_channels_last(x)
         check_counted(y, self._uncounted)
         self.announce_share(share)
         for instrument in self.method.instruments:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ...bridge import check_threat, device_of, preprocessing_modules
 from ...checks import check_choice, check_number, plain_number
@@ -141,9 +142,9 @@ class LipschitzMarginTrainer(RobustTrainer):
                 "y: got class probabilities, of which none is the class whose margin counts, expected class indices; "
                 "leave out mixup and the like."
             )
-        with batch_variances(self.classifier.model) as variances:
+        with parametrize.cached(), batch_variances(self.classifier.model) as variances:
             logits = self.logits(x)
-        bound = self.graph.estimate(variances)
+            bound = self.graph.estimate(variances, cached=True)
         l = self.current_c * bound.pairwise[y]  # noqa: E741
         return self.loss(margin_logits(logits, y, l, margin=self.margin), y)
 

@@ -127,7 +127,7 @@ def test_dropout_of_a_wide_resnet_stands_between_the_convolutions():
         (
             ("lennet", (1, 28, 28), 10),
             "name: got the model 'lennet' (did you mean 'lenet'?), expected one of lenet, quick, small-cnn, "
-            "2c2f, 6c2f, preact-resnet18, wide-resnet.",
+            "2c2f, 6c2f, orthogonal-mlp, preact-resnet18, wide-resnet.",
         ),
         (
             ("lenet", (1, 8, 8), 10),

@@ -1,0 +1,61 @@
+"""Weights with a parametrization (`torch.nn.utils.parametrize`), computed once for a forward pass and its bound.
+
+The graph of a network holds the operations that make such a weight from its free parameter. In a training step the
+forward pass has made the weight already: within ``parametrize.cached()`` the module itself gives it again, for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn.utils import parametrize
+
+from ..bridge import preserved
+from .execution import compute_constants
+from .tracing import NetworkTrace
+
+ParametrizedWeights = Mapping[Node, tuple[str, str]]
+"""For the nodes where parametrized weights are ready, the module's path and the weight's name."""
+
+
+def find_parametrized_weights(trace: NetworkTrace, network: nn.Module) -> dict[Node, tuple[str, str]]:
+    """The nodes of a graph that hold what ``getattr(module, name)`` gives for a parametrized weight.
+
+    Only weights whose nodes have just that value, bit for bit, in evaluation mode: others stay the graph's affair.
+    """
+    dependent = set(trace.dependent_nodes())
+    found: dict[Node, tuple[str, str]] = {}
+    for path, module in network.named_modules():
+        for name in module.parametrizations if parametrize.is_parametrized(module) else ():
+            scope = f"{path}.parametrizations.{name}".lstrip(".")
+            inside = [node for node in trace.nodes if scope in _module_paths(node)]
+            ready = [node for node in inside if any(scope not in _module_paths(user) for user in node.users)]
+            if ready and not dependent.intersection(ready) and _hold_weight(trace, network, ready, path, name):
+                found.update(dict.fromkeys(ready, (path, str(name))))
+    return found
+
+
+def _module_paths(node: Node) -> list[str]:
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return [str(path).split("@")[0] for path, _ in stack]
+
+
+@torch.no_grad()
+def _hold_weight(trace: NetworkTrace, network: nn.Module, nodes: list[Node], path: str, name: str) -> bool:
+    with preserved(network):
+        network.eval()
+        weight = getattr(network.get_submodule(path), name)
+        values = compute_constants(trace, network, nodes)
+    return all(isinstance(value, Tensor) and torch.equal(value, weight) for value in values)
+
+
+def select_needed(trace: NetworkTrace, known: ParametrizedWeights) -> set[Node]:
+    """The nodes that the logits need where the values of some nodes are known."""
+    needed = {trace.output}
+    for node in reversed(trace.nodes):
+        if node in needed and node not in known:
+            needed.update(node.all_input_nodes)
+    return needed

@@ -1,0 +1,175 @@
+"""Orthogonal layers by a Cholesky factorisation, and networks of them whose logits move no faster than their input.
+
+With V the parameter, wide or transposed to be so,
+
+    G = V V^T + delta I        delta = 1e-5 mean(diag(V V^T))
+    G = R R^T                  (Cholesky)
+    W = R^-1 V                 so that W W^T = I - delta R^-1 R^-T < I
+
+as in CHORD (Hu, Leino, Wang, Fredrikson, arXiv 2310.02513, ICLR 2024). Orthonormal rows neither stretch nor shrink what
+they keep, MinMax only sorts: the product of the layers' norms, which a certificate is made of, is then close to the
+network's own Lipschitz constant. Status: the parametrization is the source's; the networks are ours.
+
+Nothing is certified by construction: `PyTorchLipschitzCertifier` proves the norm of each weight as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..checks import check_count, check_number
+from .activations import MinMax
+from .building import check_image_shape, describe_recipe
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+SHIFT = 1e-5
+"""delta over the mean of G's diagonal: keeps the factorisation defined in float32 where V is close to losing rank."""
+
+
+def orthogonalise(v: Tensor) -> Tensor:
+    """W [O, I] with orthonormal rows (columns, where O > I) up to `SHIFT`, spanning what the rows of v [O, I] span.
+
+    Differentiable; in v's own precision, at least float32, also under autocast.
+
+    Raises:
+        torch.linalg.LinAlgError: for a v of zeros, or with NaN or infinity.
+
+    Example:
+        >>> w = orthogonalise(torch.randn(3, 5))
+        >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-3)
+        True
+    """
+    with torch.autocast(v.device.type, enabled=False):
+        precise = v if v.dtype == torch.float64 else v.float()
+        wide = precise if v.shape[0] <= v.shape[1] else precise.t()
+        gram = wide @ wide.t()
+        delta = SHIFT * gram.diagonal().mean()
+        factor = torch.linalg.cholesky(gram + delta * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+        w = torch.linalg.solve_triangular(factor, wide, upper=False)
+        rows: Tensor = w if v.shape[0] <= v.shape[1] else w.t()
+        return rows.to(v.dtype)
+
+
+class Orthogonal(nn.Module):
+    """The parametrization that `orthogonal` gives to a layer's weight."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return orthogonalise(weight.flatten(1)).reshape(weight.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+def orthogonal(layer: _Layer) -> _Layer:
+    """Make a layer's weight orthogonal from now on, in place: ``layer.weight`` is computed from a free parameter.
+
+    The weight starts as the orthogonalised one that the layer has. An optimizer made before does not train it.
+
+    Args:
+        layer: ``nn.Linear``, or ``nn.Conv1d``, ``Conv2d`` or ``Conv3d`` with kernel size 1 and one group.
+
+    Returns:
+        the same layer.
+
+    Raises:
+        TypeError: for another layer.
+        ValueError: for a convolution with a larger kernel or with groups, of which an orthogonal matrix is not an
+            orthogonal operator; a weight that has a parametrization already, or is zero.
+
+    Example:
+        >>> layer = orthogonal(nn.Linear(8, 4))
+        >>> torch.allclose(layer.weight @ layer.weight.T, torch.eye(4), atol=1e-3)
+        True
+    """
+    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        raise TypeError(f"layer: got {type(layer).__name__}, expected nn.Linear, or a convolution with kernel size 1.")
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
+        raise ValueError(f"layer: got {type(layer).__name__} without weights, expected one that has met its input.")
+    if not isinstance(layer, nn.Linear) and (math.prod(layer.kernel_size) != 1 or layer.groups != 1):
+        raise ValueError(
+            f"layer: got a convolution with kernel size {tuple(layer.kernel_size)} and {layer.groups} group(s), "
+            "expected kernel size 1 and 1 group."
+        )
+    if parametrize.is_parametrized(layer, "weight"):
+        raise ValueError("layer: got a weight that is parametrized already, expected a free one.")
+    if not (layer.weight.is_meta or bool(layer.weight.isfinite().all() and layer.weight.any())):
+        raise ValueError("layer: got a weight of zeros, NaN or infinity, expected one that can be orthogonalised.")
+    parametrize.register_parametrization(layer, "weight", Orthogonal())
+    return layer
+
+
+class Scaled(nn.Module):
+    """x times a fixed number."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"
+
+
+class OrthogonalMLP(nn.Module):
+    """Orthogonal linear layers with MinMax between them, for certified L2 radii: ours, of CHORD's layers.
+
+    Weights start orthogonal, biases at 0. The logits have the Lipschitz constant ``scale``, and differences of two
+    sqrt(2) times that.
+
+    Args:
+        input_shape: (C, H, W).
+        nb_classes: number of logits.
+        width: outputs of each hidden layer: even, and at least ``nb_classes``.
+        depth: number of hidden layers.
+        scale: what multiplies the input of the last layer. Cross-entropy wants logits far apart, orthogonal layers
+            cannot make them so.
+
+    Raises:
+        ValueError: for a shape that is none, and a width that is odd or too small.
+
+    Example:
+        >>> network = OrthogonalMLP((1, 8, 8), width=32, depth=2)
+        >>> network(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        nb_classes: int = 10,
+        *,
+        width: int = 512,
+        depth: int = 3,
+        scale: float = 2.0,
+    ) -> None:
+        super().__init__()
+        width, depth = check_count("width", width), check_count("depth", depth)
+        scale = check_number("scale", scale)
+        features = math.prod(check_image_shape(input_shape, "orthogonal-mlp", smallest=1))
+        self.recipe = describe_recipe("orthogonal-mlp", input_shape, nb_classes, width=width, depth=depth, scale=scale)
+        if width % 2 or width < nb_classes:
+            raise ValueError(f"width: got {width}, expected an even number of at least {nb_classes}, one a class.")
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs in [features, *[width] * (depth - 1)]:
+            layers += [_orthogonal_linear(inputs, width), MinMax()]
+        self.layers = nn.Sequential(*layers, Scaled(scale), _orthogonal_linear(width, nb_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def _orthogonal_linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return orthogonal(layer)
