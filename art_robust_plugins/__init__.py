@@ -1,8 +1,8 @@
 """Robust training, certification and standard evaluation of PyTorch classifiers, as a plugin to ART."""
 
-from .evaluation import EvaluationReport, Evaluator
+from .evaluation import EvaluationReport, Evaluator, evaluate
 from .export import export_classifier
-from .lipschitz import PyTorchLipschitzCertifier
+from .lipschitz import PyTorchLipschitzCertifier, certify
 from .moved import register as register_moved_modules
 from .registry import available_methods, create
 from .saved_classifier import load_classifier, save_classifier
@@ -40,7 +40,9 @@ __all__ = [
     "WeightMap2d",
     "WeightMapPreprocessor",
     "available_methods",
+    "certify",
     "create",
+    "evaluate",
     "export_classifier",
     "insert_weight_maps",
     "load_classifier",
