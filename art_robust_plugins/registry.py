@@ -8,7 +8,6 @@ A method is an entry point of the group ``art_robust_plugins.methods`` that name
 from __future__ import annotations
 
 import inspect
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -17,6 +16,8 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
 
+from .checks import suggest
+from .keywords import find_meant
 from .training.instruments import Instrument
 
 GROUP = "art_robust_plugins.methods"
@@ -126,21 +127,17 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
     own = [parameter for parameter in accepted if parameter not in {"self", "classifier"}]
     for given in parameters:
         if given not in own:
-            near = get_close_matches(given, own, n=1, cutoff=0.5)
-            hint = (
-                f"; did you mean {near[0]!r}?"
-                if near
-                else f", expected {'some of ' + ', '.join(own) if own else 'none'}."
-            )
+            meant = find_meant(given, accepted)
+            expected = meant or f"{'some of ' + ', '.join(own) if own else 'none'}"
+            hint = suggest(given, () if meant else own, f", expected {expected}.")
             raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
 
 
 def _named(name: str, group: str) -> type:
     points = _points(group)
     if not isinstance(name, str) or name not in points:
-        near = get_close_matches(name, points, n=1, cutoff=0.4) if isinstance(name, str) else ()
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join(map(repr, points))}{hint}")
+        known = ", ".join(map(repr, points))
+        raise ValueError(f"name: got {name!r}, expected one of {known}{suggest(name, points)}")
     return _loaded(points[name])
 
 
