@@ -31,7 +31,7 @@ class PlainConsole(Console):
         return super().render_str(lines, **{**settings, "markup": False, "emoji": False})
 
 
-console = PlainConsole()
+console = PlainConsole(highlight=False)
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:
