@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .moved import register as register_moved_modules
 
 if TYPE_CHECKING:
-    from .evaluation import EvaluationReport, Evaluator
+    from .evaluation import EvaluationReport, Evaluator, evaluate
     from .export import export_classifier
-    from .lipschitz import PyTorchLipschitzCertifier
+    from .lipschitz import PyTorchLipschitzCertifier, certify
     from .registry import available_methods, create
     from .saved_classifier import load_classifier, save_classifier
     from .threat import ThreatModel
@@ -59,7 +59,9 @@ __all__ = [
     "WeightMap2d",
     "WeightMapPreprocessor",
     "available_methods",
+    "certify",
     "create",
+    "evaluate",
     "export_classifier",
     "insert_weight_maps",
     "load_classifier",
@@ -68,9 +70,9 @@ __all__ = [
 ]
 
 _SOURCES = {
-    "evaluation": ("EvaluationReport", "Evaluator"),
+    "evaluation": ("EvaluationReport", "Evaluator", "evaluate"),
     "export": ("export_classifier",),
-    "lipschitz": ("PyTorchLipschitzCertifier",),
+    "lipschitz": ("PyTorchLipschitzCertifier", "certify"),
     "registry": ("available_methods", "create"),
     "saved_classifier": ("load_classifier", "save_classifier"),
     "threat": ("ThreatModel",),

@@ -74,7 +74,7 @@ class Progress:
             disable=not shown or self._lines,
             dynamic_ncols=True,
             # Without the rate, a line of 80 columns holds what the stages gave.
-            bar_format=None if total is None else "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            bar_format=None if total is None else "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         )
 
     def __enter__(self) -> Progress:
