@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from types import FunctionType
@@ -18,6 +18,7 @@ _EPOCHS = (("nb_epochs", "nb_epochs"), (None, "fit(..., nb_epochs=...)"))
 _THREAT = (("threat", "threat=ThreatModel('Linf', '8/255')"),)
 _LOADER = (("loader", "loader"), ("generator", "generator"), ("x", "x"))
 _CLASSIFIER = (("classifier", "classifier"), ("estimator", "estimator"), ("model", "model"))
+_EXAMPLES = {"threat": "ThreatModel('Linf', '8/255')"}
 _OPTIMIZER = ((None, "it in the optimizer of PyTorchClassifier(..., optimizer=...)"),)
 MEANT: Mapping[str, tuple[tuple[str | None, str], ...]] = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "max_epochs", "epoch"), _EPOCHS),
@@ -40,14 +41,16 @@ MEANT: Mapping[str, tuple[tuple[str | None, str], ...]] = {
 
 
 class KnownKeywords:
-    """A base of classes whose constructor refuses unknown keywords by `check_keywords`.
+    """A base of classes whose constructor refuses unknown keywords by `check_keywords`, and names what is missing.
 
     It stands last among the bases: the signature is that of the constructor.
     """
 
-    def __new__(cls, *_: Any, **keywords: Any) -> Any:
+    def __new__(cls, *given: Any, **keywords: Any) -> Any:
         methods = (getattr(cls, name, None) for name in ("fit", "evaluate"))
         check_keywords(cls.__init__, keywords, {each.__name__: each for each in methods if each is not None})
+        if given or keywords:  # a copy is made of nothing
+            _check_required(cls.__init__, given, keywords)
         return super().__new__(cls)
 
 
@@ -106,6 +109,17 @@ def check_keywords(
         known = ", ".join(name for name in parameters if name != "self")
         found = found or find_nearest(keyword, parameters) or (f"one of {known}" if known else "none")
         raise TypeError(f"{keyword}: got an unknown keyword, expected {found}.")
+
+
+def _check_required(function: Callable[..., Any], given: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    """Refuse a call of a constructor that leaves out an argument without default."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    for number, each in enumerate(parameters):
+        by_position = each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) and number < len(given)
+        required = each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        if required and not by_position and each.name not in keywords:
+            how = f", such as {_EXAMPLES[each.name]}" if each.name in _EXAMPLES else ""
+            raise TypeError(f"{each.name}: got none, expected one{how}.")
 
 
 def find_meant(keyword: str, parameters: Mapping[str, inspect.Parameter]) -> str | None:

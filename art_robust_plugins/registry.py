@@ -55,13 +55,17 @@ def available_instruments() -> dict[str, type[Instrument]]:
     return {name: _loaded(point) for name, point in _points(INSTRUMENTS).items()}
 
 
-def method(name: str) -> type:
+def method(name: str, argument: str = "name") -> type:
     """The class of one method.
+
+    Args:
+        name: of the method.
+        argument: what a refusal calls the name.
 
     Raises:
         ValueError: no method has this name; the message suggests the nearest.
     """
-    return _named(name, GROUP)
+    return _named(name, GROUP, argument)
 
 
 def create(name: str, classifier: PyTorchClassifier, **parameters: Any) -> Any:
@@ -133,11 +137,11 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
             raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
 
 
-def _named(name: str, group: str) -> type:
+def _named(name: str, group: str, argument: str = "name") -> type:
     points = _points(group)
     if not isinstance(name, str) or name not in points:
         known = ", ".join(map(repr, points))
-        raise ValueError(f"name: got {name!r}, expected one of {known}{suggest(name, points)}")
+        raise ValueError(f"{argument}: got {name!r}, expected one of {known}{suggest(name, points)}")
     return _loaded(points[name])
 
 

@@ -70,6 +70,16 @@ def test_an_unknown_keyword_is_refused_with_the_one_that_was_meant(
     assert meant in str(refusal.value)
 
 
+def test_a_missing_argument_is_named() -> None:
+    for call in (lambda: TRADESTrainer(classifier()), lambda: Evaluator(classifier())):
+        with pytest.raises(
+            TypeError, match=r"^threat: got none, expected one, such as ThreatModel\('Linf', '8/255'\)\.$"
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"^classifier: got none"):
+        StandardTrainer(options=TrainingOptions())
+
+
 def test_what_is_refused_is_refused_before_any_work() -> None:
     trainer = StandardTrainer(classifier())
     with pytest.raises(TypeError, match="epochs"):

@@ -98,10 +98,22 @@ class Commands(typer.core.TyperGroup):
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
 
+_OPTIONS = {
+    "checkpoint_dir:": "--out:",
+    "state_dir:": "--out:",
+    "folder: got": "RUN: got",
+    "name: got the data": "--data: got",
+    "name: got the model": "--model: got",
+}
+"""How a sentence about an argument begins -> how it begins where the command line gives the argument."""
+
+
 def _name_option(sentence: str) -> str:
     """A sentence about an argument that the command line gives by an option of another name, about that option."""
-    name, colon, rest = sentence.partition(":")
-    return f"--out{colon}{rest}" if name in ("checkpoint_dir", "state_dir") else sentence
+    for told, shown in _OPTIONS.items():
+        if sentence.startswith(told):
+            return shown + sentence.removeprefix(told)
+    return sentence
 
 
 app = typer.Typer(

@@ -11,6 +11,7 @@ SPELLINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "--clip": ("--max-gradient-norm",),
         "--fused": ("--fused-optimizer",),
         "--instruments": ("--with",),
+        "--learning-rate": ("--lr",),
         "--milestone": ("--milestones",),
         "--nb-epochs": ("--epochs",),
         "--network": ("--model",),

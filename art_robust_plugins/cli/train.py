@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import typer
 from art.defences.trainer import Trainer
 
+from ..checks import suggest
 from ..data import Dataset
 from ..experiments import TrainingPlan, is_trainable, train_run
 from ..experiments.runs import RUN_FILES
 from ..experiments.training_record import read_training_record
 from ..locks import is_unused
-from ..registry import method, parameters_of
+from ..registry import available_instruments, method, parameters_of
 from ..saved_classifier import CLASSIFIER_FILE
 from ..terminal import console
 from ..threat import ThreatModel
@@ -116,11 +117,16 @@ def _read_method(
     name: str, texts: list[str], instruments: list[str], weight_map: str | None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The parameters of the method, and those of each instrument that joins it."""
-    kind = method(name)
+    kind = method(name, "METHOD")
     if not is_trainable(kind):
         raise ValueError(f"METHOD: {name!r} is an ART {name_kind(kind)}, expected a Trainer.")
     if weight_map is not None and not issubclass(kind, Trainer):
         raise ValueError(f"--weight-map: got {weight_map} for {name!r}, expected --set kernel=... there.")
+    known = available_instruments()
+    for instrument in instruments:
+        if instrument not in known:
+            hint = suggest(instrument, known)
+            raise ValueError(f"--with: got {instrument!r}, expected one of {', '.join(map(repr, known))}{hint}")
     parameters, joined = sort_settings(texts, instruments)
     trainer = kind if issubclass(kind, Trainer) else method("standard")
     if joined and "instruments" not in inspect.signature(trainer).parameters:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BAD = [
-    (["train", "bnag", "--out", "{new}"], "error: name: got 'bnag', expected one of"),
+    (["train", "bnag", "--out", "{new}"], "error: METHOD: got 'bnag', expected one of"),
     (
         ["train", "lipschitz-certifier", "--out", "{new}"],
         "METHOD: 'lipschitz-certifier' is an ART estimator, expected a",
@@ -21,7 +21,10 @@ BAD = [
     (["train", "bang", "--set", "beta=-1", "--out", "{new}"], "beta: got -1, expected a number that is not negative."),
     (["train", "bang", "--eps", "8/0", "--out", "{new}"], "error: eps: got '8/0', expected a positive number"),
     (["train", "bang", "--norm", "L2", "--out", "{new}"], "error: --norm: got L2 without --eps, expected both."),
-    (["train", "bang", "--with", "bnag", "--out", "{new}"], "name: got 'bnag', expected one of 'bang', 'layerwise'"),
+    (
+        ["train", "bang", "--with", "bnag", "--out", "{new}"],
+        "--with: got 'bnag', expected one of 'bang', 'layerwise'; did you mean 'bang'?",
+    ),
     (["train", "bang", "--with", "bang", "--with", "bang", "--out", "{new}"], "--with: got bang twice, expected it"),
     (
         ["train", "bang", "--set", "bang.beta=1", "--out", "{new}"],
@@ -70,12 +73,12 @@ BAD = [
     (["attack"], "No such command 'attack'"),
     (["train", "bang", "--validation", "5000", "--out", "{new}"], "error: --validation: got 5000 of 1437"),
     (["train", "bang", "--out", "{trained}"], "holds a trained network already, expected another folder."),
-    (["evaluate", "{new}", "--eps", "0.1"], "error: "),
+    (["evaluate", "{new}", "--eps", "0.1"], "error: RUN: got "),
     (["evaluate", "{trained}", "--eps", "0.1", "--attacks", "standrd"], "did you mean 'standard'?"),
     (["evaluate", "{trained}"], "Missing option"),
     (["certify", "{trained}"], "Missing option"),
     (["certify", "{trained}", "--eps", "big"], "error: eps: got 'big', expected a positive number"),
-    (["certify", "{new}", "--eps", "0.1"], "error: "),
+    (["certify", "{new}", "--eps", "0.1"], "error: RUN: got "),
     (["train", "bang", "--model-set", "depth", "--out", "{new}"], "error: --model-set: got 'depth', expected NAME="),
     (["train", "bang", "--model-set", "depth=4", "--out", "{new}"], "depth: the network 'small-cnn' has no such"),
     (["train", "bang", "--model-set", "hiden=4", "--out", "{new}"], "did you mean 'hidden'?"),
@@ -108,7 +111,7 @@ def test_bad_input_gets_one_sentence(run, trained: Path, tmp_path: Path, argumen
 
 
 def test_debug_shows_where_an_error_came_from(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match="name: got 'bnag'"):
+    with pytest.raises(ValueError, match="METHOD: got 'bnag'"):
         run("--debug", "train", "bnag", "--out", tmp_path / "new")
 
 
