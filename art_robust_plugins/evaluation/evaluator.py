@@ -31,6 +31,7 @@ from ..bridge import (
     preserved,
 )
 from ..checks import check_count, check_path, check_seed
+from ..keywords import KnownKeywords, explain_keywords
 from ..processes import find_processes
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import Snapshot, restored_state
@@ -58,7 +59,7 @@ preprocessing = describe_preprocessing
 """The name under which `describe_preprocessing` was first published."""
 
 
-class Evaluator:
+class Evaluator(KnownKeywords):
     """Evaluates the robustness of a classifier with named attacks, and says how far the numbers can be trusted.
 
     The ``standard`` suite is AutoAttack's standard version. With the same seed and ``batch_size`` its verdicts are
@@ -157,6 +158,12 @@ class Evaluator:
         self.state_dir = None if state_dir is None else check_path("state_dir", state_dir)
         self.verbose = verbose
 
+    def __repr__(self) -> str:
+        names = ", ".join(attack.name for attack in self.attacks)
+        network = self.estimator if isinstance(self.estimator, nn.Module) else self.estimator.model
+        return f"Evaluator({type(network).__name__}, {self.threat}, attacks: {names}, seed {self.seed})"
+
+    @explain_keywords
     def evaluate(self, x: Any, y: Any = None) -> EvaluationReport:
         """Attack every sample, and report.
 

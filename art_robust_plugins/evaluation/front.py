@@ -13,6 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from ..bridge import as_estimator, bounded_range, check_no_conventions, clip_range, copy_to, is_plain, named_model
+from ..keywords import explain_keywords
 from ..threat import ThreatModel, parse_norm, parse_radius
 from .evaluator import Evaluator
 from .libraries import Attack, Backend
@@ -27,6 +28,7 @@ WIDE = 100.0
 """A range as wide is one of pixel levels, whose radii are no fractions of a level."""
 
 
+@explain_keywords
 def evaluate(
     model: nn.Module | PyTorchClassifier,
     x: Any,

@@ -16,6 +16,7 @@ from ..checks import plain_number
 from ..data import Dataset, Images, Labels
 from ..evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from ..evaluation.diagnostics import TRANSFER
+from ..evaluation.libraries import present_name
 from ..evaluation.report import REPORT_FILE, REPORT_FILES
 from ..evaluation.suites import Backend
 from ..files import read_json, save_tensors, write_json
@@ -119,7 +120,7 @@ def evaluate_run(
     others = {path.resolve().name: path for path in transfers}
     if len(others) < len(transfers):
         raise ValueError(f"--transfer: got {', '.join(map(str, transfers))}, expected runs of different names.")
-    names = [*attacks, *(f"{TRANSFER}{other}" for other in others)]
+    names = [*map(present_name, attacks), *(f"{TRANSFER}{other}" for other in others)]
     name = _label(run, data, threats, names, points=points, seed=seed, batch=batch_size, backend=backend)
     folder = out or run / EVALUATIONS / name
     processes = find_processes()

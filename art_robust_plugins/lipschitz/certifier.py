@@ -108,6 +108,10 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         check_classifier(self)
         bounded_network(self)
 
+    def __repr__(self) -> str:
+        network = type(self.model).__name__
+        return f"PyTorchLipschitzCertifier({network}, input {self.input_shape}, {self.nb_classes} classes)"
+
     @classmethod
     def from_classifier(cls, classifier: PyTorchClassifier) -> PyTorchLipschitzCertifier:
         """A certifier of the same network: it shares the network, the loss, the optimizer and all settings.

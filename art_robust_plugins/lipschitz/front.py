@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, named_model
+from ..keywords import explain_keywords
 from ..threat import parse_norm
 from .certifier import PyTorchLipschitzCertifier
 
 
+@explain_keywords
 def certify(
     model: nn.Module | PyTorchClassifier,
     x: Any,
