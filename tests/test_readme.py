@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from art_robust_plugins.cli import app
+from art_robust_plugins.cli.spellings import use_present_spellings
 from art_robust_plugins.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -70,4 +71,5 @@ def test_the_commands_and_their_options_exist(line: str) -> None:
     words = shlex.split(line.split("  ", maxsplit=1)[0])
     command = get_command(app).commands[words[1]]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words[2:] if word.startswith("--")} <= known
+    given = use_present_spellings(words[1], words[2:])
+    assert {word for word in given if word.startswith("--")} <= known
