@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def to_mathml(text: str) -> str:
     """A text without code, with its $formulas$ as MathML."""
-    return INLINE.sub(lambda found: f'<span>{convert(found[1].replace(chr(10), " "))}</span>', text)
+    return INLINE.sub(lambda found: f"<span>{convert(found[1].replace(chr(10), ' '))}</span>", text)
 
 
 def on_page_context(context: dict[str, Any], page: Page, config: MkDocsConfig, nav: Any) -> dict[str, Any]:
