@@ -158,8 +158,8 @@ def copy_to(model: nn.Module | PyTorchClassifier, device: Any) -> nn.Module | Py
     try:
         wanted = torch.empty(0, device=device).device
     except Exception as error:  # whatever torch raises of texts and of devices that are not here
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ValueError(f"device: got {device!r} ({reason}), expected one that is here, such as 'cpu'.") from error
+        here = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu', as no GPU is here"
+        raise ValueError(f"device: got {device!r}, expected {here}.") from error
     if wanted == device_of(model):
         return model
     try:
@@ -326,6 +326,11 @@ def _probe(model: nn.Module, few: Tensor, preprocessing: tuple[Any, Any]) -> tup
         raise ValueError(
             f"model: its output is a {type(outputs).__name__}, expected logits (N, classes), or an object with the "
             f"attribute logits; wrap it in a torch module whose forward(self, x) returns {inside}."
+        )
+    if not outputs.is_floating_point():
+        raise ValueError(
+            f"model: its outputs are {outputs.dtype}, expected logits in floating point; a class that was already chosen "
+            f"has no logits."
         )
     shape = tuple(outputs.shape)
     if len(shape) not in (1, 2) or shape[0] != len(few):
