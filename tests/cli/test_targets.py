@@ -56,6 +56,12 @@ def nothing():
 """
 
 
+def find_path(text: str, suffix: str) -> Path:
+    """The one path of that ending that a command printed on a line of its own."""
+    (line,) = [line for line in text.splitlines() if line.endswith(suffix) and " " not in line]
+    return Path(line)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(FILE)
@@ -86,7 +92,7 @@ def test_a_file_with_weights_is_evaluated_as_in_python(  # type: ignore[no-untyp
     arguments = ["--weights", path, "--data", "digits", "--points", 30]
     code, text = run("evaluate", "mine.py:build", *arguments, "--eps", "0.1", "--attacks", "apgd-ce")
     assert code == 0, text
-    page = Path(text.strip().splitlines()[-1])
+    page = find_path(text, "report.html")
     assert page == Path("runs/build-w/evaluations/Linf-0.1-apgd-ce-30-digits/report.html")
     report = EvaluationReport.load(page.parent)
     own = evaluate(network, digits.x_test[:30], digits.y_test[:30], "Linf", 0.1, attacks="apgd-ce", verbose=False)
@@ -95,7 +101,7 @@ def test_a_file_with_weights_is_evaluated_as_in_python(  # type: ignore[no-untyp
 
     code, text = run("certify", "mine.py:build", *arguments, "--eps", "0.05")
     assert code == 0, text
-    told = json.loads(Path(text.strip().splitlines()[-1]).read_text())
+    told = json.loads(find_path(text, "certificate.json").read_text())
     assert told["clean_accuracy"] == report.clean_accuracy
 
 
@@ -117,19 +123,19 @@ def test_a_run_is_attacked_within_the_threat_of_its_training(run, trained: Path)
     code, text = run("evaluate", trained, "--attacks", "fgsm", "--points", 5)
     assert code == 0, text
     assert "Threat: Linf 0.1, that of the training." in text
-    assert EvaluationReport.load(Path(text.strip().splitlines()[-1]).parent).settings["threat"]["eps"] == 0.1
+    assert EvaluationReport.load(find_path(text, "report.html").parent).settings["threat"]["eps"] == 0.1
 
 
 def test_robustbench(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(0)
-    x, y = rng.random((20, 3, 4, 4), dtype=np.float32), np.arange(20) % 10
+    x, y = rng.random((20, 3, 8, 8), dtype=np.float32), np.arange(20) % 10
     np.savez(folder / "cifar10.npz", x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])
     arguments = ["--data", "cifar10.npz", "--eps", "8/255", "--robustbench", "submission", "--title", "A paper"]
     code, text = run("evaluate", "mine.py:Colour", *arguments)
     assert code == 0, text
     told = json.loads((folder / "submission" / "Colour.json").read_text())
     assert (told["name"], told["dataset"], told["eps"]) == ("A paper", "cifar10", "8/255")
-    assert torch.load(folder / "submission" / "Colour.pt", weights_only=True).shape == (4, 3, 4, 4)
+    assert torch.load(folder / "submission" / "Colour.pt", weights_only=True).shape == (4, 3, 8, 8)
 
 
 BAD = [
