@@ -18,7 +18,7 @@ _EPOCHS = (("nb_epochs", "nb_epochs"), (None, "fit(..., nb_epochs=...)"))
 _THREAT = (("threat", "threat=ThreatModel('Linf', '8/255')"),)
 _LOADER = (("loader", "loader"), ("generator", "generator"), ("x", "x"))
 _CLASSIFIER = (("classifier", "classifier"), ("estimator", "estimator"), ("model", "model"))
-_EXAMPLES = {"threat": "ThreatModel('Linf', '8/255')"}
+_EXAMPLES = {"threat": "ThreatModel('Linf', '8/255')", "norm": "'Linf'", "eps": "'8/255'"}
 _OPTIMIZER = ((None, "it in the optimizer of PyTorchClassifier(..., optimizer=...)"),)
 MEANT: Mapping[str, tuple[tuple[str | None, str], ...]] = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "max_epochs", "epoch"), _EPOCHS),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import to_float
+from .keywords import KnownKeywords
 
 Norm = Literal["Linf", "L2", "L1"]
 Bound = float | Tensor
@@ -28,7 +29,7 @@ _ORDERS: dict[str | float, Norm] = {
 
 
 @dataclass(frozen=True, init=False)
-class ThreatModel:
+class ThreatModel(KnownKeywords):
     """All inputs within distance ``eps`` of the given one, in the Linf, L2 or L1 norm.
 
     Args:

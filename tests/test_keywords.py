@@ -52,6 +52,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: LocalBallTrainer(classifier(), norm="Linf", eps=0.1), "norm", "threat=ThreatModel("),
     (lambda: LayerwiseAdversarialTrainer(classifier(), epsilon=0.1), "epsilon", "eps"),
     (lambda: BANG(eps=0.1), "eps", "epsilon"),
+    (lambda: ThreatModel("linf", epsilon=0.1), "epsilon", "eps"),
     (lambda: TrainingOptions(sed=1), "sed", "seed"),
     (lambda: Evaluator(classifier(), eps=0.1), "eps", "threat=ThreatModel("),
     (lambda: Evaluator(classifier(), THREAT, attack="aa"), "attack", "attacks"),

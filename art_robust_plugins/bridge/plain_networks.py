@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..checks import check_count
@@ -21,13 +18,7 @@ from ..snapshot import restored_state
 from .estimators import check_classifier
 from .networks import device_of, preserved
 from .outputs import describe_logits
-from .ranges import RANGE_TOLERANCE, InputRange, bounded_range, read_clip_values
-from .tensors import plain_tensor
-
-UNIT_BOUNDS = (0.0, 1.0)
-"""The bounds of a plain network's inputs where none are given."""
-
-_CHANNELS = (1, 3, 4)
+from .plain_inputs import UNIT_BOUNDS, advise_on_layout, check_images, check_range, read_bounds, read_standardisation
 
 
 class LogitsOf(nn.Module):
@@ -107,11 +98,11 @@ def as_estimator(
     device = device_of(model)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"model: its weights are on {device}, expected the CPU or a CUDA device.")
-    images = _check_images(x)
+    images = check_images(x)
     shape = tuple(images.shape[1:])
-    limits = _read_bounds(bounds, shape)
-    _check_range(images, limits)
-    preprocessing = _read_standardisation(mean, std, shape, limits)
+    limits = read_bounds(bounds, shape)
+    check_range(images, limits)
+    preprocessing = read_standardisation(mean, std, shape, limits)
     few = images[[0, -1]].to(device, torch.float32)
     network, classes = _probe(model, few, preprocessing)
     if nb_classes is not None and check_count("nb_classes", nb_classes) != classes:
@@ -158,8 +149,8 @@ def copy_to(model: nn.Module | PyTorchClassifier, device: Any) -> nn.Module | Py
     try:
         wanted = torch.empty(0, device=device).device
     except Exception as error:  # whatever torch raises of texts and of devices that are not here
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ValueError(f"device: got {device!r} ({reason}), expected one that is here, such as 'cpu'.") from error
+        here = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu', as no GPU is here"
+        raise ValueError(f"device: got {device!r}, expected {here}.") from error
     if wanted == device_of(model):
         return model
     try:
@@ -209,93 +200,6 @@ def _advise_on_model(model: object) -> str | None:
     return f"{type(model).__name__}, expected a torch.nn.Module or an ART PyTorchClassifier"
 
 
-def _check_images(x: Any) -> Tensor:
-    """``x`` as a tensor of numbers [N, ...], whose axes may yet be others than the network's."""
-    images = plain_tensor(x, "x")
-    if images.dim() < 2:
-        raise ValueError(
-            f"x: got an array of shape {tuple(images.shape)}, expected images (N, C, H, W) or vectors (N, F)."
-        )
-    if images.numel() == 0:
-        raise ValueError(f"x: got an array of shape {tuple(images.shape)}, expected at least one sample.")
-    if images.dtype == torch.bool:
-        raise ValueError(f"x: got values of type {images.dtype}, expected numbers.")
-    return images
-
-
-def _read_bounds(bounds: Any, shape: tuple[int, ...]) -> InputRange:
-    try:
-        return bounded_range(*read_clip_values(UNIT_BOUNDS if bounds is None else bounds, shape))
-    except ValueError as error:
-        _, _, reason = str(error).partition("clip_values are ")
-        raise ValueError(f"bounds: got {reason or error}") from None
-
-
-def _check_range(images: Tensor, limits: InputRange) -> None:
-    smallest, largest = float(images.min()), float(images.max())
-    if not (math.isfinite(smallest) and math.isfinite(largest)):
-        raise ValueError("x: got NaN or infinity, expected finite numbers.")
-    (low, high), slack = limits.hull, RANGE_TOLERANCE * limits.width
-    if low - slack <= smallest and largest <= high + slack:
-        return
-    advice = f"or bounds=(low, high) for a network that takes another range than [{low:g}, {high:g}]"
-    if smallest >= 0 and 1 < largest <= 255 and (low, high) == UNIT_BOUNDS and (largest > 16 or _are_whole(images)):
-        advice = "as x / 255 gives, or bounds=(0, 255) for a network that takes such values"
-    elif smallest < 0 and (low, high) == UNIT_BOUNDS:
-        advice = (
-            "as before a normalisation, whose mean= and std= go with the network; or bounds=(low, high) for a network "
-            "that takes another range"
-        )
-    raise ValueError(f"x: got values in [{smallest:g}, {largest:g}], expected [{low:g}, {high:g}], {advice}.")
-
-
-def _are_whole(images: Tensor) -> bool:
-    return not images.is_floating_point() or bool((images == images.round()).all())
-
-
-def _read_standardisation(
-    mean: Any, std: Any, shape: tuple[int, ...], limits: InputRange
-) -> tuple[float | NDArray[np.float32], float | NDArray[np.float32]]:
-    """ART's ``preprocessing``; numbers of the channels stand on the first axis, also where another is as long."""
-    if mean is None and std is None:
-        return 0.0, 1.0
-    if mean is None or std is None:
-        name, other = ("mean", "std") if mean is None else ("std", "mean")
-        raise ValueError(f"{name}: got None beside {other}, expected both, in the units of x.")
-    subtrahend, divisor = (_read_constants(*named, shape) for named in (("mean", mean), ("std", std)))
-    if not bool((divisor > 0).all()):
-        raise ValueError(f"std: got {std!r}, expected positive numbers.")
-    (low, high), width = limits.hull, limits.width
-    if float(subtrahend.min()) < low - width or float(subtrahend.max()) > high + width:
-        raise ValueError(
-            f"mean: got {mean!r} for images in [{low:g}, {high:g}], expected it in their units, or bounds= in its own."
-        )
-    if subtrahend.size == divisor.size == 1:
-        return float(subtrahend), float(divisor)
-    both = np.broadcast_arrays(subtrahend, divisor)
-    return both[0].copy(), both[1].copy()
-
-
-def _read_constants(name: str, values: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array = plain_tensor(values, name).cpu().float().numpy()
-    if array.size == 1:
-        array = array.reshape(())
-    elif array.ndim == 1:
-        array = array.reshape(-1, *[1] * (len(shape) - 1))
-    elif array.ndim == len(shape) + 1 and len(array) == 1:
-        array = array[0]
-    try:
-        fits = np.broadcast_shapes(array.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits or not bool(np.isfinite(array).all()):
-        raise ValueError(
-            f"{name}: got {values!r} for images of shape {shape}, expected a finite number, or one for each of "
-            f"{shape[0]} channels{_advise_on_layout(shape)}."
-        )
-    return array
-
-
 def _probe(model: nn.Module, few: Tensor, preprocessing: tuple[Any, Any]) -> tuple[nn.Module, int]:
     """The network that returns logits, and how many: from a pass of two images that leaves the network as it was."""
     mean, std = (torch.as_tensor(value, dtype=torch.float32, device=few.device) for value in preprocessing)
@@ -327,11 +231,15 @@ def _probe(model: nn.Module, few: Tensor, preprocessing: tuple[Any, Any]) -> tup
             f"model: its output is a {type(outputs).__name__}, expected logits (N, classes), or an object with the "
             f"attribute logits; wrap it in a torch module whose forward(self, x) returns {inside}."
         )
+    if not outputs.is_floating_point():
+        raise ValueError(
+            f"model: its outputs are {outputs.dtype}, expected logits in floating point; a chosen class has none."
+        )
     shape = tuple(outputs.shape)
     if len(shape) not in (1, 2) or shape[0] != len(few):
         raise ValueError(
             f"model: its output for {len(few)} images of shape {tuple(few.shape[1:])} is of shape {shape}, expected "
-            f"logits ({len(few)}, classes){_advise_on_layout(tuple(few.shape[1:]))}."
+            f"logits ({len(few)}, classes){advise_on_layout(tuple(few.shape[1:]))}."
         )
     return network, shape[1] if len(shape) == 2 else 1
 
@@ -345,13 +253,4 @@ def _advise_on_failure(model: nn.Module, shape: tuple[int, ...]) -> str:
         return f"; its weights are {min(map(str, kinds))}: use model.float(), or convert in forward"
     if len(shape) == 2:
         return "; images without an axis of channels get one by x[:, None]"
-    return _advise_on_layout(shape)
-
-
-def _advise_on_layout(shape: tuple[int, ...]) -> str:
-    if len(shape) == 3 and shape[-1] in _CHANNELS and shape[0] not in _CHANNELS:
-        return (
-            "; the channels seem to come last, and x.transpose(0, 3, 1, 2) of an array, or x.permute(0, 3, 1, 2) of a "
-            "tensor, puts them first"
-        )
-    return ""
+    return advise_on_layout(shape)

@@ -133,6 +133,8 @@ def _check_order(x: Any, y: Any, norm: Any, eps: Any) -> None:
     """Refuse arguments in each other's places."""
     if _is_taken(parse_radius, norm) and not _is_taken(parse_norm, norm) and _is_taken(parse_norm, eps):
         raise ValueError(f"norm: got {norm!r}, and eps {eps!r}, expected the norm first and then the radius.")
+    if isinstance(y, str):
+        raise ValueError(f"y: got {y!r}, expected labels, or None for data that bring their own.")
     axes, others = getattr(x, "ndim", None), getattr(y, "ndim", None)
     if axes is not None and others is not None and (axes <= 1 < others or axes <= 2 < others):
         raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, named_model
 from ..keywords import explain_keywords
@@ -60,6 +61,11 @@ def certify(
         >>> certify(network, [[[[0.9, 0.2]]], [[[0.3, 0.4]]]])[1].round(4)  # 0.7 / sqrt(2) for the first
         array([0.495 , 0.0707])
     """
+    if isinstance(x, Dataset | DataLoader):
+        raise ValueError(
+            f"x: got a {type(x).__name__}, expected an array or a tensor; torch.cat([images for images, _ in batches]) "
+            f"makes one of a DataLoader's."
+        )
     conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
     with named_model(), torch.inference_mode(False):
         if is_plain(model):
