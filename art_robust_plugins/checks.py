@@ -7,11 +7,45 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+
+_NEAR = 0.6
+"""A name is near another where at least this share of their letters agrees, in order (difflib's ratio)."""
+
+
+def find_nearest(value: object, known: Iterable[str]) -> str | None:
+    """The known name that is nearest to ``value``, None where none is near; case, dashes and underscores are one.
+
+    Example:
+        >>> find_nearest("Cifar_10", ["cifar10", "mnist"]), find_nearest("foo", ["deepfool"])
+        ('cifar10', None)
+    """
+    if not isinstance(value, str):
+        return None
+    ratios = {name: SequenceMatcher(None, _fold(name), _fold(value)).ratio() for name in known}
+    near = max(ratios, key=lambda name: (ratios[name], name), default=None)
+    return near if near is not None and ratios[near] >= _NEAR else None
+
+
+def suggest(value: object, known: Iterable[str], otherwise: str = ".") -> str:
+    """How a refusal of ``value`` ends: with the known name that is near, else with ``otherwise``.
+
+    Example:
+        >>> suggest("bnag", ["bang", "trades"]), suggest("foo", ["bang"])
+        ("; did you mean 'bang'?", '.')
+    """
+    near = find_nearest(value, known)
+    return otherwise if near is None else f"; did you mean {near!r}?"
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def is_integer(value: object) -> bool:
@@ -119,7 +153,8 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         ValueError: for such a value.
     """
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}: got {value!r}, expected one of {known}{suggest(value, choices)}")
 
 
 def check_path(name: str, value: Any) -> Path:

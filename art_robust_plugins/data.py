@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ import numpy as np
 from art import config
 from art.utils import load_cifar10, load_mnist
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from .checks import check_path
+from .checks import check_path, suggest
 from .files import read_npz
 from .labels import warn_of_missing_classes
 
@@ -49,6 +46,10 @@ class Dataset:
     x_test: Images
     y_test: Labels
     nb_classes: int
+
+    def __repr__(self) -> str:
+        images = f"{len(self.x_train)} training and {len(self.x_test)} test images {self.input_shape}"
+        return f"Dataset({self.name!r}: {images}, {self.nb_classes} classes)"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -84,12 +85,14 @@ def load_data(name: str | Path) -> Dataset:
         return _LOADERS[str(name)]()
     if path.suffix.lower() == ".npz":
         return _npz(path)
-    near = get_close_matches(str(name).lower(), _LOADERS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"name: got the data {str(name)!r}{hint}, expected one of {', '.join(_LOADERS)}, or an .npz file.")
+    known = f"{', '.join(_LOADERS)}, or an .npz file"
+    raise ValueError(f"name: got the data {str(name)!r}, expected one of {known}{suggest(str(name), _LOADERS)}")
 
 
 def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
     x_train, x_test, y_train, y_test = train_test_split(

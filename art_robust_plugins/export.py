@@ -235,7 +235,7 @@ def _exported(network: nn.Module, x: Tensor, format: Format, batch: int | None) 
         torch.jit.save(torch.jit.trace(network, (x,), check_trace=False), content)  # type: ignore[no-untyped-call]
         return content.getvalue()
     free = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
-    program = torch.export.export(network, (x,), dynamic_shapes=free)
+    program = torch.export.export(network, (x,), dynamic_shapes=free, strict=False)  # the default from torch 2.7 on
     if format == "torch-export":
         torch.export.save(program, content)
         return content.getvalue()

@@ -8,7 +8,6 @@ A method is an entry point of the group ``art_robust_plugins.methods`` that name
 from __future__ import annotations
 
 import inspect
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -17,6 +16,8 @@ from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
 
+from .checks import suggest
+from .keywords import find_meant
 from .training.instruments import Instrument
 
 GROUP = "art_robust_plugins.methods"
@@ -54,13 +55,17 @@ def available_instruments() -> dict[str, type[Instrument]]:
     return {name: _loaded(point) for name, point in _points(INSTRUMENTS).items()}
 
 
-def method(name: str) -> type:
+def method(name: str, argument: str = "name") -> type:
     """The class of one method.
+
+    Args:
+        name: of the method.
+        argument: what a refusal calls the name.
 
     Raises:
         ValueError: no method has this name; the message suggests the nearest.
     """
-    return _named(name, GROUP)
+    return _named(name, GROUP, argument)
 
 
 def create(name: str, classifier: PyTorchClassifier, **parameters: Any) -> Any:
@@ -126,21 +131,17 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
     own = [parameter for parameter in accepted if parameter not in {"self", "classifier"}]
     for given in parameters:
         if given not in own:
-            near = get_close_matches(given, own, n=1, cutoff=0.5)
-            hint = (
-                f"; did you mean {near[0]!r}?"
-                if near
-                else f", expected {'some of ' + ', '.join(own) if own else 'none'}."
-            )
+            meant = find_meant(given, accepted)
+            expected = meant or f"{'some of ' + ', '.join(own) if own else 'none'}"
+            hint = suggest(given, () if meant else own, f", expected {expected}.")
             raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
 
 
-def _named(name: str, group: str) -> type:
+def _named(name: str, group: str, argument: str = "name") -> type:
     points = _points(group)
     if not isinstance(name, str) or name not in points:
-        near = get_close_matches(name, points, n=1, cutoff=0.4) if isinstance(name, str) else ()
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join(map(repr, points))}{hint}")
+        known = ", ".join(map(repr, points))
+        raise ValueError(f"{argument}: got {name!r}, expected one of {known}{suggest(name, points)}")
     return _loaded(points[name])
 
 

@@ -8,34 +8,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .checks import is_number, to_float
+from .checks import to_float
+from .keywords import KnownKeywords
 
 Norm = Literal["Linf", "L2", "L1"]
 Bound = float | Tensor
 """A limit of the input range: one number, or a tensor that broadcasts against a batch."""
 
-# ART writes a norm as a number or as "inf".
-_ART_NORMS: tuple[tuple[object, Norm], ...] = (
-    ("inf", "Linf"),
-    (math.inf, "Linf"),
-    (2, "L2"),
-    ("2", "L2"),
-    (1, "L1"),
-    ("1", "L1"),
-)
+_ORDERS: dict[str | float, Norm] = {
+    **dict.fromkeys(("inf", "infty", "infinity", "∞", math.inf), "Linf"),
+    **dict.fromkeys(("2", 2.0), "L2"),
+    **dict.fromkeys(("1", 1.0), "L1"),
+}
+"""Norms by their orders, as text and as numbers: ART writes them so."""
 
 
 @dataclass(frozen=True, init=False)
-class ThreatModel:
+class ThreatModel(KnownKeywords):
     """All inputs within distance ``eps`` of the given one, in the Linf, L2 or L1 norm.
 
     Args:
-        norm: ``"Linf"``, ``"L2"`` or ``"L1"``; ART's spellings (``numpy.inf``, ``"inf"``, ``2``, ``1``) are understood.
+        norm: ``"Linf"``, ``"L2"`` or ``"L1"``; see `parse_norm` for other spellings.
         eps: the radius, positive, in the units of the estimator's input (its ``clip_values``): a number, or a
             fraction as text such as ``"8/255"``.
 
@@ -53,8 +51,8 @@ class ThreatModel:
     eps: float
 
     def __init__(self, norm: str | float, eps: float | str) -> None:
-        object.__setattr__(self, "norm", norm_of(norm))
-        object.__setattr__(self, "eps", radius_of(eps))
+        object.__setattr__(self, "norm", parse_norm(norm))
+        object.__setattr__(self, "eps", parse_radius(eps))
 
     def __str__(self) -> str:
         levels = self.eps * 255
@@ -215,20 +213,26 @@ def _largest_distance(norm: Norm, low: Bound, high: Bound, size: int) -> float:
     return math.sqrt(float(width.square().mean()) * size) if norm == "L2" else float(width.mean()) * size
 
 
-def norm_of(norm: Any) -> Norm:
-    """A norm by its name, or as ART spells it.
+def parse_norm(norm: Any) -> Norm:
+    """A norm by its name in any case (``"linf"``, ``"L_2"``), or its order alone (``numpy.inf``, ``"inf"``, ``2``).
 
     Raises:
         ValueError: for anything else.
+
+    Example:
+        >>> [parse_norm(norm) for norm in ("linf", "l2", "1", math.inf, 2.0)]
+        ['Linf', 'L2', 'L1', 'Linf', 'L2']
     """
-    plain = isinstance(norm, str) or is_number(norm)
-    names: dict[Any, Norm] = {**{name: name for name in get_args(Norm)}, **dict(_ART_NORMS)}
-    if not plain or norm not in names:
+    order: str | float = to_float(norm)
+    if isinstance(norm, str):
+        plain = norm.strip().lower()
+        order = plain[1:].lstrip("_-") if plain.startswith("l") else plain
+    if order not in _ORDERS:
         raise ValueError(f"norm: got {norm!r}, expected one of 'Linf', 'L2', 'L1'.")
-    return names[norm]
+    return _ORDERS[order]
 
 
-def radius_of(eps: float | str, *, zero: bool = False) -> float:
+def parse_radius(eps: float | str, *, zero: bool = False) -> float:
     """A radius from a number or a fraction as text; with ``zero``, 0 is one.
 
     Raises:

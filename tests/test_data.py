@@ -187,9 +187,5 @@ def test_files_that_are_no_npz(tmp_path):
 
 
 def test_an_unknown_name_gets_the_nearest_one():
-    with pytest.raises(ValueError, match="did you mean 'cifar10'") as refusal:
+    with pytest.raises(ValueError, match=r"^name: got the data 'cifar-10', .*; did you mean 'cifar10'\?$"):
         load_data("cifar-10")
-    assert str(refusal.value) == (
-        "name: got the data 'cifar-10' (did you mean 'cifar10'?), expected one of digits, mnist, cifar10, or an .npz "
-        "file."
-    )

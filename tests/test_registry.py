@@ -139,7 +139,10 @@ def test_a_second_package_adds_a_method(second_package: dict[str, str], tmp_path
     command = [sys.executable, "-m", "art_robust_plugins"]
     listed = subprocess.run([*command, "methods"], env=second_package, check=True, capture_output=True, text=True)
     assert "noisy" in listed.stdout
-    assert "sigma=0.1" in listed.stdout
+    shown = subprocess.run(
+        [*command, "methods", "noisy"], env=second_package, check=True, capture_output=True, text=True
+    )
+    assert "sigma = 0.1" in shown.stdout
     arguments = ["train", "noisy", "--set", "sigma=0.2", "--epochs", "1", "--out", str(tmp_path / "noisy")]
     subprocess.run([*command, *arguments], env=second_package, check=True, capture_output=True)
     assert '"sigma": 0.2' in (tmp_path / "noisy" / "classifier.json").read_text()

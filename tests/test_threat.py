@@ -55,13 +55,27 @@ def test_eps_as_number_or_fraction(eps, value):
 
 @pytest.mark.parametrize(
     ("spelling", "norm"),
-    [("Linf", "Linf"), (np.inf, "Linf"), ("inf", "Linf"), (2, "L2"), ("2", "L2"), (2.0, "L2"), (1, "L1"), ("L1", "L1")],
+    [
+        ("Linf", "Linf"),
+        (np.inf, "Linf"),
+        ("inf", "Linf"),
+        (2, "L2"),
+        ("2", "L2"),
+        (2.0, "L2"),
+        (1, "L1"),
+        ("L1", "L1"),
+        ("linf", "Linf"),
+        (" L_2", "L2"),
+        ("l-1", "L1"),
+        ("L∞", "Linf"),
+        (np.int64(2), "L2"),
+    ],
 )
 def test_norms_as_art_spells_them(spelling, norm):
     assert ThreatModel(spelling, 1) == ThreatModel(norm, 1)
 
 
-@pytest.mark.parametrize("norm", ["linf", "L3", 3, "", None, 0])
+@pytest.mark.parametrize("norm", ["Lx", "L3", 3, True, 2.0000001, "", None, 0])
 def test_other_norms_are_refused(norm):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         ThreatModel(norm, 1)

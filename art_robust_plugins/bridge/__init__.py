@@ -15,6 +15,7 @@ from .outputs import (
     predict_outputs,
     random_inputs,
 )
+from .plain_networks import as_estimator, check_no_conventions, copy_to, is_plain, name_network, named_model
 from .preprocessing import (
     augmentations,
     preprocessing_modules,
@@ -32,29 +33,36 @@ from .ranges import (
     read_clip_values,
 )
 from .straight_through import StraightThrough, clip_above
-from .tensors import image_tensor, label_tensor
+from .tensors import image_tensor, label_tensor, plain_tensor
 
 __all__ = [
     "RANGE_TOLERANCE",
     "EstimatorModule",
     "InputRange",
     "StraightThrough",
+    "as_estimator",
     "augmentations",
     "bounded_range",
     "check_certified",
     "check_classifier",
+    "check_no_conventions",
     "check_outputs",
     "check_threat",
     "class_logits",
     "clip_above",
     "clip_range",
+    "copy_to",
     "device_of",
     "image_tensor",
     "input_range",
+    "is_plain",
     "label_tensor",
     "loss_of",
+    "name_network",
+    "named_model",
     "outputs_are_probabilities",
     "overrides_predict",
+    "plain_tensor",
     "predict_outputs",
     "preprocessing_modules",
     "preprocessing_operations",

@@ -52,20 +52,25 @@ def check_outputs(outputs: object, classes: int, *, single: bool, otherwise: str
         if classes == 2 and tuple(outputs.shape) in {(2, 1), (2,)}:
             advice = f"; {otherwise}"
     else:
-        path = next(_paths_to_logits(outputs, shapes), None)
-        inside = "one tensor of logits" if path is None else f"self.network(x){path}"
+        inside = describe_logits(outputs, lambda tensor: tuple(tensor.shape) in shapes)
         advice = f"; wrap the network in a torch module whose forward(self, x) returns {inside}"
     raise ValueError(f"classifier: the network's output for 2 inputs is {found}, expected a tensor {expected}{advice}.")
 
 
-def _paths_to_logits(outputs: object, shapes: set[tuple[int, ...]], depth: int = 3) -> Iterator[str]:
-    """How to reach tensors of these shapes within ``outputs``, as code."""
+def describe_logits(outputs: object, fits: Callable[[Tensor], bool]) -> str:
+    """How a module around the network reaches the first tensor in ``outputs`` that ``fits``, as code or in words."""
+    path = next(_paths_to_logits(outputs, fits), None)
+    return "one tensor of logits" if path is None else f"self.network(x){path}"
+
+
+def _paths_to_logits(outputs: object, fits: Callable[[Tensor], bool], depth: int = 3) -> Iterator[str]:
+    """How to reach the tensors that fit within ``outputs``, as code."""
     if isinstance(outputs, Tensor):
-        if tuple(outputs.shape) in shapes:
+        if fits(outputs):
             yield ""
     elif depth:
         for step, value in _parts(outputs):
-            yield from (step + rest for rest in _paths_to_logits(value, shapes, depth - 1))
+            yield from (step + rest for rest in _paths_to_logits(value, fits, depth - 1))
 
 
 def _parts(outputs: Any) -> Iterator[tuple[str, object]]:

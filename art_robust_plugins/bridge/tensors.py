@@ -21,7 +21,7 @@ def image_tensor(x: Any, classifier: PyTorchClassifier, *, name: str = "x") -> T
         ValueError: values that are no numbers, wrong rank or size, no samples, NaN or infinity, values outside
             ``clip_values``.
     """
-    tensor = _plain_tensor(x, name)
+    tensor = plain_tensor(x, name)
     shape, expected = tuple(tensor.shape), tuple(classifier.input_shape)
     if shape[1:] != expected or not shape:
         wanted = ", ".join(str(size) for size in expected)
@@ -57,7 +57,7 @@ def label_tensor(y: Any, nb_classes: int, *, samples: int | None = None, name: s
         ValueError: values that are no numbers, another shape, a row that is not one-hot, an index outside
             0 .. nb_classes - 1, or a length other than ``samples``.
     """
-    labels = _plain_tensor(y, name)
+    labels = plain_tensor(y, name)
     if labels.dim() == 2 and labels.shape[1] == nb_classes and nb_classes > 1:
         one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(dim=1) == 1).all()
         if not one_hot:
@@ -79,12 +79,17 @@ def label_tensor(y: Any, nb_classes: int, *, samples: int | None = None, name: s
         raise ValueError(f"{name}: got labels that are not whole numbers, expected class indices.")
     smallest, largest = int(indices.min()), int(indices.max())
     if smallest < 0 or largest >= nb_classes:
-        raise ValueError(f"{name}: got labels from {smallest} to {largest}, expected 0 to {nb_classes - 1}.")
+        hint = "; labels that count from 1 are given as y - 1." if (smallest, largest) == (1, nb_classes) else "."
+        raise ValueError(f"{name}: got labels from {smallest} to {largest}, expected 0 to {nb_classes - 1}{hint}")
     return indices
 
 
-def _plain_tensor(values: Any, name: str) -> Tensor:
-    """Real numbers, or booleans, as a dense tensor."""
+def plain_tensor(values: Any, name: str) -> Tensor:
+    """Real numbers, or booleans, as a dense tensor without a history of gradients.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if not isinstance(values, Tensor):
         return torch.from_numpy(_numeric_array(values, name))
     tensor = values.detach()

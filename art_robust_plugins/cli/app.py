@@ -1,16 +1,61 @@
-"""The command line's frame: the group of commands, what holds for all of them, and its entry point."""
+"""The command line's frame: the commands by name, what holds for all of them, and the entry point.
+
+A command's module, and with it torch and ART, is imported when the command is asked for: ``--help``, ``--version`` and
+completion answer at once.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 import typer.core
+import typer.main
 
 from ..escapes import printable
-from .running import part
+from .spellings import use_present_spellings
+
+COMMANDS = {
+    "demo": "Train, attack and compare every method on one page.",
+    "train": "Train a network with one method and save it.",
+    "evaluate": "Attack a trained network and write a report.",
+    "certify": "Prove radii in which predictions cannot change.",
+    "report": "Compare evaluated runs on one page.",
+    "export": "Write a trained network to a file of its own.",
+    "benchmark": "Run a recipe: train, attack and compare networks.",
+    "methods": "List the methods and instruments, or show one.",
+    "attacks": "List the suites and attacks.",
+}
+"""Each command, whose module and function have its name, and what it does in at most 55 letters."""
+
+
+class Command(typer.core.TyperCommand):
+    """A command that takes earlier spellings of its options too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, use_present_spellings(self.name, args))
+
+
+class LoadedCommands(Mapping[str, Any]):
+    """The commands by name, each imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        frame = typer.Typer(add_completion=False, rich_markup_mode=None)
+        function = getattr(import_module(f"{__package__}.{name}"), name)
+        frame.command(name, cls=Command, short_help=COMMANDS[name])(function)
+        return typer.main.get_command(frame)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
 
 
 class Commands(typer.core.TyperGroup):
@@ -19,10 +64,27 @@ class Commands(typer.core.TyperGroup):
     Of several processes each says why it ended: it may be the only one that knows.
     """
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": {}})
+        self.commands: Any = LoadedCommands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command's name and short help, which is all that lists and completion need."""
+        text = COMMANDS.get(cmd_name)
+        return None if text is None else Command(cmd_name, help=text, short_help=text)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, None if found is None else self.commands[found.name], rest
+
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            part()
+            if "torch" in sys.modules:  # else there are no processes to part from
+                import_module(f"{__package__}.running").part()
             return result
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
@@ -36,10 +98,22 @@ class Commands(typer.core.TyperGroup):
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
 
+_OPTIONS = {
+    "checkpoint_dir:": "--out:",
+    "state_dir:": "--out:",
+    "folder: got": "RUN: got",
+    "name: got the data": "--data: got",
+    "name: got the model": "--model: got",
+}
+"""How a sentence about an argument begins -> how it begins where the command line gives the argument."""
+
+
 def _name_option(sentence: str) -> str:
     """A sentence about an argument that the command line gives by an option of another name, about that option."""
-    name, colon, rest = sentence.partition(":")
-    return f"--out{colon}{rest}" if name in ("checkpoint_dir", "state_dir") else sentence
+    for told, shown in _OPTIONS.items():
+        if sentence.startswith(told):
+            return shown + sentence.removeprefix(told)
+    return sentence
 
 
 app = typer.Typer(
@@ -48,14 +122,25 @@ app = typer.Typer(
     help="Train robust classifiers with ART and PyTorch, and measure how robust they are.\n\n"
     "Begin with: art-robust demo --out runs/demo",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        print(f"art-robust {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
     """``debug`` is read by `Commands`."""

@@ -16,6 +16,7 @@ from ..files import write_json
 from ..locks import check_output_file
 from ..provenance import table as markdown
 from ..terminal import console
+from .arguments import DeviceOption, select_device
 from .running import advise_on_interrupt
 
 
@@ -33,6 +34,7 @@ def benchmark(
     record: Annotated[
         Path | None, typer.Option("--record", help="Write results.json to this file as well, for keeping.")
     ] = None,
+    device: DeviceOption = None,
     listed: Annotated[bool, typer.Option("--list", help="List the recipes, and run none.")] = False,
 ) -> None:
     """Run a recipe: train every row with every seed, attack and certify the networks, and compare them.
@@ -41,6 +43,7 @@ def benchmark(
 
     Example: art-robust benchmark digits --quick
     """
+    select_device(device)
     if listed:
         if name is not None:
             raise ValueError(f"NAME: got {name!r} with --list, expected one of the two.")

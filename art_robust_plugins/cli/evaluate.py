@@ -9,24 +9,39 @@ from typing import Annotated
 
 import typer
 
+from ..evaluation import EvaluationReport
 from ..evaluation.libraries import Backend
-from ..evaluation.report import REPORT_FILES
-from ..experiments import evaluate_run
-from ..experiments.runs import BATCH_SIZE, EVALUATIONS
+from ..evaluation.report import COMPARISON_FILES, PAGE_FILE, REPORT_FILES
+from ..evaluation.robustbench import ROBUSTBENCH_POINTS
+from ..experiments.runs import BATCH_SIZE, EVALUATIONS, evaluate_classifier
 from ..terminal import console
-from ..threat import Norm, ThreatModel
-from .arguments import DataOption, RunArgument, SeedOption
-from .data import load_test_data
+from ..threat import ThreatModel
+from .arguments import DataOption, SeedOption
 from .running import advise_on_interrupt, check_output, is_main
+from .targets import (
+    BoundsOption,
+    MeanOption,
+    NetworkArgument,
+    StdOption,
+    Target,
+    WeightsOption,
+    choose_threats,
+    load_target,
+)
 
 
 def evaluate(
-    run: RunArgument,
+    run: NetworkArgument,
     eps: Annotated[
-        list[str],
-        typer.Option(help="Radius of the threat in the units of the input, such as 0.1 or 8/255; repeatable."),
-    ],
-    norm: Norm = "Linf",
+        list[str] | None,
+        typer.Option(
+            help="Radius of the threat in the units of the input, such as 0.1 or 8/255; repeatable. By default that of "
+            "the run's training."
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None, typer.Option(help="Linf, L2 or L1; by default that of the run's training, or Linf.")
+    ] = None,
     attacks: Annotated[
         list[str] | None,
         typer.Option(help="standard, plus, rand, fast, torchattacks, noise, or an attack's name; repeatable."),
@@ -36,6 +51,10 @@ def evaluate(
         typer.Option("--transfer", help="Another run, whose network's gradients are followed as well; repeatable."),
     ] = None,
     data: DataOption = None,
+    weights: WeightsOption = None,
+    bounds: BoundsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     points: Annotated[int, typer.Option(help="How many test images, the first ones.", min=1)] = 1000,
     batch_size: Annotated[
         int, typer.Option(help="Points an attack gets at once; it fixes the randomness.")
@@ -48,24 +67,44 @@ def evaluate(
     ] = "native",
     seed: SeedOption = 0,
     certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
+    robustbench: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write a submission to RobustBench there, as JSON and images."),
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Title of the paper, for --robustbench; the network's name by default.")
+    ] = None,
+    authors: Annotated[str, typer.Option(help="Its authors, for --robustbench.")] = "unknown",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the report; by default one inside the run's.")
+        Path | None,
+        typer.Option("--out", help="Folder for the report; by default one in the run's, or in runs/NAME."),
     ] = None,
 ) -> None:
     """Attack a trained network and write a report. Stopped, the same command goes on where it was.
 
-    With several --eps, each attacks the points that the smaller ones left; a page compares them.
+    With several --eps, each attacks the points that the smaller ones left; a page compares them. The last line that is
+    printed is where the report is.
 
     Example: art-robust evaluate runs/bang --norm Linf --eps 0.1 --attacks standard --attacks noise
+
+    Example: art-robust evaluate my_file.py:build --weights w.safetensors --data cifar10 --eps 8/255
     """
-    threats = [ThreatModel(norm, radius) for radius in eps]
-    check_output("--out", out or run / EVALUATIONS, () if out is None else REPORT_FILES)
+    target = load_target(run, data, weights=weights, bounds=bounds, mean=mean, std=std)
+    threats, source = choose_threats(target, norm, eps or [], default="Linf")
+    chosen = attacks or ["standard"]
+    if robustbench is not None:
+        _check_submission(target, threats, chosen)
+        check_output("--robustbench", robustbench, ())
+    check_output("--out", out or target.home / EVALUATIONS, () if out is None else REPORT_FILES)
+    if source and is_main():
+        console.print(f"Threat: {threats[0]}, {source}.")
     with advise_on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
-        reports = evaluate_run(
-            run,
-            load_test_data(run, data),
+        reports, folder = evaluate_classifier(
+            target.classifier,
+            target.home,
+            target.data,
             threats,
-            attacks or ["standard"],
+            chosen,
             transfers or [],
             points=points,
             seed=seed,
@@ -74,7 +113,41 @@ def evaluate(
             backend=backend,
             certify="always" if certify else "never",
             out=out,
+            trained_on=target.trained_on,
         )
-    if is_main():
-        for report in reports:
-            console.print(str(report), markup=False, highlight=False)
+    if not is_main():
+        return
+    for report in reports:
+        console.print(str(report), markup=False, highlight=False)
+    if robustbench is not None:
+        _write_submission(reports[0], target, robustbench, title or target.home.name, authors)
+    page = folder / (PAGE_FILE if len(reports) == 1 else COMPARISON_FILES[-1])
+    console.print(str(page), markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_submission(target: Target, threats: list[ThreatModel], attacks: list[str]) -> None:
+    """Refuse, before any attack, an evaluation that RobustBench has no leaderboard for."""
+    name = Path(target.data.name).stem
+    if name not in ROBUSTBENCH_POINTS:
+        known = ", ".join(ROBUSTBENCH_POINTS)
+        raise ValueError(f"--robustbench: got the data {name}, expected {known}, or an .npz file of that name.")
+    if attacks != ["standard"]:
+        raise ValueError(f"--robustbench: got the attacks {', '.join(attacks)}, expected standard alone.")
+    if len(threats) > 1 or threats[0].norm == "L1":
+        told = ", ".join(map(str, threats))
+        raise ValueError(f"--robustbench: got the threats {told}, expected a single one in Linf or L2.")
+
+
+def _write_submission(report: EvaluationReport, target: Target, folder: Path, title: str, authors: str) -> None:
+    path = report.to_robustbench(
+        folder,
+        name=title,
+        authors=authors,
+        dataset=Path(target.data.name).stem,
+        architecture=report.settings["network"],
+        model_id=target.home.name,
+    )
+    console.print(
+        f"RobustBench: {path}, with its images beside it; look through its entries before you submit it.",
+        soft_wrap=True,
+    )

@@ -18,8 +18,8 @@ from ..training.engine.processes import Processes
 _WHOLE = "each process holds the whole network here"
 
 _LAUNCHER_SETTINGS = (
-    ("ACCELERATE_MIXED_PRECISION", ("no", "bf16"), "--bf16 asks for the latter here as well"),
-    ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1",), "--accumulate cuts batches into parts here"),
+    ("ACCELERATE_MIXED_PRECISION", ("no", "bf16"), "--mixed-precision bf16 asks for the latter"),
+    ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1",), "--accumulation-steps cuts batches into parts here"),
     ("ACCELERATE_DYNAMO_BACKEND", ("no",), "--compile default goes through torch.compile here"),
     ("ACCELERATE_USE_FSDP", ("false",), _WHOLE),
     ("ACCELERATE_USE_DEEPSPEED", ("false",), _WHOLE),

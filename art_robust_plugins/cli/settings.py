@@ -27,21 +27,28 @@ PLAN = (
         default=None,  # so that one that is given for another optimizer is known
     ),
     Setting(TrainingPlan, "weight_decay"),
-    Setting(TrainingPlan, "validation", help="Training images held out to measure each epoch on.", min=0),
+    Setting(
+        TrainingPlan,
+        "validation",
+        help="Training images held out to measure each epoch on, by number; 0 for none.",
+        min=0,
+        kind=int | None,
+        default=None,  # so that --validation-share counts
+    ),
 )
 OPTIONS = (
     Setting(TrainingOptions, "schedule", help="Of the learning rate, over all steps.", default=SCHEDULE),
-    Setting(TrainingOptions, "warmup_epochs", "--warmup", "Epochs in which the rate grows first, for cosine."),
+    Setting(TrainingOptions, "warmup_epochs", help="Epochs in which the rate grows first, for cosine."),
     Setting(
         TrainingOptions,
         "milestones",
-        "--milestone",
-        "Then the rate falls to a tenth, for piecewise; repeatable.",
+        help="Then the rate falls to a tenth, for piecewise; repeatable.",
         metavar="EPOCH",
         kind=list[float] | None,
         default=None,
     ),
-    Setting(TrainingOptions, "keep_best", help="End with the best epoch's weights; needs --validation."),
+    Setting(TrainingOptions, "keep_best", help="End with the weights of the best epoch, by the held-out images."),
+    Setting(TrainingOptions, "mixed_precision", help="Forward passes in bfloat16."),
     Setting(
         TrainingOptions,
         "channels_last",
@@ -49,7 +56,7 @@ OPTIONS = (
         "The memory format in which most convolutions compute faster.",
     ),
     Setting(TrainingOptions, "compile", "--compile", "Forward passes of the training through torch.compile."),
-    Setting(TrainingOptions, "fused_optimizer", "--fused", "Steps of the optimizer in one kernel."),
+    Setting(TrainingOptions, "fused_optimizer", "--fused-optimizer", "Steps of the optimizer in one kernel."),
     Setting(
         TrainingOptions,
         "ema_decay",
@@ -58,18 +65,16 @@ OPTIONS = (
     Setting(
         TrainingOptions,
         "accumulation_steps",
-        "--accumulate",
-        "Parts that a batch is cut into, to save memory.",
+        help="Parts that a batch is cut into, to save memory.",
         metavar="PARTS",
     ),
     Setting(
         TrainingOptions,
         "max_gradient_norm",
-        "--clip",
-        "Clip the gradient of all weights to this L2 norm.",
+        help="Clip the gradient of all weights to this L2 norm.",
         metavar="NORM",
     ),
-    Setting(TrainingOptions, "augmentation", "--augment", "Random flips, or crops and flips, of the training images."),
+    Setting(TrainingOptions, "augmentation", help="Random flips, or crops and flips, of the training images."),
     Setting(
         TrainingOptions,
         "freeze_batch_norm",

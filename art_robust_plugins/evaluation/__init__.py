@@ -2,6 +2,7 @@
 
 from .evaluator import Evaluator
 from .flags import Flag
+from .front import evaluate
 from .libraries import ATTACKS, SUITES, Attack, NotApplicable, Setting
 from .report import EvaluationReport, compare, save_comparison
 from .results import AttackResult
@@ -19,6 +20,7 @@ __all__ = [
     "NotApplicable",
     "Setting",
     "compare",
+    "evaluate",
     "save_comparison",
     "sweep",
     "transfer",

@@ -21,14 +21,17 @@ from torch import nn
 
 from ..bridge import (
     EstimatorModule,
+    as_estimator,
     check_certified,
-    check_classifier,
+    check_no_conventions,
     device_of,
     input_range,
+    is_plain,
     preprocessing_modules,
     preserved,
 )
 from ..checks import check_count, check_path, check_seed
+from ..keywords import KnownKeywords, explain_keywords
 from ..processes import find_processes
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import Snapshot, restored_state
@@ -44,7 +47,7 @@ from .processes import share_from_main
 from .progress import CleanFindings
 from .report import EvaluationReport
 from .running import AttackRunner
-from .samples import read_samples
+from .samples import collect_samples, read_samples
 from .settings import compute_fingerprint, describe_preprocessing
 from .state import STATE_FILE, StateFolder
 from .verdicts import DecisionRule, Judge
@@ -56,7 +59,7 @@ preprocessing = describe_preprocessing
 """The name under which `describe_preprocessing` was first published."""
 
 
-class Evaluator:
+class Evaluator(KnownKeywords):
     """Evaluates the robustness of a classifier with named attacks, and says how far the numbers can be trusted.
 
     The ``standard`` suite is AutoAttack's standard version. With the same seed and ``batch_size`` its verdicts are
@@ -71,8 +74,9 @@ class Evaluator:
     buffers are put back before each verdict and at the end (the flag ``dynamic`` says that they changed).
 
     Args:
-        estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits. A `PyTorchLipschitzCertifier`
-            is attacked like any other, and its certified radii join the report.
+        estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits, or a plain ``nn.Module``,
+            whose input shape and classes are read when the data are there (`as_estimator`). A
+            `PyTorchLipschitzCertifier` is attacked like any other, and its certified radii join the report.
         threat: the threat model; its ``eps`` is in the units of the estimator's input.
         attacks: a suite (``"standard"``, ``"plus"``, ``"rand"``, ``"fast"``, ``"torchattacks"``,
             ``"torchattacks-autoattack"``, ``"noise"``), the name of one attack (``"apgd-t"``, ``"fab"``,
@@ -90,14 +94,19 @@ class Evaluator:
             settings are refused; an `Attack` of one's own is known by its name and parameters alone. Several
             processes must all see it; another evaluation at the same time is refused.
         verbose: show progress bars.
+        bounds: of a plain network, the range of its images: two numbers, or two arrays; None for (0, 1).
+        mean: of a plain network, what is subtracted from images first, a number or one for each channel.
+        std: of a plain network, what they are divided by then.
+        nb_classes: of a plain network, how many outputs it must have; None for as many as it has.
 
     Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same
     report: its verdicts are those of one process.
 
     Raises:
-        TypeError: an estimator that is not a ``PyTorchClassifier``, a threat that is not a `ThreatModel`.
+        TypeError: an estimator that is neither a ``PyTorchClassifier`` nor a network, a threat that is not a
+            `ThreatModel`.
         ValueError: an unknown attack or backend, a size that is not a positive whole number, an eps whose ball holds
-            every image.
+            every image, ``bounds`` and the like beside an estimator.
 
     Example:
         >>> from art.estimators.classification import PyTorchClassifier
@@ -111,7 +120,7 @@ class Evaluator:
 
     def __init__(
         self,
-        estimator: PyTorchClassifier,
+        estimator: PyTorchClassifier | nn.Module,
         threat: ThreatModel,
         *,
         attacks: str | Attack | Sequence[str | Attack] = "standard",
@@ -121,14 +130,20 @@ class Evaluator:
         seed: int = 0,
         state_dir: str | Path | None = None,
         verbose: bool = True,
+        bounds: Any = None,
+        mean: Any = None,
+        std: Any = None,
+        nb_classes: int | None = None,
     ) -> None:
-        check_classifier(estimator)
-        check_certified(estimator)
-        check_single_network(estimator)
-        box = input_range(estimator)
+        self.conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
+        plain = is_plain(estimator)
+        if not plain:
+            check_no_conventions(estimator, **self.conventions)
+            _check_estimator(estimator)
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
-        check_radius(threat, box.low, box.high, math.prod(estimator.input_shape))
+        if not plain:
+            _check_threat(estimator, threat)
         if backend not in get_args(Backend):
             raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
         self.estimator = estimator
@@ -143,6 +158,12 @@ class Evaluator:
         self.state_dir = None if state_dir is None else check_path("state_dir", state_dir)
         self.verbose = verbose
 
+    def __repr__(self) -> str:
+        names = ", ".join(attack.name for attack in self.attacks)
+        network = self.estimator if isinstance(self.estimator, nn.Module) else self.estimator.model
+        return f"Evaluator({type(network).__name__}, {self.threat}, attacks: {names}, seed {self.seed})"
+
+    @explain_keywords
     def evaluate(self, x: Any, y: Any = None) -> EvaluationReport:
         """Attack every sample, and report.
 
@@ -156,23 +177,44 @@ class Evaluator:
                 computes more than network and preprocessing, a state of another evaluation in ``state_dir``.
             ImportError: the library of an attack is not installed.
         """
-        network = self.estimator.model
-        if any(value.is_inference() for value in chain(network.parameters(), network.buffers())):
-            raise ValueError("classifier: the network was made in torch.inference_mode(), expected one with gradients.")
-        try:
-            network.state_dict()
-        except Exception as error:  # whatever a get_extra_state raises
-            raise ValueError(
-                f"classifier: the state of the network cannot be read ({type(error).__name__}: {error}), expected one "
-                f"whose state_dict() works, by which a report knows the network again."
-            ) from error
+        estimator = self.estimator
+        _check_state(estimator if isinstance(estimator, nn.Module) else estimator.model)
         # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
         with torch.inference_mode(False):
-            samples = Samples(*read_samples(x, y, self.estimator))
-            options = EvaluationOptions(*(getattr(self, field.name) for field in fields(EvaluationOptions)))
-            with _preserve_network(self.estimator) as snapshot:
-                network.eval()
+            if isinstance(estimator, nn.Module):
+                x, y = collect_samples(x, y)
+                estimator = as_estimator(estimator, x, **self.conventions)
+                _check_threat(estimator, self.threat)
+            samples = Samples(*read_samples(x, y, estimator))
+            settings = {field.name: getattr(self, field.name) for field in fields(EvaluationOptions)}
+            options = EvaluationOptions(**{**settings, "estimator": estimator})
+            with _preserve_network(estimator) as snapshot:
+                estimator.model.eval()
                 return _evaluate(options, samples, snapshot)
+
+
+def _check_state(network: nn.Module) -> None:
+    """Refuse a network without gradients, or whose state cannot be read."""
+    if any(value.is_inference() for value in chain(network.parameters(), network.buffers())):
+        raise ValueError("classifier: the network was made in torch.inference_mode(), expected one with gradients.")
+    try:
+        network.state_dict()
+    except Exception as error:  # whatever a get_extra_state raises
+        raise ValueError(
+            f"classifier: the state of the network cannot be read ({type(error).__name__}: {error}), expected one "
+            f"whose state_dict() works, by which a report knows the network again."
+        ) from error
+
+
+def _check_estimator(estimator: PyTorchClassifier) -> None:
+    check_certified(estimator)
+    check_single_network(estimator)
+    input_range(estimator)
+
+
+def _check_threat(estimator: PyTorchClassifier, threat: ThreatModel) -> None:
+    box = input_range(estimator)
+    check_radius(threat, box.low, box.high, math.prod(estimator.input_shape))
 
 
 def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) -> EvaluationReport:

@@ -18,7 +18,15 @@ from ..checks import check_path
 from ..escapes import csv_cell
 from ..files import load_tensors, read_json, read_sealed, save_tensors, sha256_of, write_atomically, write_sealed
 from .flags import Flag
-from .rendering import comparison_markdown, render_comparison, render_report, report_markdown, summary
+from .rendering import (
+    comparison_markdown,
+    headline,
+    render_comparison,
+    render_report,
+    render_summary,
+    report_markdown,
+    summary,
+)
 from .report_record import check_report
 from .results import AttackResult, EvaluationResults, Examples
 from .robustbench import LeaderboardEntry, export_to_robustbench
@@ -118,6 +126,13 @@ class EvaluationReport(EvaluationResults):
 
     def __str__(self) -> str:
         return summary(self)
+
+    def __repr__(self) -> str:
+        return f"EvaluationReport({headline(self)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table of `print`."""
+        return render_summary(self)
 
     def save(self, folder: str | Path) -> Path:
         """Write report.json, arrays.safetensors, verdicts.csv, report.md and report.html, each atomically.

@@ -56,6 +56,9 @@ class AttackResult:
         if self.bounded != (self.constraint == "ball"):
             raise ValueError(f"bounded: got {self.bounded} with the constraint {self.constraint!r}, expected the same.")
 
+    def __repr__(self) -> str:
+        return f"AttackResult({self.name}: accuracy {self.robust_accuracy:.2%} of {len(self.robust)} points)"
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -66,6 +69,9 @@ class Examples:
     adversarial: NDArray[Any]
     labels: NDArray[Any]
     predictions: NDArray[Any]
+
+    def __repr__(self) -> str:
+        return f"Examples({len(self.indices)} points)"
 
 
 class ClassAccuracy(NamedTuple):

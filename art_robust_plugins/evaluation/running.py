@@ -10,9 +10,9 @@ from itertools import chain
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from tqdm import tqdm
 
 from ..randomness import seed_everything
+from ..terminal import Progress
 from .autoattack.standard import compute_joint_size
 from .diagnostics import measure_difference
 from .libraries import Attack, Setting, suite_of
@@ -75,23 +75,23 @@ class AttackRunner:
         # Nothing is known of the other processes before the end: the bar shows this process's progress.
         own = todo[processes.process_index :: processes.num_processes]
         at_once = self._count_batches_at_once(prepared.attack)
-        bar = tqdm(
-            total=finished + sum(len(logical[number]) for number in own),
+        work = Progress(
+            finished + sum(len(logical[number]) for number in own),
+            name,
             initial=finished,
-            desc=name,
-            unit="pt",
-            disable=not (self.options.verbose and processes.is_main_process),
+            shown=self.options.verbose and processes.is_main_process,
         )
         changes = []
-        with bar:
+        with work as shown:
             for numbers in (own[i : i + at_once] for i in range(0, len(own), at_once)):
                 batch = torch.cat([logical[number] for number in numbers])
                 change = {"batches": numbers, **self._attack_batch(prepared, batch)}
                 self.folder.save_change(change)
                 changes.append(change)
                 self.state.apply(change)
-                bar.update(len(batch))
-                bar.set_postfix_str(f"accuracy {(points & ~progress.fooled).double().mean().item():.2%}")
+                shown.advance(len(batch))
+                shown.note(f"accuracy {(points & ~progress.fooled).double().mean().item():.2%}")
+            shown.conclude(f"accuracy {(points & ~progress.fooled).double().mean().item():.2%}")
         others = chain.from_iterable(gather_from_others(processes, changes))
         for change in sorted(others, key=lambda change: change["batches"]):
             self.state.apply(change)

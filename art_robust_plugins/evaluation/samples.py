@@ -21,11 +21,38 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ..bridge import image_tensor, input_range, label_tensor
+from ..bridge import image_tensor, input_range, label_tensor, plain_tensor
 from ..randomness import cuda_devices, restored_random_states
 
 _READ_AT_ONCE = 256
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+
+
+def collect_samples(x: Any, y: Any) -> tuple[Any, Any]:
+    """Samples and labels as they come, those of a ``Dataset`` or of batches joined, before any estimator is known.
+
+    Args:
+        x: as for `read_samples`.
+        y: as for `read_samples`.
+
+    Raises:
+        TypeError: ``x`` is neither.
+        ValueError: labels missing or twice, batches in a random order, not all of them, or of several shapes.
+    """
+    if not _is_batched(x, y):
+        return x, y
+    parts = []
+    with restored_random_states(cuda_devices()):
+        for images, targets in _batches(x):
+            parts.append((plain_tensor(images, "x").cpu(), plain_tensor(targets, "y").cpu()))
+    if not parts:
+        raise ValueError(f"x: got a {type(x).__name__} without samples, expected at least one.")
+    for name, pieces in zip(("x", "y"), zip(*parts, strict=True), strict=True):
+        shapes = list(dict.fromkeys(tuple(piece.shape[1:]) for piece in pieces))
+        if len(shapes) > 1:
+            raise ValueError(f"{name}: got batches of shapes (N, ...) with {shapes[0]} and {shapes[1]}, expected one.")
+    samples, labels = (torch.cat(same) for same in zip(*parts, strict=True))
+    return samples, labels
 
 
 def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, Tensor]:
@@ -40,18 +67,10 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
         TypeError: ``x`` is neither.
         ValueError: data that do not fit, labels missing or twice, batches in a random order, or not all of them.
     """
-    batched = isinstance(x, Dataset | DataLoader | DataGenerator | Iterator)
-    if y is not None:
-        if batched:
-            raise ValueError(f"y: got labels beside a {type(x).__name__}, expected None: it brings its own.")
+    if not _is_batched(x, y):
         samples = image_tensor(x, estimator)
         labels = label_tensor(y, estimator.nb_classes, samples=len(samples))
         return input_range(estimator).clip(samples.cpu()), labels.cpu().clone()
-    if not batched and hasattr(x, "__array__"):
-        raise ValueError(
-            f"y: got None beside {type(x).__name__} samples, expected their labels; without them, x is a Dataset or a "
-            f"DataLoader of pairs (x, y)."
-        )
     parts = []
     # A DataLoader draws a random number for its workers.
     with restored_random_states(cuda_devices()):
@@ -63,6 +82,23 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
         raise ValueError(f"x: got a {type(x).__name__} without samples, expected at least one.")
     samples, labels = (torch.cat(same) for same in zip(*parts, strict=True))
     return input_range(estimator).clip(samples), labels
+
+
+def _is_batched(x: Any, y: Any) -> bool:
+    """Whether ``x`` brings its labels ``y`` itself.
+
+    Raises:
+        ValueError: labels missing or twice.
+    """
+    batched = isinstance(x, Dataset | DataLoader | DataGenerator | Iterator)
+    if batched and y is not None:
+        raise ValueError(f"y: got labels beside a {type(x).__name__}, expected None: it brings its own.")
+    if not batched and y is None and hasattr(x, "__array__"):
+        raise ValueError(
+            f"y: got None beside {type(x).__name__} samples, expected their labels; without them, x is a Dataset or a "
+            f"DataLoader of pairs (x, y)."
+        )
+    return y is None
 
 
 def _batches(x: Any) -> Iterator[tuple[Any, Any]]:

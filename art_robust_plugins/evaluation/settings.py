@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from ..bridge import preprocessing_modules
+from ..bridge import name_network, preprocessing_modules
 from ..fingerprints import describe_module, digest
 from ..threat import ThreatModel
 from .estimator_passes import EstimatorPasses
@@ -88,7 +88,7 @@ def describe_network(passes: EstimatorPasses) -> dict[str, Any]:
     return {
         "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
         "dtype": "torch.float32" if parameter is None else str(parameter.dtype),
-        "network": type(network).__name__,
+        "network": name_network(network),
     }
 
 

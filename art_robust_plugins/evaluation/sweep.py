@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
+from torch import nn
 
-from ..bridge import device_of
+from ..bridge import as_estimator, device_of, is_plain
 from ..files import Entry, read_json, read_sealed, write_sealed
 from ..locks import check_output_folder
 from ..processes import find_processes
@@ -21,7 +22,7 @@ from .flags import merge_flags
 from .libraries import resolve
 from .report import EvaluationReport
 from .results import AttackResult
-from .samples import read_samples
+from .samples import collect_samples, read_samples
 from .settings import describe_threat
 
 SWEEP_FILE = "sweep.json"
@@ -29,7 +30,7 @@ _FORMAT = "art-robust-plugins sweep 2"
 
 
 def sweep(
-    estimator: PyTorchClassifier,
+    estimator: PyTorchClassifier | nn.Module,
     norm: str | float,
     eps: Sequence[float | str],
     x: Any,
@@ -37,6 +38,10 @@ def sweep(
     *,
     attacks: str | Sequence[str] = "standard",
     state_dir: str | Path | None = None,
+    bounds: Any = None,
+    mean: Any = None,
+    std: Any = None,
+    nb_classes: int | None = None,
     **settings: Any,
 ) -> dict[float, EvaluationReport]:
     """Evaluate at each radius, from the smallest on; each report is about all points.
@@ -46,13 +51,17 @@ def sweep(
     that eps alone.
 
     Args:
-        estimator: as for `Evaluator`.
+        estimator: as for `Evaluator`, an ART ``PyTorchClassifier`` or a plain network.
         norm: of the threats, ``"Linf"``, ``"L2"`` or ``"L1"``.
         eps: the radii, in the units of the estimator's input.
         x: samples, as `Evaluator.evaluate` takes them; or, without y, a ``Dataset``, a ``DataLoader`` or batches.
         y: labels, as class indices [N] or one-hot rows [N, classes].
         attacks: stages of AutoAttack: a suite of them (``"standard"``, ``"rand"``), or some by name.
         state_dir: keeps the state, in a folder for each radius; larger radii may join later.
+        bounds: of a plain network, as are ``mean``, ``std`` and ``nb_classes``: see `Evaluator`.
+        mean: as ``bounds``.
+        std: as ``bounds``.
+        nb_classes: as ``bounds``.
         settings: ``batch_size``, ``seed`` and the other keywords of `Evaluator`.
 
     Returns:
@@ -63,7 +72,6 @@ def sweep(
             points); a ``state_dir`` of other radii; and as `Evaluator` does.
 
     Example:
-        >>> from torch import nn
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1))
         >>> x, y = np.random.rand(20, 1, 8, 8).astype("float32"), np.arange(20) % 10
@@ -82,10 +90,13 @@ def sweep(
     other = [attack.name for attack in resolve(attacks) if not (attack.cumulative and attack.bounded)]
     if other:
         raise ValueError(f"attacks: got {', '.join(other)}, expected stages of AutoAttack such as 'standard'.")
+    if is_plain(estimator):
+        x, y = collect_samples(x, y)
+    classifier = as_estimator(estimator, x, bounds=bounds, mean=mean, std=std, nb_classes=nb_classes)
     # All are made before any runs, so that a setting that does not fit is refused at once.
     evaluators = [
         Evaluator(
-            estimator,
+            classifier,
             threat,
             attacks=attacks,
             state_dir=None if state_dir is None else Path(state_dir) / f"{threat.eps:g}",
@@ -94,10 +105,10 @@ def sweep(
         for threat in threats
     ]
     if state_dir is not None:
-        if find_processes(device_of(estimator.model)).is_main_process:
+        if find_processes(device_of(classifier.model)).is_main_process:
             check_output_folder("state_dir", state_dir, [SWEEP_FILE])
         _check_radii(Path(state_dir) / SWEEP_FILE, threats)
-    images, labels = read_samples(x, y, estimator)
+    images, labels = read_samples(x, y, classifier)
     reports: dict[float, EvaluationReport] = {}
     before: EvaluationReport | None = None
     for evaluator in evaluators:

@@ -16,7 +16,7 @@ from ..checks import plain_number
 from ..data import Dataset, Images, Labels
 from ..evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from ..evaluation.diagnostics import TRANSFER
-from ..evaluation.libraries import Backend
+from ..evaluation.libraries import Backend, present_name
 from ..evaluation.report import REPORT_FILE, REPORT_FILES
 from ..files import read_json, save_tensors, write_json
 from ..labels import MissingClassWarning
@@ -116,14 +116,55 @@ def evaluate_run(
     verbose: bool = True,
 ) -> list[EvaluationReport]:
     """The report of each threat, saved; several threats in folders of their own, with a page that compares them."""
+    reports, _ = evaluate_classifier(
+        load_classifier(run),
+        run,
+        data,
+        threats,
+        attacks,
+        transfers,
+        points=points,
+        seed=seed,
+        batch_size=batch_size,
+        physical_batch_size=physical_batch_size,
+        backend=backend,
+        certify=certify,
+        out=out,
+        trained_on=read_training_record(run).get("data"),
+        verbose=verbose,
+    )
+    return reports
+
+
+def evaluate_classifier(
+    classifier: PyTorchClassifier,
+    home: Path,
+    data: Dataset,
+    threats: Sequence[ThreatModel],
+    attacks: Sequence[str],
+    transfers: Sequence[Path] = (),
+    *,
+    points: int,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    physical_batch_size: int | None = None,
+    backend: Backend = "native",
+    certify: Literal["always", "if possible", "never"] = "never",
+    out: Path | None = None,
+    trained_on: str | None = "",
+    verbose: bool = True,
+) -> tuple[list[EvaluationReport], Path]:
+    """As `evaluate_run`, for a classifier whose results belong in the folder ``home``; and where the reports are.
+
+    ``trained_on`` are the data of its training, where they are known: the names of reports on other data say which.
+    """
     others = {path.resolve().name: path for path in transfers}
     if len(others) < len(transfers):
         raise ValueError(f"--transfer: got {', '.join(map(str, transfers))}, expected runs of different names.")
-    names = [*attacks, *(f"{TRANSFER}{other}" for other in others)]
-    name = _label(run, data, threats, names, points=points, seed=seed, batch=batch_size, backend=backend)
-    folder = out or run / EVALUATIONS / name
+    names = [*map(present_name, attacks), *(f"{TRANSFER}{other}" for other in others)]
+    name = _label(trained_on, data, threats, names, points=points, seed=seed, batch=batch_size, backend=backend)
+    folder = out or home / EVALUATIONS / name
     processes = find_processes()
-    classifier = load_classifier(run)
     if _holds_certificate(folder / REPORT_FILE):
         certify = "always"  # a report that is made again keeps what it has
     if certify != "never":
@@ -133,7 +174,7 @@ def evaluate_run(
             if certify == "always":
                 raise
             if processes.is_main_process:
-                console.print(f"{run.name}: not certified, {reason}", soft_wrap=True)
+                console.print(f"{home.name}: not certified, {reason}", soft_wrap=True)
     chosen = [*attacks, *(transfer(load_classifier(path), other) for other, path in others.items())]
     settings: dict[str, Any] = {
         "attacks": chosen,
@@ -145,7 +186,7 @@ def evaluate_run(
     }
     x, y = data.x_test[:points], data.y_test[:points]
     with Processes(processes.device).hold_folder("--out", folder, "report", REPORT_FILES):
-        return _reports(classifier, x, y, threats, folder, settings)
+        return _reports(classifier, x, y, threats, folder, settings), folder
 
 
 def _reports(
@@ -181,9 +222,21 @@ def certify_run(
     batch_size: int = BATCH_SIZE,
 ) -> tuple[dict[str, Any], LipschitzReport]:
     """Certify test images within the threats, which have one norm; what is written in ``out``, and the bound."""
+    return certify_classifier(load_classifier(run), data, threats, out, points=points, batch_size=batch_size)
+
+
+def certify_classifier(
+    classifier: PyTorchClassifier,
+    data: Dataset,
+    threats: Sequence[ThreatModel],
+    out: Path,
+    *,
+    points: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[dict[str, Any], LipschitzReport]:
+    """As `certify_run`, for a classifier."""
     norm = threats[0].norm
     images, labels = data.x_test[:points], data.y_test[:points]
-    classifier = load_classifier(run)
     for threat in threats:
         check_threat(threat, classifier)
     certifier = PyTorchLipschitzCertifier.from_classifier(classifier)
@@ -214,7 +267,7 @@ def _holds_certificate(report: Path) -> bool:
 
 
 def _label(
-    run: Path,
+    trained_on: str | None,
     data: Dataset,
     threats: Sequence[ThreatModel],
     attacks: Sequence[str],
@@ -227,7 +280,6 @@ def _label(
     """The folder name of an evaluation; different evaluations of a run have different names."""
     radii = [str(threat).split(" ")[1] for threat in threats[1:]]
     parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
-    trained_on = read_training_record(run).get("data")
     if trained_on is not None and Path(data.name).name != Path(trained_on).name:
         parts.append(Path(data.name).stem)
     parts += [f"seed{seed}"] if seed else []

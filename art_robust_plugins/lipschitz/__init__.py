@@ -2,6 +2,7 @@
 
 from .batch_statistics import batch_variances
 from .certifier import PyTorchLipschitzCertifier
+from .front import certify
 from .graph import LipschitzGraph
 from .network_bound import NetworkBound, OperatorNorm
 from .norms import Convolution, Linear, NormBound, lower_estimate, operator_of
@@ -19,6 +20,7 @@ __all__ = [
     "OperatorNorm",
     "PyTorchLipschitzCertifier",
     "batch_variances",
+    "certify",
     "lipschitz_rule",
     "lower_estimate",
     "operator_of",

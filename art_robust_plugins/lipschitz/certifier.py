@@ -20,7 +20,7 @@ from torch import nn
 
 from ..bridge import check_classifier, check_threat, device_of, image_tensor, label_tensor
 from ..checks import check_count
-from ..threat import ThreatModel, radius_of
+from ..threat import ThreatModel, parse_radius
 from .agreement import DisagreementError
 from .analysis import NetworkAnalysis, plain_mode
 from .preprocessing import bounded_network
@@ -107,6 +107,10 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         self._analysis: NetworkAnalysis | None = None
         check_classifier(self)
         bounded_network(self)
+
+    def __repr__(self) -> str:
+        network = type(self.model).__name__
+        return f"PyTorchLipschitzCertifier({network}, input {self.input_shape}, {self.nb_classes} classes)"
 
     @classmethod
     def from_classifier(cls, classifier: PyTorchClassifier) -> PyTorchLipschitzCertifier:
@@ -206,7 +210,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
             ValueError: as `certify`; labels that do not fit; an ``eps`` that is negative or not a number, or whose
                 ball holds every input within ``clip_values``.
         """
-        radius = radius_of(eps, zero=True)
+        radius = parse_radius(eps, zero=True)
         check_threat(ThreatModel(norm, 1.0), self, value=radius)
         images = image_tensor(x, self)
         labels = label_tensor(y, self.nb_classes, samples=len(images)).cpu().numpy()

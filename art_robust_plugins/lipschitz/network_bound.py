@@ -68,6 +68,10 @@ class NetworkBound:
     operators: tuple[OperatorNorm, ...] = ()
     rounding: Rounding = field(default_factory=Rounding)
 
+    def __repr__(self) -> str:
+        largest = float(self.pairwise.max())
+        return f"NetworkBound(all logits: {float(self.lipschitz):.6g}, difference of two: at most {largest:.6g})"
+
 
 def bound_pairs(before_last: Tensor, weight: Tensor, *, proven: bool) -> Tensor:
     """K_tj = L_pre ||w_t - w_j||: [C, C] for the last layer's weight [C, F]."""

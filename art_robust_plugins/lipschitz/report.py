@@ -28,6 +28,10 @@ class LipschitzReport:
         """The operators as plain data, one dictionary each with the fields of `OperatorNorm`."""
         return [asdict(row) for row in self.operators]
 
+    def __repr__(self) -> str:
+        """The table, which a notebook shows."""
+        return str(self)
+
     def __str__(self) -> str:
         table = [["module", "node", "kind", "input", "output", "norm", "proof", "share"]]
         for row in self.operators:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
-from ..checks import is_integer
+from ..checks import is_integer, suggest
 from .activations import MinMax
 from .bang import LeNet, QuickNet
 from .convolutional import CNN2C2F, CNN6C2F, SmallCNN
@@ -68,15 +67,12 @@ def create_model(name: str, input_shape: Sequence[int], nb_classes: int, **argum
         2
     """
     if not isinstance(name, str) or name not in MODELS:
-        near = get_close_matches(str(name).lower(), MODELS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"name: got the model {name!r}{hint}, expected one of {', '.join(MODELS)}.")
+        raise ValueError(f"name: got the model {name!r}, expected one of {', '.join(MODELS)}{suggest(name, MODELS)}")
     if not is_integer(nb_classes) or nb_classes < 2:
         raise ValueError(f"nb_classes: got {nb_classes!r}, expected a whole number of at least 2.")
     known = list(inspect.signature(MODELS[name]).parameters)[2:]
     for given in arguments:
         if given not in known:
-            near = get_close_matches(given, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f", expected {' or '.join(known) or 'none'}."
+            hint = suggest(given, known, f", expected {' or '.join(known) or 'none'}.")
             raise TypeError(f"{given}: the network {name!r} has no such argument{hint}")
     return MODELS[name](input_shape, nb_classes, **arguments)

@@ -34,6 +34,11 @@ def describe_classifier(folder: str | Path) -> dict[str, Any]:
             has. (Records of earlier versions carry no digest; their entries are checked all the same.)
     """
     path = check_path("folder", folder) / CLASSIFIER_FILE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"folder: got {folder}, which holds no {CLASSIFIER_FILE}, expected one that save_classifier or art-robust "
+            f"train wrote."
+        )
     record = read_sealed(path, FORMAT, UNSEALED)
     check_record(record, str(path))
     return record

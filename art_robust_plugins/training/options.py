@@ -20,6 +20,7 @@ from ..checks import (
     is_number,
     plain_number,
 )
+from ..keywords import KnownKeywords
 
 Schedule = Literal["constant", "cosine", "one-cycle", "piecewise"]
 Augmentation = Literal["none", "flip", "crop-flip"]
@@ -27,7 +28,7 @@ Compile = Literal["no", "default", "reduce-overhead"]
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(KnownKeywords):
     """Settings of the training loop that every method shares; whatever changes a result is off by default.
 
     Args:
@@ -149,6 +150,13 @@ class TrainingOptions:
             raise ValueError(f"checkpoint_dir: got {self.checkpoint_dir!r}, expected a folder's path, or None.")
         if self.resume and self.checkpoint_dir is None:
             raise ValueError("resume: got True without checkpoint_dir, expected the folder of the run to continue.")
+
+    def __repr__(self) -> str:
+        """The settings that differ from their defaults."""
+        changed = [
+            f"{each.name}={value!r}" for each in fields(self) if (value := getattr(self, each.name)) != each.default
+        ]
+        return f"TrainingOptions({', '.join(changed)})"
 
     @property
     def scheduler_per_step(self) -> bool:

@@ -27,6 +27,7 @@ from ..bridge import (
     warn_of_own_predict,
 )
 from ..checks import check_count
+from ..keywords import KnownKeywords, explain_keywords
 from ..threat import ThreatModel
 from .engine.batches import ArrayBatches, LoadedBatches, count_steps
 from .engine.first_step import check_outputs, find_frozen_layers
@@ -43,7 +44,7 @@ _READ_FROM_CLASSIFIER = {"estimator_module", "forward_pass", "training_defences"
 _OF_A_FIT = {"processes", "share"}
 
 
-class RobustTrainer(Trainer):
+class RobustTrainer(Trainer, KnownKeywords):
     """The base of all training methods, and of one's own: an ART ``Trainer`` whose subclasses give a loss.
 
     A subclass implements `training_loss` and hands the rest to this constructor. In it, `logits` is the network with
@@ -233,6 +234,10 @@ class RobustTrainer(Trainer):
             check_fused(self.classifier.optimizer)
         check_options(self.options, self.classifier, validated=validated)
 
+    def __repr__(self) -> str:
+        settings = [f"{name}={value!r}" for name, value in self.parameters.items() if value not in (None, ())]
+        return f"{type(self).__name__}({', '.join([*settings, f'epochs_done={self.epochs_done:g}'])})"
+
     def __getstate__(self) -> dict[str, Any]:
         """The state without what `prepare` reads from the classifier: a copy reads it from its own classifier."""
         left_out = _READ_FROM_CLASSIFIER | _OF_A_FIT
@@ -249,6 +254,7 @@ class RobustTrainer(Trainer):
         names = list(inspect.signature(type(self).__init__).parameters)[2:]
         return {name: getattr(self, name) for name in names if name != "options" and hasattr(self, name)}
 
+    @explain_keywords
     def fit(
         self,
         x: Any,
@@ -293,6 +299,7 @@ class RobustTrainer(Trainer):
         batches = ArrayBatches(images, labels, batch_size, shuffle=options.shuffle, drop_last=options.drop_last)
         Loop(self, batches, FitArguments(nb_epochs, validation_data, scheduler, verbose)).run()
 
+    @explain_keywords
     def fit_generator(
         self,
         generator: DataGenerator,
@@ -315,6 +322,7 @@ class RobustTrainer(Trainer):
         batches = LoadedBatches.from_generator(self.classifier, generator)
         Loop(self, batches, FitArguments(nb_epochs, validation_data, scheduler, verbose)).run()
 
+    @explain_keywords
     def fit_loader(
         self,
         loader: DataLoader[Any] | Iterable[Any],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn.modules import conv, dropout, flatten, fold, linear, padding, pixe
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
-from ..checks import check_sizes
+from ..checks import check_sizes, suggest
 from .layer import WeightMap2d
 
 Place = str | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -100,8 +99,7 @@ class ModuleTrace:
         written = repr(place) if isinstance(place, str) else getattr(place, "__name__", repr(place))
         expected = f"expected a module that gives images once in a forward pass, such as {list(self.once)[-1:]}."
         if not fitting:
-            near = get_close_matches(place, self.once, n=1, cutoff=0.5) if isinstance(place, str) else []
-            hint = f"; did you mean {near[0]!r}?" if near else f", {expected}"
+            hint = suggest(place, self.once, f", {expected}")
             return f"where: got {written}, which no module of the network fits{hint}"
         name = place if isinstance(place, str) and place in fitting else fitting[0]
         runs = self.runs.get(name, 0)

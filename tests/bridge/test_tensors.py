@@ -135,7 +135,7 @@ def test_one_hot_labels_of_two_classes():
         (np.zeros((7, 4)), "y: got rows that are not one-hot, expected a single 1 in each and 0 elsewhere."),
         (np.ones((7, 4)), "y: got rows that are not one-hot, expected a single 1 in each and 0 elsewhere."),
         (LABELS[:5], "y: got 5 labels for 7 samples, expected one for each."),
-        (LABELS + 1, "y: got labels from 1 to 4, expected 0 to 3."),
+        (LABELS + 1, "y: got labels from 1 to 4, expected 0 to 3; labels that count from 1 are given as y - 1."),
         (LABELS - 1, "y: got labels from -1 to 2, expected 0 to 3."),
         (LABELS + 0.5, "y: got labels that are not whole numbers, expected class indices."),
         (np.where(LABELS > 2, np.nan, LABELS), "y: got labels that are not whole numbers, expected class indices."),

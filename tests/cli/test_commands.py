@@ -17,25 +17,43 @@ from art_robust_plugins import (
     available_methods,
     load_classifier,
 )
+from art_robust_plugins.cli.app import COMMANDS
 from art_robust_plugins.cli.showing import print_comparison
 from art_robust_plugins.data import Dataset
+from art_robust_plugins.evaluation.libraries import ALIASES, ATTACKS, SUITES
 from art_robust_plugins.files import load_tensors
 from art_robust_plugins.lipschitz.rules import RULES
 
 
-def test_methods_lists_sources_and_parameters(run) -> None:  # type: ignore[no-untyped-def]
+def test_methods_are_listed_one_a_line_and_shown_in_full(run) -> None:  # type: ignore[no-untyped-def]
     code, text = run("methods")
     assert code == 0
-    assert "arXiv" in text
+    for name in available_methods():
+        (line,) = [line for line in text.splitlines() if line.split(" ")[0] == name and "instrument" not in line][:1]
+        assert line.startswith(f"{name} ")
     assert "1612.00138" in text
-    assert "epsilon=0.815" in text.replace("\n", "")
+    code, text = run("methods", "bang")
+    assert code == 0
+    assert "epsilon = 0.815" in text
+    assert "1612.00138" in text
+    assert "--with bang" in text
+
+
+def test_attacks_lists_every_suite_and_attack_with_its_norms(run) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("attacks")
+    assert code == 0
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert {*SUITES, *ATTACKS, *ALIASES} <= lines.keys()
+    assert "apgd-ce, apgd-t, fab-t, square" in text
+    assert "L2" not in lines["fgsm"]
+    assert "Linf L2 L1" in lines["square"]
 
 
 def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]
     code, text = run("--help")
     assert code == 0
     assert "art-robust demo --out runs/demo" in text
-    for command in ("methods", "demo", "train", "evaluate", "certify", "export", "report", "benchmark"):
+    for command in COMMANDS:
         assert command in text
         assert run(command, "--help")[0] == 0
 

@@ -36,8 +36,8 @@ def test_one_process_where_several_were_asked_for_says_so(
 
 
 BY_A_LAUNCHER = [
-    ("MIXED_PRECISION", "fp16", "got 'fp16', expected 'no' or 'bf16'; --bf16 asks for the latter here as well."),
-    ("GRADIENT_ACCUMULATION_STEPS", "4", "got '4', expected '1'; --accumulate cuts batches into parts here."),
+    ("MIXED_PRECISION", "fp16", "got 'fp16', expected 'no' or 'bf16'; --mixed-precision bf16 asks for the latter."),
+    ("GRADIENT_ACCUMULATION_STEPS", "4", "got '4', expected '1'; --accumulation-steps cuts batches into parts here."),
     ("DYNAMO_BACKEND", "INDUCTOR", "got 'INDUCTOR', expected 'no'; --compile default goes through torch.compile here."),
     ("USE_FSDP", "true", "got 'true', expected 'false'; each process holds the whole network here."),
     ("USE_DEEPSPEED", "true", "got 'true', expected 'false'; each process holds the whole network here."),

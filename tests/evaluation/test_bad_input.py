@@ -44,8 +44,8 @@ def test_settings(arguments: dict[str, Any], sentence: str, classifier: PyTorchC
 
 
 def test_the_wrong_kind_of_object(network: nn.Module, classifier: PyTorchClassifier) -> None:
-    with pytest.raises(TypeError, match=r"^classifier: got Sequential, expected an ART PyTorchClassifier\.$"):
-        Evaluator(network, ThreatModel("Linf", 0.1))
+    with pytest.raises(TypeError, match=r"^model: got int, "):
+        Evaluator(3, ThreatModel("Linf", 0.1))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^threat: got float, expected a ThreatModel\.$"):
         Evaluator(classifier, 0.1)
     with pytest.raises(ValueError, match=r"^classifier: clip_values are None, "):

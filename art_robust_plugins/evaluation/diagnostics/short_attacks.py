@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from ...bridge import device_of
+from ...terminal import Progress
 from ...threat import Norm, ThreatModel
 from ..counting import CallCounter
 
@@ -152,16 +152,19 @@ def _grow_eps(plan: ShortAttackPlan, chunks: list[Chunk], points: int) -> tuple[
     """The accuracy at each radius, and the number of points that the run left but that are broken within eps here."""
     curve, beaten = [], 0
     radii = list_radii(plan.threat, plan.x[0].numel())
-    for eps in tqdm(radii, desc="diagnostics", unit="eps", disable=not plan.verbose):
-        ball = ThreatModel(plan.threat.norm, eps)
-        left = 0
-        for chunk in chunks:
-            # What fell stays fallen: larger balls hold the smaller ones.
-            fell = chunk.attack_standing(ball)
-            left += int(chunk.standing.sum())
-            # Judged as within eps, which is more than this radius.
-            beaten += int(plan.robust[fell].sum()) if eps <= plan.threat.eps * (1 + 1e-9) else 0
-        curve.append((eps * plan.scale, left / points))
+    with Progress(len(radii), "diagnostics", shown=plan.verbose, kept=False) as progress:
+        for eps in radii:
+            ball = ThreatModel(plan.threat.norm, eps)
+            left = 0
+            for chunk in chunks:
+                # What fell stays fallen: larger balls hold the smaller ones.
+                fell = chunk.attack_standing(ball)
+                left += int(chunk.standing.sum())
+                # Judged as within eps, which is more than this radius.
+                beaten += int(plan.robust[fell].sum()) if eps <= plan.threat.eps * (1 + 1e-9) else 0
+            curve.append((eps * plan.scale, left / points))
+            progress.advance()
+        progress.conclude(f"accuracy at {len(radii)} radii")
     return curve, beaten
 
 

@@ -3,9 +3,10 @@
 from ..results import Constraint
 from .attack import TRANSFER, Attack, Backend, NotApplicable, Perturb, Prepare, Setting
 from .packages import package_versions, reference_package
-from .registry import ATTACKS, SUITES, resolve, suite_of
+from .registry import ALIASES, ATTACKS, SUITES, find_norms, present_name, resolve, suite_of
 
 __all__ = [
+    "ALIASES",
     "ATTACKS",
     "SUITES",
     "TRANSFER",
@@ -16,7 +17,9 @@ __all__ = [
     "Perturb",
     "Prepare",
     "Setting",
+    "find_norms",
     "package_versions",
+    "present_name",
     "reference_package",
     "resolve",
     "suite_of",

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
+from typing import get_args
 
+import torch
+from torch import nn
+
+from ...checks import suggest
+from ...threat import Norm, ThreatModel
 from . import autoattack, noise, torchattacks
-from .attack import Attack
+from .attack import Attack, NotApplicable, Setting
 
 SUITES: dict[str, tuple[Attack, ...]] = {**autoattack.SUITES, **torchattacks.SUITES, **noise.SUITES}
 """The named suites. A library's own are in its file."""
@@ -15,6 +20,9 @@ ATTACKS: dict[str, Attack] = {
     attack.name: attack for suite in (*SUITES.values(), autoattack.SINGLE_STAGES) for attack in suite
 }
 """Every attack by its name."""
+
+ALIASES = {"autoattack": "standard", "auto-attack": "standard", "aa": "standard"}
+"""Other names of suites, in lower case; an underscore is a dash."""
 
 # Rows that every report has.
 _RESERVED = ("clean", "worst case", "AutoAttack (standard)")
@@ -44,6 +52,33 @@ def resolve(attacks: str | Attack | Sequence[str | Attack]) -> list[Attack]:
     return list(chosen.values())
 
 
+def present_name(name: str) -> str:
+    """The name under which reports and folders know a suite or attack, for one that people type for it.
+
+    Example:
+        >>> present_name("AutoAttack"), present_name("pgd-20")
+        ('standard', 'pgd-20')
+    """
+    return ALIASES.get(name.lower().replace("_", "-"), name)
+
+
+def find_norms(attack: Attack) -> list[Norm]:
+    """The norms in which an attack exists for images in colour and ten classes."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    found: list[Norm] = []
+    for norm in get_args(Norm):
+        threat = ThreatModel(norm, 0.1)
+        setting = Setting(network, threat, input_shape=(3, 32, 32), classes=10, seed=0, device=torch.device("cpu"))
+        try:
+            attack.prepare(setting)
+        except NotApplicable:
+            continue
+        except ImportError:  # a library that is not installed has it still
+            pass
+        found.append(norm)
+    return found
+
+
 def suite_of(attack: Attack) -> str | None:
     """The name of the suite that this very attack belongs to; None for an attack of one's own."""
     return next((name for name, suite in SUITES.items() if any(attack is member for member in suite)), None)
@@ -52,10 +87,11 @@ def suite_of(attack: Attack) -> str | None:
 def _find_named(name: object) -> Sequence[Attack]:
     if not isinstance(name, str):
         raise ValueError(f"attacks: got {name!r}, expected names of suites or attacks, or Attack objects.")
-    if name in SUITES:
-        return SUITES[name]
-    if name in ATTACKS:
-        return [ATTACKS[name]]
-    nearest = get_close_matches(name.lower(), [*SUITES, *ATTACKS], n=1, cutoff=0.0)[0]
+    known = present_name(name)
+    if known in SUITES:
+        return SUITES[known]
+    if known in ATTACKS:
+        return [ATTACKS[known]]
     suites = ", ".join(repr(suite) for suite in SUITES)
-    raise ValueError(f"attacks: got {name!r}, expected a suite ({suites}) or an attack; did you mean {nearest!r}?")
+    hint = suggest(name, [*SUITES, *ATTACKS, *ALIASES], "; art-robust attacks lists them.")
+    raise ValueError(f"attacks: got {name!r}, expected a suite ({suites}) or an attack{hint}")

@@ -1,7 +1,15 @@
 """Rendering of evaluations: text for a terminal, Markdown, and self-contained HTML pages."""
 
-from .html import render_comparison, render_report
+from .html import render_comparison, render_report, render_summary
 from .markdown import comparison_markdown, report_markdown
-from .summary import summary
+from .summary import headline, summary
 
-__all__ = ["comparison_markdown", "render_comparison", "render_report", "report_markdown", "summary"]
+__all__ = [
+    "comparison_markdown",
+    "headline",
+    "render_comparison",
+    "render_report",
+    "render_summary",
+    "report_markdown",
+    "summary",
+]

@@ -8,16 +8,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from ...escapes import printable
 from ..results import EvaluationResults
 from .comparison import comparison_rows, difference_note, group_by_units, settings_columns
-from .figures import accuracy_figure, comparison_figure, curve_figure, draw_picture, examples_figure
 from .labels import attack_notes, constraint_notes, join_versions, robust_label, title
 from .tables import (
     ATTACK_HEAD,
@@ -30,9 +28,14 @@ from .tables import (
     setting_rows,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def render_report(report: EvaluationResults) -> str:
     """One report as a page."""
+    from .figures import accuracy_figure, curve_figure, examples_figure
+
     settings = report.settings
     told = [
         settings["network"],
@@ -69,6 +72,8 @@ def render_report(report: EvaluationResults) -> str:
 
 def render_comparison(reports: Mapping[str, EvaluationResults]) -> str:
     """Named reports on one page."""
+    from .figures import comparison_figure, curve_figure
+
     head, rows = comparison_rows(reports)
     setting_head, settings = settings_columns(reports)
     return _render(
@@ -85,6 +90,18 @@ def render_comparison(reports: Mapping[str, EvaluationResults]) -> str:
         not_run=list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"])),
         setting_head=setting_head,
         setting_rows=settings,
+    )
+
+
+def render_summary(report: EvaluationResults) -> str:
+    """One report as a table, without pictures, for a notebook's page."""
+    return _render(
+        "summary",
+        title=title(report),
+        points=report.settings["points"],
+        report=report,
+        attack_head=ATTACK_HEAD,
+        attack_rows=attack_rows(report),
     )
 
 
@@ -124,4 +141,6 @@ def _make_printable(value: Any) -> Any:
 
 
 def _encode(figure: Figure) -> str:
+    from .figures import draw_picture
+
     return base64.b64encode(draw_picture(figure)).decode()

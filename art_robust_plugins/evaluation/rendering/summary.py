@@ -7,6 +7,13 @@ from ..results import EvaluationResults
 from .labels import collect_totals, duration, interval, is_fast, is_swept, mark, reused_text, title
 
 
+def headline(report: EvaluationResults) -> str:
+    """A report in one line."""
+    told = [f"{report.settings['points']} points", *(f"{k} {value:.2%}" for k, value in collect_totals(report).items())]
+    told += [f"{len(report.flags)} flag{'s' * (len(report.flags) > 1)}"] if report.flags else []
+    return printable(f"{title(report)}: {', '.join(told)}")
+
+
 def summary(report: EvaluationResults) -> str:
     """A short table for the terminal."""
     width = max(len(result.name) for result in report.attacks)

@@ -22,10 +22,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from ...checks import suggest
 from ...evaluation.libraries import SUITES, resolve
 from ...files import DEPTH_LIMIT, depth_of, regular_file
 from ...registry import available_instruments, method, parameters_of
@@ -166,8 +166,8 @@ def load_recipe(name: str | Path, *, quick: bool = False) -> Recipe:
     else:
         known = available_recipes()
         if str(name) not in known:
-            nearest = get_close_matches(str(name), known, n=len(known), cutoff=0.0)
-            raise ValueError(f"NAME: got {str(name)!r}, expected one of {', '.join(nearest)}, or a .toml file.")
+            listed = f"{', '.join(known)}, or a .toml file"
+            raise ValueError(f"NAME: got {str(name)!r}, expected one of {listed}{suggest(str(name), known)}")
         path = FOLDER / f"{name}.toml"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -301,9 +301,8 @@ def _one_of(names: Iterable[Any], known: Iterable[str], place: str) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known) or 'none'}."
-            raise ValueError(f"{place}: got {name!r}, which is not known; {hint}")
+            hint = suggest(str(name), known, f", expected some of {', '.join(known) or 'none'}.")
+            raise ValueError(f"{place}: got {name!r}, which is not known{hint}")
 
 
 def _threats(texts: list[Any], place: str) -> dict[str, ThreatModel]:

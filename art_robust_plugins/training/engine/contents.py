@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ...fingerprints import digest
+from ...keywords import find_explained
 from .own_code import is_own
 from .plain_texts import CODE, describe_value, plain_text
 
@@ -50,7 +51,7 @@ def names_of_classes(kind: type) -> frozenset[str]:
         for name, member in vars(base).items():
             function = _function_behind(member)
             if function is not None and name not in _BESIDE:
-                names |= _names(function, set())
+                names |= _names(find_explained(function), set())
     return frozenset(names)
 
 

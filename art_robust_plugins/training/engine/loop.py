@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...bridge import device_of, preprocessing_modules
 from ...checks import check_count
 from ...randomness import restored_random_states
+from ...terminal import Progress
 from .batch_loss import BatchLoss
 from .batches import BatchSource
 from .chance import ChanceWatch
@@ -41,7 +41,6 @@ from .settings import describe_for_processes, describe_settings
 from .targets import ClassCensus
 from .validator import Validator, without_weight_gradients
 
-_SHOWN = ("loss", "validation_accuracy", "validation_robust_accuracy")
 _LARGEST_PASS = 500
 """The largest number of images in a validation pass."""
 
@@ -81,7 +80,7 @@ class Loop:
     def run_epoch(self, epoch: int) -> None:
         """Train for an epoch, validate, and save."""
         self.processes.moment = f"in epoch {epoch + 1}"
-        self.bar.set_description(f"epoch {epoch + 1}/{self.nb_epochs}")
+        self.progress.begin(f"epoch {epoch + 1}/{self.nb_epochs}")
         record = self.train_epoch(epoch)
         self._warn_of_missing_classes()
         self.processes.copy_from_main(self.network.buffers())
@@ -94,7 +93,7 @@ class Loop:
             step_scheduler(self.scheduler, record)
         self.state.keep_if_best(epoch + 1, record)
         self.checkpointer.save(epoch + 1, is_main=self.processes.is_main)
-        self.bar.set_postfix({name: f"{record[name]:.4f}" for name in _SHOWN if name in record})
+        self.progress.conclude(_describe_epoch(record))
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Make one pass over the data; returns the epoch's record for the history."""
@@ -114,7 +113,7 @@ class Loop:
             self.method.epochs_done = epoch + (0.0 if steps is None else step / steps)
             self.train_step(x, y)
             rate = self._step_scheduler()
-            self.bar.update()
+            self.progress.advance()
         self.method.epochs_done = epoch + 1.0
         self._check_length(epoch)
         self._warn_of_still_weights()
@@ -237,14 +236,15 @@ class Loop:
     def _attach(self, first: int) -> Iterator[None]:
         """A context for the epochs: instruments are attached, passes compiled, random states restored after."""
         method, steps = self.method, self.batches.steps
-        self.bar = tqdm(
-            total=None if steps is None else self.nb_epochs * steps,
+        self.progress = Progress(
+            None if steps is None else self.nb_epochs * steps,
+            "training",
             initial=first * (steps or 0),
-            disable=not (self.arguments.verbose and self.processes.is_main),
+            shown=self.arguments.verbose and self.processes.is_main,
         )
         with ExitStack() as stack:
             stack.enter_context(self._restore_random_states())
-            stack.enter_context(self.bar)
+            stack.enter_context(self.progress)
             for instrument in method.instruments:
                 stack.enter_context(instrument.attached(self.network))
             self.checkpointer.verify()
@@ -301,6 +301,14 @@ class Loop:
             told = self.chance.describe(self.classifier, self.method.estimator_module, batch_size, self.nb_epochs)
         if told is not None:
             warnings.warn(told, stacklevel=2)
+
+
+def _describe_epoch(record: dict[str, float]) -> str:
+    """The numbers of an epoch in one short line."""
+    shown = [f"loss {record['loss']:.4f}"]
+    accuracies = {"validation": "validation_accuracy", "robust": "validation_robust_accuracy"}
+    shown += [f"{name} {record[key]:.1%}" for name, key in accuracies.items() if key in record]
+    return ", ".join(shown)
 
 
 def _leave_out(parameters: Iterator[nn.Parameter], left_out: list[nn.Parameter]) -> list[nn.Parameter]:

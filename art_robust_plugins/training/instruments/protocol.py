@@ -9,19 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Set
 from contextlib import AbstractContextManager
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ...checks import find_nearest
+from ...keywords import KnownKeywords
 from ..engine.processes import Share
 
 LayerPattern = str | type[nn.Module]
 """A module's qualified name, in which ``*`` and ``?`` stand for anything, or a type of module."""
 
 
-class Instrument(ABC):
+class Instrument(ABC, KnownKeywords):
     """The protocol between the training loop and what it attaches to the network.
 
     The loop enters `attached` once around all epochs, and calls `begin_step` before each batch. What `state_dict`
@@ -43,7 +44,7 @@ class Instrument(ABC):
     def attached(self, network: nn.Module) -> AbstractContextManager[object]:
         """A context within which the instrument acts on ``network``, and after which the network is as before."""
 
-    def begin_step(self, y: Tensor) -> None:  # noqa: B027 (not every instrument wants them)
+    def begin_step(self, y: Tensor) -> None:
         """Told the labels of the batch to come: int64 [N], or class probabilities [N, C]."""
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -117,6 +118,6 @@ def _fits(name: str, module: nn.Module, pattern: LayerPattern) -> bool:
 
 def _no_such_layer(pattern: LayerPattern, names: list[str]) -> str:
     written = repr(pattern) if isinstance(pattern, str) else pattern.__name__
-    near = get_close_matches(pattern, names, n=1, cutoff=0) if isinstance(pattern, str) else names[:1]
-    hint = f"such as {near[0]!r}" if near else "but the network has no layer that could be meant"
+    example = find_nearest(pattern, names) or next(iter(names), None)
+    hint = f"such as {example!r}" if example else "but the network has no layer that could be meant"
     return f"layers: got {written}, which no layer of the network fits, expected a name or type {hint}."

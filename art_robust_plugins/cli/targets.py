@@ -1,0 +1,248 @@
+"""What ``evaluate`` and ``certify`` are about: a run's folder, or a network that a file or a package makes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from ..bridge import as_estimator, is_plain
+from ..data import Dataset
+from ..experiments.training_record import read_training_record
+from ..files import load_state, load_tensors
+from ..saved_classifier import load_classifier
+from ..saved_classifier.networks import find_difference
+from ..threat import ThreatModel, parse_norm
+from .data import load_everywhere, load_test_data
+
+NetworkArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN | FILE.py:NAME",
+        help="A folder that art-robust train, or save_classifier, wrote; or a file, or package.module, and in it a "
+        "network, or a function without arguments that returns one.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="Weights for FILE.py:NAME: .safetensors, or a state dict that torch.save wrote.")
+]
+BoundsOption = Annotated[
+    str | None,
+    typer.Option(metavar="LOW,HIGH", help="Range that FILE.py:NAME takes, to which images are scaled; 0,1 by default."),
+]
+MeanOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Subtracted from images before FILE.py:NAME takes them: a number, or one for each channel: A,B,C."
+    ),
+]
+StdOption = Annotated[str | None, typer.Option(help="By which the difference is divided, as --mean.")]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is evaluated or certified.
+
+    Attributes:
+        classifier: the classifier, with its weights.
+        home: the folder where results go by default.
+        data: whose test images are in the classifier's range.
+        trained_on: the data of its training, where a run says so; "" where nothing does.
+        threat: that of its training, where a run says so.
+    """
+
+    classifier: PyTorchClassifier
+    home: Path
+    data: Dataset
+    trained_on: str | None
+    threat: ThreatModel | None
+
+
+def load_target(
+    argument: str,
+    data: str | None,
+    *,
+    weights: Path | None = None,
+    bounds: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+) -> Target:
+    """The network, and the data.
+
+    Raises:
+        ValueError: an argument that names neither, options that do not go with it, a file that fails, other weights.
+        FileNotFoundError: there is no such file or folder.
+    """
+    given = {"--weights": weights, "--bounds": bounds, "--mean": mean, "--std": std}
+    place, colon, name = argument.rpartition(":")
+    if not colon or Path(argument).is_dir():
+        if argument.endswith(".py"):
+            raise ValueError(f"RUN: got {argument}, expected what in it is the network: {argument}:NAME.")
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(f"{option}: got {value} beside a run, expected it beside FILE.py:NAME alone.")
+        return _load_run(Path(argument), data)
+    if data is None:
+        raise ValueError(f"--data: got none beside {argument}, expected the name of the test data.")
+    model = _make_network(place, name, argument)
+    if weights is not None:
+        _load_weights(model if isinstance(model, nn.Module) else model.model, weights)
+    home = Path("runs") / (name if weights is None else f"{name}-{weights.stem}")
+    limits, subtrahend, divisor = (
+        _read_numbers(*each) for each in (("--bounds", bounds), ("--mean", mean), ("--std", std))
+    )
+    if limits is not None and len(limits) != 2:
+        raise ValueError(f"--bounds: got {bounds}, expected LOW,HIGH.")
+    loaded = load_everywhere(data)
+    if limits is not None:
+        loaded = replace(loaded, x_test=limits[0] + loaded.x_test * (limits[1] - limits[0]))
+    classifier = as_estimator(model, loaded.x_test, bounds=limits, mean=subtrahend, std=divisor)
+    return Target(classifier, home, loaded, "", None)
+
+
+def choose_threats(target: Target, norm: str | None, eps: list[str], *, default: str) -> tuple[list[ThreatModel], str]:
+    """The threats that are asked for, or that of the training; and where they come from, as a text, or "".
+
+    Args:
+        target: the network.
+        norm: its spelling on the command line.
+        eps: the radii.
+        default: the norm where neither the command line nor the training says one.
+
+    Raises:
+        ValueError: no radius, or one or a norm that is none.
+    """
+    trained = target.threat
+    chosen = parse_norm(norm if norm is not None else default if trained is None else trained.norm)
+    if eps:
+        return [ThreatModel(chosen, radius) for radius in eps], ""
+    if trained is None or trained.norm != chosen:
+        known = "no radius is known" if trained is None else f"the training's threat was {trained}"
+        raise ValueError(f"--eps: got none, and {known}, expected a radius in {chosen} such as 8/255.")
+    return [trained], "that of the training"
+
+
+def _load_run(run: Path, data: str | None) -> Target:
+    test = load_test_data(run, data)
+    record = read_training_record(run)
+    parameters = record.get("parameters")
+    text = parameters.get("threat") if isinstance(parameters, Mapping) else None
+    norm, space, radius = text.partition(" ") if isinstance(text, str) else ("", "", "")
+    threat = ThreatModel(norm, radius) if space else None
+    return Target(load_classifier(run), run, test, record.get("data"), threat)
+
+
+def _make_network(place: str, name: str, argument: str) -> nn.Module | PyTorchClassifier:
+    with _importing(place) as module:
+        if not hasattr(module, name):
+            public = [each for each in vars(module) if not each.startswith("_")]
+            raise ValueError(
+                f"RUN: got {argument}, and no {name!r} is in {place}, expected one of {', '.join(public)}."
+            )
+        found: Any = getattr(module, name)
+        if not isinstance(found, nn.Module | PyTorchClassifier) and callable(found):
+            found = _call(found, argument)
+    try:
+        is_plain(found)
+    except TypeError as error:
+        raise ValueError(f"RUN: of {argument}, {error}") from None
+    made: nn.Module | PyTorchClassifier = found
+    return made
+
+
+@contextmanager
+def _importing(place: str) -> Iterator[ModuleType]:
+    """The module of a file or of a dotted name, whose neighbours can be imported as they are when Python runs it."""
+    file = Path(place)
+    is_file = place.endswith(".py")
+    if is_file and not file.is_file():
+        raise FileNotFoundError(f"RUN: there is no file {place}.")
+    folder = str(file.resolve().parent) if is_file else str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        try:
+            module = _import_file(file) if is_file else importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"RUN: got {place}, which needs {error.name!r}, expected a module that is here."
+            ) from error
+        except Exception as error:  # whatever a user's file raises
+            raise ValueError(
+                f"RUN: got {place}, which fails when it is imported ({type(error).__name__}: {error}), expected one "
+                f"that does not; --debug, before the command, shows where."
+            ) from error
+        yield module
+    finally:
+        sys.path.remove(folder)
+
+
+def _import_file(file: Path) -> ModuleType:
+    # A name of its own: that of the file may be that of a package.
+    spec = importlib.util.spec_from_file_location(f"network_of_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # data classes and pickles look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _call(make: Any, argument: str) -> Any:
+    try:
+        required = [
+            each.name
+            for each in inspect.signature(make).parameters.values()
+            if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        ]
+    except (TypeError, ValueError):  # builtins may have no signature
+        required = []
+    if required:
+        raise ValueError(
+            f"RUN: got {argument}, which needs {', '.join(required)}, expected a function without required arguments."
+        )
+    try:
+        return make()
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(
+            f"RUN: got {argument}, which fails when it is called ({type(error).__name__}: {error}), expected one that "
+            f"returns a network; --debug, before the command, shows where."
+        ) from error
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    """Weights from a file that is never unpickled, with the names, shapes and types of the network's own."""
+    found: Any = load_tensors(path) if path.suffix == ".safetensors" else load_state(path)
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        inside = (
+            [key for key, value in found.items() if isinstance(value, Mapping)] if isinstance(found, Mapping) else []
+        )
+        hint = f" (it has one at {inside[0]!r}: save that alone)" if inside else ""
+        raise ValueError(f"--weights: got {path}, which holds no state dict{hint}, expected named tensors.")
+    difference = find_difference(found, network.state_dict())
+    if difference is not None:
+        wrapped = bool(found) and all(name.startswith("module.") for name in found)
+        hint = "; its names begin with 'module.', as DataParallel's do: save network.module's" if wrapped else ""
+        raise ValueError(f"--weights: {path}: {difference}, expected those of the network{hint}.")
+    network.load_state_dict(dict(found))
+
+
+def _read_numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{option}: got {text!r}, expected numbers with commas between them, such as 0.5,0.5,0.5."
+        ) from None

@@ -1,0 +1,131 @@
+"""Unknown keywords: refused before any work, with the name of the argument that was meant."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from types import FunctionType
+from typing import Any, TypeVar
+
+from .checks import find_nearest
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_EXPLAINED = "explained_function"
+_EPOCHS = (("nb_epochs", "nb_epochs"), (None, "fit(..., nb_epochs=...)"))
+_THREAT = (("threat", "threat=ThreatModel('Linf', '8/255')"),)
+_LOADER = (("loader", "loader"), ("generator", "generator"), ("x", "x"))
+_CLASSIFIER = (("classifier", "classifier"), ("estimator", "estimator"), ("model", "model"))
+_EXAMPLES = {"threat": "ThreatModel('Linf', '8/255')", "norm": "'Linf'", "eps": "'8/255'"}
+_OPTIMIZER = ((None, "it in the optimizer of PyTorchClassifier(..., optimizer=...)"),)
+MEANT: Mapping[str, tuple[tuple[str | None, str], ...]] = {
+    **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "max_epochs", "epoch"), _EPOCHS),
+    **dict.fromkeys(("eps", "epsilon"), (("epsilon", "epsilon"), ("eps", "eps"), *_THREAT)),
+    **dict.fromkeys(("norm", "radius"), _THREAT),
+    "metric": (("norm", "norm"), *_THREAT),
+    **dict.fromkeys(("lr", "learning_rate", "momentum", "weight_decay", "optimizer"), _OPTIMIZER),
+    "attack": (("attacks", "attacks"),),
+    "threat": (("eps", "norm and eps"),),
+    **dict.fromkeys(("n_classes", "num_classes", "classes"), (("nb_classes", "nb_classes"),)),
+    **dict.fromkeys(("clip_values", "range"), (("bounds", "bounds"),)),
+    "val_data": (("validation_data", "validation_data"),),
+    **dict.fromkeys(("bs", "batch"), (("batch_size", "batch_size"),)),
+    **dict.fromkeys(("classifier", "estimator", "model", "net", "network"), _CLASSIFIER),
+    **dict.fromkeys(("train_loader", "dataloader", "data"), _LOADER),
+    **dict.fromkeys(("n_steps", "num_steps", "nb_steps", "max_iter", "iterations"), (("steps", "steps"),)),
+    "device": ((None, "it in PyTorchClassifier(..., device_type=...)"),),
+}
+"""A word of other libraries -> what is meant by it here: an argument (None: of something else), and how to give it."""
+
+
+class KnownKeywords:
+    """A base of classes whose constructor refuses unknown keywords by `check_keywords`, and names what is missing.
+
+    It stands last among the bases: the signature is that of the constructor.
+    """
+
+    def __new__(cls, *given: Any, **keywords: Any) -> Any:
+        methods = (getattr(cls, name, None) for name in ("fit", "evaluate"))
+        check_keywords(cls.__init__, keywords, {each.__name__: each for each in methods if each is not None})
+        if given or keywords:  # a copy is made of nothing
+            _check_required(cls.__init__, given, keywords)
+        return super().__new__(cls)
+
+
+def explain_keywords(function: Function) -> Function:
+    """Let a function or method refuse unknown keywords by `check_keywords`."""
+    is_method = "self" in inspect.signature(function).parameters
+
+    @wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if keywords:
+            owner = type(arguments[0]) if is_method and arguments else None
+            check_keywords(function, keywords, {} if owner is None else {owner.__name__: owner.__init__})
+        return function(*arguments, **keywords)
+
+    vars(call)[_EXPLAINED] = function
+    return call  # type: ignore[return-value]  # it has the same signature
+
+
+def find_explained(function: FunctionType) -> FunctionType:
+    """The function that `explain_keywords` was given where it made this one, else the function itself."""
+    explained: FunctionType = vars(function).get(_EXPLAINED, function)
+    return explained
+
+
+def check_keywords(
+    function: Callable[..., Any], keywords: Iterable[str], others: Mapping[str, Callable[..., Any]] | None = None
+) -> None:
+    """Refuse the first keyword that a function does not have.
+
+    Args:
+        function: what is called.
+        keywords: what it is given.
+        others: functions by name that may be meant where ``function`` has no such argument.
+
+    Raises:
+        TypeError: names the keyword and what is meant by it.
+
+    Example:
+        >>> def fit(x, nb_epochs=20): ...
+        >>> check_keywords(fit, ["epochs"])
+        Traceback (most recent call last):
+        TypeError: epochs: got an unknown keyword, expected nb_epochs.
+    """
+    parameters = inspect.signature(function).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return
+    for keyword in keywords:
+        if keyword in parameters:
+            continue
+        found = find_meant(keyword, parameters)
+        for name, other in (others or {}).items():
+            if found is None:
+                own = inspect.signature(other).parameters
+                meant = f"{keyword}=..." if keyword in own else find_meant(keyword, own)
+                found = None if meant is None else f"{name}(..., {meant if '=' in meant else f'{meant}=...'})"
+        known = ", ".join(name for name in parameters if name != "self")
+        found = found or find_nearest(keyword, parameters) or (f"one of {known}" if known else "none")
+        raise TypeError(f"{keyword}: got an unknown keyword, expected {found}.")
+
+
+def _check_required(function: Callable[..., Any], given: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    """Refuse a call of a constructor that leaves out an argument without default."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    for number, each in enumerate(parameters):
+        by_position = each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) and number < len(given)
+        required = each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        if required and not by_position and each.name not in keywords:
+            how = f", such as {_EXAMPLES[each.name]}" if each.name in _EXAMPLES else ""
+            raise TypeError(f"{each.name}: got none, expected one{how}.")
+
+
+def find_meant(keyword: str, parameters: Mapping[str, inspect.Parameter]) -> str | None:
+    """What is meant by an unknown keyword: an argument, or how to give it; None for a word that `MEANT` lacks."""
+    options = parameters["options"].default if "options" in parameters else None
+    if is_dataclass(options) and keyword in (field.name for field in fields(options)):
+        return f"options={type(options).__name__}({keyword}=...)"
+    meant = MEANT.get(keyword.lower(), ())
+    return next((how for argument, how in meant if argument is None or argument in parameters), None)

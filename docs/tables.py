@@ -1,0 +1,233 @@
+"""Write the tables of the README and the manual: measurements, operations with rules; and their figures.
+
+python docs/tables.py                      the tables, from benchmarks/results/*.json and the registries of the package
+python docs/tables.py --check              compare them with those that are there, and write nothing
+python docs/tables.py --figure runs/demo   the demo's figure too, from its reports
+python docs/tables.py --weight-maps        the figure of weight maps too
+
+A table stands in a page between ``<!-- name -->`` and ``<!-- end -->``; each has one place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch._ops import OpOverload
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import bang_mnist
+import conv_norms
+import layerwise
+import lipschitz_mnist
+import local_ball
+import weight_maps
+from record import RESULTS, table
+
+from art_robust_plugins.evaluation import EvaluationReport
+from art_robust_plugins.evaluation.rendering.figures import comparison_figure
+from art_robust_plugins.experiments.recipes import available_recipes, result_rows
+from art_robust_plugins.lipschitz.rules import RULES, UNBOUNDED
+from art_robust_plugins.provenance import described
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+
+
+def make_blocks() -> dict[str, str]:
+    """The generated parts of the pages by name."""
+    records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+
+    def tables(name: str) -> str:
+        """All tables of a record, then its conditions."""
+        record = records[name]
+        rows = record["results"].values() if isinstance(record["results"], dict) else [record["results"]]
+        return "\n\n".join([*map(table, rows), f"{described(record)} {record['threads']} threads."])
+
+    def summary(name: str, rows: Callable[[Any], list[dict[str, str]]]) -> str:
+        return f"{table(rows(records[name]['results']))}\n\n{described(records[name])}"
+
+    def part(name: str, key: str) -> str:
+        return f"{table(records[name]['results'][key])}\n\n{described(records[name])}"
+
+    return {
+        "headline": table(make_headline(records)),
+        "operations": describe_rules(),
+        "refused": describe_refusals(),
+        "training_step": tables("training_step"),
+        "autoattack_speed": part("autoattack_speed", "whole"),
+        "autoattack_parity": part("autoattack_parity", "total"),
+        "conv_norms": summary("conv_norms", conv_norms.summary),
+        "certify_speed": tables("certify_speed"),
+        "bang_mnist": summary("bang_mnist", bang_mnist.summary),
+        "lipschitz_mnist": summary("lipschitz_mnist", lipschitz_mnist.summary),
+        "local_ball_digits": summary("local_ball_digits", local_ball.summary),
+        "local_ball_mnist": summary("local_ball_mnist", local_ball.summary),
+        "local_ball_mnist_search": summary("local_ball_mnist_search", local_ball.search_summary),
+        "layerwise_digits": summary("layerwise_digits", layerwise.summary),
+        "layerwise_mnist": summary("layerwise_mnist", layerwise.summary),
+        "weight_map_digits": summary("weight_map_digits", weight_maps.summary),
+        "weight_map_mnist": summary("weight_map_mnist", weight_maps.summary),
+        "weight_map_speed": tables("weight_map_speed"),
+        "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary),
+        **{f"recipe_{name}": describe_recipe(name, records.get(f"recipe_{name}")) for name in available_recipes()},
+    }
+
+
+def describe_recipe(name: str, record: dict[str, Any] | None) -> str:
+    """The table of a recipe, or how to measure it."""
+    if record is None:
+        path = (RESULTS / f"recipe_{name}.json").relative_to(ROOT)
+        return f"Not measured. `art-robust benchmark {name} --record {path}` measures it."
+    if record["quick"]:
+        raise ValueError(f"recipe_{name}.json: got results of --quick, expected those of the whole recipe.")
+    return f"{table(result_rows(record))}\n\n{described(record)}"
+
+
+def make_headline(records: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The README's rows: what was measured, the number, and the page with the whole table."""
+    parity = records["autoattack_parity"]["results"]["total"]
+    ratios = [row["reference / ours, time"] for row in records["autoattack_speed"]["results"]["whole"]]
+    art = [
+        row["ART's time / ours"]
+        for row in records["training_step"]["results"]["methods"]
+        if row["method"].startswith("PGD") and isinstance(row["ART's time / ours"], float)
+    ]
+    recipe = {row["training"]: row for row in result_rows(records["recipe_mnist"])}
+    margin = lipschitz_mnist.summary(records["lipschitz_mnist"]["results"])[-1]
+    bang = {
+        row["share of images, %"]: row
+        for row in bang_mnist.summary(records["bang_mnist"]["results"])
+        if row["eps"] == "0.15"
+    }
+    fgsm, standard = bang["correct under FGSM"], bang["correct under AutoAttack (standard)"]
+
+    def total(column: str) -> int:
+        return sum(int(row[column]) for row in parity)
+
+    def first(cell: str) -> str:
+        return cell.split(" ", maxsplit=1)[0]
+
+    def robust(name: str) -> str:
+        return f"{first(recipe[name]['AutoAttack, Linf 0.3'])} %"
+
+    return [
+        {
+            "measured": "verdicts of our AutoAttack that differ from the authors' code, both on a CPU",
+            "result": f"{total('different')} of {total('verdicts')}",
+            "table": "[AutoAttack](docs/results/autoattack.md#verdicts)",
+        },
+        {
+            "measured": "time of the authors' code, as a multiple of ours, on six pairs of network and radius",
+            "result": f"{min(ratios)} to {max(ratios)}",
+            "table": "[AutoAttack](docs/results/autoattack.md#time)",
+        },
+        {
+            "measured": "time of ART's PGD training, as a multiple of ours",
+            "result": f"{min(art):.2f} and {max(art):.2f}",
+            "table": "[speed](docs/results/speed.md#training)",
+        },
+        {
+            "measured": "MNIST, AutoAttack within Linf 0.3: plain, PGD-10, TRADES-10",
+            "result": ", ".join(map(robust, ("plain", "PGD-10", "TRADES-10"))),
+            "table": "[recipes](docs/results/index.md#mnist)",
+        },
+        {
+            "measured": "MNIST, certified within L2 1.58: Lipschitz margin, MinMax, 60 epochs",
+            "result": f"{first(margin['1.58: certified'])} %",
+            "table": "[Lipschitz margin](docs/methods/lipschitz-margin.md#results-on-mnist)",
+        },
+        {
+            "measured": "MNIST, Linf 0.15, BANG: under FGSM, and under AutoAttack (masked gradients, flagged)",
+            "result": f"{first(fgsm['B1'])} %, {first(standard['B1'])} %",
+            "table": "[BANG](docs/methods/bang.md#results-on-mnist)",
+        },
+    ]
+
+
+def describe_rules() -> str:
+    """A table of the operations that have a rule, by the file of the rules of this package."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for operation, rule in RULES.items():
+        package, _, module = rule.__module__.rpartition(".")
+        if package == "art_robust_plugins.lipschitz.rules":
+            groups[module].add(name_operation(operation))
+    rows = [
+        {"rules": f"`{module}.py`", "what they bound": describe_module(module), "operations": ", ".join(sorted(names))}
+        for module, names in sorted(groups.items())
+    ]
+    return table(rows)
+
+
+def describe_module(module: str) -> str:
+    """The first sentence of the docstring of a file of rules."""
+    text = sys.modules[f"art_robust_plugins.lipschitz.rules.{module}"].__doc__ or ""
+    return re.split(r"[.:](?:\s|$)", text.strip(), maxsplit=1)[0]
+
+
+def describe_refusals() -> str:
+    """A table of the reasons for which operations are refused."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for operation, reason in UNBOUNDED.items():
+        groups[reason].add(name_operation(operation))
+    return table([{"reason": reason, "operations": ", ".join(sorted(names))} for reason, names in groups.items()])
+
+
+def name_operation(operation: OpOverload) -> str:
+    """ATen's name, without the overload."""
+    return f"`{operation._opname}`"
+
+
+def renew(pages: Mapping[Path, str]) -> dict[Path, str]:
+    """The texts of pages with their generated parts renewed.
+
+    Raises:
+        ValueError: a part that has no place or several.
+    """
+    texts = dict(pages)
+    for name, block in make_blocks().items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        places = [path for path, text in texts.items() for _ in pattern.finditer(text)]
+        if len(places) != 1:
+            raise ValueError(f"{name}: got {len(places)} places in the pages, expected one.")
+        before, start, end, after = pattern.split(texts[places[0]])
+        texts[places[0]] = "".join([before, start, block, "\n", end, after])
+    return texts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    parser.add_argument("--figure", type=Path, metavar="RUNS", help="a folder that art-robust demo wrote")
+    parser.add_argument("--weight-maps", action="store_true", help="draw docs/weight_maps.png")
+    args = parser.parse_args()
+    docs = ROOT / "docs"
+    present = {path: path.read_text(encoding="utf-8") for path in PAGES}
+    stale = {path: text for path, text in renew(present).items() if text != present[path]}
+    for path, text in stale.items():
+        print(f"{path.relative_to(ROOT)}: {'out of date' if args.check else 'written'}")
+        if not args.check:
+            path.write_text(text, encoding="utf-8")
+    if args.check:
+        return int(bool(stale))
+    if args.figure:
+        found = sorted(args.figure.glob("*/evaluations/*/"))
+        folders = sorted(found, key=lambda folder: folder.parts[-3] != "standard")
+        reports = {folder.parts[-3]: EvaluationReport.load(folder) for folder in folders}
+        comparison_figure(reports).savefig(docs / "demo.png", dpi=130, facecolor="white")
+    if args.weight_maps:
+        records = {name: json.loads((RESULTS / f"weight_map_{name}.json").read_text()) for name in ("digits", "mnist")}
+        drawn = weight_maps.draw_figure({name: record["results"] for name, record in records.items()})
+        drawn.savefig(docs / "weight_maps.png", dpi=110, facecolor="white")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

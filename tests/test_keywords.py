@@ -1,0 +1,135 @@
+"""Unknown keywords are refused with the name that was meant."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_robust_plugins import (
+    Evaluator,
+    LayerwiseAdversarialTrainer,
+    LocalBallTrainer,
+    RobustTrainer,
+    StandardTrainer,
+    ThreatModel,
+    TRADESTrainer,
+    TrainingOptions,
+)
+from art_robust_plugins.checks import find_nearest
+from art_robust_plugins.evaluation.libraries import SUITES, resolve
+from art_robust_plugins.keywords import MEANT, check_keywords, explain_keywords
+from art_robust_plugins.training import BANG
+
+THREAT = ThreatModel("Linf", 0.1)
+X, Y = np.zeros((2, 1, 4, 4), dtype=np.float32), np.array([0, 1])
+
+
+def classifier() -> PyTorchClassifier:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    return PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, optimizer, clip_values=(0, 1))
+
+
+REFUSED: list[tuple[Callable[[], Any], str, str]] = [
+    (lambda: StandardTrainer(classifier()).fit(X, Y, epochs=1), "epochs", "nb_epochs"),
+    (lambda: StandardTrainer(classifier()).fit(X, Y, n_epochs=1), "n_epochs", "nb_epochs"),
+    (lambda: StandardTrainer(classifier()).fit(X, Y, lr=1), "lr", "optimizer"),
+    (lambda: StandardTrainer(classifier()).fit(X, Y, threat=THREAT), "threat", "StandardTrainer(..., threat="),
+    (lambda: StandardTrainer(classifier()).fit_loader([(X, Y)], epochs=1), "epochs", "nb_epochs"),
+    (lambda: StandardTrainer(classifier(), nb_epochs=1), "nb_epochs", "fit(..., nb_epochs=...)"),
+    (lambda: StandardTrainer(classifier(), seed=1), "seed", "options=TrainingOptions(seed=...)"),
+    (lambda: StandardTrainer(model=classifier()), "model", "classifier"),
+    (lambda: TRADESTrainer(classifier(), eps=8), "eps", "threat=ThreatModel("),
+    (lambda: LocalBallTrainer(classifier(), norm="Linf", eps=0.1), "norm", "threat=ThreatModel("),
+    (lambda: LayerwiseAdversarialTrainer(classifier(), epsilon=0.1), "epsilon", "eps"),
+    (lambda: BANG(eps=0.1), "eps", "epsilon"),
+    (lambda: ThreatModel("linf", epsilon=0.1), "epsilon", "eps"),
+    (lambda: TrainingOptions(sed=1), "sed", "seed"),
+    (lambda: Evaluator(classifier(), eps=0.1), "eps", "threat=ThreatModel("),
+    (lambda: Evaluator(classifier(), THREAT, attack="aa"), "attack", "attacks"),
+    (lambda: Evaluator(classifier(), THREAT).evaluate(X, Y, eps=1), "eps", "Evaluator(..., threat="),
+    (lambda: Evaluator(classifier(), THREAT).evaluate(X, Y, wibble=1), "wibble", "one of x, y"),
+]
+
+
+@pytest.mark.parametrize(("call", "keyword", "meant"), REFUSED, ids=[f"{k}-{m}" for _, k, m in REFUSED])
+def test_an_unknown_keyword_is_refused_with_the_one_that_was_meant(
+    call: Callable[[], Any], keyword: str, meant: str
+) -> None:
+    with pytest.raises(TypeError) as refusal:
+        call()
+    assert str(refusal.value).startswith(f"{keyword}: got an unknown keyword, expected ")
+    assert meant in str(refusal.value)
+
+
+def test_a_missing_argument_is_named() -> None:
+    for call in (lambda: TRADESTrainer(classifier()), lambda: Evaluator(classifier())):
+        with pytest.raises(
+            TypeError, match=r"^threat: got none, expected one, such as ThreatModel\('Linf', '8/255'\)\.$"
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"^classifier: got none"):
+        StandardTrainer(options=TrainingOptions())
+
+
+def test_what_is_refused_is_refused_before_any_work() -> None:
+    trainer = StandardTrainer(classifier())
+    with pytest.raises(TypeError, match="epochs"):
+        trainer.fit(None, None, epochs=1)
+    assert trainer.history == []
+
+
+def test_signatures_copies_and_pickles_are_as_without_the_check() -> None:
+    assert list(inspect.signature(TRADESTrainer).parameters)[:2] == ["classifier", "threat"]
+    assert "nb_epochs" in inspect.signature(RobustTrainer.fit).parameters
+    options = TrainingOptions(seed=3)
+    assert copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == options
+    trainer = pickle.loads(pickle.dumps(TRADESTrainer(classifier(), threat=THREAT)))
+    assert trainer.threat == THREAT
+
+
+def test_what_takes_any_keyword_is_given_it() -> None:
+    @explain_keywords
+    def call(**given: int) -> dict[str, int]:
+        return given
+
+    assert call(eps=1) == {"eps": 1}
+    check_keywords(lambda eps: eps, ["eps"])
+    with pytest.raises(TypeError, match="eps: got an unknown keyword, expected none"):
+        check_keywords(lambda: None, ["eps"])
+
+
+def test_no_meant_word_is_sent_to_itself_alone() -> None:
+    for word, meant in MEANT.items():
+        assert any(argument != word for argument, _ in meant), word
+
+
+def test_only_near_names_are_suggested() -> None:
+    names = ["deepfool", "torchattacks", "pgd-20", "standard"]
+    assert [find_nearest(word, names) for word in ("foo", "autopilot", 3)] == [None, None, None]
+    assert [find_nearest(word, names) for word in ("PGD_20", "standart", "deepfol")] == [
+        "pgd-20",
+        "standard",
+        "deepfool",
+    ]
+    assert find_nearest("pgd", []) is None
+
+
+@pytest.mark.parametrize("name", ["autoattack", "aa", "AutoAttack", "auto_attack", "AA"])
+def test_autoattack_is_the_standard_suite(name: str) -> None:
+    assert resolve(name) == list(SUITES["standard"]) == resolve([name, "standard"])
+
+
+def test_attacks_that_nobody_knows_get_no_far_hint() -> None:
+    with pytest.raises(ValueError, match="attacks: got 'foo'") as refusal:
+        resolve("foo")
+    assert "did you mean" not in str(refusal.value)
