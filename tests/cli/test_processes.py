@@ -16,9 +16,10 @@ import torch
 from art_robust_plugins import (
     available_methods,
 )
-from art_robust_plugins.cli import demo, running, showing
+from art_robust_plugins.cli import demo as command_demo
+from art_robust_plugins.cli import running, showing
 from art_robust_plugins.data import Dataset
-from art_robust_plugins.experiments import runs
+from art_robust_plugins.experiments import demo, runs
 from art_robust_plugins.runs import TrainingPlan, train_run
 from art_robust_plugins.training.processes import Processes, ProcessLostError
 
@@ -110,7 +111,8 @@ def test_one_process_shows_the_demo(
     here = SimpleNamespace(num_processes=2, is_main_process=main, device=torch.device("cpu"))
     monkeypatch.setattr(running, "find_processes", lambda: here)
     monkeypatch.setattr(demo, "available_methods", lambda: {"standard": available_methods()["standard"]})
-    monkeypatch.setattr(demo, "DEMO_COMPOSITIONS", ())
+    monkeypatch.setattr(demo, "COMPOSITIONS", ())
+    monkeypatch.setattr(command_demo, "find_processes", lambda: here)
     monkeypatch.setattr(demo, "train_run", lambda *_, **__: None)
     monkeypatch.setattr(demo, "evaluate_run", lambda *_, **__: [object()])
     monkeypatch.setattr(showing, "print_comparison", lambda _: print("table"))
