@@ -69,16 +69,27 @@ def _share_out(networks: Sequence[DemoNetwork], points: int, workers: int) -> li
     """One bar for all, where there is a terminal, and a line for each network that is done."""
     # Those that attack while they train take longest: the last ones to begin keep fewer workers waiting.
     order = sorted(range(len(networks)), key=lambda place: "threat" not in networks[place].plan.parameters)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     said = f"{len(networks)} networks, {workers} at a time: each is trained, attacked and certified."
     console.print(said, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("networks", total=len(networks))
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2, disable=hidden) as progress:
+        done: list[int] = []
+        task = progress.add_task("", total=len(networks))
 
-        def tell(place: int, report: EvaluationReport) -> None:
-            progress.advance(task)
-            console.print(f"{networks[order[place]].label}: {_describe(report)}", soft_wrap=True)
+        def name_begun() -> None:
+            # Jobs are begun in their order.
+            at_work = [place for place in order[: len(done) + workers] if place not in done]
+            progress.update(
+                task, completed=len(done), description=", ".join(networks[place].label for place in at_work)
+            )
 
+        def tell(number: int, report: EvaluationReport) -> None:
+            done.append(order[number])
+            name_begun()
+            console.print(f"{networks[order[number]].label}: {_describe(report)}", soft_wrap=True)
+
+        name_begun()
         jobs = [(networks[place], points, False) for place in order]
         reports = dict(zip(order, share_out(measure, jobs, workers, command="demo", finished=tell), strict=True))
     return [reports[place] for place in range(len(networks))]
