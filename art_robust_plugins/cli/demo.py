@@ -46,7 +46,7 @@ def demo(
             console.print(f"{name}: left out, it has no default for {', '.join(missing)}.")
     here = find_processes()
     with (
-        Processes(here.device).held_folder("--out", out, "demo", COMPARISON_FILES),
+        Processes(here.device).hold_folder("--out", out, "demo", COMPARISON_FILES),
         advise_on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"),
     ):
         # Processes that a launcher started share each network.

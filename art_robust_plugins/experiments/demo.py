@@ -19,8 +19,8 @@ COMPOSITIONS = (("local-ball", ("layerwise",)),)
 """Methods with instruments that the demo shows after the single methods."""
 THREAT = ThreatModel("Linf", 0.1)
 ATTACKS = ("standard", "fgsm", "pgd-20", "pgd-100", "pixle", "onepixel")
-"""The standard AutoAttack; attacks that are weaker, which shows, but for a network whose logits tie; and two that leave
-the ball."""
+"""The standard AutoAttack; attacks of fewer steps or restarts, which show how much less they find (one restart of
+pgd-100 finds a point that AutoAttack leaves); and two attacks that leave the ball."""
 
 
 @dataclass(frozen=True)

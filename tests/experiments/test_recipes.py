@@ -391,7 +391,7 @@ def test_the_quick_form_of_each_recipe_runs(
     assert name in available_recipes()
     monkeypatch.setattr(standard, "Square", partial(Square, queries=50))
     recipe = load_recipe(name, quick=True)
-    rows = tuple(replace(row, plan=replace(row.plan, train=128, epochs=1)) for row in recipe.rows[::every])
+    rows = tuple(replace(row, plan=replace(row.plan, train=64, epochs=1)) for row in recipe.rows[::every])
     record = run_recipe(replace(recipe, rows=rows, points=2), tmp_path / "out", command="")
     rows = result_rows(record)
     assert record["quick"]
