@@ -50,7 +50,7 @@ def test_the_standard_suite_gives_the_references_verdicts(
 
     monkeypatch.setattr(square, "perturb", shortened)
     monkeypatch.setattr(standard, "Square", partial(Square, queries=queries))
-    samples = data[0][:11], data[1][:11]
+    samples = data[0][:16], data[1][:16]
     native = evaluate(wrap(network), samples, eps, norm, batch_size=5, seed=3)
     report = evaluate(wrap(network), samples, eps, norm, batch_size=5, seed=3, backend="reference")
     x, y = (torch.from_numpy(values) for values in samples)
