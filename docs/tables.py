@@ -30,7 +30,7 @@ import layerwise
 import lipschitz_mnist
 import local_ball
 import weight_maps
-from record import RESULTS, table
+from saving import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
 from art_robust_plugins.evaluation.rendering.figures import comparison_figure

@@ -13,9 +13,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from art_robust_plugins import Evaluator, ThreatModel
-from art_robust_plugins.cli import app, demo
+from art_robust_plugins.cli import app
 from art_robust_plugins.cli import data as command_data
 from art_robust_plugins.data import Dataset
+from art_robust_plugins.experiments import demo
 from art_robust_plugins.experiments.recipes import benchmark, load_recipe, networks, run_recipe
 from art_robust_plugins.experiments.runs import RUN_FILES
 from art_robust_plugins.locks import FolderInUseError, locked_folder

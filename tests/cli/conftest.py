@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +37,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  #
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "bang"
-    command = [sys.executable, "-m", "art_robust_plugins", "train", "bang", "--epochs", "3", "--set", "ratio=0.5"]
-    subprocess.run([*command, "--validation", "100", "--eps", "0.1", "--out", str(out)], check=True)
+    command = ["train", "bang", "--epochs", "3", "--set", "ratio=0.5", "--validation", "100", "--eps", "0.1"]
+    cli.app([*command, "--out", str(out)], standalone_mode=False)
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from art_robust_plugins import (
 from art_robust_plugins.cli.app import COMMANDS
 from art_robust_plugins.cli.showing import print_comparison
 from art_robust_plugins.data import Dataset
+from art_robust_plugins.evaluation.autoattack import standard
+from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.libraries import ALIASES, ATTACKS, SUITES
+from art_robust_plugins.experiments import demo
 from art_robust_plugins.files import load_tensors
 from art_robust_plugins.lipschitz.rules import RULES
 
@@ -212,8 +216,16 @@ def test_a_network_without_a_bound_is_not_certified(run, tmp_path: Path) -> None
     assert "no Lipschitz rule" in " ".join(text.split())
 
 
-def test_the_demo_compares_every_method(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    code, _ = run("demo", "--out", tmp_path, "--epochs", 2, "--points", 4)
+def test_the_demo_compares_every_method(
+    run,  # type: ignore[no-untyped-def]
+    digits: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = replace(digits, x_train=digits.x_train[:256], y_train=digits.y_train[:256])
+    monkeypatch.setattr(demo, "load_data", lambda _: few)
+    monkeypatch.setattr(standard, "Square", partial(Square, queries=50))
+    code, _ = run("demo", "--out", tmp_path, "--epochs", 2, "--points", 3, "--workers", 1)
     assert code == 0
     page = (tmp_path / "index.html").read_text()
     for name in available_methods():
@@ -226,6 +238,6 @@ def test_the_demo_compares_every_method(run, tmp_path: Path) -> None:  # type: i
     names = [attack.name for attack in report.attacks]
     assert {"apgd-ce", "apgd-t", "fab-t", "square", "fgsm", "pgd-20"} <= set(names)
     assert report.autoattack_accuracy is not None
-    code, text = run("demo", "--out", tmp_path, "--epochs", 3, "--points", 4)
+    code, text = run("demo", "--out", tmp_path, "--epochs", 3, "--points", 3)
     assert code == 2
     assert "holds a network of 2 epochs and seed 0, expected 3 and 0; take another folder." in text

@@ -16,9 +16,10 @@ import torch
 from art_robust_plugins import (
     available_methods,
 )
-from art_robust_plugins.cli import demo, running, showing
+from art_robust_plugins.cli import demo as command_demo
+from art_robust_plugins.cli import running, showing
 from art_robust_plugins.data import Dataset
-from art_robust_plugins.experiments import TrainingPlan, runs, train_run
+from art_robust_plugins.experiments import TrainingPlan, demo, runs, train_run
 from art_robust_plugins.training.engine.processes import Processes, ProcessLostError
 
 
@@ -109,7 +110,8 @@ def test_one_process_shows_the_demo(
     here = SimpleNamespace(num_processes=2, is_main_process=main, device=torch.device("cpu"))
     monkeypatch.setattr(running, "find_processes", lambda: here)
     monkeypatch.setattr(demo, "available_methods", lambda: {"standard": available_methods()["standard"]})
-    monkeypatch.setattr(demo, "DEMO_COMPOSITIONS", ())
+    monkeypatch.setattr(demo, "COMPOSITIONS", ())
+    monkeypatch.setattr(command_demo, "find_processes", lambda: here)
     monkeypatch.setattr(demo, "train_run", lambda *_, **__: None)
     monkeypatch.setattr(demo, "evaluate_run", lambda *_, **__: [object()])
     monkeypatch.setattr(showing, "print_comparison", lambda _: print("table"))
@@ -117,6 +119,33 @@ def test_one_process_shows_the_demo(
     code, text = run("demo", "--out", tmp_path)
     assert code == 0
     assert ("table" in text, "in a browser" in text, text == "") == (main, main, not main)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_demos_page_has_its_order_whichever_network_ends_first(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backwards: bool,
+) -> None:
+    def share_out(_: Any, jobs: list[Any], *__: Any, finished: Any, **___: Any) -> list[Any]:
+        values = {"clean_accuracy": 0.5, "autoattack_accuracy": 0.25, "certified_accuracy": None}
+        results = [SimpleNamespace(label=network.label, **values) for network, *_ in jobs]
+        for place in sorted(range(len(jobs)), reverse=backwards):
+            finished(place, results[place])
+        return results
+
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(command_demo, "share_out", share_out)
+    monkeypatch.setattr(command_demo, "show_comparison", lambda reports, _: shown.update(reports))
+    code, text = run("demo", "--out", tmp_path)
+    assert code == 0
+    assert [report.label for report in shown.values()] == list(shown)
+    single, last = list(shown)[:-1], list(shown)[-1]
+    assert single[0] == "standard"
+    assert single[1:] == sorted(single[1:])
+    assert last == "local-ball+layerwise"
+    assert all(f"{label}: clean 50.0%, AutoAttack 25.0%\n" in text for label in shown)
 
 
 def test_a_lost_process_at_the_end_of_a_run_is_told_of_as_such(

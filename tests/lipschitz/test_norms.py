@@ -92,7 +92,7 @@ def accepted(module, shape):
         return False
 
 
-SLOW = settings(max_examples=400, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+SLOW = settings(max_examples=250, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")

@@ -26,7 +26,7 @@ from ...provenance import PACKAGES, conditions, installed
 from ...terminal import console
 from .networks import folder_name, report_folder
 from .recipe import Recipe
-from .workers import measure_in_turn, share_out
+from .workers import measure_in_turn, measure_in_workers
 
 RECIPE_FILE = "recipe.json"
 
@@ -72,7 +72,7 @@ def _run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int) -> dic
     ]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
     console.print(f"{recipe.name}: {recipe.description.strip()} ({len(jobs)} networks, on {where})", soft_wrap=True)
-    results = measure_in_turn(jobs) if workers == 1 else share_out(jobs, workers)
+    results = measure_in_turn(jobs) if workers == 1 else measure_in_workers(jobs, workers)
     for text, threat in recipe.threats.items():
         reports = {}
         for (_, row, _, folder), result in zip(jobs, results, strict=True):
