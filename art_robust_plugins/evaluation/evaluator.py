@@ -28,7 +28,7 @@ from ..bridge import (
     preprocessing_modules,
     preserved,
 )
-from ..checks import check_count, check_path, check_seed
+from ..checks import check_choice, check_count, check_path, check_seed
 from ..processes import find_processes
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import Snapshot, restored_state
@@ -129,8 +129,7 @@ class Evaluator:
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
         check_radius(threat, box.low, box.high, math.prod(estimator.input_shape))
-        if backend not in get_args(Backend):
-            raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
+        check_choice("backend", backend, get_args(Backend))
         self.estimator = estimator
         self.threat = threat
         self.attacks = resolve(attacks)

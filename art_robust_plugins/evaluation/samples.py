@@ -43,7 +43,7 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
     batched = isinstance(x, Dataset | DataLoader | DataGenerator | Iterator)
     if y is not None:
         if batched:
-            raise ValueError(f"y: got labels beside a {type(x).__name__}, expected None: it brings its own.")
+            raise ValueError(f"y: got labels beside a {type(x).__name__} as x, expected None: it brings its own.")
         samples = image_tensor(x, estimator)
         labels = label_tensor(y, estimator.nb_classes, samples=len(samples))
         return input_range(estimator).clip(samples.cpu()), labels.cpu().clone()
