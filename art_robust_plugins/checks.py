@@ -15,6 +15,9 @@ from typing import Any, cast
 
 import numpy as np
 
+_LARGEST_COUNT = 2**63 - 1  # of torch's sizes
+_LARGEST_NUMBER = float(np.finfo(np.float32).max)
+
 _NEAR = 0.6
 """A name is near another where at least this share of their letters agrees, in order (difflib's ratio)."""
 
@@ -74,14 +77,15 @@ def plain_number(value: Any) -> Any:
 
 
 def check_count(name: str, value: Any, *, zero: bool = False) -> int:
-    """A positive whole number as an int, or with ``zero`` one that is not negative.
+    """A positive whole number below 2**63 as an int, or with ``zero`` one that is not negative.
 
     Raises:
         ValueError: ``value`` is anything else.
     """
-    if not is_integer(value) or value < (0 if zero else 1):
+    if not is_integer(value) or not (0 if zero else 1) <= value <= _LARGEST_COUNT:
         wanted = "a whole number that is not negative" if zero else "a positive whole number"
-        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
+        limit = " below 2**63" if is_integer(value) and value > 0 else ""
+        raise ValueError(f"{name}: got {value!r}, expected {wanted}{limit}.")
     return int(value)
 
 
@@ -97,15 +101,16 @@ def check_seed(name: str, value: Any, limit: int = 2**32) -> int:
 
 
 def check_number(name: str, value: Any, *, zero: bool = False) -> float:
-    """A finite positive number as Python's own, or with ``zero`` one that is not negative.
+    """A positive number that float32 holds, as Python's own, or with ``zero`` one that is not negative.
 
     Raises:
         ValueError: ``value`` is anything else.
     """
     number = to_float(value)
-    if not (0 < number < math.inf or (zero and number == 0)):
+    if not (0 < number <= _LARGEST_NUMBER or (zero and number == 0)):
         wanted = "a number that is not negative" if zero else "a positive number"
-        raise ValueError(f"{name}: got {value!r}, expected {wanted}.")
+        limit = f" of at most {_LARGEST_NUMBER:.3g}, float32's largest" if _LARGEST_NUMBER < number < math.inf else ""
+        raise ValueError(f"{name}: got {value!r}, expected {wanted}{limit}.")
     return cast(float, plain_number(value))
 
 
@@ -128,7 +133,7 @@ def check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
         ValueError: ``sizes`` is anything else.
     """
     try:
-        given = tuple(sizes)
+        given = () if isinstance(sizes, bytes | bytearray) else tuple(sizes)
     except TypeError:
         given = ()
     if not given or not all(is_integer(size) and size >= 1 for size in given) or math.prod(map(int, given)) >= 2**31:
@@ -155,6 +160,27 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         known = ", ".join(map(repr, choices))
         raise ValueError(f"{name}: got {value!r}, expected one of {known}{suggest(value, choices)}")
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        ValueError: for such a value.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: got {value!r}, expected text.")
+
+
+def check_type(name: str, value: object, kind: type, wanted: str) -> None:
+    """Refuse what is no object of ``kind``, of which ``wanted`` tells in the sentence, as "a torch.nn.Module".
+
+    Raises:
+        TypeError: for such a value.
+    """
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: got {got}, expected {wanted}.")
 
 
 def check_path(name: str, value: Any) -> Path:

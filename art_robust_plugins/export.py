@@ -13,6 +13,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +25,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .bridge import (
     EstimatorModule,
@@ -41,6 +44,8 @@ from .lipschitz.preprocessing import Standardisation
 Format = Literal["torch-export", "onnx", "torchscript"]
 SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
 """How the name of a file of each format ends."""
+
+_OF_TORCH = r"torch\.(?!jit|_tensor$|overrides$)"  # modules by name, but for those that hand a user's call on
 
 TOLERANCE = 1e-3
 """How far a file's logits may be from the estimator's, as a share of the largest: what TF32 on a GPU may round."""
@@ -117,8 +122,6 @@ def export_classifier(
         expected = [predict_outputs(classifier, each.clone()).numpy() for each in batches]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # What a trace takes for a constant, it computes with whatever the data: a branch, a number, a length.
-        warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         try:
             content = _exported(network, batches[0].clone(), format, batch)
         except Exception as error:  # whatever of the network's code cannot be traced
@@ -134,7 +137,7 @@ def export_classifier(
         temporary.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs = [_run(temporary, each.clone(), format) for each in batches]
+            outputs = [_run_on(temporary, each, format) for each in batches]
         scale = max(float(np.abs(logits).max()) for logits in expected)
         differences.extend(_difference(*pair, scale) for pair in zip(outputs, expected, strict=True))
 
@@ -169,7 +172,7 @@ def _told(error: BaseException) -> str:
         error = cause
     lines = [line.strip() for line in str(error).strip().split("\n")]
     told = next((line for line in lines if line and not line.startswith(("#", "[", "Failed to export"))), "")
-    return f"{type(error).__name__}: {told}"[:300]
+    return (told if told.startswith("TracerWarning: ") else f"{type(error).__name__}: {told}")[:300]
 
 
 def deployed(classifier: PyTorchClassifier) -> nn.Module:
@@ -231,8 +234,7 @@ def _exported(network: nn.Module, x: Tensor, format: Format, batch: int | None) 
     """What the file holds. Torch itself would say of a full disk the same as of a network that it cannot write."""
     content = io.BytesIO()
     if format == "torchscript":
-        # Its own check compares with the network that it traces, on the same inputs; ours is with the estimator.
-        torch.jit.save(torch.jit.trace(network, (x,), check_trace=False), content)  # type: ignore[no-untyped-call]
+        torch.jit.save(_trace(network, x), content)  # type: ignore[no-untyped-call]
         return content.getvalue()
     free = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
     program = torch.export.export(network, (x,), dynamic_shapes=free, strict=False)  # the default from torch 2.7 on
@@ -244,6 +246,68 @@ def _exported(network: nn.Module, x: Tensor, format: Format, batch: int | None) 
         raise RuntimeError("torch.onnx.export returned nothing")
     serialised: bytes = written.model_proto.SerializeToString()
     return serialised
+
+
+def _trace(network: nn.Module, x: Tensor) -> Any:
+    """The network in TorchScript.
+
+    What a trace takes for a constant (a branch, a number, a length of the data), it computes with whatever the data.
+    Torch's warnings of it are recorded, not raised: the tracer ignores that a warning was an error, and whatever runs
+    next may clear it. A forward that silences warnings is found by the conversions themselves. Torch's own modules
+    ask for sizes alone, so that torch ignores warnings of theirs, as is done here.
+    """
+    with warnings.catch_warnings(record=True) as told, _Conversions() as conversions:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=_OF_TORCH)  # type: ignore[attr-defined]
+        # The tracer's own check compares with the network that it traces; ours is with the estimator.
+        traced = torch.jit.trace(network, (x,), check_trace=False)  # type: ignore[no-untyped-call]
+    for warning in told:
+        if issubclass(warning.category, torch.jit.TracerWarning):  # type: ignore[attr-defined]
+            raise ValueError(f"TracerWarning: {warning.message}")
+    if conversions.found:
+        raise ValueError(f"TracerWarning: Tensor.{conversions.found[0]} makes a constant of what depends on the data")
+    return traced
+
+
+class _Conversions(TorchFunctionMode):
+    """Takes down each conversion of a tensor to what Python computes with, outside torch's own modules."""
+
+    NAMES = frozenset(
+        f"__{name}__" for name in ("array", "bool", "complex", "contains", "float", "index", "int", "iter", "len")
+    ) | {"item", "numpy", "tolist"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in self.NAMES and getattr(Tensor, name, None) is function:
+            caller = sys._getframe(1)
+            while caller.f_back is not None and caller.f_globals.get("__name__") in (
+                "torch._tensor",
+                "torch.overrides",
+            ):
+                caller = caller.f_back
+            if not re.match(_OF_TORCH, caller.f_globals.get("__name__", "")):
+                self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def _run_on(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
+    """The outputs of a file that was just written, which may be made for other batches than this one."""
+    try:
+        return _run(path, x.clone(), format)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the runtime says
+        raise ValueError(
+            f"classifier: the file of its network fails for {len(x)} inputs ({_told(error)}), expected one that takes "
+            f"them; nothing was written."
+        ) from error
 
 
 def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,6 +30,8 @@ from art_robust_plugins import (
 from art_robust_plugins.export import SUFFIXES, Format
 from art_robust_plugins.files import save_tensors
 from art_robust_plugins.models import create_model
+
+Forward = Callable[[Tensor], Tensor]
 
 FORMATS: list[Format] = ["torch-export", "onnx", "torchscript"]
 
@@ -223,27 +226,76 @@ def test_a_file_that_would_give_other_logits_is_not_written(tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == ["network.pt"]
 
 
-class Rare(nn.Module):
-    """A network that computes something else where tracing does not see it, for flat inputs alone."""
+def silently(forward: Forward) -> Forward:
+    """The same forward, which lets no warning out."""
 
-    def __init__(self) -> None:
+    def quiet(logits: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return forward(logits)
+
+    return quiet
+
+
+CONSTANTS: dict[str, Forward] = {
+    "branch": lambda logits: logits if logits.mean() < 0 else -logits,
+    "numpy": lambda logits: -logits if np.ptp(logits.detach().numpy()) == 0 else logits,
+    "array": lambda logits: logits * float(np.asarray(logits.detach()).max() > 0),
+    "number": lambda logits: logits * round(logits.mean().item()),
+    "list": lambda logits: logits + max(logits.flatten().tolist()),
+    "index": lambda logits: logits.roll([1, 2, 3][logits.argmax() % 3], dims=1),
+    "loop": lambda logits: torch.stack([row / (1 + place) for place, row in enumerate(logits)]),
+    "length": lambda logits: logits * len(logits),
+    "tensor": lambda logits: logits + torch.tensor(logits.shape[0]),
+}
+
+
+class Told(nn.Module):
+    """A network whose trace computes something else for other inputs than those it was made with."""
+
+    def __init__(self, forward: Forward) -> None:
         super().__init__()
-        self.layer = nn.Linear(12, 10)
+        self.layer, self.end = nn.Linear(12, 10), forward
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layer(x.flatten(1))
-        flat = np.ptp(x.detach().numpy()) == 0
-        return -logits if flat else logits
+        return self.end(self.layer(x.flatten(1)))
 
 
-@pytest.mark.parametrize("bright", [0.2, 0.7])
-def test_what_tracing_warns_of_is_refused(bright: float, tmp_path: Path) -> None:
-    """Whichever branch the caller's own inputs take, and where they take one only."""
-    x = np.full((3, 3, 2, 2), bright, dtype=np.float32)
-    for network in (Branching(), Rare()):
-        with pytest.raises(ValueError, match=r"TracerWarning|logits that are up to"):
-            export_classifier(estimator(network, (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
+@pytest.mark.parametrize(
+    ("name", "quiet"),
+    [(name, quiet) for name in CONSTANTS for quiet in (False, True) if not quiet or name not in ("loop", "tensor")],
+)
+def test_what_tracing_warns_of_is_refused(name: str, quiet: bool, tmp_path: Path) -> None:
+    """Also where all inputs take one branch, and where the network silences its warnings."""
+    forward = CONSTANTS[name]
+    network = Told(silently(forward) if quiet else forward)
+    x = np.full((3, 3, 2, 2), 0.2, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"cannot be exported as torchscript \(TracerWarning: "):
+        export_classifier(estimator(network, (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_fails_for_another_batch_is_refused(tmp_path: Path) -> None:
+    network = Told(silently(CONSTANTS["loop"]))
+    x = np.full((3, 3, 2, 2), 0.2, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"classifier: the file of its network fails for .* inputs \(RuntimeError"):
+        export_classifier(estimator(network, (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+LIBRARY: dict[str, nn.Module] = {
+    "upsampling": nn.Sequential(nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(48, 10)),
+    "pooling": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)),
+    "normalisation": nn.Sequential(nn.GroupNorm(3, 3), nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 10)),
+    "attention": nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(4, 2), nn.Flatten(), nn.Linear(12, 10)),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_torchs_own_modules_are_traced(name: str, tmp_path: Path) -> None:
+    classifier = estimator(LIBRARY[name], (3, 2, 2))
+    x = inputs(classifier, 4)
+    assert export_classifier(classifier, tmp_path / "network.pt", x, format="torchscript") < 1e-5
 
 
 class Quiet(nn.Module):

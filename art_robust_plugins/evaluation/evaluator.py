@@ -30,7 +30,7 @@ from ..bridge import (
     preprocessing_modules,
     preserved,
 )
-from ..checks import check_count, check_path, check_seed
+from ..checks import check_choice, check_count, check_path, check_seed
 from ..keywords import KnownKeywords, explain_keywords
 from ..processes import find_processes
 from ..randomness import cuda_devices, restored_random_states
@@ -144,8 +144,7 @@ class Evaluator(KnownKeywords):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
         if not plain:
             _check_threat(estimator, threat)
-        if backend not in get_args(Backend):
-            raise ValueError(f"backend: got {backend!r}, expected 'native' or 'reference'.")
+        check_choice("backend", backend, get_args(Backend))
         self.estimator = estimator
         self.threat = threat
         self.attacks = resolve(attacks)

@@ -143,7 +143,7 @@ class EvaluationReport(EvaluationResults):
         Returns:
             The path of report.html, which needs no other file.
         """
-        folder = Path(folder)
+        folder = check_path("folder", folder)
         arrays = {
             "robust": self.robust,
             "correct": self.correct,
@@ -228,25 +228,32 @@ def compare(reports: Mapping[str, EvaluationReport]) -> str:
     """One self-contained HTML page that compares named reports.
 
     Raises:
-        ValueError: no reports.
+        ValueError: no reports, or anything but a mapping from names to reports.
     """
-    return render_comparison(_check_any(reports))
+    return render_comparison(_check_named(reports))
 
 
 def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path) -> Path:
     """Write index.html and index.md that compare named reports; returns the path of index.html.
 
     Raises:
-        ValueError: no reports.
+        ValueError: no reports, or anything but a mapping from names to reports.
     """
-    folder = Path(folder)
-    texts = comparison_markdown(_check_any(reports)), render_comparison(reports)
+    folder = check_path("folder", folder)
+    texts = comparison_markdown(_check_named(reports)), render_comparison(reports)
     for name, text in zip(COMPARISON_FILES, texts, strict=True):
         write_atomically(folder / name, _make_writer(text))
     return folder / COMPARISON_FILES[-1]
 
 
-def _check_any(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationReport]:
+def _check_named(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationReport]:
+    if not isinstance(reports, Mapping):
+        raise ValueError(f"reports: got {type(reports).__name__}, expected a mapping from names to reports.")
+    for name, report in reports.items():
+        if not isinstance(name, str) or not isinstance(report, EvaluationReport):
+            raise ValueError(
+                f"reports: got {type(report).__name__} under {name!r}, expected an EvaluationReport under a name."
+            )
     if not reports:
         raise ValueError("reports: got none, expected at least one named report.")
     return reports

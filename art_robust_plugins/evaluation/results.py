@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import check_number
 from .flags import Flag
 
 Constraint = Literal["ball", "minimal", "none"]
@@ -143,11 +143,10 @@ class EvaluationResults:
         Raises:
             ValueError: for a report of an estimator without certificates; an eps that is no number of at least 0.
         """
-        if isinstance(eps, bool) or not isinstance(eps, Real) or not eps >= 0:
-            raise ValueError(f"eps: got {eps!r}, expected a number that is not negative.")
+        check_number("eps", eps, zero=True)
         if self.radii is None:
             raise ValueError("report: it holds no certified radii, expected one of a PyTorchLipschitzCertifier.")
-        return float((self.radii >= eps).mean())
+        return float((self.radii >= float(eps)).mean())
 
     def by_class(self) -> list[ClassAccuracy]:
         """Clean and robust accuracy of each label that any point has, in the order of the labels."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checks import check_choice, check_count, check_flag, check_path, check_text, to_float
 from ..files import save_archive, write_json
 from ..threat import ThreatModel
 from .rendering.labels import is_swept
@@ -21,7 +22,11 @@ ROBUSTBENCH_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardEntry:
-    """What a submission says beside the numbers of a report; see `EvaluationReport.to_robustbench`."""
+    """What a submission says beside the numbers of a report; see `EvaluationReport.to_robustbench`.
+
+    Raises:
+        ValueError: an entry of another kind, or a number outside its range.
+    """
 
     name: str
     authors: str
@@ -35,6 +40,20 @@ class LeaderboardEntry:
     reported: float | None
     footnote: str | None
 
+    def __post_init__(self) -> None:
+        for name in ("name", "authors", "architecture", "link", "venue"):
+            check_text(name, getattr(self, name))
+        if self.footnote is not None:
+            check_text("footnote", self.footnote)
+        check_choice("dataset", self.dataset, tuple(ROBUSTBENCH_POINTS))
+        check_text("model_id", self.model_id)
+        if not self.model_id or "\0" in self.model_id or Path(self.model_id).name != self.model_id:
+            raise ValueError(f"model_id: got {self.model_id!r}, expected the name of a file without folders.")
+        check_flag("additional_data", self.additional_data)
+        check_count("number_forward_passes", self.number_forward_passes)
+        if self.reported is not None and not 0 <= to_float(self.reported) <= 100:
+            raise ValueError(f"reported: got {self.reported!r}, expected an accuracy in percent, from 0 to 100.")
+
 
 def export_to_robustbench(report: EvaluationResults, entry: LeaderboardEntry, folder: str | Path) -> Path:
     """Write ``<model_id>.json`` and ``<model_id>.pt``, the images as float32 [N, C, H, W] in [0, 1].
@@ -45,17 +64,16 @@ def export_to_robustbench(report: EvaluationResults, entry: LeaderboardEntry, fo
     Raises:
         ValueError: a report that the leaderboard does not take, see `EvaluationReport.to_robustbench`.
     """
+    folder = check_path("folder", folder)
     _check_evaluation(report)
     _check_data_set(report, entry)
-    if not entry.model_id or Path(entry.model_id).name != entry.model_id:
-        raise ValueError(f"model_id: got {entry.model_id!r}, expected the name of a file without folders.")
     _check_range(report)
     images = torch.from_numpy(np.ascontiguousarray(report.adversarial)).double()
     low, high = report.settings["clip_values"]
     images = ((images - low) / (high - low)).float().clamp(0, 1)
     images = images if report.settings["channels_first"] else images.movedim(-1, 1).contiguous()
-    save_archive(Path(folder) / f"{entry.model_id}.pt", images)
-    path = Path(folder) / f"{entry.model_id}.json"
+    save_archive(folder / f"{entry.model_id}.pt", images)
+    path = folder / f"{entry.model_id}.json"
     write_json(path, _describe_model(report, entry))
     return path
 
@@ -76,9 +94,6 @@ def _check_evaluation(report: EvaluationResults) -> None:
 
 def _check_data_set(report: EvaluationResults, entry: LeaderboardEntry) -> None:
     settings, dataset = report.settings, entry.dataset
-    if dataset not in ROBUSTBENCH_POINTS:
-        known = ", ".join(map(repr, ROBUSTBENCH_POINTS))
-        raise ValueError(f"dataset: got {dataset!r}, expected one of {known}.")
     shape, channels_first = settings["input_shape"], settings["channels_first"]
     classes, expected = settings["classes"], ROBUSTBENCH_CLASSES[dataset]
     if len(shape) != 3 or shape[0 if channels_first else -1] != 3 or classes != expected:
@@ -116,13 +131,13 @@ def _describe_model(report: EvaluationResults, entry: LeaderboardEntry) -> dict[
         "name": entry.name,
         "authors": entry.authors,
         "additional_data": entry.additional_data,
-        "number_forward_passes": entry.number_forward_passes,
+        "number_forward_passes": int(entry.number_forward_passes),
         "dataset": entry.dataset,
         "venue": entry.venue,
         "architecture": entry.architecture,
         "eps": str(threat).split(" ")[1],
         "clean_acc": f"{100 * report.clean_accuracy:.2f}",
-        "reported": autoattack_accuracy if entry.reported is None else f"{entry.reported:.2f}",
+        "reported": autoattack_accuracy if entry.reported is None else f"{float(entry.reported):.2f}",
         "autoattack_acc": autoattack_accuracy,
         **({"footnote": " ".join(notes)} if notes else {}),
         "unreliable": any(flag.severity == "severe" for flag in report.flags),

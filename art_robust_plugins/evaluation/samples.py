@@ -92,7 +92,7 @@ def _is_batched(x: Any, y: Any) -> bool:
     """
     batched = isinstance(x, Dataset | DataLoader | DataGenerator | Iterator)
     if batched and y is not None:
-        raise ValueError(f"y: got labels beside a {type(x).__name__}, expected None: it brings its own.")
+        raise ValueError(f"y: got labels beside a {type(x).__name__} as x, expected None: it brings its own.")
     if not batched and y is None and hasattr(x, "__array__"):
         raise ValueError(
             f"y: got None beside {type(x).__name__} samples, expected their labels; without them, x is a Dataset or a "

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checks import check_type
+
 Variances = Mapping[nn.Module, Sequence[Tensor]]
 """For each batch-norm module, the variance [C] of its input in each of its calls, in order."""
 
@@ -28,7 +30,11 @@ def batch_variances(network: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]
         ...     logits = network(torch.rand(8, 1, 4, 4))
         >>> graph.estimate(variances).lipschitz.requires_grad
         True
+
+    Raises:
+        TypeError: for anything but a module.
     """
+    check_type("network", network, nn.Module, "a torch.nn.Module")
     variances: dict[nn.Module, list[Tensor]] = {}
 
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

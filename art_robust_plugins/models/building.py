@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import check_count, is_integer, to_float
+from ..checks import check_count, check_sizes, to_float
 
 
 def describe_recipe(name: str, input_shape: Sequence[int], nb_classes: int, **arguments: Any) -> dict[str, Any]:
@@ -22,13 +22,13 @@ def describe_recipe(name: str, input_shape: Sequence[int], nb_classes: int, **ar
 
 def check_image_shape(input_shape: Sequence[int], name: str, *, smallest: int) -> tuple[int, int, int]:
     """(C, H, W) of images that are large enough for the network ``name``."""
-    sizes = list(input_shape) if isinstance(input_shape, Sequence) else []
-    if len(sizes) != 3 or not all(map(is_integer, sizes)) or min(sizes) < 1 or min(sizes[1:]) < smallest:
+    sizes = check_sizes("input_shape", input_shape)
+    if len(sizes) != 3 or min(sizes[1:]) < smallest:
         raise ValueError(
             f"input_shape: got {input_shape}, expected (C, H, W) of at least {smallest} x {smallest} pixels "
             f"for {name!r}."
         )
-    channels, height, width = map(int, sizes)
+    channels, height, width = sizes
     return channels, height, width
 
 

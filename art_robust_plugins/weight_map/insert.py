@@ -15,7 +15,7 @@ from typing import Any, Tuple  # noqa: UP035 (TorchScript reads the annotation o
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_flag
+from ..checks import check_flag, check_type
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
 from .trace import ModuleTrace, Place, is_sequential, make_sample, run_once
 
@@ -110,8 +110,7 @@ def insert_weight_maps(
     }
     check_settings(**settings)
     check_flag("inplace", inplace)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module.")
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got TorchScript, expected a plain module; script it after the insertion.")
     network = model if inplace else copy_deeply("model", model, "inplace=True")
@@ -146,7 +145,11 @@ def weight_maps(model: nn.Module) -> dict[str, WeightMap2d]:
     Example:
         >>> weight_maps(nn.Sequential(nn.ReLU()))
         {}
+
+    Raises:
+        TypeError: for anything but a module.
     """
+    check_type("model", model, nn.Module, "a torch.nn.Module")
     found: dict[str, WeightMap2d] = {}
     for name, module in model.named_modules():
         layer = getattr(module, NAME, None)

@@ -21,9 +21,16 @@ from art_robust_plugins import EvaluationReport, Evaluator, ThreatModel, Trainin
 from art_robust_plugins.data import load_data
 from art_robust_plugins.evaluation import compare, save_comparison, sweep, transfer
 from art_robust_plugins.export import export_classifier
-from art_robust_plugins.lipschitz import Convolution, Linear, LipschitzGraph, lower_estimate, operator_of
+from art_robust_plugins.lipschitz import (
+    Convolution,
+    Linear,
+    LipschitzGraph,
+    batch_variances,
+    lower_estimate,
+    operator_of,
+)
 from art_robust_plugins.models import create_model
-from art_robust_plugins.training import BANG, Layerwise
+from art_robust_plugins.training import BANG, Layerwise, bang_gradients, layerwise_perturbations
 
 SHAPE = (1, 8, 8)
 CLASSES = 3
@@ -223,12 +230,38 @@ def _trainer_calls() -> dict[str, Call]:
         lambda: {"loader": [(x, y)], "nb_epochs": 1, "verbose": False},
         {"loader": "anything", "nb_epochs": "count"},
     )
+
+    def adjust(**arguments: Any) -> None:
+        with bang_gradients(**arguments):
+            pass
+
+    def perturb(**arguments: Any) -> None:
+        with layerwise_perturbations(**arguments):
+            pass
+
+    numbers = {"beta": 0.5, "epsilon": 0.5, "ratio": 0.5}
+    calls["bang_gradients"] = Call(
+        adjust,
+        lambda: {"network": _network(), "layers": "*", "cap": 2.0, **numbers},
+        {"network": "module", "layers": "anything", "cap": "anything", **dict.fromkeys(numbers, "number")},
+        frozenset({"layers"}),
+    )
+    calls["layerwise_perturbations"] = Call(
+        perturb,
+        lambda: {"network": _network(), "layers": "*", "eps": 0.5, "relative": True},
+        {"network": "module", "layers": "anything", "eps": "number", "relative": "flag"},
+        frozenset({"layers"}),
+    )
     calls["BANG"] = Call(BANG, lambda: {"beta": 0.5, "layers": "*"}, {"beta": "number", "layers": "anything"})
     calls["Layerwise"] = Call(Layerwise, lambda: {"eps": 0.5, "layers": "*"}, {"eps": "number", "layers": "anything"})
     return calls
 
 
 def _lipschitz_calls() -> dict[str, Call]:
+    def measure(network: Any) -> None:
+        with batch_variances(network):
+            pass
+
     x, y = _data()
     certifier = package.PyTorchLipschitzCertifier.from_classifier(_classifier())
     conv = torch.randn(2, 1, 3, 3)
@@ -281,6 +314,7 @@ def _lipschitz_calls() -> dict[str, Call]:
             lambda: {"operator": Linear(torch.eye(2)), "vector": None, "steps": 1},
             {"vector": "anything", "steps": "count"},
         ),
+        "batch_variances": Call(measure, lambda: {"network": _network()}, {"network": "module"}),
         "operator_of": Call(
             operator_of,
             lambda: {"module": nn.Conv2d(1, 2, 3), "input_shape": SHAPE},
@@ -301,9 +335,13 @@ def _map_calls() -> dict[str, Call]:
     def augmented(**settings: Any) -> None:
         package.insert_weight_maps(**settings)(torch.rand(2, *SHAPE))
 
+    def own_maps(model: Any) -> None:
+        package.weight_maps(model)
+
     sizes = {"channels": "count", "height": "count", "width": "count"}
     return {
         "WeightMap2d": Call(layer, lambda: {"channels": 1, "height": 8, "width": 8, **_MAP_VALID}, {**sizes, **_MAP}),
+        "weight_maps": Call(own_maps, lambda: {"model": _network()}, {"model": "module"}),
         "insert_weight_maps": Call(
             augmented,
             lambda: {"model": _network(), "input_shape": SHAPE, "where": "0", "inplace": False, **_MAP_VALID},
@@ -342,7 +380,12 @@ def _evaluation_calls(folder: Path) -> dict[str, Call]:
         "dataset": "cifar10",
         "architecture": "small",
         "model_id": "Some2020One",
+        "link": "https://example.org",
+        "venue": "Unpublished",
+        "additional_data": False,
+        "number_forward_passes": 1,
         "reported": 50.0,
+        "footnote": "A footnote.",
     }
     return {
         "ThreatModel": Call(ThreatModel, lambda: {"norm": "Linf", "eps": 0.1}, {"norm": "choice", "eps": "radius"}),
@@ -397,8 +440,9 @@ def _evaluation_calls(folder: Path) -> dict[str, Call]:
         "save_comparison": Call(
             save_comparison,
             lambda: {"reports": {"one": report}, "folder": folder / "comparison"},
-            {"reports": "anything"},
+            {"reports": "anything", "folder": "path"},
         ),
+        "save": Call(report.save, lambda: {"folder": folder / "saved"}, {"folder": "path"}),
         "to_robustbench": Call(
             _of_cifar10(report).to_robustbench,
             lambda: dict(robustbench),
@@ -408,10 +452,15 @@ def _evaluation_calls(folder: Path) -> dict[str, Call]:
                 "authors": "text",
                 "dataset": "choice",
                 "architecture": "text",
-                "model_id": "anything",
+                "model_id": "text",
+                "link": "text",
+                "venue": "text",
+                "additional_data": "flag",
+                "number_forward_passes": "count",
                 "reported": "number",
+                "footnote": "text",
             },
-            frozenset({"model_id", "reported"}),
+            frozenset({"model_id", "reported", "footnote"}),
         ),
     }
 

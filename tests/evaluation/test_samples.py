@@ -119,7 +119,7 @@ def test_an_evaluation_of_a_loader_is_that_of_its_arrays(estimator: PyTorchClass
         (X.numpy, None, r"^y: got None beside ndarray"),
         (lambda: (X, Y), None, r"^x: got a batch of type Tensor.*evaluate\(x, y\)"),
         (lambda: PAIRS, Y, r"^y: got labels beside a TensorDataset"),
-        (lambda: DataLoader(PAIRS, 4), Y, r"^y: got labels beside a DataLoader"),
+        (lambda: DataLoader(PAIRS, 4), Y, r"^y: got labels beside a DataLoader as x"),
         (lambda: DataLoader(PAIRS, 4, shuffle=True), None, r"^x: .*RandomSampler.*shuffle=False"),
         (
             lambda: DataLoader(PAIRS, 4, sampler=WeightedRandomSampler([1.0] * N, N)),

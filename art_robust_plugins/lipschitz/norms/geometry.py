@@ -38,7 +38,7 @@ class ConvolutionMap:
         dimensions = len(size)
         if not 1 <= dimensions <= 3 or weight.dim() != dimensions + 2:
             raise ValueError(
-                f"weight: got shape {tuple(weight.shape)} for inputs of size {size}, expected one to three spatial "
+                f"weight: got shape {tuple(weight.shape)} for an input_size of {size}, expected one to three spatial "
                 f"dimensions, the same number in both."
             )
         groups = check_count("groups", groups)
@@ -66,7 +66,11 @@ class ConvolutionMap:
             _check_padding(size, self.padding, padding_mode)
         output_size = tuple(self._outputs(axis, length) for axis, length in enumerate(size))
         if min(size) < 1 or min(output_size) < 1:
-            raise ValueError(f"input_size: got {size}, which gives outputs of size {output_size}, expected at least 1.")
+            raise ValueError(
+                f"input_size: got {size}, which with stride {self.stride}, padding {self.padding}, dilation "
+                f"{self.dilation} and output_padding {self.output_padding} gives outputs of size {output_size}, "
+                f"expected at least 1."
+            )
         first, second = weight.shape[0], weight.shape[1] * groups
         self.input_shape: tuple[int, ...] = (first if transposed else second, *size)
         self.output_shape: tuple[int, ...] = (second if transposed else first, *output_size)
@@ -112,9 +116,11 @@ class ConvolutionMap:
             return tuple((total // 2, total - total // 2) for total in totals)  # torch's odd pixel is at the end
         sides = [padding] * dimensions if is_integer(padding) else _as_tuple(padding)
         pairs = tuple((side, side) if is_integer(side) else _as_tuple(side) for side in sides)
-        known = all(len(pair) == 2 and all(is_integer(side) and side >= 0 for side in pair) for pair in pairs)
+        known = all(len(pair) == 2 and all(is_integer(side) and 0 <= side < 2**31 for side in pair) for pair in pairs)
         if len(pairs) != dimensions or not known:
-            raise ValueError(f"padding: got {padding!r}, expected a number or pair for each dimension, none negative.")
+            raise ValueError(
+                f"padding: got {padding!r}, expected a number or pair for each dimension, from 0 to 2**31 - 1."
+            )
         return tuple((int(before), int(after)) for before, after in pairs)
 
     def _outputs(self, axis: int, length: int) -> int:
@@ -193,9 +199,9 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 def _for_each(value: Any, dimensions: int, name: str, *, smallest: int) -> tuple[int, ...]:
     values = (value,) * dimensions if is_integer(value) else _as_tuple(value)
-    if len(values) != dimensions or not all(is_integer(number) and number >= smallest for number in values):
+    if len(values) != dimensions or not all(is_integer(number) and smallest <= number < 2**31 for number in values):
         raise ValueError(
-            f"{name}: got {value!r}, expected {dimensions} numbers of at least {smallest}, or one for all."
+            f"{name}: got {value!r}, expected {dimensions} whole numbers from {smallest} to 2**31 - 1, or one for all."
         )
     return tuple(map(int, values))
 

@@ -31,6 +31,10 @@ def operator_of(module: nn.Module, input_shape: Sequence[int]) -> Linear | Convo
     if isinstance(module, nn.Linear):
         operator = Linear(module.weight)
     elif isinstance(module, _CONVOLUTIONS + _TRANSPOSED):
+        if len(shape) != module.weight.dim() - 1:
+            raise ValueError(
+                f"input_shape: got {shape} for {type(module).__name__}, expected {module.weight.dim() - 1} sizes."
+            )
         operator = Convolution(
             module.weight,
             shape[1:],

@@ -60,7 +60,10 @@ def _read_rows(y: Any, nb_classes: int) -> Tensor | None:
     """``y`` as rows [N, C] in float64; None where it has another form, or is one-hot."""
     given = y.detach() if isinstance(y, Tensor) else None
     if given is None:
-        array = np.asarray(y)
+        try:
+            array = np.asarray(y)
+        except ValueError:  # of rows of different lengths, which are no labels either
+            return None
         if array.dtype.kind != "f" or array.dtype == np.longdouble:
             return None
         given = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))

@@ -1,5 +1,21 @@
 """Instruments, which attach to a network while it trains, and the parts that they share."""
 
-from .protocol import Instrument, LayerPattern, in_order, join_instruments, list_patterns, select_modules
+from .protocol import (
+    Instrument,
+    LayerPattern,
+    check_pattern,
+    in_order,
+    join_instruments,
+    list_patterns,
+    select_modules,
+)
 
-__all__ = ["Instrument", "LayerPattern", "in_order", "join_instruments", "list_patterns", "select_modules"]
+__all__ = [
+    "Instrument",
+    "LayerPattern",
+    "check_pattern",
+    "in_order",
+    "join_instruments",
+    "list_patterns",
+    "select_modules",
+]

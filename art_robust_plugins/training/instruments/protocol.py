@@ -105,11 +105,20 @@ def list_patterns(layers: LayerPattern | Iterable[LayerPattern] | None) -> list[
         raise ValueError(f"layers: got {layers!r}, expected names of layers or types of modules.")
     listed = [layers] if isinstance(layers, str | type) else in_order(layers)
     for pattern in listed:
-        if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
-            raise ValueError(f"layers: got {pattern!r}, expected names of layers or types of modules.")
+        check_pattern(pattern)
     if not listed:
-        raise ValueError("layers: got none, expected at least one name or type, or None for the convolutional blocks.")
+        raise ValueError("layers: got none, expected at least one name or type, or None.")
     return listed
+
+
+def check_pattern(pattern: object) -> None:
+    """Refuse what is neither a name of layers nor a type of modules.
+
+    Raises:
+        ValueError: for such a value.
+    """
+    if not isinstance(pattern, str) and not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
+        raise ValueError(f"layers: got {pattern!r}, expected names of layers or types of modules.")
 
 
 def _fits(name: str, module: nn.Module, pattern: LayerPattern) -> bool:

@@ -17,6 +17,7 @@ BANG uses no adversarial images, and it can mask gradients: judge it with AutoAt
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -27,10 +28,17 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ...checks import check_number, plain_number, to_float
+from ...checks import check_number, check_type, plain_number, to_float
 from ...threat import ThreatModel
 from ..engine.processes import Share
-from ..instruments import Instrument, LayerPattern, in_order, join_instruments, select_modules
+from ..instruments import (
+    Instrument,
+    LayerPattern,
+    check_pattern,
+    join_instruments,
+    list_patterns,
+    select_modules,
+)
 from ..instruments.misclassified import ForwardPass, ForwardPasses
 from ..instruments.scaled_gradients import SCALABLE, check_scalable, replaced_forwards, scaled_forward
 from ..options import TrainingOptions
@@ -74,6 +82,7 @@ class BANGSetting:
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, check_number(field.name, getattr(self, field.name), zero=True))
+        check_number("epsilon * ratio", self.epsilon * self.ratio, zero=True)
 
     def replace(self, **values: float) -> BANGSetting:
         """A copy with some numbers replaced."""
@@ -124,13 +133,16 @@ class BANG(Instrument):
         self.layers: dict[LayerPattern, BANGSetting] | None = None
         if isinstance(layers, Mapping):
             for pattern, values in layers.items():
-                if not isinstance(values, Mapping):
+                check_pattern(pattern)
+                if not isinstance(values, Mapping) or not all(isinstance(setting, str) for setting in values):
                     raise ValueError(f"layers: got {values!r} for {pattern!r}, expected a mapping of settings.")
             self.layers = {pattern: self.setting.replace(**values) for pattern, values in layers.items()}
+            if not layers:
+                raise ValueError("layers: got none, expected at least one name or type, or None for all layers.")
         elif layers is not None:
-            if not isinstance(layers, Iterable):
-                raise ValueError(f"layers: got {layers!r}, expected names or types of layers, or a mapping from them.")
-            self.layers = dict.fromkeys([layers] if isinstance(layers, str) else in_order(layers), self.setting)
+            self.layers = dict.fromkeys(list_patterns(layers) or (), self.setting)
+        if cap is not None and to_float(cap) != math.inf:
+            check_number("cap", cap)
         if cap is not None and not to_float(cap) >= 1:
             raise ValueError(f"cap: got {cap!r}, expected a number of at least 1, or None for no limit.")
         self.cap = plain_number(cap)
@@ -164,6 +176,7 @@ class BANG(Instrument):
 
     def adjusted_layers(self, network: nn.Module) -> dict[str, BANGSetting]:
         """The layers of ``network`` that are adjusted, by qualified name, with their settings."""
+        check_type("network", network, nn.Module, "a torch.nn.Module")
         if self.layers is None:
             layers = {name: self.setting for name, module in network.named_modules() if isinstance(module, SCALABLE)}
             if not layers:

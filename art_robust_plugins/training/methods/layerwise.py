@@ -24,7 +24,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ...checks import check_flag, check_number, plain_number
+from ...checks import check_flag, check_number, check_type, plain_number
 from ...threat import ThreatModel
 from ..engine.memory_format import layout_of
 from ..instruments import Instrument, LayerPattern, join_instruments, list_patterns, select_modules
@@ -142,6 +142,7 @@ class Layerwise(Instrument):
 
     def candidate_layers(self, network: nn.Module) -> dict[str, nn.Module]:
         """The layers of ``network`` that ``layers`` names; for None all convolutions and normalisations."""
+        check_type("network", network, nn.Module, "a torch.nn.Module")
         modules = dict(network.named_modules())
         if self.layers is not None:
             return {name: modules[name] for name in select_modules(network, self.layers, (nn.Module,))}

@@ -61,7 +61,7 @@ class TRADESTrainer(AdversarialTrainer):
         options: TrainingOptions = TrainingOptions(),
     ) -> None:
         self.beta = check_number("beta", beta)
-        if start == "none":
+        if isinstance(start, str) and start == "none":
             raise ValueError("start: got 'none', where the divergence has no gradient, expected another.")
         super().__init__(
             classifier,
