@@ -28,7 +28,7 @@ clean, robust = report.clean_accuracy, report.robust_accuracy
 DIRECT = """
 network.eval()
 adversary = pyautoattack.AutoAttack(network, norm="Linf", eps=eps, version="standard")
-found = adversary.run_standard_evaluation(x, y, batch_size=250)
+found, _ = adversary.run_standard_evaluation(x, y, batch_size=250)
 with torch.no_grad():
     clean = (network(x).argmax(1) == y).float().mean().item()
     robust = (network(found).argmax(1) == y).float().mean().item()

@@ -15,6 +15,7 @@ from .outputs import (
     predict_outputs,
     random_inputs,
 )
+from .plain_inputs import read_bounds
 from .plain_networks import as_estimator, check_no_conventions, copy_to, is_plain, name_network, named_model
 from .preprocessing import (
     augmentations,
@@ -68,6 +69,7 @@ __all__ = [
     "preprocessing_operations",
     "preserved",
     "random_inputs",
+    "read_bounds",
     "read_clip_values",
     "standardisation",
     "standardisation_of",

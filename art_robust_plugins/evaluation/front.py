@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
@@ -100,7 +101,7 @@ def evaluate(
     _check_order(x, y, norm, eps)
     threat = ThreatModel(parse_norm(norm), parse_radius(eps))  # type: ignore[arg-type]
     conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
-    with named_model():
+    with named_model(), torch.inference_mode(False):
         if is_plain(model):
             images, labels = collect_samples(x, y)
             estimator = as_estimator(copy_to(model, device), images, **conventions)

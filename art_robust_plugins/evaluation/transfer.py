@@ -10,7 +10,14 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bridge import EstimatorModule, preprocessing_modules, preserved
+from ..bridge import (
+    EstimatorModule,
+    as_estimator,
+    check_no_conventions,
+    preprocessing_modules,
+    preserved,
+    read_bounds,
+)
 from ..fingerprints import describe_value, digest
 from ..snapshot import restored_state
 from .diagnostics import find_gradient_obstacle
@@ -20,7 +27,9 @@ from .settings import describe_preprocessing
 STEPS = 50
 
 
-def transfer(source: PyTorchClassifier, name: str) -> Attack:
+def transfer(
+    source: PyTorchClassifier | nn.Module, name: str, *, bounds: Any = None, mean: Any = None, std: Any = None
+) -> Attack:
     """Projected gradient ascent on another network's cross-entropy, judged on the one that is evaluated.
 
     A transfer attack knows less than one that follows the network's own gradients. Where it breaks points that those
@@ -31,13 +40,17 @@ def transfer(source: PyTorchClassifier, name: str) -> Attack:
     1605.07277, name the idea; the settings are ours). The source is used in evaluation mode, and left as it was.
 
     Args:
-        source: the other classifier, for inputs of the same shape and the same classes.
+        source: the other classifier, or a plain network, for inputs of the same shape and the same classes.
         name: the attack is called ``transfer-<name>``.
+        bounds: of a plain network, the range of its images, as for `Evaluator`.
+        mean: of a plain network, what is subtracted from images first.
+        std: of a plain network, what they are divided by then.
 
     Returns:
         An attack for `Evaluator`, to be put beside others.
 
     Raises:
+        TypeError: for a source that is neither.
         ValueError: when the attack is prepared, for a source of other inputs or classes, or without gradients.
 
     Example:
@@ -47,10 +60,20 @@ def transfer(source: PyTorchClassifier, name: str) -> Attack:
         >>> transfer(other, "plain").name
         'transfer-plain'
     """
-    module = EstimatorModule(source)
-    shape = tuple(module.from_estimator(torch.zeros(1, *source.input_shape)).shape[1:])
+    conventions = {"bounds": bounds, "mean": mean, "std": std}
+    if not isinstance(source, nn.Module):
+        check_no_conventions(source, **conventions)
+        EstimatorModule(source)  # what cannot be followed is told at once
 
     def prepare(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+        if isinstance(source, nn.Module):
+            lowest = read_bounds(bounds, setting.input_shape).from_unit(torch.zeros(2, *setting.input_shape))
+            return follow(as_estimator(source, lowest, **conventions), setting)
+        return follow(source, setting)
+
+    def follow(source: PyTorchClassifier, setting: Setting) -> tuple[Perturb, dict[str, Any]]:
+        module = EstimatorModule(source)
+        shape = tuple(module.from_estimator(torch.zeros(1, *source.input_shape)).shape[1:])
         if (source.nb_classes, shape) != (setting.classes, setting.input_shape):
             raise ValueError(
                 f"attacks: the source of {TRANSFER + name!r} takes inputs {shape} of {source.nb_classes} classes, "

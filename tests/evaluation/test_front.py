@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from art_robust_plugins import Evaluator, ThreatModel, certify, evaluate
 from art_robust_plugins.bridge import EstimatorModule, as_estimator
-from art_robust_plugins.evaluation import EvaluationReport, sweep
+from art_robust_plugins.evaluation import EvaluationReport, sweep, transfer
 
 from .builders import digits, trained, wrap
 
@@ -146,6 +146,10 @@ def test_one_output_is_the_logit_of_class_1() -> None:
 def test_transfers_from_plain_networks(network: nn.Module, data: tuple[Any, Any]) -> None:
     report = attack(network, *data, transfers={"twin": network})
     assert [result.name for result in report.attacks] == ["apgd-ce", "transfer-twin"]
+    both = [transfer(network, "plain"), transfer(wrap(network), "art")]
+    plain, art = attack(network, *data, attacks=both).attacks
+    np.testing.assert_array_equal(plain.robust, art.robust)
+    assert plain.robust_accuracy < report.clean_accuracy
 
 
 def test_certified_radii_of_a_linear_network_are_distances() -> None:
