@@ -234,7 +234,7 @@ def _exported(network: nn.Module, x: Tensor, format: Format, batch: int | None) 
     """What the file holds. Torch itself would say of a full disk the same as of a network that it cannot write."""
     content = io.BytesIO()
     if format == "torchscript":
-        torch.jit.save(_trace(network, x), content)  # type: ignore[no-untyped-call]
+        torch.jit.save(_trace(network, x), content)
         return content.getvalue()
     free = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
     program = torch.export.export(network, (x,), dynamic_shapes=free, strict=False)  # the default from torch 2.7 on

@@ -12,6 +12,7 @@ from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare
+from art_robust_plugins.evaluation.robustbench import LeaderboardEntry
 
 from .builders import Data, custom, step, wrap
 
@@ -142,3 +143,28 @@ def test_no_reports() -> None:
 def test_no_report_in_the_folder(tmp_path: Any) -> None:
     with pytest.raises(FileNotFoundError):
         EvaluationReport.load(tmp_path)
+
+
+ENTRY: dict[str, Any] = {
+    **dict.fromkeys(("name", "authors", "architecture", "link", "venue", "footnote"), "x"),
+    **{"dataset": "cifar10", "model_id": "Some2020One", "additional_data": False},
+    **{"number_forward_passes": 1, "reported": 50.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("name", "authors", "architecture", "link", "venue") for value in (None, True, [])),
+        *(("dataset", value) for value in (["cifar10"], "mnist", None)),
+        *(("model_id", value) for value in (1.5, "", "a/b", "a\0")),
+        *(("reported", value) for value in (True, "50", float("inf"), -1, 100.1, 10**400)),
+        ("additional_data", 1),
+        ("number_forward_passes", 0),
+        ("footnote", 3),
+    ],
+)
+def test_entries_of_leaderboards(name: str, value: object) -> None:
+    LeaderboardEntry(**ENTRY)
+    with pytest.raises(ValueError, match=f"^{name}: got "):
+        LeaderboardEntry(**{**ENTRY, name: value})
