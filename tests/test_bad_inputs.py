@@ -25,6 +25,7 @@ from art_robust_plugins import (
     ThreatModel,
     TrainingOptions,
     export_classifier,
+    save_classifier,
     weight_maps,
 )
 from art_robust_plugins.evaluation import compare
@@ -34,6 +35,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "bad-inputs.md"
 ROWS = dict(re.findall(r"^\| (.*?) \| (?:UserWarning )?(`.*`) ?(?:\(.*\) )?\|$", PAGE.read_text(), re.MULTILINE))
 X = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
 Y = np.arange(4)
+LAYERS = nn.Flatten(), nn.Linear(64, 4)
+NORMALISED = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 4))
+OTHER = nn.Parameter(torch.ones(1))
 PAIRS = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
 
 
@@ -64,6 +68,10 @@ def evaluate(x: Any = X, y: Any = Y, network: nn.Module | None = None, **setting
 
 def certify(forward: Callable[[torch.Tensor, nn.Module], Any]) -> None:
     PyTorchLipschitzCertifier.from_classifier(wrap(Forward(forward))).certify(X)
+
+
+def certify_layers(*layers: nn.Module) -> None:
+    PyTorchLipschitzCertifier.from_classifier(wrap(nn.Sequential(nn.Flatten(), *layers, nn.Linear(64, 4)))).certify(X)
 
 
 def export(forward: Callable[[torch.Tensor, nn.Module], Any]) -> None:
@@ -124,6 +132,23 @@ CASES: dict[str, Callable[[], object]] = {
         network=Forward(lambda x, layer: {"logits": layer(x)})
     ),
     "half precision, also under an autocast in forward": lambda: certify(lambda x, layer: layer(x).bfloat16()),
+    "float64 weights that take no float32 input": lambda: evaluate(network=Forward(lambda x, layer: layer(x)).double()),
+    "`clip_values` with NaN, or low not below high": lambda: evaluate(clip_values=(np.nan, 1)),
+    "a normalisation with `eps` 0": lambda: certify_layers(nn.LayerNorm(64, eps=0.0)),
+    "`nn.RMSNorm(n)` without `eps`": lambda: certify_layers(nn.RMSNorm(64)),
+    "softmax or a norm along the batch": lambda: certify(lambda x, layer: layer(x.softmax(dim=0))),
+    "an operation without a rule": lambda: certify(lambda x, layer: layer(x + torch.rand_like(x))),
+    "an optimizer over frozen weights": lambda: fit(network=nn.Sequential(*LAYERS).requires_grad_(False)),
+    "float64 weights": lambda: fit(network=nn.Sequential(*LAYERS).double()),
+    "soft labels with `LipschitzMarginTrainer`": lambda: LipschitzMarginTrainer(wrap(), c=0.5).fit(
+        X, np.full((4, 4), 0.25)
+    ),
+    "`freeze_batch_norm` of an unknown layer": lambda: fit(options={"freeze_batch_norm": ["x"]}, network=NORMALISED),
+    "a batch of one sample before batch normalisation": lambda: fit(batch_size=3, network=NORMALISED),
+    "a scheduler over another optimizer": lambda: fit(
+        scheduler=torch.optim.lr_scheduler.StepLR(torch.optim.SGD([OTHER]), 1)
+    ),
+    "a standard deviation of 0, saved": lambda: save_classifier(wrap(preprocessing=(0.5, 0.0)), "none"),
     "no module": lambda: weight_maps(3),  # type: ignore[arg-type]
     "a TorchScript export of a network with a branch on its data": lambda: export(
         lambda x, layer: layer(x) if x.mean() < 0 else -layer(x)

@@ -32,7 +32,7 @@ A_SUITE = f"expected a suite ({SUITE_NAMES}) or an attack"
             {"attacks": [custom(step, name="a"), custom(step, name="a")]},
             "attacks: got two different attacks named 'a', expected one.",
         ),
-        ({"backend": "fast"}, "backend: got 'fast', expected 'native' or 'reference'."),
+        ({"backend": "fast"}, "backend: got 'fast', expected one of 'native', 'reference'."),
         ({"batch_size": 0}, "batch_size: got 0, expected a positive whole number."),
         ({"physical_batch_size": 0}, "physical_batch_size: got 0, expected a positive whole number."),
         ({"batch_size": 2.5}, "batch_size: got 2.5, expected a positive whole number."),

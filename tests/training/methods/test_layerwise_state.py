@@ -80,7 +80,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
         ({"eps": float("nan")}, "eps: got nan, expected a number that is not negative."),
         ({"eps": "large"}, "eps: got 'large', expected a number that is not negative."),
         ({"relative": 1}, "relative: got 1, expected True or False."),
-        ({"layers": []}, "layers: got none, expected at least one name or type, or None for the convolutional blocks."),
+        ({"layers": []}, "layers: got none, expected at least one name or type, or None."),
         ({"layers": 7}, "layers: got 7, expected names of layers or types of modules."),
         ({"layers": [3]}, "layers: got 3, expected names of layers or types of modules."),
         (
