@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..lipschitz import PyTorchLipschitzCertifier
 from ..randomness import seed_everything
+from .certificates import CertifiedRadii
 from .diagnostics import Certificate, Findings, ShortAttackPlan, ShortAttacks, run_diagnostics, run_short_attacks
 from .libraries import SUITES
 from .options import EvaluationOptions, Samples
@@ -37,6 +35,7 @@ class FinishedEvaluation:
         prepared: its attacks.
         judge: gives the verdicts.
         clean: what the clean passes found.
+        certified: the certified radii, of an estimator that certifies.
         state: what the attacks found.
         left: the points that each attack left, bool [N] by its name.
         processes: the number of processes that evaluated together.
@@ -47,6 +46,7 @@ class FinishedEvaluation:
     prepared: Preparation
     judge: Judge
     clean: CleanFindings
+    certified: CertifiedRadii | None
     state: EvaluationState
     left: dict[str, Tensor]
     processes: int
@@ -62,19 +62,12 @@ class FinishedEvaluation:
         return self.correct & ~self.state.broken
 
 
-class CertifiedRadii(NamedTuple):
-    """The proven radius of each point [N], -1 where the certified class is not the label, and the radii's source."""
-
-    radii: NDArray[np.float64]
-    description: dict[str, Any]
-
-
 def assemble_report(finished: FinishedEvaluation) -> EvaluationReport:
     """The report without the adversarial images, which stay with the state."""
     correct, robust, passes = finished.correct, finished.robust, finished.judge.passes
     results = [_build_result(finished, prepared) for prepared in finished.prepared.attacks]
     short = passes.batched.run_whole(lambda size: _attack_shortly(finished, size))
-    certified = _certify(finished)
+    certified = finished.certified
     clean_accuracy = float(correct.double().mean())
     findings = Findings(
         points=len(correct),
@@ -149,23 +142,6 @@ def _attack_shortly(finished: FinishedEvaluation, batch_size: int) -> ShortAttac
         verbose=options.verbose,
     )
     return run_short_attacks(plan, batch_size)
-
-
-def _certify(finished: FinishedEvaluation) -> CertifiedRadii | None:
-    """The certified radii, if the estimator certifies."""
-    estimator, norm = finished.options.estimator, finished.options.threat.norm
-    if not isinstance(estimator, PyTorchLipschitzCertifier):
-        return None
-    start = time.perf_counter()
-    prediction, radius = finished.judge.passes.batched.run_whole(
-        lambda size: estimator.certify(finished.samples.x, size, norm=norm)
-    )
-    description = {
-        "method": "Lipschitz bound, proven",
-        "largest constant of a difference of logits (L2)": float(estimator.lipschitz_constants().max()),
-        "seconds": time.perf_counter() - start,
-    }
-    return CertifiedRadii(np.where(prediction == finished.samples.y.numpy(), radius, -1.0), description)
 
 
 def _describe(finished: FinishedEvaluation, short: ShortAttacks, certified: CertifiedRadii | None) -> dict[str, Any]:

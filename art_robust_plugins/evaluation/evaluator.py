@@ -30,13 +30,14 @@ from ..bridge import (
     preprocessing_modules,
     preserved,
 )
-from ..checks import check_choice, check_count, check_path, check_seed
+from ..checks import check_choice, check_count, check_flag, check_path, check_seed
 from ..keywords import KnownKeywords, explain_keywords
 from ..processes import find_processes
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import Snapshot, restored_state
 from ..threat import ThreatModel, check_radius
 from .assembly import FinishedEvaluation, assemble_report
+from .certificates import certify_points
 from .clean import inspect_clean
 from .diagnostics.faithfulness import check_single_network
 from .estimator_passes import EstimatorPasses
@@ -93,6 +94,9 @@ class Evaluator(KnownKeywords):
             it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
             settings are refused; an `Attack` of one's own is known by its name and parameters alone. Several
             processes must all see it; another evaluation at the same time is refused.
+        skip_certified: of a `PyTorchLipschitzCertifier`, points whose certified radius reaches eps take part in no pass
+            of this package's own AutoAttack, except for a few that are attacked as witnesses of the certificate. No
+            verdict changes: they count where random numbers are drawn.
         verbose: show progress bars.
         bounds: of a plain network, the range of its images: two numbers, or two arrays; None for (0, 1).
         mean: of a plain network, what is subtracted from images first, a number or one for each channel.
@@ -129,6 +133,7 @@ class Evaluator(KnownKeywords):
         physical_batch_size: int | None = None,
         seed: int = 0,
         state_dir: str | Path | None = None,
+        skip_certified: bool = True,
         verbose: bool = True,
         bounds: Any = None,
         mean: Any = None,
@@ -155,6 +160,8 @@ class Evaluator(KnownKeywords):
         )
         self.seed = check_seed("seed", seed)
         self.state_dir = None if state_dir is None else check_path("state_dir", state_dir)
+        check_flag("skip_certified", skip_certified)
+        self.skip_certified = skip_certified
         self.verbose = verbose
 
     def __repr__(self) -> str:
@@ -248,11 +255,16 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
 
         # Attacks: fresh passes give a verdict for each candidate.
         judge = Judge(passes, samples, options.threat, DecisionRule(clean.passes, clean.probabilities, options.seed))
-        runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes)
+        reach = options.threat.eps + judge.tolerance.worst
+        certified = share_from_main(processes, lambda: certify_points(options, samples, passes, reach))
+        spared = None if certified is None else certified.spared & correct
+        runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared)
         left = runner.run_all(prepared.attacks, correct)
 
         # Report: the main process assembles it; each process has the adversarial images itself.
-        finished = FinishedEvaluation(options, samples, prepared, judge, clean, state, left, processes.num_processes)
+        finished = FinishedEvaluation(
+            options, samples, prepared, judge, clean, certified, state, left, processes.num_processes
+        )
         report = share_from_main(processes, lambda: assemble_report(finished))
         return replace(report, adversarial=state.adversarial.numpy())
 

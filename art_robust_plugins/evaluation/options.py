@@ -32,4 +32,5 @@ class EvaluationOptions:
     physical_batch_size: int | None
     seed: int
     state_dir: Path | None
+    skip_certified: bool
     verbose: bool

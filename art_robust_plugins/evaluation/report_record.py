@@ -140,6 +140,9 @@ def _check_costs(settings: Entry) -> None:
         certificate["method"].text()
         certificate["largest constant of a difference of logits (L2)"].number(0)
         certificate["seconds"].number(0, _LARGEST)
+        for name in ("points not attacked", "certified points attacked"):
+            if (count := certificate.find(name)) is not None:
+                count.whole(0, settings["points"].value)
     if (reused := settings.find("reused")) is not None:
         reused["eps"].number(0, _LARGEST)
         reused["points"].whole(0, settings["points"].value)

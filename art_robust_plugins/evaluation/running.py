@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ..randomness import seed_everything
 from ..terminal import Progress
+from .autoattack.apgd import APGD
+from .autoattack.fab import FAB
+from .autoattack.square import Square
 from .autoattack.standard import compute_joint_size
 from .diagnostics import measure_difference
 from .libraries import Attack, Setting, suite_of
@@ -35,6 +38,7 @@ class AttackRunner:
         state: the state, to which each batch's changes are applied.
         folder: where the changes are saved.
         processes: the processes that evaluate together.
+        spared: the points [N] bool that are certified, and that our own AutoAttack leaves out; None for none.
     """
 
     options: EvaluationOptions
@@ -44,6 +48,7 @@ class AttackRunner:
     state: EvaluationState
     folder: StateFolder
     processes: PartialState
+    spared: Tensor | None = None
 
     def run_all(self, attacks: Sequence[PreparedAttack], correct: Tensor) -> dict[str, Tensor]:
         """Run all attacks on the points in ``correct`` [N]: the points that each attack left, bool [N], by its name."""
@@ -117,7 +122,7 @@ class AttackRunner:
         # Attacks may write into this copy, which has the memory format that they expect.
         unit = module.from_estimator(x.to(self.setting.device)).clone(memory_format=torch.contiguous_format)
         with torch.enable_grad():
-            found = prepared.perturb(unit, y.to(self.setting.device))
+            found = self._perturb(prepared, unit, y.to(self.setting.device), batch)
         moved = self.judge.passes.snapshot.restore()
         if found.shape[0] != len(batch) or tuple(found.shape[1:]) != self.setting.input_shape:
             raise ValueError(
@@ -152,6 +157,13 @@ class AttackRunner:
             "broken": batch[new],
             "adversarial": verdicts.candidates[new],
         }
+
+    def _perturb(self, prepared: PreparedAttack, unit: Tensor, y: Tensor, batch: Tensor) -> Tensor:
+        """The candidates of an attack for a batch of points; AutoAttack is told which of them need none."""
+        perturb = prepared.perturb
+        if self.spared is not None and isinstance(perturb, APGD | FAB | Square):
+            return perturb(unit, y, self.spared[batch].to(unit.device))
+        return perturb(unit, y)
 
     def _measure_repeat_difference(self, images: Tensor) -> float:
         """The difference between two passes of the same images, of which there may be none."""

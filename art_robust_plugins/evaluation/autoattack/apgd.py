@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ...threat import ThreatModel
 from .ascent import ASCENTS, Ascent, RunRows
-from .batches import BatchedPasses, Streams, find_misclassified
+from .batches import BatchedPasses, Streams, classify_clean, find_misclassified
 from .losses import LOSSES, Loss
 from .projections import correct_to_l1_ball
 from .turns import Turns
@@ -101,14 +101,20 @@ class APGD:
         precision = {} if self.passes.precision is None else {"precision": str(self.passes.precision)}
         return {name: value for name, value in values.items() if value is not None} | precision
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images [N, ...] in [0, 1] with labels [N] -> misclassified images in the ball; x where none was found."""
+    def __call__(self, x: Tensor, y: Tensor, spared: Tensor | None = None) -> Tensor:
+        """Images [N, ...] in [0, 1] with labels [N] -> misclassified images in the ball; x where none was found.
+
+        Points that are ``spared``, bool [N], are known to be robust: they count where random numbers are drawn, and
+        take part in no pass.
+        """
         x, y = x.detach().float(), y.long()
+        if spared is not None and bool(spared.all()):
+            return x.clone()
         streams = Streams(len(x), self.batch_size, self.seed)
-        clean = self.passes.logits(x)
+        clean, correct = classify_clean(self.passes, x, y, spared)
         ranking = clean.sort(dim=1).indices
         # One pass of a randomised network does not tell which points are classified correctly.
-        left, found = ~find_misclassified(clean, y) | (self.samples > 1), x.clone()
+        left, found = correct | (self.samples > 1), x.clone()
         # The most probable class is the point's own.
         ranks = [1] if self.targets is None else range(2, self.targets + 2)
         turns = Turns(streams, [rank for rank in ranks for _ in range(self.restarts)])
@@ -123,7 +129,8 @@ class APGD:
             )
             target = ranking[index].gather(1, ranking.shape[1] - rank[:, None])[:, 0]
             rows = RunRows(x[index], y[index], target, batch, turn)
-            broken, at = self._run(rows, torch.cat([part.noise for part in plan]).to(x.device))
+            noise = torch.cat([part.noise for part in plan]).to(x.device)
+            broken, at = self._run_unspared(rows, noise, None if spared is None else spared[index])
             valid = broken & turns.select_valid(plan, broken.cpu()).to(x.device)
             found[index[valid]] = at[valid]
             left[index[valid]] = False
@@ -138,6 +145,16 @@ class APGD:
             for _ in LARGER_RADII:
                 kind((count, *shape), generator=generator, device="cpu")
         return noise
+
+    def _run_unspared(self, rows: RunRows, noise: Tensor, spared: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `_run`, for the rows that are not ``spared``, bool [n]; the others are not broken."""
+        if spared is None or not bool(spared.any()):
+            return self._run(rows, noise)
+        searched = ~spared
+        broken, at = torch.zeros_like(spared), rows.x.clone()
+        if bool(searched.any()):
+            broken[searched], at[searched] = self._run(rows.select(searched), noise[searched])
+        return broken, at
 
     def _run(self, rows: RunRows, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Run each row once from its random start: which rows were broken, and their images."""

@@ -148,6 +148,21 @@ class BatchedPasses:
         return logits, values, gradient
 
 
+def classify_clean(passes: BatchedPasses, x: Tensor, y: Tensor, spared: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits [N, classes] of clean images, and which points are not misclassified, bool [N].
+
+    Points that are ``spared``, bool [N], are certified: they need no pass, and their logits are given as 0.
+    """
+    if spared is None or not bool(spared.any()):
+        logits = passes.logits(x)
+        return logits, ~find_misclassified(logits, y)
+    rest = ~spared
+    some = passes.logits(x[rest])
+    logits, left = some.new_zeros(len(x), some.shape[1]), spared.clone()
+    logits[rest], left[rest] = some, ~find_misclassified(some, y[rest])
+    return logits, left
+
+
 def find_misclassified(logits: Tensor, y: Tensor) -> Tensor:
     """Whether each row of ``logits`` [N, classes] is not of class ``y`` [N].
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ...threat import Norm, ThreatModel
-from .batches import BatchedPasses, Streams, find_misclassified, widen
+from .batches import BatchedPasses, Streams, classify_clean, find_misclassified, widen
 from .projections import project_onto_hyperplane
 
 # As in Auto-PGD: rows are dropped when this many are done, which is read from a GPU only now and then.
@@ -86,21 +86,29 @@ class FAB:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images [N, ...] in [0, 1] with labels [N] -> misclassified images in the ball; x where none was found."""
+    def __call__(self, x: Tensor, y: Tensor, spared: Tensor | None = None) -> Tensor:
+        """Images [N, ...] in [0, 1] with labels [N] -> misclassified images in the ball; x where none was found.
+
+        Points that are ``spared``, bool [N], are known to be robust: they count where random numbers are drawn, and
+        take part in no pass.
+        """
         x, y, found = x.detach().float(), y.long(), x.detach().float().clone()
+        if spared is not None and bool(spared.all()):
+            return found
         streams = Streams(len(x), self.batch_size, self.seed)
-        clean = self.passes.logits(x)
-        left = ~find_misclassified(clean, y)
+        clean, left = classify_clean(self.passes, x, y, spared)
         for restart in range(self.restarts):
             points = left.nonzero().flatten()
-            if not len(points):
+            searched = torch.ones_like(points, dtype=torch.bool) if spared is None else ~spared[points]
+            if not bool(searched.any()):
                 break
             parts: Iterable[SearchRows]
             if self.targets is None:
                 start = x[points] if restart == 0 else self._random_start(x[points], points, streams)
-                parts = [SearchRows(points, x[points], y[points], None, start)]
+                points = points[searched]
+                parts = [SearchRows(points, x[points], y[points], None, start[searched])]
             else:
+                points = points[searched]
                 ranked = clean.sort(dim=1).indices.flip(1)[:, 1 : self.targets + 1]
                 parts = self._split_by_target(x, y, ranked, points)
             for rows in parts:

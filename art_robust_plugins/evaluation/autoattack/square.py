@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ...threat import Norm, ThreatModel
-from .batches import BatchedPasses, Streams, find_misclassified
+from .batches import BatchedPasses, Streams, classify_clean
 from .projections import correct_to_l1_ball
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -84,14 +84,21 @@ class Square:
         return {"queries": self.queries, "p_init": self.p_init, "loss": "margin", "rescaled_schedule": False}
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images [N, ...] in [0, 1] with labels [N] -> misclassified images in the ball; x where none was found."""
+    def __call__(self, x: Tensor, y: Tensor, spared: Tensor | None = None) -> Tensor:
+        """Images [N, ...] in [0, 1] with labels [N] -> misclassified images in the ball; x where none was found.
+
+        Points that are ``spared``, bool [N], are known to be robust: they count where random numbers are drawn, and
+        take part in no pass.
+        """
         images, labels, found = x.detach().float(), y.long(), x.detach().float().clone()
+        if spared is not None and bool(spared.all()):
+            return found
         streams = Streams(len(x), self.batch_size, self.seed)
         # This compares classes, not margins: if logits tie, the first one's class counts.
-        points = (~find_misclassified(self.passes.logits(images), labels)).nonzero().flatten()
-        if len(points):
-            search = _Search(self, images[points], labels[points], points, streams)
+        points = classify_clean(self.passes, images, labels, spared)[1].nonzero().flatten()
+        searched = torch.ones_like(points, dtype=torch.bool) if spared is None else ~spared[points]
+        if bool(searched.any()):
+            search = _Search(self, images[points], labels[points], points, searched, streams)
             broken, best = search.run_linf() if self.threat.norm == "Linf" else search.run_sparse(self.threat.norm)
             found[points[broken]] = best[broken].view(-1, *x.shape[1:])
         return found
@@ -110,10 +117,10 @@ class Square:
 
 
 class _Search:
-    """One run on points whose images are x [n, ...]."""
+    """One run on points whose images are x [n, ...]; those that are not ``searched``, bool [n], only count in draws."""
 
-    def __init__(self, attack: Square, x: Tensor, y: Tensor, index: Tensor, streams: Streams) -> None:
-        self.attack, self.y, self.index, self.streams = attack, y, index, streams
+    def __init__(self, attack: Square, x: Tensor, y: Tensor, index: Tensor, searched: Tensor, streams: Streams) -> None:
+        self.attack, self.y, self.index, self.searched, self.streams = attack, y, index, searched, streams
         self.shape = tuple(x.shape[1:])
         self.x = x.reshape(len(x), *find_image_shape(self.shape))
         self.eps = attack.threat.eps
@@ -121,17 +128,23 @@ class _Search:
     def _compute_margin(self, x: Tensor, y: Tensor) -> Tensor:
         return self.attack.compute_margin(x.reshape(-1, *self.shape), y)
 
+    def _compute_first_margin(self, best: Tensor) -> Tensor:
+        """The margin [n] of the first images; infinite for points that are not searched."""
+        margin = torch.full((len(best),), torch.inf, device=best.device)
+        margin[self.searched] = self._compute_margin(best[self.searched], self.y[self.searched])
+        return margin
+
     def run_linf(self) -> tuple[Tensor, Tensor]:
         """Search in Linf: which points were broken, and the best image of each."""
         x, y, queries = self.x, self.y, self.attack.queries
         n, c, _, w = x.shape
         stripes = self.streams.draw(torch.rand, self.index, (c, 1, w)).to(x.device)
         best = (x + self.eps * _take_signs(stripes)).clamp(0, 1)
-        margin = self._compute_margin(best, y)
+        margin = self._compute_first_margin(best)
         corners, signs, identity, batch = self._draw_proposals()
         # Proposals that change nothing or are known to be worse than the best image, until that image changes.
         known = torch.zeros(n, int(identity.max()) + 1, dtype=torch.bool, device=x.device)
-        reached = torch.zeros(n, dtype=torch.long, device=x.device)
+        reached = torch.where(self.searched, 0, queries)
         changing, accepting = 1.0, 1.0
         room = self.attack.passes.suggest_rows(x)
         while len(left := ((margin > 0) & (reached < queries)).nonzero().flatten()):
@@ -206,18 +219,23 @@ class _Search:
     def run_sparse(self, norm: Norm) -> tuple[Tensor, Tensor]:
         """As `run_linf`, for L2 and L1, where a query's random numbers depend on how many points are left before it."""
         best = self._fill_ball(norm, self.x, self._draw_tiles(norm))
-        margin = self._compute_margin(best, self.y)
+        margin = self._compute_first_margin(best)
         h, w = self.x.shape[-2:]
         for query in range(self.attack.queries):
-            left = (margin > 0).nonzero().flatten()
+            remaining = (margin > 0).nonzero().flatten()
+            searched = self.searched[remaining]
+            left = remaining[searched]
             if not len(left):
                 break
             side = self.attack.compute_side(query, h * w, 3)
             side = min(side + (side % 2 == 0), h, w)
             x, at = self.x[left], best[left]
             delta = at - x
-            for generator, rows in self.streams.split_by_batch(self.index[left]):
-                delta[rows] = self._merge_windows(norm, delta[rows], side, generator)
+            done = 0
+            for generator, drawn in self.streams.split_by_batch(self.index[remaining]):
+                rows = slice(done, done + int(searched[drawn].sum()))
+                delta[rows] = self._merge_windows(norm, delta[rows], side, generator, searched[drawn])
+                done = rows.stop
             proposed = self._fill_ball(norm, x, delta)
             found = self._compute_margin(proposed, self.y[left])
             better = (found < margin[left]) | (found <= 0)
@@ -240,8 +258,13 @@ class _Search:
                     delta[rows, :, top : top + side, start : start + side] += change
         return delta
 
-    def _merge_windows(self, norm: Norm, delta: Tensor, side: int, generator: torch.Generator) -> Tensor:
-        """Changes [n, C, H, W], those within two windows merged into the first window."""
+    def _merge_windows(
+        self, norm: Norm, delta: Tensor, side: int, generator: torch.Generator, searched: Tensor
+    ) -> Tensor:
+        """Changes [n, C, H, W], those within two windows merged into the first window.
+
+        The n points are those that are ``searched``, bool, among all that random numbers are drawn for.
+        """
         c, h, w = delta.shape[1:]
         room = torch.tensor([h - side, w - side] * 2, device="cpu")
         places = torch.rand(4, generator=generator, device="cpu") * room
@@ -253,7 +276,7 @@ class _Search:
         inside[other[1:]] = 1
         image = _measure_length(norm, delta, (1, 2, 3))
         windows = _measure_length(norm, delta * inside, (2, 3))
-        shape = self._draw_tile(norm, side, len(delta), generator)
+        shape = self._draw_tile(norm, side, len(searched), generator)[searched]
         shape = shape + delta[window] / (1e-12 + _measure_length(norm, delta[window], (2, 3)))
         shape = shape / (1e-12 + _measure_length(norm, shape, (2, 3)))
         radius = torch.full_like(image, self.eps)

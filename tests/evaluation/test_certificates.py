@@ -1,0 +1,133 @@
+"""Certified points take part in no pass of AutoAttack, and no verdict changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_robust_plugins import Evaluator, LipschitzMarginTrainer, PyTorchLipschitzCertifier, ThreatModel
+from art_robust_plugins.evaluation.autoattack.apgd import APGD
+from art_robust_plugins.evaluation.autoattack.fab import FAB
+from art_robust_plugins.evaluation.autoattack.square import Square
+from art_robust_plugins.evaluation.certificates import WITNESSES
+from art_robust_plugins.models import create_model
+
+from .builders import Data, digits
+
+RADII = {"Linf": 0.08, "L2": 0.5, "L1": 1.2}
+
+
+class Watched(nn.Module):
+    """Notes the images that it is given."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.seen = network, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        logits: Tensor = self.network(x)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def points(network: nn.Module) -> tuple[Tensor, Tensor]:
+    x, y = (torch.from_numpy(values[-40:]) for values in digits())
+    return x, y
+
+
+def attacks(model: nn.Module, threat: ThreatModel) -> dict[str, APGD | FAB | Square]:
+    sizes = {"batch_size": 16, "physical_batch_size": 16}
+    return {
+        "apgd": APGD(model, threat, steps=10, restarts=2, larger_radii=threat.norm == "L1", **sizes),
+        "apgd-t": APGD(model, threat, loss="dlr-targeted", steps=10, targets=3, **sizes),
+        "fab": FAB(model, threat, targets=None, steps=6, restarts=2, **sizes),
+        "fab-t": FAB(model, threat, targets=3, steps=6, **sizes),
+        "square": Square(model, threat, queries=40, **sizes),
+    }
+
+
+@pytest.mark.parametrize("norm", RADII)
+@pytest.mark.parametrize("name", ["apgd", "apgd-t", "fab", "fab-t", "square"])
+def test_points_that_are_spared_change_nothing_for_the_others(
+    norm: str, name: str, network: nn.Module, points: tuple[Tensor, Tensor]
+) -> None:
+    x, y = points
+    watched = Watched(network.eval())
+    attack = attacks(watched, ThreatModel(norm, RADII[norm]))[name]
+    whole = attack(x, y)
+    seen, watched.seen = watched.seen, 0
+    robust = network(whole).argmax(dim=1) == y
+    spared = robust & (torch.arange(len(x)) % 4 > 0)
+    assert 0 < int(spared.sum()) < int(robust.sum()) < len(x)
+    found = attack(x, y, spared)
+    assert watched.seen < seen
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+    assert torch.equal(network(found).argmax(dim=1), network(whole).argmax(dim=1))
+    watched.seen = 0
+    assert torch.equal(attack(x, y, torch.ones_like(spared)), x)
+    assert watched.seen == 0
+
+
+@pytest.fixture(scope="module")
+def certifier() -> PyTorchLipschitzCertifier:
+    x, y = digits()
+    torch.manual_seed(0)
+    network = create_model("orthogonal-mlp", (1, 8, 8), 10, width=32, depth=1)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    loss = nn.CrossEntropyLoss()
+    classifier = PyTorchClassifier(network, loss, (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+    LipschitzMarginTrainer(classifier, c=0.5).fit(x[:1000], y[:1000], nb_epochs=5, batch_size=64, verbose=False)
+    return PyTorchLipschitzCertifier.from_classifier(classifier)
+
+
+@pytest.fixture(scope="module")
+def some() -> Data:
+    x, y = digits()
+    return x[-60:], y[-60:]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("L2", 0.4), ("Linf", 0.06), ("L1", 0.5)])
+def test_the_report_is_that_of_attacks_on_all_points(
+    norm: str, eps: float, certifier: PyTorchLipschitzCertifier, some: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Square, "__init__", _with_few_queries(Square.__init__))
+    threat = ThreatModel(norm, eps)
+    reports = [
+        Evaluator(certifier, threat, skip_certified=skip, verbose=False).evaluate(*some) for skip in (True, False)
+    ]
+    skipped, whole = reports
+    assert np.array_equal(skipped.robust, whole.robust)
+    np.testing.assert_allclose(skipped.adversarial, whole.adversarial, rtol=0, atol=1e-5)
+    for one, other in zip(skipped.attacks, whole.attacks, strict=True):
+        assert np.array_equal(one.robust, other.robust)
+        assert one.forward_calls < other.forward_calls
+    certified = int((whole.radii >= eps * (1 + 1e-5)).sum())
+    counts = [report.settings["certificate"] for report in reports]
+    assert certified > WITNESSES
+    assert counts[0]["points not attacked"] == certified - WITNESSES
+    assert counts[0]["certified points attacked"] == WITNESSES
+    assert (counts[1]["points not attacked"], counts[1]["certified points attacked"]) == (0, certified)
+
+
+def _with_few_queries(make):
+    def construct(self, *arguments, **options):
+        make(self, *arguments, **{**options, "queries": 60})
+
+    return construct
+
+
+def test_witnesses_show_a_certificate_that_is_wrong(
+    certifier: PyTorchLipschitzCertifier, some: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exaggerate(x, batch_size=128, *, norm="L2"):
+        outputs = certifier.predict(x.numpy() if isinstance(x, Tensor) else x)
+        return outputs.argmax(axis=1), np.full(len(outputs), 100.0)
+
+    monkeypatch.setattr(certifier, "certify", exaggerate)
+    report = Evaluator(certifier, ThreatModel("Linf", 0.5), attacks="apgd-ce", verbose=False).evaluate(*some)
+    assert report.settings["certificate"]["points not attacked"] > 0
+    assert any(flag.name == "certificate-broken" and flag.severity == "severe" for flag in report.flags)
