@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...files import save_state
 from ..options import TrainingOptions
-from .contents import HOOK
+from .descriptions import HOOK
 from .identity import (
     FORM,
     describe_arrays,
