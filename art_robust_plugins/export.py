@@ -233,7 +233,7 @@ class _Defence(nn.Module):
 
 
 def _serialise(network: nn.Module, x: Tensor, format: Format, batch: int | None) -> bytes:
-    """The file's content, in memory: torch's errors for a full disk and for a network that it cannot write are the same."""
+    """The file's content, in memory: of a full disk torch says the same as of a network that it cannot write."""
     content = io.BytesIO()
     if format == "torchscript":
         torch.jit.save(_trace(network, x), content)
@@ -307,8 +307,8 @@ def _run_file(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
         raise
     except Exception as error:  # whatever the runtime says
         raise ValueError(
-            f"classifier: the file of its network fails for {len(x)} inputs ({_describe_error(error)}), expected one that "
-            f"takes them; nothing was written."
+            f"classifier: the file of its network fails for {len(x)} inputs ({_describe_error(error)}), expected one "
+            f"that takes them; nothing was written."
         ) from error
 
 
