@@ -36,7 +36,7 @@ from .bridge import (
     preserved,
     standardisation_of,
 )
-from .checks import check_choice, check_path, is_integer, plain_number
+from .checks import check_choice, check_path, is_integer, plain_number, quote_error
 from .files import write_atomically
 from .lipschitz.analysis import copy_network
 from .lipschitz.preprocessing import Standardisation
@@ -212,7 +212,7 @@ def _copy(defence: Any) -> Any:
     try:
         return copy.deepcopy(defence)
     except Exception as error:  # whatever its attributes raise
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         raise ValueError(
             f"classifier: its {type(defence).__name__} cannot be copied ({type(error).__name__}: {reason}), expected a "
             f"defence that copy.deepcopy copies."
