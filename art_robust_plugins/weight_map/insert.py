@@ -15,7 +15,7 @@ from typing import Any, Tuple  # noqa: UP035 (TorchScript reads the annotation o
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_flag, check_type
+from ..checks import check_flag, check_type, quote_error
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
 from .trace import ModuleTrace, Place, is_sequential, make_sample, run_once
 
@@ -212,7 +212,7 @@ def copy_deeply(name: str, value: Any, otherwise: str) -> Any:
     try:
         return copy.deepcopy(value)
     except Exception as error:  # whatever the network's attributes raise
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         raise ValueError(
             f"{name}: it cannot be copied ({type(error).__name__}: {reason}), expected one that copy.deepcopy copies, "
             f"or {otherwise}."
