@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..checks import check_count, check_number
+from ..keywords import explain_keywords
 from .activations import MinMax
 from .building import check_image_shape, describe_recipe
 
@@ -68,6 +69,7 @@ class Orthogonal(nn.Module):
         return weight
 
 
+@explain_keywords
 def orthogonal(layer: _Layer) -> _Layer:
     """Make a layer's weight orthogonal from now on, in place: ``layer.weight`` is computed from a free parameter.
 
