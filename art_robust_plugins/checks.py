@@ -183,6 +183,16 @@ def check_type(name: str, value: object, kind: type, wanted: str) -> None:
         raise TypeError(f"{name}: got {got}, expected {wanted}.")
 
 
+def quote_error(error: BaseException) -> str:
+    """The first line of an error's text without its full stop, to be quoted within a sentence.
+
+    Example:
+        >>> quote_error(ValueError("too large.\\nSee the manual."))
+        'too large'
+    """
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
 def check_path(name: str, value: Any) -> Path:
     """A path of text or of ``pathlib`` as a `Path`.
 

@@ -36,8 +36,9 @@ from .bridge import (
     preserved,
     standardisation_of,
 )
-from .checks import check_choice, check_path, is_integer, plain_number
+from .checks import check_choice, check_path, is_integer, plain_number, quote_error
 from .files import write_atomically
+from .keywords import explain_keywords
 from .lipschitz.analysis import copy_network
 from .lipschitz.preprocessing import Standardisation
 
@@ -45,12 +46,13 @@ Format = Literal["torch-export", "onnx", "torchscript"]
 SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
 """How the name of a file of each format ends."""
 
-_OF_TORCH = r"torch\.(?!jit|_tensor$|overrides$)"  # modules by name, but for those that hand a user's call on
+_OF_TORCH = r"torch\.(?!jit|_tensor$|overrides$)"  # torch's modules by name, except those that pass a user's call on
 
 TOLERANCE = 1e-3
 """How far a file's logits may be from the estimator's, as a share of the largest: what TF32 on a GPU may round."""
 
 
+@explain_keywords
 def export_classifier(
     classifier: PyTorchClassifier,
     path: str | Path,
@@ -113,19 +115,19 @@ def export_classifier(
             f"classifier: got a network with a {type(scripted).__name__}, TorchScript already, expected plain modules; "
             f"torch.jit.save writes TorchScript itself."
         )
-    network = deployed(classifier)
+    network = copy_with_preprocessing(classifier)
     images = image_tensor(x, classifier).cpu()
     if len(images) < 2:
         raise ValueError("x: got one input, expected at least two to compare outputs on.")
-    batches = _batches(images, classifier, batch)
+    batches = _make_batches(images, classifier, batch)
     with preserved(classifier.model):  # ART leaves it in evaluation mode
         expected = [predict_outputs(classifier, each.clone()).numpy() for each in batches]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            content = _exported(network, batches[0].clone(), format, batch)
+            content = _serialise(network, batches[0].clone(), format, batch)
         except Exception as error:  # whatever of the network's code cannot be traced
-            reason = _told(error)
+            reason = _describe_error(error)
             advice = "" if batch is not None or format == "torchscript" else ", or a fixed batch"
             raise ValueError(
                 f"classifier: its network cannot be exported as {format} ({reason}), "
@@ -137,15 +139,15 @@ def export_classifier(
         temporary.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outputs = [_run_on(temporary, each, format) for each in batches]
+            outputs = [_run_file(temporary, each, format) for each in batches]
         scale = max(float(np.abs(logits).max()) for logits in expected)
-        differences.extend(_difference(*pair, scale) for pair in zip(outputs, expected, strict=True))
+        differences.extend(_measure_difference(*pair, scale) for pair in zip(outputs, expected, strict=True))
 
     write_atomically(path, write)
     return max(differences)
 
 
-def _batches(images: Tensor, classifier: PyTorchClassifier, batch: int | None) -> list[Tensor]:
+def _make_batches(images: Tensor, classifier: PyTorchClassifier, batch: int | None) -> list[Tensor]:
     """Inputs to compare on: the caller's, random ones, and constant ones, which take the rarer branches of a network.
 
     A file for any batch is tried with several sizes; one for a fixed batch with as many inputs as it takes.
@@ -166,8 +168,8 @@ def _batches(images: Tensor, classifier: PyTorchClassifier, batch: int | None) -
     return [*every, images[:1], random[:1].float(), flat[:1].float(), flat[-1:].float(), random[:3].float()]
 
 
-def _told(error: BaseException) -> str:
-    """What an error of torch says in one sentence: of a chain of errors the first, which has the reason."""
+def _describe_error(error: BaseException) -> str:
+    """An error of torch in one sentence: the first error of a chain, which has the reason."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     lines = [line.strip() for line in str(error).strip().split("\n")]
@@ -175,8 +177,8 @@ def _told(error: BaseException) -> str:
     return (told if told.startswith("TracerWarning: ") else f"{type(error).__name__}: {told}")[:300]
 
 
-def deployed(classifier: PyTorchClassifier) -> nn.Module:
-    """A copy of a classifier's network with the preprocessing of ``predict`` before it, on the CPU, for evaluation.
+def copy_with_preprocessing(classifier: PyTorchClassifier) -> nn.Module:
+    """Copy a classifier's network with the preprocessing of ``predict`` before it, on the CPU, in evaluation mode.
 
     Its inputs are the estimator's, its outputs logits; means, deviations and maps are its buffers.
 
@@ -188,10 +190,12 @@ def deployed(classifier: PyTorchClassifier) -> nn.Module:
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), 3, preprocessing=(0.5, 0.25))
-        >>> [type(step).__name__ for step in deployed(classifier)]
+        >>> [type(step).__name__ for step in copy_with_preprocessing(classifier)]
         ['Standardisation', 'Sequential']
     """
-    EstimatorModule(classifier, unit_range=False, probabilities=True)  # which refuses what cannot be deployed
+    EstimatorModule(
+        classifier, unit_range=False, probabilities=True
+    )  # which refuses what cannot be copy_with_preprocessing
     steps: list[nn.Module] = []
     for operation in classifier.preprocessing_operations:
         if not operation.apply_predict:
@@ -210,7 +214,7 @@ def _copy(defence: Any) -> Any:
     try:
         return copy.deepcopy(defence)
     except Exception as error:  # whatever its attributes raise
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         raise ValueError(
             f"classifier: its {type(defence).__name__} cannot be copied ({type(error).__name__}: {reason}), expected a "
             f"defence that copy.deepcopy copies."
@@ -230,8 +234,8 @@ class _Defence(nn.Module):
         return result
 
 
-def _exported(network: nn.Module, x: Tensor, format: Format, batch: int | None) -> bytes:
-    """What the file holds. Torch itself would say of a full disk the same as of a network that it cannot write."""
+def _serialise(network: nn.Module, x: Tensor, format: Format, batch: int | None) -> bytes:
+    """The file's content, in memory: of a full disk torch says the same as of a network that it cannot write."""
     content = io.BytesIO()
     if format == "torchscript":
         torch.jit.save(_trace(network, x), content)
@@ -251,10 +255,10 @@ def _exported(network: nn.Module, x: Tensor, format: Format, batch: int | None) 
 def _trace(network: nn.Module, x: Tensor) -> Any:
     """The network in TorchScript.
 
-    What a trace takes for a constant (a branch, a number, a length of the data), it computes with whatever the data.
-    Torch's warnings of it are recorded, not raised: the tracer ignores that a warning was an error, and whatever runs
-    next may clear it. A forward that silences warnings is found by the conversions themselves. Torch's own modules
-    ask for sizes alone, so that torch ignores warnings of theirs, as is done here.
+    A trace keeps as constants the branches, numbers and lengths that a forward reads from the data, and would give
+    wrong results for other data. Torch warns of them. The warnings are recorded, not raised, because the tracer ignores
+    a warning that is raised as an error. A forward that silences warnings is found by the conversions themselves. Torch
+    ignores warnings from its own modules, which only ask for sizes; they are ignored here too.
     """
     with warnings.catch_warnings(record=True) as told, _Conversions() as conversions:
         warnings.simplefilter("ignore")
@@ -271,7 +275,7 @@ def _trace(network: nn.Module, x: Tensor) -> Any:
 
 
 class _Conversions(TorchFunctionMode):
-    """Takes down each conversion of a tensor to what Python computes with, outside torch's own modules."""
+    """Records each conversion of a tensor to a Python value, outside torch's own modules."""
 
     NAMES = frozenset(
         f"__{name}__" for name in ("array", "bool", "complex", "contains", "float", "index", "int", "iter", "len")
@@ -297,20 +301,20 @@ class _Conversions(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _run_on(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
-    """The outputs of a file that was just written, which may be made for other batches than this one."""
+def _run_file(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
+    """The outputs of a file that was just written, which may fail for this size of batch."""
     try:
-        return _run(path, x.clone(), format)
+        return _compute_outputs(path, x.clone(), format)
     except OSError:
         raise
     except Exception as error:  # whatever the runtime says
         raise ValueError(
-            f"classifier: the file of its network fails for {len(x)} inputs ({_told(error)}), expected one that takes "
-            f"them; nothing was written."
+            f"classifier: the file of its network fails for {len(x)} inputs ({_describe_error(error)}), expected one "
+            f"that takes them; nothing was written."
         ) from error
 
 
-def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
+def _compute_outputs(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
     """The outputs [N, C] of a file that was just written."""
     if format == "onnx":
         from onnx.reference import ReferenceEvaluator
@@ -323,10 +327,11 @@ def _run(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
     return logits.float().numpy()  # NumPy has no bfloat16
 
 
-def _difference(found: NDArray[Any], wanted: NDArray[Any], scale: float) -> float:
-    """The largest one of the logits of a file and those of the estimator, of which ``scale`` is the largest of all.
+def _measure_difference(found: NDArray[Any], wanted: NDArray[Any], scale: float) -> float:
+    """The largest difference between the logits of a file and the estimator's, whose largest logit is ``scale``.
 
-    An error where they are not the same.
+    Raises:
+        ValueError: they differ by more than `TOLERANCE`.
     """
     difference = float(np.abs(found.astype(np.float64) - wanted).max()) if found.shape == wanted.shape else np.inf
     if not difference <= TOLERANCE * scale:

@@ -95,10 +95,10 @@ def excerpts_at_difference(one: str, other: str, width: int = 60) -> tuple[str, 
     """
     pairs = enumerate(zip(one, other, strict=False))
     at = next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
-    return _excerpt(one, at, width), _excerpt(other, at, width)
+    return _cut_excerpt(one, at, width), _cut_excerpt(other, at, width)
 
 
-def _excerpt(text: str, at: int, width: int) -> str:
+def _cut_excerpt(text: str, at: int, width: int) -> str:
     start = max(0, min(at - width // 2, len(text) - width))
     end = start + width
     return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"

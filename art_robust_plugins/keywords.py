@@ -23,19 +23,21 @@ _OPTIMIZER = ((None, "it in the optimizer of PyTorchClassifier(..., optimizer=..
 MEANT: Mapping[str, tuple[tuple[str | None, str], ...]] = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "max_epochs", "epoch"), _EPOCHS),
     **dict.fromkeys(("eps", "epsilon"), (("epsilon", "epsilon"), ("eps", "eps"), *_THREAT)),
-    **dict.fromkeys(("norm", "radius"), _THREAT),
+    "norm": _THREAT,
+    "radius": (("eps", "eps"), *_THREAT),
     "metric": (("norm", "norm"), *_THREAT),
     **dict.fromkeys(("lr", "learning_rate", "momentum", "weight_decay", "optimizer"), _OPTIMIZER),
     "attack": (("attacks", "attacks"),),
     "threat": (("eps", "norm and eps"),),
     **dict.fromkeys(("n_classes", "num_classes", "classes"), (("nb_classes", "nb_classes"),)),
-    **dict.fromkeys(("clip_values", "range"), (("bounds", "bounds"),)),
+    **dict.fromkeys(("clip_values", "bounds", "range"), (("bounds", "bounds"), ("clip_values", "clip_values"))),
+    **dict.fromkeys(("mean", "std"), (("preprocessing", "preprocessing=(mean, std)"),)),
     "val_data": (("validation_data", "validation_data"),),
     **dict.fromkeys(("bs", "batch"), (("batch_size", "batch_size"),)),
     **dict.fromkeys(("classifier", "estimator", "model", "net", "network"), _CLASSIFIER),
     **dict.fromkeys(("train_loader", "dataloader", "data"), _LOADER),
     **dict.fromkeys(("n_steps", "num_steps", "nb_steps", "max_iter", "iterations"), (("steps", "steps"),)),
-    "device": ((None, "it in PyTorchClassifier(..., device_type=...)"),),
+    "device": (("device_type", "device_type"), (None, "it in PyTorchClassifier(..., device_type=...)")),
 }
 """A word of other libraries -> what is meant by it here: an argument (None: of something else), and how to give it."""
 
@@ -47,7 +49,7 @@ class KnownKeywords:
     """
 
     def __new__(cls, *given: Any, **keywords: Any) -> Any:
-        methods = (getattr(cls, name, None) for name in ("fit", "evaluate"))
+        methods = (getattr(cls, name, None) for name in ("fit", "evaluate", "certify", "certified_accuracy"))
         check_keywords(cls.__init__, keywords, {each.__name__: each for each in methods if each is not None})
         if given or keywords:  # a copy is made of nothing
             _check_required(cls.__init__, given, keywords)
@@ -106,7 +108,7 @@ def check_keywords(
                 own = inspect.signature(other).parameters
                 meant = f"{keyword}=..." if keyword in own else find_meant(keyword, own)
                 found = None if meant is None else f"{name}(..., {meant if '=' in meant else f'{meant}=...'})"
-        known = ", ".join(name for name in parameters if name != "self")
+        known = ", ".join(name for name in parameters if name not in ("self", "cls"))
         found = found or find_nearest(keyword, parameters) or (f"one of {known}" if known else "none")
         raise TypeError(f"{keyword}: got an unknown keyword, expected {found}.")
 

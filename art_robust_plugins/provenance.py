@@ -43,7 +43,7 @@ def conditions(command: str) -> dict[str, Any]:
     }
 
 
-def described(record: Mapping[str, Any]) -> str:
+def describe_conditions(record: Mapping[str, Any]) -> str:
     """The `conditions` in a record, in a sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return f"`{record['command']}`, {record['date']}, {record['machine']}, Python {record['python']}, {versions}."

@@ -42,7 +42,7 @@ def available_methods() -> dict[str, type]:
         >>> available_methods()["bang"].__name__
         'BANGTrainer'
     """
-    return {name: _loaded(point) for name, point in _points(GROUP).items()}
+    return {name: _load_class(point) for name, point in _find_points(GROUP).items()}
 
 
 def available_instruments() -> dict[str, type[Instrument]]:
@@ -52,7 +52,7 @@ def available_instruments() -> dict[str, type[Instrument]]:
         >>> available_instruments()["bang"].__name__
         'BANG'
     """
-    return {name: _loaded(point) for name, point in _points(INSTRUMENTS).items()}
+    return {name: _load_class(point) for name, point in _find_points(INSTRUMENTS).items()}
 
 
 def method(name: str, argument: str = "name") -> type:
@@ -65,7 +65,7 @@ def method(name: str, argument: str = "name") -> type:
     Raises:
         ValueError: no method has this name; the message suggests the nearest.
     """
-    return _named(name, GROUP, argument)
+    return _find_class(name, GROUP, argument)
 
 
 def create(name: str, classifier: PyTorchClassifier, **parameters: Any) -> Any:
@@ -111,7 +111,7 @@ def create_instrument(name: str, **parameters: Any) -> Instrument:
         >>> create_instrument("bang", beta=0.4)
         BANG(BANGSetting(beta=0.4, epsilon=0.815, ratio=1.0), layers=None, cap=None)
     """
-    kind = _named(name, INSTRUMENTS)
+    kind = _find_class(name, INSTRUMENTS)
     _check_parameters(name, kind, parameters)
     instrument: Instrument = kind(**parameters)
     return instrument
@@ -137,15 +137,15 @@ def _check_parameters(name: str, make: Any, parameters: dict[str, Any]) -> None:
             raise TypeError(f"{given}: {name!r} has no such parameter{hint}")
 
 
-def _named(name: str, group: str, argument: str = "name") -> type:
-    points = _points(group)
+def _find_class(name: str, group: str, argument: str = "name") -> type:
+    points = _find_points(group)
     if not isinstance(name, str) or name not in points:
         known = ", ".join(map(repr, points))
         raise ValueError(f"{argument}: got {name!r}, expected one of {known}{suggest(name, points)}")
-    return _loaded(points[name])
+    return _load_class(points[name])
 
 
-def _points(group: str) -> dict[str, EntryPoint]:
+def _find_points(group: str) -> dict[str, EntryPoint]:
     points: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=group), key=lambda point: point.name):
         # An editable and a regular installation of one package both list it.
@@ -156,7 +156,7 @@ def _points(group: str) -> dict[str, EntryPoint]:
     return points
 
 
-def _loaded(point: EntryPoint) -> type:
+def _load_class(point: EntryPoint) -> type:
     try:
         loaded = point.load()
     except Exception as error:  # whatever another package does when it is imported

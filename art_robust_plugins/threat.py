@@ -195,7 +195,7 @@ def check_radius(
     if radius < whole or whole <= 0:
         return
     lowest, highest = torch.as_tensor(low, device="cpu").min().item(), torch.as_tensor(high, device="cpu").max().item()
-    levels = norm == "Linf" and (lowest, highest) == (0, 1) and 1 <= radius <= 255
+    levels = norm == "Linf" and 0 <= lowest < highest <= 1 <= radius <= 255
     hint = f"; did you mean '{radius:g}/255'?" if levels else "."
     raise ValueError(
         f"{name}: got {radius:g} for inputs in [{lowest:g}, {highest:g}], expected less than {whole:g}, the "

@@ -36,7 +36,7 @@ from art_robust_plugins.evaluation import EvaluationReport
 from art_robust_plugins.evaluation.rendering.figures import comparison_figure
 from art_robust_plugins.experiments.recipes import available_recipes, result_rows
 from art_robust_plugins.lipschitz.rules import RULES, UNBOUNDED
-from art_robust_plugins.provenance import described
+from art_robust_plugins.provenance import describe_conditions
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
@@ -49,13 +49,13 @@ def make_blocks() -> dict[str, str]:
         """All tables of a record, then its conditions."""
         record = records[name]
         rows = record["results"].values() if isinstance(record["results"], dict) else [record["results"]]
-        return "\n\n".join([*map(table, rows), f"{described(record)} {record['threads']} threads."])
+        return "\n\n".join([*map(table, rows), f"{describe_conditions(record)} {record['threads']} threads."])
 
     def summary(name: str, rows: Callable[[Any], list[dict[str, str]]]) -> str:
-        return f"{table(rows(records[name]['results']))}\n\n{described(records[name])}"
+        return f"{table(rows(records[name]['results']))}\n\n{describe_conditions(records[name])}"
 
     def part(name: str, key: str) -> str:
-        return f"{table(records[name]['results'][key])}\n\n{described(records[name])}"
+        return f"{table(records[name]['results'][key])}\n\n{describe_conditions(records[name])}"
 
     return {
         "headline": table(make_headline(records)),
@@ -88,7 +88,7 @@ def describe_recipe(name: str, record: dict[str, Any] | None) -> str:
         return f"Not measured. `art-robust benchmark {name} --record {path}` measures it."
     if record["quick"]:
         raise ValueError(f"recipe_{name}.json: got results of --quick, expected those of the whole recipe.")
-    return f"{table(result_rows(record))}\n\n{described(record)}"
+    return f"{table(result_rows(record))}\n\n{describe_conditions(record)}"
 
 
 def make_headline(records: Mapping[str, Any]) -> list[dict[str, str]]:

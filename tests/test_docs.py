@@ -168,6 +168,23 @@ def test_the_files_that_contributing_names_exist(name: tuple[str, str]) -> None:
     assert any((folder / path).exists() for folder in (*folders, *rooms))
 
 
+def find_definitions(path: Path) -> set[str]:
+    """The functions and classes of a file, and the functions of its classes by their qualified names."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    members = [(node, each) for node in body if isinstance(node, ast.ClassDef) for each in node.body]
+    return {node.name for node in body if isinstance(node, kinds)} | {
+        f"{node.name}.{each.name}" for node, each in members if isinstance(each, kinds)
+    }
+
+
+def test_the_functions_that_contributing_names_are_in_their_files() -> None:
+    rows = re.findall(r"^\| [^|`]+ \| `([\w/.]+\.py)` \| `([\w.]+)` \|$", PAGES["CONTRIBUTING.md"], re.MULTILINE)
+    assert len(rows) > 10
+    missing = [row for row in rows if row[1] not in find_definitions(Path(art_robust_plugins.__file__).parent / row[0])]
+    assert missing == []
+
+
 @pytest.mark.parametrize(
     "line", sorted({line for text in PAGES.values() for line in re.findall(r"^ *(art-robust .*)$", text, re.MULTILINE)})
 )

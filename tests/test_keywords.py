@@ -18,18 +18,28 @@ from art_robust_plugins import (
     Evaluator,
     LayerwiseAdversarialTrainer,
     LocalBallTrainer,
+    PyTorchLipschitzCertifier,
+    PyTorchWeightMapClassifier,
     RobustTrainer,
     StandardTrainer,
     ThreatModel,
     TRADESTrainer,
     TrainingOptions,
+    WeightMap2d,
+    WeightMapPreprocessor,
+    export_classifier,
+    insert_weight_maps,
+    load_classifier,
+    save_classifier,
 )
 from art_robust_plugins.checks import find_nearest
+from art_robust_plugins.evaluation import sweep, transfer
 from art_robust_plugins.evaluation.libraries import SUITES, resolve
 from art_robust_plugins.keywords import MEANT, check_keywords, explain_keywords
 from art_robust_plugins.training import BANG
 
 THREAT = ThreatModel("Linf", 0.1)
+LOSS = nn.CrossEntropyLoss()
 X, Y = np.zeros((2, 1, 4, 4), dtype=np.float32), np.array([0, 1])
 
 
@@ -37,6 +47,16 @@ def classifier() -> PyTorchClassifier:
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     return PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, optimizer, clip_values=(0, 1))
+
+
+def certifier(**keywords: Any) -> PyTorchLipschitzCertifier:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    settings = {"clip_values": (0, 1), "device_type": "cpu"}
+    return PyTorchLipschitzCertifier(network, LOSS, (1, 4, 4), 3, **settings, **keywords)
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
 
 
 REFUSED: list[tuple[Callable[[], Any], str, str]] = [
@@ -58,6 +78,23 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: Evaluator(classifier(), THREAT, attack="aa"), "attack", "attacks"),
     (lambda: Evaluator(classifier(), THREAT).evaluate(X, Y, eps=1), "eps", "Evaluator(..., threat="),
     (lambda: Evaluator(classifier(), THREAT).evaluate(X, Y, wibble=1), "wibble", "one of x, y"),
+    (lambda: certifier(eps=0.1), "eps", "certified_accuracy(..., eps=...)"),
+    (lambda: certifier(bounds=(0, 1)), "bounds", "clip_values"),
+    (lambda: certifier(mean=0.5), "mean", "preprocessing=(mean, std)"),
+    (lambda: certifier(device="cpu"), "device", "device_type"),
+    (lambda: certifier(n_classes=3), "n_classes", "nb_classes"),
+    (lambda: certifier().certify(X, bs=1), "bs", "batch_size"),
+    (lambda: certifier().certified_accuracy(X, Y, radius=0.1), "radius", "eps"),
+    (lambda: PyTorchLipschitzCertifier.from_classifier(classifier(), eps=0.1), "eps", "one of classifier"),
+    (lambda: PyTorchWeightMapClassifier(convolution(), LOSS, (1, 4, 4), 3, kernal="x"), "kernal", "kernel"),
+    (lambda: WeightMapPreprocessor((1, 4, 4), kernal="x"), "kernal", "kernel"),
+    (lambda: WeightMap2d(1, 4, 4, kernal="x"), "kernal", "kernel"),
+    (lambda: insert_weight_maps(convolution(), (1, 4, 4), kernal="x"), "kernal", "kernel"),
+    (lambda: export_classifier(classifier(), "a.pt2", X, fmt="onnx"), "fmt", "format"),
+    (lambda: save_classifier(classifier(), "a", wibble=1), "wibble", "one of classifier"),
+    (lambda: load_classifier("a", wibble=1), "wibble", "one of "),
+    (lambda: sweep(classifier(), "Linf", [0.1], X, Y, attack="apgd-ce"), "attack", "attacks"),
+    (lambda: transfer(classifier(), nme="a"), "nme", "name"),
 ]
 
 

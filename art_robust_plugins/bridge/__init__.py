@@ -31,6 +31,7 @@ from .ranges import (
     check_threat,
     clip_range,
     input_range,
+    is_bounded,
     read_clip_values,
 )
 from .straight_through import StraightThrough, clip_above
@@ -56,6 +57,7 @@ __all__ = [
     "device_of",
     "image_tensor",
     "input_range",
+    "is_bounded",
     "is_plain",
     "label_tensor",
     "loss_of",

@@ -16,7 +16,10 @@ _ROOM = "art.estimators.certification."
 def check_classifier(classifier: object) -> None:
     """Refuse what is not an ART `PyTorchClassifier`, and postprocessing, which hides the logits."""
     if not isinstance(classifier, PyTorchClassifier):
-        raise TypeError(f"classifier: got {type(classifier).__name__}, expected an ART PyTorchClassifier.")
+        plain = isinstance(classifier, nn.Module)
+        how = ", as PyTorchClassifier(network, loss, input_shape, nb_classes, ...) makes of a network" if plain else ""
+        got = f"the class {classifier.__name__}" if isinstance(classifier, type) else type(classifier).__name__
+        raise TypeError(f"classifier: got {got}, expected an ART PyTorchClassifier{how}.")
     if classifier.postprocessing_defences:
         names = ", ".join(type(defence).__name__ for defence in classifier.postprocessing_defences)
         raise ValueError(

@@ -12,6 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..checks import quote_error
 from ..randomness import restored_random_states
 from .estimators import find_own_forward
 from .networks import device_of, preserved
@@ -109,7 +110,7 @@ def probe_outputs(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the network raises
-            reason = str(error).strip().split("\n")[0].rstrip(".")
+            reason = quote_error(error)
             weights = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
             advice = ""
             if x.dtype != torch.float32:

@@ -9,6 +9,7 @@ any point of the range, so the inputs within the threat's ball are the same for 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ from .straight_through import clip_above
 
 RANGE_TOLERANCE = 1e-6
 """The tolerance for values outside clip_values, as a ratio of the width of their range."""
+
+WIDE = 100.0
+"""A range as wide is one of pixel levels, whose radii are no fractions of a level."""
+
+SMALLEST_LEVELS = {"Linf": 0.25, "L2": 1.0, "L1": 1.0}
+"""A radius of fewer levels is likely one of images in [0, 1]."""
 
 
 def read_clip_values(clip_values: Any, input_shape: tuple[int, ...]) -> tuple[Bound | None, Bound | None]:
@@ -130,6 +137,13 @@ class InputRange:
         return f"low {lowest:g} to {low:g}, high {high:g} to {highest:g}, features {narrow:g} to {self.width:g} wide"
 
 
+def is_bounded(low: Bound | None, high: Bound | None) -> bool:
+    """Whether all inputs have finite limits."""
+    if low is None or high is None:
+        return False
+    return all(map(math.isfinite, InputRange(low, high).hull))
+
+
 def bounded_range(low: Bound | None, high: Bound | None) -> InputRange:
     """A range that attacks can search.
 
@@ -138,13 +152,12 @@ def bounded_range(low: Bound | None, high: Bound | None) -> InputRange:
     """
     if low is None or high is None:
         raise ValueError("classifier: clip_values are None, expected the range of its inputs, such as (0, 1).")
-    box = InputRange(low, high)
-    if not all(map(math.isfinite, box.hull)):
+    if not is_bounded(low, high):
         raise ValueError(
             f"classifier: clip_values are {_text(low, high)}, expected two finite limits, those of all inputs that "
             f"exist, such as (0, 1)."
         )
-    return box
+    return InputRange(low, high)
 
 
 def _text(low: Bound, high: Bound) -> str:
@@ -171,18 +184,52 @@ def clip_range(classifier: PyTorchClassifier) -> tuple[Bound | None, Bound | Non
 
 
 def check_threat(
-    threat: ThreatModel, classifier: PyTorchClassifier, *, name: str = "eps", value: float | None = None
+    threat: ThreatModel,
+    classifier: PyTorchClassifier,
+    *,
+    name: str = "eps",
+    value: float | None = None,
+    x: Tensor | None = None,
+    warn: bool = True,
 ) -> None:
-    """Refuse a threat whose ball holds every input within the classifier's ``clip_values``, where it has some.
+    """Refuse a radius that is likely in other units than the classifier's input, or warn of it.
 
-    ``name`` and ``value`` are those of `check_radius`.
+    Args:
+        threat: the ball.
+        classifier: its ``clip_values`` are the range of the inputs.
+        name: what the sentences call the radius.
+        value: another length in the threat's norm, to be checked in place of the radius.
+        x: inputs [N, ...], whose range counts where ``clip_values`` are None or infinite; without them, and without
+            limits, nothing is checked.
+        warn: whether to warn.
 
     Raises:
-        ValueError: for such a radius, which is likely in other units.
+        ValueError: the ball holds every input in the range.
+
+    Warns:
+        UserWarning: the radius is a fraction of a pixel's level on a range of levels.
     """
     low, high = clip_range(classifier)
-    if low is not None and high is not None:
-        check_radius(threat, low, high, math.prod(classifier.input_shape), name=name, value=value)
+    if x is not None:
+        low, high = _fill_limit(low, x.min()), _fill_limit(high, x.max())
+    if low is None or high is None:
+        return
+    check_radius(threat, low, high, math.prod(classifier.input_shape), name=name, value=value)
+    box, radius = InputRange(low, high), threat.eps if value is None else value
+    smallest = SMALLEST_LEVELS[threat.norm] * box.width / 255
+    if warn and WIDE <= box.width < math.inf and 0 < radius < smallest:
+        warnings.warn(
+            f"{name}: got {radius:g} for inputs in {box}, which is {radius * 255 / box.width:.2g} of 255 levels; a "
+            f"radius of inputs in [0, 1] is {radius * box.width:g} here.",
+            stacklevel=3,
+        )
+
+
+def _fill_limit(limit: Bound | None, found: Tensor) -> Bound:
+    """A limit of the inputs, and where it is missing or infinite that of the inputs that were found."""
+    if isinstance(limit, Tensor):
+        return torch.where(limit.isfinite(), limit, found.to(limit))
+    return limit if limit is not None and math.isfinite(limit) else float(found)
 
 
 def input_range(classifier: PyTorchClassifier) -> InputRange:

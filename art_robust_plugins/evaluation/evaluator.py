@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
@@ -24,6 +23,7 @@ from ..bridge import (
     as_estimator,
     check_certified,
     check_no_conventions,
+    check_threat,
     device_of,
     input_range,
     is_plain,
@@ -35,7 +35,7 @@ from ..keywords import KnownKeywords, explain_keywords
 from ..processes import find_processes
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import Snapshot, restored_state
-from ..threat import ThreatModel, check_radius
+from ..threat import ThreatModel
 from .assembly import FinishedEvaluation, assemble_report
 from .certificates import certify_points
 from .clean import inspect_clean
@@ -148,7 +148,7 @@ class Evaluator(KnownKeywords):
         if not isinstance(threat, ThreatModel):
             raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
         if not plain:
-            _check_threat(estimator, threat)
+            check_threat(threat, estimator)
         check_choice("backend", backend, get_args(Backend))
         self.estimator = estimator
         self.threat = threat
@@ -190,7 +190,8 @@ class Evaluator(KnownKeywords):
             if isinstance(estimator, nn.Module):
                 x, y = collect_samples(x, y)
                 estimator = as_estimator(estimator, x, **self.conventions)
-                _check_threat(estimator, self.threat)
+                input_range(estimator)
+                check_threat(self.threat, estimator)
             samples = Samples(*read_samples(x, y, estimator))
             settings = {field.name: getattr(self, field.name) for field in fields(EvaluationOptions)}
             options = EvaluationOptions(**{**settings, "estimator": estimator})
@@ -216,11 +217,6 @@ def _check_estimator(estimator: PyTorchClassifier) -> None:
     check_certified(estimator)
     check_single_network(estimator)
     input_range(estimator)
-
-
-def _check_threat(estimator: PyTorchClassifier, threat: ThreatModel) -> None:
-    box = input_range(estimator)
-    check_radius(threat, box.low, box.high, math.prod(estimator.input_shape))
 
 
 def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) -> EvaluationReport:

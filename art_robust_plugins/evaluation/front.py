@@ -13,7 +13,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from ..bridge import as_estimator, bounded_range, check_no_conventions, clip_range, copy_to, is_plain, named_model
+from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, named_model
 from ..keywords import explain_keywords
 from ..threat import ThreatModel, parse_norm, parse_radius
 from .evaluator import Evaluator
@@ -24,9 +24,6 @@ from .transfer import transfer
 
 ENOUGH_IMAGES = 20
 """Of fewer images an accuracy says little."""
-
-WIDE = 100.0
-"""A range as wide is one of pixel levels, whose radii are no fractions of a level."""
 
 
 @explain_keywords
@@ -105,7 +102,6 @@ def evaluate(
         if is_plain(model):
             images, labels = collect_samples(x, y)
             estimator = as_estimator(copy_to(model, device), images, **conventions)
-            _warn_of_small_radius(threat, estimator)
         else:
             assert isinstance(model, PyTorchClassifier)
             check_no_conventions(model, **conventions, device=device)
@@ -163,18 +159,6 @@ def _make_sources(
         own = conventions if is_plain(source) else {}
         sources.append(transfer(as_estimator(source, images, **own), name))
     return sources
-
-
-def _warn_of_small_radius(threat: ThreatModel, estimator: PyTorchClassifier) -> None:
-    """Warn of a radius that is a fraction of a level, where images are in levels: it is likely one of [0, 1]."""
-    box = bounded_range(*clip_range(estimator))
-    levels = threat.eps * 255 / box.width
-    if box.width >= WIDE and levels < (0.25 if threat.norm == "Linf" else 1):
-        warnings.warn(
-            f"eps: got {threat.eps:g} for images in {box}, which is {levels:.2g} of 255 levels; a radius of images in "
-            f"[0, 1] is {threat.eps * box.width:g} here.",
-            stacklevel=3,
-        )
 
 
 def _warn_of_guessing(report: EvaluationReport) -> None:

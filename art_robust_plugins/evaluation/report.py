@@ -17,6 +17,7 @@ from torch import Tensor
 from ..checks import check_path
 from ..escapes import csv_cell
 from ..files import load_tensors, read_json, read_sealed, save_tensors, sha256_of, write_atomically, write_sealed
+from ..keywords import explain_keywords
 from .flags import Flag
 from .rendering import (
     comparison_markdown,
@@ -224,6 +225,7 @@ class EvaluationReport(EvaluationResults):
         }
 
 
+@explain_keywords
 def compare(reports: Mapping[str, EvaluationReport]) -> str:
     """One self-contained HTML page that compares named reports.
 
@@ -233,6 +235,7 @@ def compare(reports: Mapping[str, EvaluationReport]) -> str:
     return render_comparison(_check_named(reports))
 
 
+@explain_keywords
 def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path) -> Path:
     """Write index.html and index.md that compare named reports; returns the path of index.html.
 

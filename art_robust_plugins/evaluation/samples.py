@@ -29,14 +29,14 @@ _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, Distrib
 
 
 def collect_samples(x: Any, y: Any) -> tuple[Any, Any]:
-    """Samples and labels as they come, those of a ``Dataset`` or of batches joined, before any estimator is known.
+    """Samples and labels as they come, before any estimator is known; those of a ``Dataset`` or of batches are joined.
 
     Args:
         x: as for `read_samples`.
         y: as for `read_samples`.
 
     Raises:
-        TypeError: ``x`` is neither.
+        TypeError: ``x`` is neither an array nor an iterable of batches.
         ValueError: labels missing or twice, batches in a random order, not all of them, or of several shapes.
     """
     if not _is_batched(x, y):
@@ -64,7 +64,7 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
         estimator: the data must have its shape, range and classes.
 
     Raises:
-        TypeError: ``x`` is neither.
+        TypeError: ``x`` is neither an array nor an iterable of batches.
         ValueError: data that do not fit, labels missing or twice, batches in a random order, or not all of them.
     """
     if not _is_batched(x, y):

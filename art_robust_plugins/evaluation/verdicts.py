@@ -124,9 +124,9 @@ class Judge:
         # An image that rounding alone may have put outside of the ball is projected back, and judged there.
         near = (distance > threat.eps + self.tolerance.typical) & (distance <= threat.eps + self.tolerance.worst)
         if near.any():
-            drawn = threat.project(candidates[near].double(), x[near].double()).float()
-            candidates[near] = drawn
-            distance[near] = threat.distance(drawn.double(), x[near].double())
+            projected = threat.project(candidates[near].double(), x[near].double()).float()
+            candidates[near] = projected
+            distance[near] = threat.distance(projected.double(), x[near].double())
         in_range = box.holds(candidates)
         if not box.even:  # attacks search a larger range, from which candidates were clipped
             in_range &= InputRange(0.0, 1.0).holds(found.detach().cpu()) | ~finite

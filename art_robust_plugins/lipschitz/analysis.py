@@ -12,6 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ..bridge import check_outputs, clip_range, device_of, preprocessing_modules
+from ..checks import quote_error
 from .agreement import check_agreement, check_own_precision, make_probes
 from .certificate import certify_logits
 from .graph import LipschitzGraph
@@ -139,7 +140,7 @@ class NetworkAnalysis:
         try:
             outputs = self._network(self._inputs(torch.zeros(2, *self._shape)))
         except Exception as error:  # whatever the network raises
-            reason = str(error).strip().split("\n")[0]
+            reason = quote_error(error)
             raise ValueError(
                 f"classifier: the network in float64 fails on inputs (2, {', '.join(map(str, self._shape))}) "
                 f"({type(error).__name__}: {reason}), expected one of this input_shape, without a data type of its own."
@@ -184,7 +185,7 @@ def copy_network(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
     except Exception as error:  # whatever the network's attributes raise
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         raise ValueError(
             f"classifier: the network cannot be copied ({type(error).__name__}: {reason}), expected one that "
             f"copy.deepcopy copies."

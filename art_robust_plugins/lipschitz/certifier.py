@@ -20,6 +20,7 @@ from torch import nn
 
 from ..bridge import check_classifier, check_threat, device_of, image_tensor, label_tensor
 from ..checks import check_count
+from ..keywords import KnownKeywords, explain_keywords
 from ..threat import ThreatModel, parse_radius
 from .agreement import DisagreementError
 from .analysis import NetworkAnalysis, plain_mode
@@ -29,7 +30,7 @@ from .report import LipschitzReport
 _T = TypeVar("_T")
 
 
-class PyTorchLipschitzCertifier(PyTorchClassifier):
+class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
     """An ART classifier that certifies its predictions: deterministic, proven L2 radii.
 
     Lipschitz-margin certificate of Tsuzuku, Sato, Sugiyama (arXiv 1802.04034, NeurIPS 2018), exact. Otherwise it is
@@ -113,6 +114,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         return f"PyTorchLipschitzCertifier({network}, input {self.input_shape}, {self.nb_classes} classes)"
 
     @classmethod
+    @explain_keywords
     def from_classifier(cls, classifier: PyTorchClassifier) -> PyTorchLipschitzCertifier:
         """A certifier of the same network: it shares the network, the loss, the optimizer and all settings.
 
@@ -156,6 +158,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         certifier._analyse()
         return certifier
 
+    @explain_keywords
     def certify(
         self, x: Any, batch_size: int = 128, *, norm: str = "L2"
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -192,6 +195,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
             radius = radius / math.sqrt(math.prod(self.input_shape))
         return prediction.cpu().numpy(), radius.cpu().numpy()
 
+    @explain_keywords
     def certified_accuracy(self, x: Any, y: Any, eps: float | str, batch_size: int = 128, *, norm: str = "L2") -> float:
         """The share of samples that are classified correctly, with a radius of at least ``eps``.
 
@@ -211,8 +215,8 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
                 ball holds every input within ``clip_values``.
         """
         radius = parse_radius(eps, zero=True)
-        check_threat(ThreatModel(norm, 1.0), self, value=radius)
         images = image_tensor(x, self)
+        check_threat(ThreatModel(norm, 1.0), self, value=radius, x=images)
         labels = label_tensor(y, self.nb_classes, samples=len(images)).cpu().numpy()
         prediction, certified = self.certify(images, batch_size, norm=norm)
         return float(((prediction == labels) & (certified >= radius)).mean())

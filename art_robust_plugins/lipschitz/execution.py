@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from ..bridge import device_of
+from ..checks import quote_error
 from .tracing import NetworkTrace
 
 
@@ -71,7 +72,7 @@ def _run_one_by_one(run_sample: Callable[[Tensor], tuple[Tensor, Tensor]], x: Te
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the operations raise
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+        reason = quote_error(error)
         raise ValueError(
             f"network: its graph fails on a sample of shape {tuple(x.shape[1:])} ({type(error).__name__}: {reason}), "
             f"expected operations that run on the network's device."

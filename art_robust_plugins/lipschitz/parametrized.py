@@ -1,7 +1,7 @@
 """Weights with a parametrization (`torch.nn.utils.parametrize`), computed once for a forward pass and its bound.
 
 The graph of a network holds the operations that make such a weight from its free parameter. In a training step the
-forward pass has made the weight already: within ``parametrize.cached()`` the module itself gives it again, for nothing.
+forward pass has computed the weight already: within ``parametrize.cached()`` the module returns it again at no cost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ParametrizedWeights = Mapping[Node, tuple[str, str]]
 def find_parametrized_weights(trace: NetworkTrace, network: nn.Module) -> dict[Node, tuple[str, str]]:
     """The nodes of a graph that hold what ``getattr(module, name)`` gives for a parametrized weight.
 
-    Only weights whose nodes have just that value, bit for bit, in evaluation mode: others stay the graph's affair.
+    Only weights whose nodes have exactly this value, bit for bit, in evaluation mode; the graph computes the others.
     """
     dependent = set(trace.dependent_nodes())
     found: dict[Node, tuple[str, str]] = {}

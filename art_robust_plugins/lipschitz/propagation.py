@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..bridge import device_of
+from ..checks import quote_error
 from .batch_statistics import Variances
 from .network_bound import OperatorNorm
 from .norms import ROUND_UP, Operator, lower_estimate
@@ -218,7 +219,7 @@ def _refuse_foreign_errors(call: Call) -> Iterator[None]:
     except ValueError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         call.refuse(f"it cannot be bounded with these arguments ({type(error).__name__}: {reason})", error)
 
 

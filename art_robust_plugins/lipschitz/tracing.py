@@ -18,6 +18,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
+from ..checks import quote_error
 from .constants import Decisions, replay, watch
 from .rules import RULES, UNBOUNDED
 from .tensors import make_samples
@@ -113,7 +114,7 @@ def _export(network: nn.Module, sample: Tensor) -> tuple[Any, Decisions]:
             with torch.inference_mode():  # under autograd, softshrink is always decomposed
                 return program.run_decompositions(table), decisions
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
+            reason = quote_error(error)
             raise ValueError(
                 f"network: torch.export cannot trace it for one sample of shape {tuple(sample.shape[1:])} "
                 f"({type(error).__name__}: {reason}), expected a forward whose steps do not depend on the data."

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def sort_pairs(x: Tensor) -> Tensor:
     """x [N, C, ...] with the larger of each pair (i, i + C/2) of channels in the first half, the smaller in the second.
 
-    The backward pass puts each gradient where its value came from, equal values as they stand: a permutation.
+    The backward pass puts each gradient where its value came from; equal values count as sorted already.
     """
     # Tracers and compilers see the operations themselves; without a gradient there is nothing to remember.
     if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]

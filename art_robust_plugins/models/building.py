@@ -1,4 +1,4 @@
-"""What the networks share: the check of an image's shape, the recipe, the layers to initialise."""
+"""Helpers that the networks share: the check of an image's shape, the recipe, the layers to initialise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orthogonal layers by a Cholesky factorisation, and networks of them whose logits move no faster than their input.
+"""Orthogonal layers by a Cholesky factorisation, and networks of them with a known Lipschitz constant.
 
 With V the parameter, wide or transposed to be so,
 
@@ -6,9 +6,10 @@ With V the parameter, wide or transposed to be so,
     G = R R^T                  (Cholesky)
     W = R^-1 V                 so that W W^T = I - delta R^-1 R^-T < I
 
-as in CHORD (Hu, Leino, Wang, Fredrikson, arXiv 2310.02513, ICLR 2024). Orthonormal rows neither stretch nor shrink what
-they keep, MinMax only sorts: the product of the layers' norms, which a certificate is made of, is then close to the
-network's own Lipschitz constant. Status: the parametrization is the source's; the networks are ours.
+as in CHORD (Hu, Leino, Wang, Fredrikson, arXiv 2310.02513, ICLR 2024). A layer with orthonormal rows keeps the length
+of the part of its input that it passes on, and MinMax only sorts. The product of the layers' norms, on which a
+certificate rests, is then close to the network's own Lipschitz constant. Status: the parametrization is the source's;
+the networks are ours.
 
 Nothing is certified by construction: `PyTorchLipschitzCertifier` proves the norm of each weight as it is.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..checks import check_count, check_number
+from ..keywords import explain_keywords
 from .activations import MinMax
 from .building import check_image_shape, describe_recipe
 
@@ -67,6 +69,7 @@ class Orthogonal(nn.Module):
         return weight
 
 
+@explain_keywords
 def orthogonal(layer: _Layer) -> _Layer:
     """Make a layer's weight orthogonal from now on, in place: ``layer.weight`` is computed from a free parameter.
 
@@ -130,11 +133,11 @@ class OrthogonalMLP(nn.Module):
         nb_classes: number of logits.
         width: outputs of each hidden layer: even, and at least ``nb_classes``.
         depth: number of hidden layers.
-        scale: what multiplies the input of the last layer. Cross-entropy wants logits far apart, orthogonal layers
-            cannot make them so.
+        scale: multiplies the input of the last layer: orthogonal layers alone cannot bring logits as far apart as the
+            cross-entropy asks for.
 
     Raises:
-        ValueError: for a shape that is none, and a width that is odd or too small.
+        ValueError: for a shape that is not (C, H, W), and a width that is odd or too small.
 
     Example:
         >>> network = OrthogonalMLP((1, 8, 8), width=32, depth=2)

@@ -12,8 +12,9 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from ..checks import check_path
+from ..checks import check_path, quote_error
 from ..files import load_tensors, read_sealed, sha256_of
+from ..keywords import explain_keywords
 from ..models import MODELS
 from ..randomness import cuda_devices
 from .defences import defence_modules, defences_of, from_lists, make_defences
@@ -44,6 +45,7 @@ def describe_classifier(folder: str | Path) -> dict[str, Any]:
     return record
 
 
+@explain_keywords
 def load_classifier(
     folder: str | Path,
     *,
@@ -133,7 +135,7 @@ def _check_outputs(classifier: PyTorchClassifier, path: Path) -> None:
             else:
                 found = classifier.predict(np.zeros((2, *shape), dtype=np.float32)).shape
     except Exception as error:  # whatever the network or ART raises for inputs that do not fit
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         raise ValueError(
             f"{path}: input_shape: got {shape}, which the network does not take ({type(error).__name__}: {reason}), "
             f"expected the shape of its inputs."

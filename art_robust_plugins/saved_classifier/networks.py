@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import quote_error
 from ..models import MODELS, create_model
 from .extensions import PARTS
 from .layout import DEFENCE_WEIGHTS, WEIGHTS_FILE
@@ -87,7 +88,7 @@ def _check_recipe(
             twin = create_model(**recipe)
             attach_parts(twin, parts)
     except Exception as error:  # whatever torch raises of arguments that no network has
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         raise ValueError(
             f"{path}: model.recipe: got arguments that make no network ({reason}), expected others."
         ) from error

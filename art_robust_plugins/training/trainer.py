@@ -23,12 +23,13 @@ from ..bridge import (
     clip_range,
     device_of,
     image_tensor,
+    is_bounded,
     loss_of,
     warn_of_own_predict,
 )
 from ..checks import check_count
 from ..keywords import KnownKeywords, explain_keywords
-from ..threat import ThreatModel
+from ..threat import Norm, ThreatModel
 from .engine.batches import ArrayBatches, LoadedBatches, count_steps
 from .engine.first_step import check_outputs, find_frozen_layers
 from .engine.fit_checks import check_options
@@ -122,6 +123,7 @@ class RobustTrainer(Trainer, KnownKeywords):
         self.processes: Processes | None = None
         warn_of_own_predict(classifier)
         self.prepare()
+        self.check_radii()
 
     @abstractmethod
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -140,10 +142,26 @@ class RobustTrainer(Trainer, KnownKeywords):
         self.estimator_module = EstimatorModule(classifier, unit_range=False, fit=True, probabilities=probabilities)
         self.forward_pass: Callable[[Tensor], Tensor] = self.estimator_module
         self.input_range = clip_range(classifier)
-        if self.threat is not None:
-            check_threat(self.threat, classifier)
         self.training_defences = augmentations(classifier)
         self._frozen_layers = find_frozen_layers(classifier.model, self.options.freeze_batch_norm)
+
+    @property
+    def radii(self) -> dict[str, tuple[Norm, float]]:
+        """The method's lengths in the units of the input, by argument, each with its norm: `check_radii` checks them.
+
+        A subclass with other such lengths adds them.
+        """
+        return {} if self.threat is None else {"eps": (self.threat.norm, self.threat.eps)}
+
+    def check_radii(self, x: Tensor | None = None) -> None:
+        """Refuse `radii` that are likely in other units than the classifier's input; see `bridge.check_threat`.
+
+        ``x``: training inputs [N, ...], whose range counts where the classifier has no limits.
+        """
+        for name, (norm, radius) in self.radii.items():
+            # A range that is known has been warned of when the trainer was made.
+            warn = x is None or not is_bounded(*self.input_range)
+            check_threat(ThreatModel(norm, 1.0), self.classifier, name=name, value=radius, x=x, warn=warn)
 
     @property
     def needs_logits(self) -> bool:

@@ -15,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from ..bridge import check_classifier, device_of
+from ..keywords import KnownKeywords
 from .insert import copy_deeply, insert_weight_maps, list_places, weight_maps
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
 from .trace import Place
@@ -34,7 +35,7 @@ def _find_shared(layers: dict[str, WeightMap2d], name: str) -> Any:
     return values.pop() if len(values) == 1 else None
 
 
-class PyTorchWeightMapClassifier(PyTorchClassifier):
+class PyTorchWeightMapClassifier(PyTorchClassifier, KnownKeywords):
     """ART's ``PyTorchClassifier`` that adds weight maps to its network; any trainer and attack takes it.
 
     Weight maps of Amer, Maul (arXiv 1905.00568), reconstructed; see `WeightMap2d` and `insert_weight_maps`. The

@@ -15,7 +15,8 @@ from typing import Any, Tuple  # noqa: UP035 (TorchScript reads the annotation o
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_flag, check_type
+from ..checks import check_flag, check_type, quote_error
+from ..keywords import explain_keywords
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
 from .trace import ModuleTrace, Place, is_sequential, make_sample, run_once
 
@@ -44,6 +45,7 @@ def keep_weight_maps(module: nn.Module, state_dict: dict[str, Any], prefix: str,
         state_dict.update(own)
 
 
+@explain_keywords
 def insert_weight_maps(
     model: nn.Module,
     input_shape: Sequence[int],
@@ -139,6 +141,7 @@ def insert_weight_maps(
     return network
 
 
+@explain_keywords
 def weight_maps(model: nn.Module) -> dict[str, WeightMap2d]:
     """The maps that were inserted into a network, by the qualified name of the module that each one follows.
 
@@ -212,7 +215,7 @@ def copy_deeply(name: str, value: Any, otherwise: str) -> Any:
     try:
         return copy.deepcopy(value)
     except Exception as error:  # whatever the network's attributes raise
-        reason = str(error).strip().split("\n")[0]
+        reason = quote_error(error)
         raise ValueError(
             f"{name}: it cannot be copied ({type(error).__name__}: {reason}), expected one that copy.deepcopy copies, "
             f"or {otherwise}."

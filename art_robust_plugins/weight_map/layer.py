@@ -21,6 +21,7 @@ from torch.fx import Proxy
 from torch.nn import functional
 
 from ..checks import check_count, check_number
+from ..keywords import KnownKeywords
 
 Kernel = Literal["smoothing", "unsharp", "identity"]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -33,7 +34,7 @@ _PART = 2**19
 """The number of values of a large batch that a CPU processes at a time."""
 
 
-class WeightMap2d(nn.Module):
+class WeightMap2d(nn.Module, KnownKeywords):
     """Multiplies each place of a feature map by a learned weight, then mixes it with its neighbours by a fixed kernel.
 
     Weight map layer of Amer, Maul (arXiv 1905.00568); reconstructed, the constants are ours. As initialised it is the

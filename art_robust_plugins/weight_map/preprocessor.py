@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserved
 from ..checks import check_count, check_flag, check_share, check_sizes, to_float
+from ..keywords import KnownKeywords
 from .classifier import join_optimizer
 from .layer import Kernel, PaddingMode, WeightMap2d
 
@@ -30,7 +31,7 @@ def _setting(name: str) -> property:
     return property(value, doc=f"The layer's {name}.")
 
 
-class WeightMapPreprocessor(PreprocessorPyTorch):
+class WeightMapPreprocessor(PreprocessorPyTorch, KnownKeywords):
     """A learned map over the pixels of the input, then a fixed kernel, as an ART preprocessing defence.
 
     Weight map of Amer, Maul (arXiv 1905.00568), reconstructed; see `WeightMap2d`. As initialised it is the plain

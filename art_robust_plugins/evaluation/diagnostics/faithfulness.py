@@ -17,6 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from ...bridge import overrides_predict
+from ...checks import quote_error
 from ...randomness import seed_everything
 from ...threat import Bound, ThreatModel
 from .differences import RANDOM_DIFFERENCE, measure_difference, measure_differences
@@ -208,6 +209,6 @@ def find_gradient_obstacle(model: Callable[[Tensor], Tensor], x: Tensor) -> str 
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+        reason = quote_error(error)
         return f"the gradient of the logits cannot be computed ({reason})"
     return "no gradient of the logits reaches the input"

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...checks import quote_error
 from ...files import save_state
 from ..options import TrainingOptions
-from .contents import HOOK
+from .descriptions import HOOK
 from .identity import (
     FORM,
     describe_arrays,
@@ -143,7 +144,7 @@ class Checkpointer:
         except BaseException as error:
             _restore(backup, self.state)
             if isinstance(error, RuntimeError | ValueError | TypeError | LookupError):
-                reason = str(error).strip().split("\n")[0]
+                reason = quote_error(error)
                 raise ValueError(
                     f"resume: {path} does not fit this run ({reason}), expected another folder."
                 ) from error

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ...bridge import preserved
+from ...checks import quote_error
 from ...randomness import restored_random_states
 from ..instruments import select_modules
 
@@ -47,7 +48,7 @@ def take_first_step(optimizer: Optimizer) -> None:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # libraries have no common class for it
-        name, reason = type(optimizer).__name__, str(error).strip().split("\n")[0].rstrip(".")
+        name, reason = type(optimizer).__name__, quote_error(error)
         if "CUDA error" in reason:  # CUDA reports late: the cause may be any earlier operation
             raise
         raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...bridge import preprocessing_modules
-from .contents import Contents
+from .descriptions import Describer
 from .plain_texts import describe_value, plain_text
 
 _OF_TRAINERS = {"classifier", "options", "instruments", "history", "epochs_done", "share", "processes"}
@@ -61,17 +61,17 @@ def describe_held(trainer: Any, scheduler: Any, loader: object, *, quick: bool =
     weights = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     # The data of `fit`, and what the trainer reads from the classifier, are described elsewhere.
     apart = [*modules, *weights, classifier, trainer, *trainer.instruments]
-    described = Contents(apart).describe_network(classifier.model)
-    described |= Contents(apart).describe(classifier.loss, "loss function")
-    described |= Contents(apart).describe_own(trainer, "method", _OF_TRAINERS)
+    described = Describer(apart).describe_network(classifier.model)
+    described |= Describer(apart).describe(classifier.loss, "loss function")
+    described |= Describer(apart).describe_own(trainer, "method", _OF_TRAINERS)
     for number, each in enumerate(trainer.instruments):
-        described |= Contents(apart).describe_own(each, f"instrument {number}", ())
+        described |= Describer(apart).describe_own(each, f"instrument {number}", ())
     for number, each in enumerate(classifier.preprocessing_operations):
-        described |= Contents(apart).describe_own(each, f"preprocessing {number}", ())
+        described |= Describer(apart).describe_own(each, f"preprocessing {number}", ())
     if scheduler is not None:
-        described |= Contents(apart).describe_scheduler(scheduler)
+        described |= Describer(apart).describe_scheduler_functions(scheduler)
     if loader is not None:
-        described |= Contents(apart, quick=quick).describe(loader, "data loader")
+        described |= Describer(apart, quick=quick).describe(loader, "data loader")
     return described
 
 

@@ -128,6 +128,8 @@ class Loop:
         for parameter in self.untrained:
             parameter.grad = None
         x, first = self.batch_loss.augment(images), self.chance.steps == 0
+        if first and self.batches.whole is None:
+            self.method.check_radii(images)
         # If the first step is refused, buffers such as those of batch normalisation are restored.
         modules = [self.network, *preprocessing_modules(self.classifier)] if first else []
         with restore_buffers(modules, only_on_error=True):
@@ -182,6 +184,8 @@ class Loop:
         method, batches = self.method, self.batches
         processes = self.processes = method.processes = Processes(self.device)
         self._check()
+        if batches.whole is not None:
+            method.check_radii(batches.whole[0])
         self.validator = self._make_validator()
         validation = None if self.validator is None else self.validator.data
         self.state = RunState(method, self.scheduler, batches.generators)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
+from ...checks import quote_error
 from ...files import remove_temporaries
 from ...fingerprints import excerpts_at_difference
 from ...locks import check_output_folder, locked_folder
@@ -207,7 +208,7 @@ class Processes:
         except torch.OutOfMemoryError:  # the error of this process
             raise
         except RuntimeError as error:
-            reason = str(error).strip().split("\n")[0]
+            reason = quote_error(error)
             raise ProcessLostError(
                 f"another process ended {self.moment}, or did not answer in time ({reason}); {self.advice}"
             ) from error

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ...checks import is_number
 from ...files import load_state
 from ...fingerprints import excerpts_at_difference
-from .contents import HOOK
+from .descriptions import HOOK
 from .plain_texts import CODE
 
 _ENTRIES: dict[str, Any] = {

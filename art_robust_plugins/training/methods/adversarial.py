@@ -17,9 +17,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import functional
 
-from ...bridge import check_threat, class_logits
+from ...bridge import class_logits
 from ...checks import check_choice, check_count, check_number
-from ...threat import ThreatModel, clip
+from ...threat import Norm, ThreatModel, clip
 from ..instruments import Instrument
 from ..options import TrainingOptions
 from ..overfitting import Action, OverfittingWatch
@@ -95,8 +95,6 @@ class AdversarialTrainer(RobustTrainer):
         self.start, self.overfitting = start, overfitting
         self.overfitting_watch = OverfittingWatch(self, overfitting)
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
-        if step_size is not None:
-            check_threat(threat, classifier, name="step_size", value=self.step_size)
 
     @property
     @abstractmethod
@@ -106,6 +104,13 @@ class AdversarialTrainer(RobustTrainer):
     @abstractmethod
     def adversary_objective(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
         """D for a batch: a function of points z [N, ...] that gives a scalar, which the adversary ascends."""
+
+    @property
+    def radii(self) -> dict[str, tuple[Norm, float]]:
+        """The radius of the threat, and a step size that was given."""
+        own_size = default_step(self.steps) * self.threat.eps
+        given = {} if self.step_size == own_size else {"step_size": (self.threat.norm, self.step_size)}
+        return {**super().radii, **given}
 
     @property
     def current_threat(self) -> ThreatModel:

@@ -29,6 +29,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ...checks import check_number, check_type, plain_number, to_float
+from ...keywords import explain_keywords
 from ...threat import ThreatModel
 from ..engine.processes import Share
 from ..instruments import (
@@ -209,6 +210,7 @@ class BANG(Instrument):
 
 
 @contextmanager
+@explain_keywords
 def bang_gradients(
     network: nn.Module,
     *,

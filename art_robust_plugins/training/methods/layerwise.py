@@ -25,6 +25,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ...checks import check_flag, check_number, check_type, plain_number
+from ...keywords import explain_keywords
 from ...threat import ThreatModel
 from ..engine.memory_format import layout_of
 from ..instruments import Instrument, LayerPattern, join_instruments, list_patterns, select_modules
@@ -260,6 +261,7 @@ class Layerwise(Instrument):
 
 
 @contextmanager
+@explain_keywords
 def layerwise_perturbations(
     network: nn.Module,
     *,

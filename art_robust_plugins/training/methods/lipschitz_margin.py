@@ -24,11 +24,11 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...bridge import check_threat, device_of, preprocessing_modules
+from ...bridge import device_of, preprocessing_modules
 from ...checks import check_choice, check_number, plain_number
 from ...lipschitz import LipschitzGraph, batch_variances
 from ...lipschitz.preprocessing import bounded_network
-from ...threat import ThreatModel
+from ...threat import Norm, ThreatModel
 from ..instruments import Instrument
 from ..options import TrainingOptions
 from ..trainer import RobustTrainer
@@ -129,6 +129,12 @@ class LipschitzMarginTrainer(RobustTrainer):
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
 
     @property
+    def radii(self) -> dict[str, tuple[Norm, float]]:
+        """The larger end of c, and the radius of a threat."""
+        name = "c" if self.c >= self.c_start else "c_start"
+        return {**super().radii, name: ("L2", max(self.c, self.c_start))}
+
+    @property
     def current_c(self) -> float:
         """The current c."""
         if self.epochs_done >= self.c_warmup_epochs:
@@ -177,8 +183,6 @@ class LipschitzMarginTrainer(RobustTrainer):
                 "classifier: its network has one output, expected a logit for each class: nn.Linear(1, 2) after it, "
                 "with weight [[0], [1]] and bias 0, gives two, for CrossEntropyLoss."
             )
-        for name, radius in {"c": self.c, "c_start": self.c_start}.items():
-            check_threat(ThreatModel("L2", 1.0), self.classifier, name=name, value=radius)
         network, mean_std = bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
         parts: list[nn.Module] = [self.classifier.model, *preprocessing_modules(self.classifier)]

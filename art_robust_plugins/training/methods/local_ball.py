@@ -1,8 +1,8 @@
 """Local-ball adversarial training (Lu, Kumar: Improving Local Effectiveness for Global robust training; 2110.14030).
 
 The network is trained to be robust not only at an adversary xa of each image but in a small ball around xa. The paper
-claims that an adversary of few steps is then enough; the README says what was measured. With f the logits,
-p = softmax(f), r = radius * eps, and D the objective that the adversary ascends:
+claims that an adversary of few steps is then enough; docs/methods/local-ball.md says what was measured. With f the
+logits, p = softmax(f), r = radius * eps, and D the objective that the adversary ascends:
 
     xa = k steps of projected steepest ascent on D within B(x, eps), from a random start
     xl = xa + r * (the steepest direction of KL(p(xa) || p(.)) at a random point within r / 2 of xa),

@@ -1,4 +1,4 @@
-"""Runs that differ in what their objects and functions hold, for `test_contents`."""
+"""Runs that differ in what their objects and functions hold, for `test_descriptions`."""
 
 from __future__ import annotations
 

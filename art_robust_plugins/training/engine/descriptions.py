@@ -65,8 +65,8 @@ def functions_of(kind: type) -> Iterator[tuple[str, FunctionType]]:
                     yield (name if base is kind else f"{base.__name__}.{name}"), function
 
 
-class Contents:
-    """Describes objects and functions with everything they hold; each object is described once.
+class Describer:
+    """Describes objects and functions, and everything that they hold; each object is described once.
 
     Args:
         apart: tensors, modules and objects to leave out because they are described elsewhere, such as weights.
@@ -113,14 +113,14 @@ class Contents:
             found |= dict(self.walk(each, f"{place}.{name}", named, _DEPTH))
         return found
 
-    def describe_scheduler(self, scheduler: Any, place: str = "schedule") -> dict[str, str]:
+    def describe_scheduler_functions(self, scheduler: Any, place: str = "schedule") -> dict[str, str]:
         """The functions and objects by which a scheduler computes rates, which its state does not hold."""
         found = self.describe_own(scheduler, place, ("optimizer",))
         for name, value in vars(scheduler).items():
             for number, each in enumerate(value if isinstance(value, list | tuple) else (value,)):
                 inner = f"{place}.{name}[{number}]"
                 if isinstance(each, LRScheduler):
-                    found |= self.describe_scheduler(each, inner)
+                    found |= self.describe_scheduler_functions(each, inner)
                 elif isinstance(each, FunctionType | MethodType | partial) or is_own(type(each).__module__):
                     found |= dict(self.walk(each, inner, frozenset(), _DEPTH))
         return found
