@@ -30,7 +30,7 @@ def digest(*parts: str | Tensor) -> str:
 def describe_module(module: nn.Module) -> list[str | Tensor]:
     """The text of a module and its weights with their names, for `digest`: the same in every process.
 
-    Of state that is neither tensors nor plain values, such as an object of a class of one's own, only the type counts.
+    State that is neither tensors nor plain values, such as an object of a user's class, counts by its type alone.
     """
     text = _ADDRESS.sub("", str(module))
     state = ((name, *describe_value(value)) for name, value in module.state_dict().items())
@@ -87,7 +87,7 @@ def _describe_tensor(tensor: Tensor) -> Iterator[str | Tensor]:
 
 
 def excerpts_at_difference(one: str, other: str, width: int = 60) -> tuple[str, str]:
-    """Two texts, or of long ones what stands around the first place where they differ.
+    """Two texts; long ones are cut to the part around the first place where they differ.
 
     Example:
         >>> excerpts_at_difference("a" * 50 + "b", "a" * 50 + "c", width=10)

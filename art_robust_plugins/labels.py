@@ -1,4 +1,4 @@
-"""What is told of classes that have no images."""
+"""The warning about classes that have no images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory there is, for what a file only says the size of."""
+"""The machine's memory, to which sizes that a file declares are compared."""
 
 from __future__ import annotations
 

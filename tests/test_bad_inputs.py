@@ -89,7 +89,7 @@ CASES: dict[str, Callable[[], object]] = {
     "images outside `clip_values`": lambda: evaluate(255 * X),
     "NaN or infinity": lambda: evaluate(X * np.nan),
     "another number of channels": lambda: evaluate(np.repeat(X, 3, axis=1)),
-    "labels out of range": lambda: evaluate(y=Y + 1),
+    "labels out of range": lambda: evaluate(y=np.array([0, 1, 2, 4])),
     "fewer labels than images": lambda: evaluate(y=Y[:3]),
     "no images": lambda: evaluate(X[:0], Y[:0]),
     "an array without labels": lambda: evaluate(y=None),

@@ -54,7 +54,7 @@ class EvaluationReport(EvaluationResults):
     """
 
     def verdicts_csv(self) -> str:
-        """A line for each point: its number, its label, and 1 or 0 for what it withstood: nothing, each attack, all."""
+        """A line for each point: its number, its label, and 1 or 0 for correct clean, under each attack, under all."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["point", "label", "clean", *(csv_cell(result.name) for result in self.attacks), "worst case"])
@@ -102,7 +102,7 @@ class EvaluationReport(EvaluationResults):
         Raises:
             ValueError: a report of something else than standard AutoAttack alone, or of a sweep that knows points from
                 a smaller eps; a threat or a data set that RobustBench has no leaderboard for; classes or images that
-                are not the data set's; a file name that is none.
+                are not the data set's; a ``model_id`` that is no file name.
 
         Example:
             >>> report = EvaluationReport.load("runs/trades/evaluations/linf")   # doctest: +SKIP
@@ -132,7 +132,7 @@ class EvaluationReport(EvaluationResults):
         return f"EvaluationReport({headline(self)})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the table of `print`."""
+        """The table that `print` shows, for a notebook."""
         return render_summary(self)
 
     def save(self, folder: str | Path) -> Path:

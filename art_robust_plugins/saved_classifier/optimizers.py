@@ -21,6 +21,16 @@ def _named_parameters(network: nn.Module, others: Mapping[str, nn.Module]) -> di
 def describe_optimizer(
     optimizer: torch.optim.Optimizer, network: nn.Module, others: Mapping[str, nn.Module]
 ) -> dict[str, Any]:
+    """An optimizer as JSON data: its class, and its groups with the names of their parameters.
+
+    Args:
+        optimizer: one of ``torch.optim``.
+        network: whose parameters it trains.
+        others: further modules whose parameters it may train, by the prefix of their names.
+
+    Raises:
+        ValueError: another optimizer, or parameters of another network.
+    """
     name = type(optimizer).__name__
     if type(optimizer) is not getattr(torch.optim, name, None):
         raise ValueError(f"classifier: got the optimizer {name}, expected one of torch.optim or None.")
@@ -43,6 +53,17 @@ def _write_setting(value: Any) -> Any:
 def make_optimizer(
     described: Mapping[str, Any], network: nn.Module, others: Mapping[str, nn.Module], path: Path
 ) -> torch.optim.Optimizer:
+    """Make an optimizer again that `describe_optimizer` described.
+
+    Args:
+        described: what `describe_optimizer` returned.
+        network: as for `describe_optimizer`.
+        others: as for `describe_optimizer`.
+        path: the file of the description, for the sentence of an error.
+
+    Raises:
+        ValueError: a parameter that the network does not have, or one twice.
+    """
     cls = getattr(torch.optim, described["class"])
     parameters = _named_parameters(network, others)
     named = [name for group in described["groups"] for name in group["parameters"]]

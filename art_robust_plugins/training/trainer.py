@@ -46,7 +46,7 @@ _OF_A_FIT = {"processes", "share"}
 
 
 class RobustTrainer(Trainer, KnownKeywords):
-    """The base of all training methods, and of one's own: an ART ``Trainer`` whose subclasses give a loss.
+    """The base of all training methods, yours included: an ART ``Trainer`` whose subclasses give a loss.
 
     A subclass implements `training_loss` and hands the rest to this constructor. In it, `logits` is the network with
     ART's preprocessing before it, and `loss` the classifier's own loss.

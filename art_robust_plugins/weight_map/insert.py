@@ -63,7 +63,7 @@ def insert_weight_maps(
     One forward pass in evaluation mode finds the sizes, another one checks the result; modes, gradients and random
     states stay as they are. `weight_maps` lists what was inserted, and so does the log.
 
-    By default a map follows each stage's first block. Blocks are the network's residual ones and their like (the
+    By default a map follows each stage's first block. Blocks are residual blocks and similar modules (the
     innermost modules of several convolutions with images in and out), or, where there are none, its convolutions,
     each with the normalisation and activation modules that come straight after it. A stage is a run of blocks with
     outputs of one height and width; stages smaller than ``kernel_size`` get no map, whatever the kernel. Say ``where``
@@ -72,8 +72,7 @@ def insert_weight_maps(
 
     State dicts: no name changes, and each map adds ``<module>.weight_map.map`` (and ``.bias``). Weights that were
     saved before the insertion load afterwards too, into the whole network, and leave the maps as they are; one that
-    holds some of the maps only is an error, as torch has it. Make the optimizer afterwards, or it will not know the
-    maps.
+    holds only some of the maps is an error, as in torch. Make the optimizer afterwards, or it will not train the maps.
 
     Args:
         model: any network of modules whose samples are images at the places in question.

@@ -197,6 +197,7 @@ def run_once(network: nn.Module, sample: Tensor, subject: str) -> None:
 
 
 def make_sample(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
+    """Two random inputs of this shape, the same ones every time, of the network's device and type."""
     sizes = check_sizes("input_shape", input_shape)
     like = next(
         (t for t in itertools.chain(network.parameters(), network.buffers()) if t.is_floating_point()), torch.empty(())
@@ -225,4 +226,5 @@ def _is_image(value: Any) -> bool:
 
 
 def is_sequential(module: nn.Module) -> bool:
+    """Whether a module is an ``nn.Sequential`` whose ``forward`` is torch's own."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward

@@ -157,6 +157,8 @@ class HalvingAscent(Ascent):
 
 
 class LinfAscent(HalvingAscent):
+    """Linf: steps along the sign of the gradient."""
+
     @staticmethod
     def normalise(delta: Tensor) -> Tensor:
         return delta / (widen(delta.flatten(1).abs().amax(dim=1), delta) + 1e-12)
@@ -170,6 +172,8 @@ class LinfAscent(HalvingAscent):
 
 
 class L2Ascent(HalvingAscent):
+    """L2: steps along the gradient, normalised."""
+
     @staticmethod
     def normalise(delta: Tensor) -> Tensor:
         return delta / (_measure_length(delta) + 1e-12)

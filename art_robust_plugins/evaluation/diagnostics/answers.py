@@ -39,8 +39,8 @@ def flag_dynamic(findings: Findings) -> Iterator[Flag]:
             "severe",
             " ".join(evidence),
             "Attacks meet a network that changes, and the standard evaluation is not made for it: evaluate it "
-            "without its adaptation too, and attack it with an attack that knows of it. Its weights and buffers "
-            "were put back before each verdict and at the end.",
+            "without its adaptation too, and attack it with an attack that takes the adaptation into account. Its "
+            "weights and buffers were put back before each verdict and at the end.",
         )
 
 
@@ -53,9 +53,10 @@ def flag_batch_dependent(findings: Findings) -> Iterator[Flag]:
             "severe",
             "The network takes no image alone."
             if difference == float("inf")
-            else f"The same image in other company gives outputs that differ by {difference:.1e} of their length.",
-            "Batch norm in training mode does this, and any other statistic over a batch: take it from the image, "
-            "or fix it. As it is, each number holds for this batch_size, physical_batch_size and order alone.",
+            else f"The same image beside other images gives outputs that differ by {difference:.1e} of their length.",
+            "Batch normalisation without running statistics does this, as does any statistic over a batch: take "
+            "statistics from the image or from running averages. As it is, each number holds for this batch_size, "
+            "physical_batch_size and order alone.",
         )
 
 
@@ -68,7 +69,8 @@ def flag_no_decision(findings: Findings) -> Iterator[Flag]:
             "severe",
             f"The outputs for {clean} of {findings.points} clean images and for {candidates} candidates are the same "
             f"for all classes.",
-            "An abstention is no class: they count as misclassified.",
+            "They count as misclassified, since an abstention is no class: find out why the network abstains (dead "
+            "units, an overflow, a constant branch).",
         )
 
 
@@ -81,8 +83,8 @@ def flag_ties(findings: Findings) -> Iterator[Flag]:
             "warning",
             f"The outputs for {clean} of {findings.points} clean images and for {candidates} candidates are largest at "
             f"the label and at another class.",
-            "The first of such classes counts, as in AutoAttack's own code, which is no merit of the network: let its "
-            "outputs be rounded less.",
+            "The first of such classes counts, as in AutoAttack's own code, so points may count as robust by this rule "
+            "alone: let the network round less (no half precision, no quantisation of its outputs).",
         )
 
 

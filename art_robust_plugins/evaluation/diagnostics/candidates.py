@@ -59,14 +59,14 @@ def flag_not_finite(name: str, progress: AttackProgress) -> Iterator[Flag]:
             "not-finite",
             "warning",
             f"{name} returned NaN or infinity for {progress.counts['not_finite']} images.",
-            "They do not count as successes; an attack that divides by a zero gradient does this.",
+            "They do not count as successes: use an attack that does not divide by a zero gradient.",
         )
 
 
 def _explain_disagreement(clean: CleanFindings, progress: AttackProgress) -> str:
     """The reason why two passes of an image may disagree, and advice."""
     if clean.batch_difference:
-        return "because an image's answer depends on its company: see batch-dependent."
+        return "because an image's answer depends on the other images of a pass: see batch-dependent."
     changes = clean.gradients or clean.moved or clean.memory > RANDOM_DIFFERENCE
     if changes or progress.gradients or progress.moved:
         return "because the network changes while it predicts: see dynamic."

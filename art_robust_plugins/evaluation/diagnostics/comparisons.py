@@ -17,7 +17,10 @@ SQUARE_SHARE = 0.002
 # Adversarially trained networks lose two to four points of accuracy between these two attacks.
 CROSS_ENTROPY_SHARE = 0.08
 FGSM_SHARE = 0.01
-ONE_STEP_ADVICE = "One step must not be stronger than many: the gradients are likely masked."
+ONE_STEP_ADVICE = (
+    "One step must not be stronger than many, so the gradients are likely masked: run the suite 'standard', and look "
+    "for what masks them (saturation, quantisation, a defence)."
+)
 
 
 def flag_not_adversarial(findings: Findings) -> Iterator[Flag]:

@@ -59,11 +59,13 @@ def list_differences(reports: Mapping[str, EvaluationResults]) -> list[str]:
 
 
 def difference_note(reports: Mapping[str, EvaluationResults]) -> str:
+    """The settings in which the runs differ, as a sentence; "" for none."""
     found = list_differences(reports)
     return f"The runs have different {', '.join(found)}: compare them with care." if found else ""
 
 
 def settings_columns(reports: Mapping[str, EvaluationResults]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a table of settings, with a column for each run."""
     columns = [setting_rows(report) for report in reports.values()]
     rows = [[first[0], *(column[index][1] for column in columns)] for index, first in enumerate(columns[0])]
     return ["setting", *reports], rows

@@ -24,6 +24,7 @@ LETTER, HANDLE, LINE = 0.087, 0.5, 0.19
 
 
 def make_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of this size in inches, and its axes."""
     drawing = Figure(figsize=(width, height), layout="constrained")
     axes = drawing.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -44,6 +45,7 @@ def draw_picture(drawing: Figure) -> bytes:
 
 
 def accuracy_figure(report: EvaluationResults) -> Figure:
+    """A bar for each accuracy of a report."""
     bars = [("clean", report.clean_accuracy, CLEAN)]
     for result in report.attacks:
         name = f"{result.name} {mark(result)}".rstrip()
@@ -65,6 +67,7 @@ def accuracy_figure(report: EvaluationResults) -> Figure:
 
 
 def curve_figure(reports: Mapping[str, EvaluationResults]) -> Figure:
+    """Accuracy against eps, a line for each run: under the short attack and, where there are radii, certified."""
     drawing, axes = make_figure(6.4, 3.4)
     for (name, report), (colour, marker) in zip(reports.items(), choose_appearances(len(reports)), strict=True):
         positive = [(eps, 100 * accuracy) for eps, accuracy in report.curve if eps > 0]
@@ -151,6 +154,7 @@ def examples_figure(report: EvaluationResults) -> tuple[Figure, float] | None:
 
 
 def comparison_figure(reports: Mapping[str, EvaluationResults]) -> Figure:
+    """The accuracies of several runs: a row for each, a marker for each run."""
     rows = list_compared_rows(reports)
     drawing, axes = make_figure(6.4, 0.9 + 0.32 * len(rows))
     for (name, report), (colour, marker) in zip(reports.items(), choose_appearances(len(reports)), strict=True):

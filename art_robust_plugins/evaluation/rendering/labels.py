@@ -38,6 +38,7 @@ def is_swept(report: EvaluationResults) -> bool:
 
 
 def robust_label(report: EvaluationResults) -> str:
+    """The meaning of ``robust_accuracy`` in this report."""
     known = ", with points known from a smaller eps" if is_swept(report) else ""
     if not any(result.bounded for result in report.attacks):
         return "correct clean, and not broken within eps by any attack (not an adversarial accuracy)"
@@ -55,6 +56,7 @@ def worst_case_mark(report: EvaluationResults) -> str:
 
 
 def collect_totals(report: EvaluationResults) -> dict[str, float]:
+    """The accuracies over all attacks by name: clean, worst case and, where there are radii, certified."""
     certified = report.certified_accuracy
     proven = {} if certified is None else {"certified": certified}
     return {"clean": report.clean_accuracy, "worst case": report.robust_accuracy, **proven}
@@ -86,6 +88,7 @@ def constraint_notes(reports: Iterable[EvaluationResults]) -> list[str]:
 
 
 def attack_notes(report: EvaluationResults) -> list[str]:
+    """The sentences below the table of attacks."""
     notes = ["In brackets: 95 % confidence intervals (Wilson)."]
     if any(result.cumulative for result in report.attacks):
         notes.append("The stages of a suite act one after another, each on the points that those before it left.")
@@ -93,6 +96,7 @@ def attack_notes(report: EvaluationResults) -> list[str]:
 
 
 def duration(seconds: float) -> str:
+    """A time as text."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -100,6 +104,7 @@ def duration(seconds: float) -> str:
 
 
 def reused_text(report: EvaluationResults) -> str:
+    """The points that were known from a smaller eps, as text."""
     known = report.settings.get("reused")
     if known is None:
         return "nothing"
@@ -107,6 +112,7 @@ def reused_text(report: EvaluationResults) -> str:
 
 
 def certificate_text(report: EvaluationResults) -> str:
+    """The certificate of a report, as text; "none" without one."""
     told = report.settings.get("certificate")
     if told is None:
         return "none"
@@ -128,4 +134,5 @@ def median_radius(report: EvaluationResults) -> str:
 
 
 def join_versions(versions: Mapping[str, str]) -> str:
+    """Names with their versions, separated by commas."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())

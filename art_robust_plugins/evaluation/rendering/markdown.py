@@ -23,6 +23,7 @@ from .tables import (
 
 
 def report_markdown(report: EvaluationResults) -> str:
+    """One report as Markdown."""
     flags = [f"- {_format_flag(flag)}" for flag in report.flags]
     parts = [
         f"# {escape_markdown(title(report))}",
@@ -50,6 +51,7 @@ def report_markdown(report: EvaluationResults) -> str:
 
 
 def comparison_markdown(reports: Mapping[str, EvaluationResults]) -> str:
+    """Several reports side by side as Markdown."""
     parts = [
         "# Robustness of " + escape_markdown(", ".join(reports)),
         difference_note(reports),

@@ -25,6 +25,7 @@ CLASSES_SHOWN = 20
 
 
 def attack_rows(report: EvaluationResults) -> list[list[str]]:
+    """A row for the clean images, each attack, the worst case and, where there are radii, the certificate."""
     shown = {name: f"{value:.2%} ({interval(report, value)})" for name, value in collect_totals(report).items()}
     rows = [["clean", "no attack", shown["clean"], "", "", ""]]
     for result in report.attacks:
@@ -57,12 +58,14 @@ def class_rows(report: EvaluationResults) -> list[list[str]]:
 
 
 def class_note(report: EvaluationResults) -> str:
+    """The sentence above the table of classes."""
     count = len(np.unique(report.labels))
     shown = f"The {CLASSES_SHOWN} of {count} labels with the lowest robust accuracy. " if count > CLASSES_SHOWN else ""
     return f"{shown}Each point's verdict under each attack stands in verdicts.csv beside this report."
 
 
 def setting_rows(report: EvaluationResults) -> list[list[str]]:
+    """The settings of an evaluation, by name."""
     s = report.settings
     diagnostics = s["diagnostics"]
     return [
@@ -94,6 +97,7 @@ def setting_rows(report: EvaluationResults) -> list[list[str]]:
 
 
 def curve_rows(report: EvaluationResults) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a table of accuracy against eps."""
     rows = [[f"{eps:.4g}", f"{accuracy:.1%}"] for eps, accuracy in report.curve]
     if report.radii is None:
         return ["eps", "accuracy"], rows
@@ -102,6 +106,7 @@ def curve_rows(report: EvaluationResults) -> tuple[list[str], list[list[str]]]:
 
 
 def curve_note(reports: Sequence[EvaluationResults]) -> str:
+    """The sentences above the curve of accuracy against eps."""
     counts = sorted({report.settings["diagnostics"]["points"] for report in reports})
     points = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     note = (
@@ -116,4 +121,5 @@ def curve_note(reports: Sequence[EvaluationResults]) -> str:
 
 
 def parameter_rows(report: EvaluationResults) -> list[list[str]]:
+    """The parameters of each attack."""
     return [[result.name, json.dumps(result.parameters)[1:-1] or "none"] for result in report.attacks]

@@ -45,7 +45,7 @@ class Instrument(ABC, KnownKeywords):
         """A context within which the instrument acts on ``network``, and after which the network is as before."""
 
     def begin_step(self, y: Tensor) -> None:
-        """Told the labels of the batch to come: int64 [N], or class probabilities [N, C]."""
+        """Take the labels of the next batch: int64 [N], or class probabilities [N, C]."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state that the instrument keeps between batches."""
