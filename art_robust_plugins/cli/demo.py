@@ -18,7 +18,7 @@ from ..experiments.demo import DemoNetwork, list_networks, measure
 from ..experiments.workers import share_out
 from ..processes import find_processes
 from ..terminal import console
-from ..training.processes import Processes
+from ..training.engine.processes import Processes
 from .arguments import OutOption, SeedOption
 from .running import advise_on_interrupt, check_output, is_main
 from .showing import show_comparison

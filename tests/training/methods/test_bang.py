@@ -382,7 +382,7 @@ def test_layers_are_called_as_torch_allows() -> None:
         ({"layers": {"0": {"gamma": 1.0}}}, "layers: got the setting 'gamma', expected beta, epsilon or ratio."),
         (
             {"layers": ["3.*"]},
-            "layers: got '3.*', which no layer of the network fits, expected a name or type such as '3'.",
+            "layers: got '3.*', which no layer of the network fits, expected a name or type such as '0'.",
         ),
         (
             {"layers": [nn.Conv3d]},

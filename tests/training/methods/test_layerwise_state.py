@@ -92,7 +92,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
 def test_bad_settings_are_refused(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole sentence is compared)
         LayerwiseAdversarialTrainer(classifier(), **{"eps": 0.1, **arguments})
-    assert str(error.value).split(" such as")[0] == sentence.split(" such as", maxsplit=1)[0]
+    assert str(error.value).split(", expected")[0] == sentence.split(", expected", maxsplit=1)[0]
 
 
 def test_a_network_without_convolutions_needs_named_layers() -> None:
