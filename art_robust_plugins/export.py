@@ -38,6 +38,7 @@ from .bridge import (
 )
 from .checks import check_choice, check_path, is_integer, plain_number
 from .files import write_atomically
+from .keywords import explain_keywords
 from .lipschitz.analysis import copy_network
 from .lipschitz.preprocessing import Standardisation
 
@@ -51,6 +52,7 @@ TOLERANCE = 1e-3
 """How far a file's logits may be from the estimator's, as a share of the largest: what TF32 on a GPU may round."""
 
 
+@explain_keywords
 def export_classifier(
     classifier: PyTorchClassifier,
     path: str | Path,

@@ -28,6 +28,9 @@ ENOUGH_IMAGES = 20
 WIDE = 100.0
 """A range as wide is one of pixel levels, whose radii are no fractions of a level."""
 
+_CALLER = 4
+"""Frames from a warning here to the line that calls `evaluate`; `explain_keywords` adds one."""
+
 
 @explain_keywords
 def evaluate(
@@ -160,8 +163,9 @@ def _make_sources(
         )
     sources = []
     for name, source in transfers.items():
-        own = conventions if is_plain(source) else {}
-        sources.append(transfer(as_estimator(source, images, **own), name))
+        with named_model(f"transfers[{name!r}]"):
+            own = conventions if is_plain(source) else {}
+            sources.append(transfer(as_estimator(source, images, **own), name))
     return sources
 
 
@@ -173,7 +177,7 @@ def _warn_of_small_radius(threat: ThreatModel, estimator: PyTorchClassifier) -> 
         warnings.warn(
             f"eps: got {threat.eps:g} for images in {box}, which is {levels:.2g} of 255 levels; a radius of images in "
             f"[0, 1] is {threat.eps * box.width:g} here.",
-            stacklevel=3,
+            stacklevel=_CALLER,
         )
 
 
@@ -190,5 +194,5 @@ def _warn_of_guessing(report: EvaluationReport) -> None:
         f"model: it is right on {report.clean_accuracy:.1%} of {points} clean images, no better than guessing; check "
         f"bounds=, mean= and std=, the order of the channels, and that labels {classes[0]} to {classes[-1]} are those "
         f"of its {outputs} outputs.",
-        stacklevel=3,
+        stacklevel=_CALLER,
     )

@@ -84,7 +84,9 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
         except NotApplicable as reason:
             not_run.append(f"{attack.name}: {reason}.")
     if not attacks:
-        raise ValueError(f"attacks: none can run here ({' '.join(not_run)}), expected at least one that can.")
+        without = "; 'square' follows no gradients" if all(attack.gradients for attack in options.attacks) else ""
+        reasons = " ".join(not_run).removesuffix(".")
+        raise ValueError(f"attacks: none can run here ({reasons}), expected at least one that can{without}.")
     return Preparation(setting, attacks, not_run, obstacle, packages)
 
 

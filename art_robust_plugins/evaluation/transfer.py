@@ -19,6 +19,7 @@ from ..bridge import (
     read_bounds,
 )
 from ..fingerprints import describe_value, digest
+from ..keywords import explain_keywords
 from ..snapshot import restored_state
 from .diagnostics import find_gradient_obstacle
 from .libraries import TRANSFER, Attack, Perturb, Setting
@@ -27,6 +28,7 @@ from .settings import describe_preprocessing
 STEPS = 50
 
 
+@explain_keywords
 def transfer(
     source: PyTorchClassifier | nn.Module, name: str, *, bounds: Any = None, mean: Any = None, std: Any = None
 ) -> Attack:

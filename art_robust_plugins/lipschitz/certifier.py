@@ -20,6 +20,7 @@ from torch import nn
 
 from ..bridge import check_classifier, check_threat, device_of, image_tensor, label_tensor
 from ..checks import check_count
+from ..keywords import explain_keywords
 from ..threat import ThreatModel, parse_radius
 from .agreement import DisagreementError
 from .analysis import NetworkAnalysis, plain_mode
@@ -156,6 +157,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier):
         certifier._analyse()
         return certifier
 
+    @explain_keywords
     def certify(
         self, x: Any, batch_size: int = 128, *, norm: str = "L2"
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..checks import check_path
 from ..files import load_tensors, read_sealed, sha256_of
+from ..keywords import explain_keywords
 from ..models import MODELS
 from ..randomness import cuda_devices
 from .defences import defence_modules, defences_of, from_lists, make_defences
@@ -44,6 +45,7 @@ def describe_classifier(folder: str | Path) -> dict[str, Any]:
     return record
 
 
+@explain_keywords
 def load_classifier(
     folder: str | Path,
     *,

@@ -14,6 +14,7 @@ from torch import nn
 from ..bridge import check_classifier
 from ..checks import check_path
 from ..files import json_text, save_tensors, sha256_of, write_sealed
+from ..keywords import explain_keywords
 from .defences import defence_modules, defences_of, describe_defence, describe_standardisation, to_lists
 from .extensions import ESTIMATORS
 from .layout import CLASSIFIER_FILE, FORMAT, WEIGHTS_FILE
@@ -23,6 +24,7 @@ from .optimizers import describe_optimizer
 from .record import check_record
 
 
+@explain_keywords
 def save_classifier(
     classifier: PyTorchClassifier,
     folder: str | Path,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_flag, check_type
+from ..keywords import explain_keywords
 from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
 from .trace import ModuleTrace, Place, is_sequential, make_sample, run_once
 
@@ -44,6 +45,7 @@ def keep_weight_maps(module: nn.Module, state_dict: dict[str, Any], prefix: str,
         state_dict.update(own)
 
 
+@explain_keywords
 def insert_weight_maps(
     model: nn.Module,
     input_shape: Sequence[int],
