@@ -16,7 +16,9 @@ _ROOM = "art.estimators.certification."
 def check_classifier(classifier: object) -> None:
     """Refuse what is not an ART `PyTorchClassifier`, and postprocessing, which hides the logits."""
     if not isinstance(classifier, PyTorchClassifier):
-        raise TypeError(f"classifier: got {type(classifier).__name__}, expected an ART PyTorchClassifier.")
+        made = ", such as PyTorchClassifier(network, loss, input_shape, nb_classes, optimizer, clip_values=(0, 1))"
+        way = made if isinstance(classifier, nn.Module) else ""
+        raise TypeError(f"classifier: got {type(classifier).__name__}, expected an ART PyTorchClassifier{way}.")
     if classifier.postprocessing_defences:
         names = ", ".join(type(defence).__name__ for defence in classifier.postprocessing_defences)
         raise ValueError(

@@ -141,7 +141,9 @@ class Evaluator(KnownKeywords):
             check_no_conventions(estimator, **self.conventions)
             _check_estimator(estimator)
         if not isinstance(threat, ThreatModel):
-            raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
+            raise TypeError(
+                f"threat: got {type(threat).__name__}, expected a ThreatModel, such as ThreatModel('Linf', '8/255')."
+            )
         if not plain:
             _check_threat(estimator, threat)
         check_choice("backend", backend, get_args(Backend))

@@ -84,7 +84,8 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
         except NotApplicable as reason:
             not_run.append(f"{attack.name}: {reason}.")
     if not attacks:
-        without = "; 'square' follows no gradients" if all(attack.gradients for attack in options.attacks) else ""
+        followers = obstacle is not None and all(attack.gradients for attack in options.attacks)
+        without = "; 'square' follows no gradients" if followers else ""
         reasons = " ".join(not_run).removesuffix(".")
         raise ValueError(f"attacks: none can run here ({reasons}), expected at least one that can{without}.")
     return Preparation(setting, attacks, not_run, obstacle, packages)
