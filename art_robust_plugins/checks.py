@@ -22,8 +22,13 @@ _NEAR = 0.6
 """A name is near another where at least this share of their letters agrees, in order (difflib's ratio)."""
 
 
-def find_nearest(value: object, known: Iterable[str]) -> str | None:
+def find_nearest(value: object, known: Iterable[str], near: float = _NEAR) -> str | None:
     """The known name that is nearest to ``value``, None where none is near; case, dashes and underscores are one.
+
+    Args:
+        value: what was given.
+        known: the names there are.
+        near: the least ratio of `difflib.SequenceMatcher` of a name that is near.
 
     Example:
         >>> find_nearest("Cifar_10", ["cifar10", "mnist"]), find_nearest("foo", ["deepfool"])
@@ -32,8 +37,8 @@ def find_nearest(value: object, known: Iterable[str]) -> str | None:
     if not isinstance(value, str):
         return None
     ratios = {name: SequenceMatcher(None, _fold(name), _fold(value)).ratio() for name in known}
-    near = max(ratios, key=lambda name: (ratios[name], name), default=None)
-    return near if near is not None and ratios[near] >= _NEAR else None
+    nearest = max(ratios, key=lambda name: (ratios[name], name), default=None)
+    return nearest if nearest is not None and ratios[nearest] >= near else None
 
 
 def suggest(value: object, known: Iterable[str], otherwise: str = ".") -> str:
@@ -197,8 +202,9 @@ def check_path(name: str, value: Any) -> Path:
     """A path of text or of ``pathlib`` as a `Path`.
 
     Raises:
-        ValueError: ``value`` is anything else, or text that no path may have.
+        ValueError: ``value`` is anything else, empty, or text that no path may have.
     """
-    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes) or "\0" in os.fspath(value):
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError(f"{name}: got {value!r}, expected a path.")
     return Path(value)

@@ -14,32 +14,65 @@ from .checks import find_nearest
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _EXPLAINED = "explained_function"
-_EPOCHS = (("nb_epochs", "nb_epochs"), (None, "fit(..., nb_epochs=...)"))
+_NEAR = 0.8
+"""How near an argument must be to be suggested: ``margin`` is not for ``mean``."""
+
+Meant = tuple[tuple[str, str], ...]
+
+
+def _in_training(how: str) -> Meant:
+    """What is meant in a constructor of a trainer or its options, in ``fit`` or in ``fit_loader``."""
+    return tuple((argument, how) for argument in ("classifier", "nb_epochs", "checkpoint_dir"))
+
+
+def _in_classifier(setting: str) -> Meant:
+    return _in_training(f"it in PyTorchClassifier(..., {setting})")
+
+
+_EPOCHS = (("nb_epochs", "nb_epochs"), *_in_training("fit(..., nb_epochs=...)"))
 _THREAT = (("threat", "threat=ThreatModel('Linf', '8/255')"),)
-_LOADER = (("loader", "loader"), ("generator", "generator"), ("x", "x"))
+_MOVED = "the network where it shall compute, by network.to(...)"
+_DATA = (("loader", "loader"), ("generator", "generator"), ("x", "x"))
 _CLASSIFIER = (("classifier", "classifier"), ("estimator", "estimator"), ("model", "model"))
 _EXAMPLES = {"threat": "ThreatModel('Linf', '8/255')", "norm": "'Linf'", "eps": "'8/255'"}
-_OPTIMIZER = ((None, "it in the optimizer of PyTorchClassifier(..., optimizer=...)"),)
-MEANT: Mapping[str, tuple[tuple[str | None, str], ...]] = {
+_OPTIMIZER = _in_training("it in the optimizer of PyTorchClassifier(..., optimizer=...)")
+MEANT: Mapping[str, Meant] = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "max_epochs", "epoch"), _EPOCHS),
     **dict.fromkeys(("eps", "epsilon"), (("epsilon", "epsilon"), ("eps", "eps"), *_THREAT)),
+    "radius": (("epsilon", "epsilon"), ("eps", "eps"), *_THREAT),
     "norm": _THREAT,
-    "radius": (("eps", "eps"), *_THREAT),
     "metric": (("norm", "norm"), *_THREAT),
     **dict.fromkeys(("lr", "learning_rate", "momentum", "weight_decay", "optimizer"), _OPTIMIZER),
-    "attack": (("attacks", "attacks"),),
+    **dict.fromkeys(("attack", "version", "attacks_to_run"), (("attacks", "attacks"),)),
     "threat": (("eps", "norm and eps"),),
     **dict.fromkeys(("n_classes", "num_classes", "classes"), (("nb_classes", "nb_classes"),)),
-    **dict.fromkeys(("clip_values", "bounds", "range"), (("bounds", "bounds"), ("clip_values", "clip_values"))),
-    **dict.fromkeys(("mean", "std"), (("preprocessing", "preprocessing=(mean, std)"),)),
-    "val_data": (("validation_data", "validation_data"),),
+    **dict.fromkeys(
+        ("clip_values", "bounds", "range"),
+        (("bounds", "bounds"), ("clip_values", "clip_values"), *_in_classifier("clip_values=...")),
+    ),
+    **dict.fromkeys(
+        ("mean", "std", "preprocessing", "normalize"),
+        (
+            ("mean", "mean and std"),
+            ("preprocessing", "preprocessing=(mean, std)"),
+            *_in_classifier("preprocessing=..."),
+        ),
+    ),
+    **dict.fromkeys(("loss", "criterion", "loss_fn"), _in_classifier("loss=...")),
+    **dict.fromkeys(("val_data", "val_loader"), (("validation_data", "validation_data"),)),
     **dict.fromkeys(("bs", "batch"), (("batch_size", "batch_size"),)),
     **dict.fromkeys(("classifier", "estimator", "model", "net", "network"), _CLASSIFIER),
-    **dict.fromkeys(("train_loader", "dataloader", "data"), _LOADER),
+    **dict.fromkeys(("train_loader", "dataloader", "loader", "data", "dataset", "images", "x_test", "inputs"), _DATA),
+    **dict.fromkeys(("labels", "targets", "y_test"), (("y", "y"),)),
     **dict.fromkeys(("n_steps", "num_steps", "nb_steps", "max_iter", "iterations"), (("steps", "steps"),)),
-    "device": (("device_type", "device_type"), (None, "it in PyTorchClassifier(..., device_type=...)")),
+    "device": (
+        ("device", "device"),
+        ("device_type", "device_type"),
+        *_in_classifier("device_type=..."),
+        ("estimator", _MOVED),
+    ),
 }
-"""A word of other libraries -> what is meant by it here: an argument (None: of something else), and how to give it."""
+"""A word of other libraries -> what is meant by it here: for functions with an argument, how to give it."""
 
 
 class KnownKeywords:
@@ -51,20 +84,30 @@ class KnownKeywords:
     def __new__(cls, *given: Any, **keywords: Any) -> Any:
         methods = (getattr(cls, name, None) for name in ("fit", "evaluate", "certify", "certified_accuracy"))
         check_keywords(cls.__init__, keywords, {each.__name__: each for each in methods if each is not None})
+        _check_positions(cls.__init__, cls.__name__, given)
         if given or keywords:  # a copy is made of nothing
             _check_required(cls.__init__, given, keywords)
         return super().__new__(cls)
 
 
-def explain_keywords(function: Function) -> Function:
-    """Let a function or method refuse unknown keywords by `check_keywords`."""
+def explain_keywords(function: Function, meant: Mapping[str, str] | None = None) -> Function:
+    """Let a function or method refuse unknown keywords by `check_keywords`, and arguments that need their name.
+
+    Args:
+        function: what is called.
+        meant: what is expected for a keyword that means something else to this function than `MEANT` says.
+    """
     is_method = "self" in inspect.signature(function).parameters
 
     @wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
         if keywords:
+            for keyword, how in (meant or {}).items():
+                if keyword in keywords:
+                    raise TypeError(f"{keyword}: got an unknown keyword, expected {how}.")
             owner = type(arguments[0]) if is_method and arguments else None
             check_keywords(function, keywords, {} if owner is None else {owner.__name__: owner.__init__})
+        _check_positions(function, function.__name__, arguments[is_method:])
         return function(*arguments, **keywords)
 
     vars(call)[_EXPLAINED] = function
@@ -107,10 +150,27 @@ def check_keywords(
             if found is None:
                 own = inspect.signature(other).parameters
                 meant = f"{keyword}=..." if keyword in own else find_meant(keyword, own)
-                found = None if meant is None else f"{name}(..., {meant if '=' in meant else f'{meant}=...'})"
+                if meant is None or not meant.partition("=")[0].isidentifier():  # nothing, or prose
+                    found = meant
+                else:
+                    found = f"{name}(..., {meant if '=' in meant else f'{meant}=...'})"
         known = ", ".join(name for name in parameters if name not in ("self", "cls"))
-        found = found or find_nearest(keyword, parameters) or (f"one of {known}" if known else "none")
+        found = found or find_nearest(keyword, parameters, _NEAR) or (f"one of {known}" if known else "none")
         raise TypeError(f"{keyword}: got an unknown keyword, expected {found}.")
+
+
+def _check_positions(function: Callable[..., Any], name: str, given: Sequence[Any]) -> None:
+    """Refuse arguments without a name beyond those that a function takes, ``self`` apart."""
+    parameters = [each for each in inspect.signature(function).parameters.values() if each.name != "self"]
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return
+    taken = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    if len(given) > len(taken):
+        named = [f"{each.name}=" for each in parameters if each.kind is each.KEYWORD_ONLY]
+        others = f", and others by name ({', '.join(named)})" if named else ""
+        raise TypeError(
+            f"{name}: got {len(given)} arguments without a name, expected {', '.join(taken) or 'none'}{others}."
+        )
 
 
 def _check_required(function: Callable[..., Any], given: Sequence[Any], keywords: Mapping[str, Any]) -> None:
@@ -130,4 +190,4 @@ def find_meant(keyword: str, parameters: Mapping[str, inspect.Parameter]) -> str
     if is_dataclass(options) and keyword in (field.name for field in fields(options)):
         return f"options={type(options).__name__}({keyword}=...)"
     meant = MEANT.get(keyword.lower(), ())
-    return next((how for argument, how in meant if argument is None or argument in parameters), None)
+    return next((how for argument, how in meant if argument in parameters), None)

@@ -15,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_robust_plugins import (
+    BANGTrainer,
     Evaluator,
     LayerwiseAdversarialTrainer,
     LocalBallTrainer,
@@ -27,6 +28,8 @@ from art_robust_plugins import (
     TrainingOptions,
     WeightMap2d,
     WeightMapPreprocessor,
+    certify,
+    evaluate,
     export_classifier,
     insert_weight_maps,
     load_classifier,
@@ -95,6 +98,18 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: load_classifier("a", wibble=1), "wibble", "one of "),
     (lambda: sweep(classifier(), "Linf", [0.1], X, Y, attack="apgd-ce"), "attack", "attacks"),
     (lambda: transfer(classifier(), nme="a"), "nme", "name"),
+    (lambda: Evaluator(classifier(), THREAT).evaluate(X, Y, device="cpu"), "device", "network.to("),
+    (lambda: Evaluator(classifier(), THREAT, epochs=1), "epochs", "one of estimator"),
+    (lambda: TRADESTrainer(classifier(), clip_values=(0, 1)), "clip_values", "PyTorchClassifier(..., clip_values"),
+    (lambda: StandardTrainer(classifier()).fit(X, Y, mean=0.5), "mean", "PyTorchClassifier(..., preprocessing"),
+    (lambda: BANGTrainer(classifier(), version=1), "version", "one of classifier"),
+    (lambda: evaluate(classifier(), X, Y, radius=0.1), "radius", "eps"),
+    (lambda: evaluate(classifier(), X, Y, version="standard"), "version", "attacks"),
+    (lambda: evaluate(classifier(), X, Y, steps=3), "steps", "one of model"),
+    (lambda: evaluate(classifier(), images=X, labels=Y), "images", "x"),
+    (lambda: certify(classifier(), X, eps=0.1), "eps", "none: a proven radius is returned"),
+    (lambda: certify(classifier(), X, y=Y), "y", "none: the predictions are returned"),
+    (lambda: save_classifier(classifier(), "folder", modle={}), "modle", "model"),
 ]
 
 
@@ -116,6 +131,20 @@ def test_a_missing_argument_is_named() -> None:
             call()
     with pytest.raises(TypeError, match=r"^classifier: got none"):
         StandardTrainer(options=TrainingOptions())
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: certify(classifier(), X, Y), r"^certify: got 3 .*expected model, x, and .*norm="),
+        (lambda: TRADESTrainer(classifier(), THREAT), r"^TRADESTrainer: got 2 .*expected classifier, and .*threat="),
+        (lambda: Evaluator(classifier(), "Linf", 0.1), r"^Evaluator: got 3 .*expected estimator, threat, and "),
+        (lambda: Evaluator(classifier(), THREAT).evaluate(X, Y, 0.1), r"^evaluate: got 3 .*expected x, y\.$"),
+    ],
+)
+def test_arguments_that_need_their_name_are_told_so(call: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(TypeError, match=sentence):
+        call()
 
 
 def test_what_is_refused_is_refused_before_any_work() -> None:

@@ -43,8 +43,14 @@ def read_bounds(bounds: Any, shape: tuple[int, ...]) -> InputRange:
     Raises:
         ValueError: for anything else.
     """
+    given = UNIT_BOUNDS if bounds is None else bounds
+    if not isinstance(given, list | tuple | np.ndarray | Tensor) or len(given) != 2 or any(v is None for v in given):
+        raise ValueError(
+            f"bounds: got {bounds!r}, expected two numbers (low, high), such as (0, 255), or two arrays that broadcast "
+            f"against {shape}."
+        )
     try:
-        return bounded_range(*read_clip_values(UNIT_BOUNDS if bounds is None else bounds, shape))
+        return bounded_range(*read_clip_values(given, shape))
     except ValueError as error:
         _, _, reason = str(error).partition("clip_values are ")
         raise ValueError(f"bounds: got {reason or error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -151,6 +150,8 @@ def copy_to(model: nn.Module | PyTorchClassifier, device: Any) -> nn.Module | Py
     except Exception as error:  # whatever torch raises of texts and of devices that are not here
         here = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu', as no GPU is here"
         raise ValueError(f"device: got {device!r}, expected {here}.") from error
+    if wanted.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}, expected the CPU or a CUDA device.")
     if wanted == device_of(model):
         return model
     try:
@@ -166,14 +167,18 @@ def copy_to(model: nn.Module | PyTorchClassifier, device: Any) -> nn.Module | Py
 
 
 @contextmanager
-def named_model() -> Iterator[None]:
-    """A context for functions whose argument is a ``model``: sentences about the classifier are about that."""
+def named_model(name: str = "model") -> Iterator[None]:
+    """A context for functions whose argument is a ``model``: sentences about the classifier are about that.
+
+    Args:
+        name: what the argument is called instead.
+    """
     try:
         yield
     except (ValueError, TypeError) as error:
         subject, colon, rest = str(error).partition(":")
-        if colon and subject == "classifier":
-            error.args = (f"model:{rest}", *error.args[1:])
+        if colon and subject in ("classifier", "model"):
+            error.args = (f"{name}:{rest}", *error.args[1:])
         raise
 
 
@@ -189,14 +194,14 @@ def _advise_on_model(model: object) -> str | None:
         )
     if isinstance(model, str) or hasattr(model, "__fspath__"):
         return f"the path or name {str(model)!r}, expected a network; load its weights with load_state_dict first"
-    if inspect.isroutine(model):
-        name = getattr(model, "__name__", "it")
+    if isinstance(model, PyTorchClassifier):
+        return None
+    if callable(model):
+        name = getattr(model, "__name__", type(model).__name__)
         return (
             f"the function {name}, expected a torch.nn.Module or an ART PyTorchClassifier: what {name}() returns if it "
             f"makes one, or else a Module whose forward calls it"
         )
-    if isinstance(model, PyTorchClassifier):
-        return None
     return f"{type(model).__name__}, expected a torch.nn.Module or an ART PyTorchClassifier"
 
 
@@ -252,5 +257,5 @@ def _advise_on_failure(model: nn.Module, shape: tuple[int, ...]) -> str:
     if kinds:
         return f"; its weights are {min(map(str, kinds))}: use model.float(), or convert in forward"
     if len(shape) == 2:
-        return "; images without an axis of channels get one by x[:, None]"
+        return "; images get an axis of channels by x[:, None] if they lack one, a single image its first by x[None]"
     return advise_on_layout(shape)

@@ -146,7 +146,9 @@ class Evaluator(KnownKeywords):
             check_no_conventions(estimator, **self.conventions)
             _check_estimator(estimator)
         if not isinstance(threat, ThreatModel):
-            raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
+            raise TypeError(
+                f"threat: got {type(threat).__name__}, expected a ThreatModel, such as ThreatModel('Linf', '8/255')."
+            )
         if not plain:
             check_threat(threat, estimator)
         check_choice("backend", backend, get_args(Backend))

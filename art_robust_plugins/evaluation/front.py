@@ -25,6 +25,9 @@ from .transfer import transfer
 ENOUGH_IMAGES = 20
 """Of fewer images an accuracy says little."""
 
+_CALLER = 4
+"""Frames from a warning here to the line that calls `evaluate`; `explain_keywords` adds one."""
+
 
 @explain_keywords
 def evaluate(
@@ -156,8 +159,9 @@ def _make_sources(
         )
     sources = []
     for name, source in transfers.items():
-        own = conventions if is_plain(source) else {}
-        sources.append(transfer(as_estimator(source, images, **own), name))
+        with named_model(f"transfers[{name!r}]"):
+            own = conventions if is_plain(source) else {}
+            sources.append(transfer(as_estimator(source, images, **own), name))
     return sources
 
 
@@ -174,5 +178,5 @@ def _warn_of_guessing(report: EvaluationReport) -> None:
         f"model: it is right on {report.clean_accuracy:.1%} of {points} clean images, no better than guessing; check "
         f"bounds=, mean= and std=, the order of the channels, and that labels {classes[0]} to {classes[-1]} are those "
         f"of its {outputs} outputs.",
-        stacklevel=3,
+        stacklevel=_CALLER,
     )

@@ -84,7 +84,10 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
         except NotApplicable as reason:
             not_run.append(f"{attack.name}: {reason}.")
     if not attacks:
-        raise ValueError(f"attacks: none can run here ({' '.join(not_run)}), expected at least one that can.")
+        followers = obstacle is not None and all(attack.gradients for attack in options.attacks)
+        without = "; 'square' follows no gradients" if followers else ""
+        reasons = " ".join(not_run).removesuffix(".")
+        raise ValueError(f"attacks: none can run here ({reasons}), expected at least one that can{without}.")
     return Preparation(setting, attacks, not_run, obstacle, packages)
 
 

@@ -178,6 +178,9 @@ class EvaluationReport(EvaluationResults):
         """
         folder = check_path("folder", folder)
         path = folder / REPORT_FILE
+        if not folder.is_dir():
+            got = "which is a file" if folder.exists() else "which is not there"
+            raise FileNotFoundError(f"folder: got {folder}, {got}, expected the folder that a report was saved in.")
         found = read_json(path)
         if isinstance(found, dict) and found.get("format") in _EARLIER:
             raise ValueError(f"{path}: got a report of an earlier version; evaluate again.")

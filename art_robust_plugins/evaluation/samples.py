@@ -44,7 +44,7 @@ def collect_samples(x: Any, y: Any) -> tuple[Any, Any]:
     parts = []
     with restored_random_states(cuda_devices()):
         for images, targets in _batches(x):
-            parts.append((plain_tensor(images, "x").cpu(), plain_tensor(targets, "y").cpu()))
+            parts.append((images.cpu(), targets.cpu()))
     if not parts:
         raise ValueError(f"x: got a {type(x).__name__} without samples, expected at least one.")
     for name, pieces in zip(("x", "y"), zip(*parts, strict=True), strict=True):
@@ -101,7 +101,7 @@ def _is_batched(x: Any, y: Any) -> bool:
     return y is None
 
 
-def _batches(x: Any) -> Iterator[tuple[Any, Any]]:
+def _batches(x: Any) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(x, PyTorchDataGenerator):
         x = x.iterator
     if isinstance(x, Dataset):
@@ -137,7 +137,16 @@ def _batches(x: Any) -> Iterator[tuple[Any, Any]]:
                 else "a generator such as ((b['image'], b['label']) for b in batches) makes pairs of others"
             )
             raise ValueError(f"x: got a batch of type {type(batch).__name__}{size}, expected a pair (x, y); {advice}.")
-        yield batch[0], batch[1]
+        samples, labels = plain_tensor(batch[0], "x"), plain_tensor(batch[1], "y")
+        if labels.dim() == 0:
+            raise ValueError(
+                f"x: got an array of shape {tuple(samples.shape)} with a single label, expected batches (x, y) of "
+                f"several; torch.utils.data.DataLoader(list(pairs), batch_size=256) makes them of single pairs."
+            )
+        if samples.dim() == 0 or len(samples) != len(labels):
+            count = len(samples) if samples.dim() else "single"
+            raise ValueError(f"y: got {len(labels)} labels for {count} samples in a batch, expected one for each.")
+        yield samples, labels
 
 
 def _check_loader(loader: DataLoader[Any]) -> None:

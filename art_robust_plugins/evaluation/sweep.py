@@ -14,6 +14,7 @@ from torch import nn
 
 from ..bridge import as_estimator, device_of, is_plain
 from ..files import Entry, read_json, read_sealed, write_sealed
+from ..keywords import explain_keywords
 from ..locks import check_output_folder
 from ..processes import find_processes
 from ..threat import ThreatModel
@@ -29,6 +30,7 @@ SWEEP_FILE = "sweep.json"
 _FORMAT = "art-robust-plugins sweep 2"
 
 
+@explain_keywords
 def sweep(
     estimator: PyTorchClassifier | nn.Module,
     norm: str | float,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, named_model
+from ..checks import check_count
 from ..keywords import explain_keywords
 from ..threat import parse_norm
 from .certifier import PyTorchLipschitzCertifier
 
+_RADIUS = "none: a proven radius is returned for each image, to be compared with yours"
+_LABELS = "none: the predictions are returned, to be compared with the labels"
+_MEANT = {**dict.fromkeys(("eps", "epsilon", "radius", "threat"), _RADIUS), **dict.fromkeys(("y", "labels"), _LABELS)}
 
-@explain_keywords
+
+@partial(explain_keywords, meant=_MEANT)
 def certify(
     model: nn.Module | PyTorchClassifier,
     x: Any,
@@ -61,11 +68,10 @@ def certify(
         >>> certify(network, [[[[0.9, 0.2]]], [[[0.3, 0.4]]]])[1].round(4)  # 0.7 / sqrt(2) for the first
         array([0.495 , 0.0707])
     """
-    if isinstance(x, Dataset | DataLoader):
-        raise ValueError(
-            f"x: got a {type(x).__name__}, expected an array or a tensor; torch.cat([images for images, _ in batches]) "
-            f"makes one of a DataLoader's."
-        )
+    if isinstance(x, Dataset | DataLoader | Iterator):
+        way = "stack([image for image, _ in data])" if isinstance(x, Dataset) else "cat([images for images, _ in data])"
+        raise ValueError(f"x: got a {type(x).__name__}, expected an array or a tensor, as torch.{way} makes one.")
+    norm, batch_size = parse_norm(norm), check_count("batch_size", batch_size)
     conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
     with named_model(), torch.inference_mode(False):
         if is_plain(model):
@@ -76,4 +82,4 @@ def certify(
             estimator = model
         if not isinstance(estimator, PyTorchLipschitzCertifier):
             estimator = PyTorchLipschitzCertifier.from_classifier(estimator)
-        return estimator.certify(x, batch_size, norm=parse_norm(norm))
+        return estimator.certify(x, batch_size, norm=norm)

@@ -134,7 +134,7 @@ def softmax_classifier():
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (network, TypeError, "classifier: got Sequential, expected an ART PyTorchClassifier."),
+        (network, TypeError, "classifier: got Sequential, expected an ART PyTorchClassifier, such as "),
         (
             lambda: classifier(postprocessing_defences=[Rounded(2)]),
             ValueError,
@@ -179,7 +179,7 @@ def softmax_classifier():
 def test_classifiers_that_are_refused(make, error, sentence):
     with pytest.raises(error) as refusal:
         EstimatorModule(make())
-    assert str(refusal.value) == sentence
+    assert str(refusal.value).startswith(sentence)
 
 
 def test_probabilities_can_be_asked_for():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,10 +167,12 @@ def test_certified_radii_of_a_linear_network_are_distances() -> None:
 
 
 def test_a_network_that_guesses_is_warned_of(network: nn.Module, data: tuple[Any, Any]) -> None:
-    with pytest.warns(UserWarning, match=r"^model: .* no better than guessing"):
-        attack(network, data[0], (data[1] + 1) % 10)
-    with pytest.warns(UserWarning, match=r"^eps: got 0\.1 "):
-        attack(network, 255 * data[0], data[1], bounds=(0, 255), mean=0, std=255)
+    settings = {"norm": "linf", "eps": EPS, "attacks": "apgd-ce", "verbose": False}
+    with pytest.warns(UserWarning, match=r"^model: .* no better than guessing") as guessing:
+        evaluate(network, data[0], (data[1] + 1) % 10, **settings)
+    with pytest.warns(UserWarning, match=r"^eps: got 0\.1 ") as small:
+        evaluate(network, 255 * data[0], data[1], bounds=(0, 255), mean=0, std=255, **settings)
+    assert {guessing[0].filename, small[0].filename} == {__file__}  # the lines that call `evaluate`
 
 
 MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
@@ -204,6 +207,25 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
     "weights": (lambda n, x, y: attack(n.state_dict(), x, y), "model: got OrderedDict, .*load_state_dict"),
     "path": (lambda n, x, y: attack("weights.pt", x, y), "model: got the path or name 'weights.pt'"),
     "function": (lambda n, x, y: attack(trained, x, y), "model: got the function trained"),
+    "bounds of text": (lambda n, x, y: attack(n, x, y, bounds="01"), "bounds: got '01'"),
+    "one bound": (lambda n, x, y: attack(n, x, y, bounds=(0,)), r"bounds: got \(0,\)"),
+    "no bounds": (lambda n, x, y: attack(n, x, y, bounds=(None, None)), r"bounds: got \(None, None\)"),
+    "another device": (lambda n, x, y: attack(n, x, y, device="meta"), "device: got 'meta'"),
+    "partial": (lambda n, x, y: attack(partial(n), x, y), "model: got the function partial"),
+    "a transfer": (lambda n, x, y: attack(n, x, y, transfers={"a": 3}), r"transfers\['a'\]: got int"),
+    "single image": (lambda n, x, y: attack(n, x[0], y[:1]), r"model: .*x\[None\]"),
+    "single pairs": (lambda n, x, y: attack(n, zip(x, y, strict=True)), r"x: got an array .*DataLoader\(list\(pairs"),
+    "pairs of other lengths": (
+        lambda n, x, y: attack(n, [(x[:3], y[:4]), (x[3:], y[4:])]),
+        "y: got 4 labels for 3 samples",
+    ),
+    "no gradients": (
+        lambda n, x, y: attack(Wrapped(n, lambda o: o.detach()), x, y),
+        r"attacks: none can run here \(apgd-ce: .*input\), .*'square'",
+    ),
+    "empty folder": (lambda n, x, y: attack(n, x, y, state_dir=""), "state_dir: got ''"),
+    "certify a generator": (lambda n, x, y: certify(n, iter(x)), "x: got a .*iterator"),
+    "certify in L3": (lambda n, x, y: certify(n, x, norm="L3"), "norm: got 'L3'"),
     "certify weights": (lambda n, x, y: certify(n.state_dict(), x), "model: got OrderedDict"),
     "certify levels": (lambda n, x, y: certify(n, 255 * x), "x: got values in"),
     "certify a loader": (lambda n, x, y: certify(n, DataLoader(TensorDataset(torch.tensor(x)))), "x: got a DataLoader"),

@@ -57,6 +57,9 @@ def test_a_saved_report_is_read_back(report: EvaluationReport, tmp_path: Path) -
     assert_array_equal(again.examples.clean, report.examples.clean)
     again.save(tmp_path / "run")
     assert EvaluationReport.load(tmp_path / "run").settings == report.settings
+    for other in (page, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=rf"^folder: got {other}, "):
+            EvaluationReport.load(other)
 
 
 def test_broken_and_foreign_files_are_refused(report: EvaluationReport, tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ class AdversarialTrainer(RobustTrainer):
         options: TrainingOptions,
     ) -> None:
         if not isinstance(threat, ThreatModel):
-            raise TypeError(f"threat: got {type(threat).__name__}, expected a ThreatModel.")
+            raise TypeError(
+                f"threat: got {type(threat).__name__}, expected a ThreatModel, such as ThreatModel('Linf', '8/255')."
+            )
         check_choice("start", start, get_args(Start))
         check_choice("overfitting", overfitting, get_args(Action))
         self.steps = check_count("steps", steps)

@@ -56,7 +56,7 @@ def test_bad_settings_are_refused(changes: dict[str, Any], sentence: str) -> Non
 @pytest.mark.parametrize("kind", [LocalBallTrainer, PGDTrainer, TRADESTrainer])
 def test_a_threat_is_needed(kind: type[RobustTrainer]) -> None:
     for threat in (None, 0.1, ("Linf", 0.1)):
-        expected = f"threat: got {type(threat).__name__}, expected a ThreatModel."
+        expected = f"threat: got {type(threat).__name__}, expected a ThreatModel, "
         with pytest.raises(TypeError, match=re.escape(expected)):
             kind(classifier(), threat=threat)
     with pytest.raises(TypeError, match="threat"):
@@ -69,5 +69,5 @@ def test_beta_and_the_classifier_are_checked() -> None:
             TRADESTrainer(classifier(), threat=LINF, beta=beta)
     with pytest.raises(TypeError, match="classifier: got Sequential, expected an ART PyTorchClassifier"):
         LocalBallTrainer(plain(), threat=LINF)
-    with pytest.raises(TypeError, match="eps: got an unknown keyword"):
+    with pytest.raises(TypeError, match="^eps: got an unknown keyword"):
         LocalBallTrainer(classifier(), threat=LINF, eps=0.1)
