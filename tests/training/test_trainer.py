@@ -57,7 +57,7 @@ def test_bad_input_is_refused_before_anything_is_trained(changed: dict[str, Any]
 
 
 def test_unknown_keywords_raise_where_art_swallows_them() -> None:
-    with pytest.raises(TypeError, match="^epochs: got an unknown keyword"):
+    with pytest.raises(TypeError, match=r"^epochs: got an unknown keyword"):
         StandardTrainer(classifier()).fit(X, Y, epochs=3)  # type: ignore[call-arg]
 
 
