@@ -105,7 +105,7 @@ def evaluate(
         if is_plain(model):
             images, labels = collect_samples(x, y)
             estimator = as_estimator(copy_to(model, device), images, **conventions)
-            _warn_of_small_radius(threat, estimator)
+            warn_of_small_radius(threat, estimator)
         else:
             assert isinstance(model, PyTorchClassifier)
             check_no_conventions(model, **conventions, device=device)
@@ -126,7 +126,7 @@ def evaluate(
             verbose=verbose,
         )
         report = evaluator.evaluate(images, labels)
-    _warn_of_guessing(report)
+    warn_of_guessing(report)
     return report
 
 
@@ -165,7 +165,7 @@ def _make_sources(
     return sources
 
 
-def _warn_of_small_radius(threat: ThreatModel, estimator: PyTorchClassifier) -> None:
+def warn_of_small_radius(threat: ThreatModel, estimator: PyTorchClassifier) -> None:
     """Warn of a radius that is a fraction of a level, where images are in levels: it is likely one of [0, 1]."""
     box = bounded_range(*clip_range(estimator))
     levels = threat.eps * 255 / box.width
@@ -177,7 +177,7 @@ def _warn_of_small_radius(threat: ThreatModel, estimator: PyTorchClassifier) -> 
         )
 
 
-def _warn_of_guessing(report: EvaluationReport) -> None:
+def warn_of_guessing(report: EvaluationReport) -> None:
     """Warn of a network that is no better than guessing: it likely gets its images in another form."""
     points, classes = len(report.labels), np.unique(report.labels)
     if points < ENOUGH_IMAGES or len(classes) < 2:
