@@ -50,11 +50,14 @@ def certify(
     check_alone("certify")
     if points is not None and points < 1:
         raise ValueError(f"--points: got {points}, expected at least 1.")
+    if out is not None:
+        check_output("--out", out, (CERTIFICATE_FILE, RADII_FILE))
     target = load_target(run, data, weights=weights, bounds=bounds, mean=mean, std=std)
     # Proofs are in L2: radii without a norm are meant so, whatever the training's.
     threats, source = choose_threats(target, "L2" if eps and norm is None else norm, eps or [], default="L2")
     norm, radii = threats[0].norm, eps or [f"{threats[0].eps:g}"]
-    check_output("--out", out or target.home / CERTIFICATES, () if out is None else (CERTIFICATE_FILE, RADII_FILE))
+    if out is None:
+        check_output("--out", target.home / CERTIFICATES, ())
     if source:
         console.print(f"Threat: {threats[0]}, {source}.")
     images = len(target.data.x_test[:points])

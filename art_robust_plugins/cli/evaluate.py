@@ -96,6 +96,8 @@ def evaluate(
     Example: art-robust evaluate my_file.py:build --weights w.safetensors --data cifar10 --eps 8/255
     """
     select_device(device)
+    if out is not None:
+        check_output("--out", out, REPORT_FILES)
     for source_of_gradients in transfers or []:
         check_run("--transfer", source_of_gradients)
     target = load_target(run, data, weights=weights, bounds=bounds, mean=mean, std=std)
@@ -104,7 +106,8 @@ def evaluate(
     if robustbench is not None:
         _check_submission(target, threats, chosen)
         check_output("--robustbench", robustbench, ())
-    check_output("--out", out or target.home / EVALUATIONS, () if out is None else REPORT_FILES)
+    if out is None:
+        check_output("--out", target.home / EVALUATIONS, ())
     own = not target.is_run
     if own and is_main():
         warn_of_small_radius(threats[0], target.classifier)

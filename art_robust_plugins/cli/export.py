@@ -33,6 +33,8 @@ def export(
     check_alone("export")
     if batch != "dynamic" and not batch.isdecimal():
         raise ValueError(f"--batch: got {batch!r}, expected a positive whole number or dynamic.")
+    if out is not None:
+        check_output_file("--out", out)
     check_run("RUN", run)
     path = out or run / f"network{SUFFIXES[format]}"
     check_output_file("--out", path)
