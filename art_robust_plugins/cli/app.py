@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -82,7 +84,8 @@ class Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
+            with nullcontext() if ctx.params["debug"] else _warnings_in_one_line():
+                result = super().invoke(ctx)
             if "torch" in sys.modules:  # else there are no processes to part from
                 import_module(f"{__package__}.running").part()
             return result
@@ -98,12 +101,31 @@ class Commands(typer.core.TyperGroup):
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
 
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show warnings to users as sentences, without the place in the code, which says nothing to a user here."""
+    before = warnings.formatwarning
+
+    def format_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> str:
+        if not issubclass(category, UserWarning):
+            return before(message, category, *rest, **more)
+        return "".join(f"{printable(line)}\n" for line in f"warning: {message}".split("\n"))
+
+    warnings.formatwarning = format_warning
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 _OPTIONS = {
     "checkpoint_dir:": "--out:",
     "state_dir:": "--out:",
     "folder: got": "RUN: got",
     "name: got the data": "--data: got",
     "name: got the model": "--model: got",
+    "x: got": "--data: got",
+    "y: got": "--data: got",
 }
 """How a sentence about an argument begins -> how it begins where the command line gives the argument."""
 

@@ -16,7 +16,7 @@ from ..files import write_json
 from ..locks import check_output_file
 from ..provenance import table as markdown
 from ..terminal import console
-from .arguments import DeviceOption, select_device
+from .arguments import DeviceOption, QuietOption, select_device
 from .running import advise_on_interrupt
 
 
@@ -35,6 +35,7 @@ def benchmark(
         Path | None, typer.Option("--record", help="Write results.json to this file as well, for keeping.")
     ] = None,
     device: DeviceOption = None,
+    quiet: QuietOption = False,
     listed: Annotated[bool, typer.Option("--list", help="List the recipes, and run none.")] = False,
 ) -> None:
     """Run a recipe: train every row with every seed, attack and certify the networks, and compare them.
@@ -65,7 +66,7 @@ def benchmark(
     shown = ["art-robust", "benchmark", name if Path(name).suffix != ".toml" else Path(name).name]
     shown += ["--quick"] * quick + (["--workers", str(workers)] if workers > 1 else [])
     with advise_on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
-        results = run_recipe(recipe, folder, command=shlex.join(shown), workers=workers)
+        results = run_recipe(recipe, folder, command=shlex.join(shown), workers=workers, verbose=not quiet)
     rows = [{escape_markdown(key): escape_markdown(cell) for key, cell in row.items()} for row in result_rows(results)]
     print(f"\n{markdown(rows)}\n")
     if quick:

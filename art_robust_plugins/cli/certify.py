@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..experiments.runs import BATCH_SIZE, CERTIFICATE_FILE, CERTIFICATES, RADII_FILE, certify_classifier
 from ..terminal import console
-from .arguments import DataOption
+from .arguments import DataOption, DeviceOption, select_device
 from .running import check_alone, check_output
 from .targets import BoundsOption, MeanOption, NetworkArgument, StdOption, WeightsOption, choose_threats, load_target
 
@@ -34,6 +34,7 @@ def certify(
     std: StdOption = None,
     points: Annotated[int | None, typer.Option(help="How many test images, the first ones; all by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in a forward pass.", min=1)] = BATCH_SIZE,
+    device: DeviceOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for the certificate; by default one in the run's, or in runs/NAME."),
@@ -45,14 +46,18 @@ def certify(
 
     Example: art-robust certify runs/bang --norm L2 --eps 0.5 --eps 1.0
     """
+    select_device(device)
     check_alone("certify")
     if points is not None and points < 1:
         raise ValueError(f"--points: got {points}, expected at least 1.")
+    if out is not None:
+        check_output("--out", out, (CERTIFICATE_FILE, RADII_FILE))
     target = load_target(run, data, weights=weights, bounds=bounds, mean=mean, std=std)
     # Proofs are in L2: radii without a norm are meant so, whatever the training's.
     threats, source = choose_threats(target, "L2" if eps and norm is None else norm, eps or [], default="L2")
     norm, radii = threats[0].norm, eps or [f"{threats[0].eps:g}"]
-    check_output("--out", out or target.home / CERTIFICATES, () if out is None else (CERTIFICATE_FILE, RADII_FILE))
+    if out is None:
+        check_output("--out", target.home / CERTIFICATES, ())
     if source:
         console.print(f"Threat: {threats[0]}, {source}.")
     images = len(target.data.x_test[:points])

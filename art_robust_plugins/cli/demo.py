@@ -19,7 +19,7 @@ from ..experiments.workers import share_out
 from ..processes import find_processes
 from ..terminal import console
 from ..training.engine.processes import Processes
-from .arguments import OutOption, SeedOption
+from .arguments import DeviceOption, OutOption, QuietOption, SeedOption, select_device
 from .running import advise_on_interrupt, check_output, is_main
 from .showing import show_comparison
 
@@ -30,12 +30,15 @@ def demo(
     points: Annotated[int, typer.Option(help="Test images to attack.", min=1)] = 100,
     workers: Annotated[int, typer.Option(help="Processes that share the networks, each with one thread.", min=1)] = 2,
     seed: SeedOption = 0,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Train every installed method on scikit-learn's digits, attack the networks, and compare them on one page.
 
     Single methods, then a composition. Each network meets the standard AutoAttack and a few other attacks at Linf 0.1,
     and is certified. About two and a half minutes on two cores. Stopped, the same command goes on where it was.
     """
+    select_device(device)
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     check_output("--out", out, COMPARISON_FILES)
     networks, left_out = list_networks(out, epochs=epochs, seed=seed)
@@ -51,28 +54,31 @@ def demo(
     ):
         # Processes that a launcher started share each network.
         shared_out = workers > 1 and here.num_processes == 1
-        reports = _share_out(networks, points, workers) if shared_out else _measure_in_turn(networks, points)
+        reports = (
+            _share_out(networks, points, workers, quiet) if shared_out else _measure_in_turn(networks, points, quiet)
+        )
         if is_main():
             show_comparison({network.label: report for network, report in zip(networks, reports, strict=True)}, out)
 
 
-def _measure_in_turn(networks: Sequence[DemoNetwork], points: int) -> list[EvaluationReport]:
+def _measure_in_turn(networks: Sequence[DemoNetwork], points: int, quiet: bool) -> list[EvaluationReport]:
     reports = []
     for number, network in enumerate(networks, 1):
-        if is_main():
+        if is_main() and not quiet:
             console.print(f"{network.label} ({number} of {len(networks)})", style="bold")
-        reports.append(measure(network, points))
+        reports.append(measure(network, points, verbose=not quiet))
     return reports
 
 
-def _share_out(networks: Sequence[DemoNetwork], points: int, workers: int) -> list[EvaluationReport]:
+def _share_out(networks: Sequence[DemoNetwork], points: int, workers: int, quiet: bool) -> list[EvaluationReport]:
     """One bar for all, where there is a terminal, and a line for each network that is done."""
     # Those that attack while they train take longest: the last ones to begin keep fewer workers waiting.
     order = sorted(range(len(networks)), key=lambda place: "threat" not in networks[place].plan.parameters)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     said = f"{len(networks)} networks, {workers} at a time: each is trained, attacked and certified."
-    console.print(said, soft_wrap=True)
-    hidden = not console.is_terminal
+    if not quiet:
+        console.print(said, soft_wrap=True)
+    hidden = quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, refresh_per_second=2, disable=hidden) as progress:
         done: list[int] = []
         task = progress.add_task("", total=len(networks))
@@ -87,7 +93,8 @@ def _share_out(networks: Sequence[DemoNetwork], points: int, workers: int) -> li
         def tell(number: int, report: EvaluationReport) -> None:
             done.append(order[number])
             name_begun()
-            console.print(f"{networks[order[number]].label}: {_describe(report)}", soft_wrap=True)
+            if not quiet:
+                console.print(f"{networks[order[number]].label}: {_describe(report)}", soft_wrap=True)
 
         name_begun()
         jobs = [(networks[place], points, False) for place in order]

@@ -6,7 +6,8 @@ A setting is written once, in its dataclass. What stands here is how people call
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
@@ -17,7 +18,7 @@ _FIELD: Any = object()
 
 
 @dataclass(frozen=True)
-class Setting:
+class FieldOption:
     """An option for one field of a dataclass.
 
     Args:
@@ -51,13 +52,44 @@ class Setting:
         )
 
 
+def list_options(
+    owner: type, told: Mapping[str, Mapping[str, Any]], *, without: Collection[str]
+) -> tuple[FieldOption, ...]:
+    """An option for each field of a dataclass, in its order, except those ``without`` one.
+
+    What ``told`` gives for a field goes to its `FieldOption`. Otherwise a switch has no negation, and the help is the
+    first sentence about the field in the dataclass's docstring.
+    """
+    if unknown := {*told, *without} - {field.name for field in fields(owner)}:
+        raise ValueError(f"told: got {', '.join(sorted(unknown))}, expected fields of {owner.__name__}.")
+    options = []
+    for field in fields(owner):
+        if field.name in without:
+            continue
+        given = {"help": _read_purpose(owner, field.name), **told.get(field.name, {})}
+        if field.default is False:
+            given.setdefault("option", f"--{field.name.replace('_', '-')}")
+        options.append(FieldOption(owner, field.name, **given))
+    return tuple(options)
+
+
+def _read_purpose(owner: type, name: str) -> str:
+    """The first sentence about an argument in a docstring, without its marks of code."""
+    text = inspect.cleandoc(owner.__doc__ or "")
+    found = re.search(rf"^    {name}: (.*?)(?:[.;:](?:\s|$)|\n    \w+: |\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return ""
+    words = " ".join(found[1].replace("`", "").replace('"', "").split())
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def default_of(owner: type, name: str) -> Any:
     """The default of a field of a dataclass."""
     field = next(each for each in fields(owner) if each.name == name)
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def take_settings(settings: Sequence[Setting]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def take_settings(settings: Sequence[FieldOption]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command have an option for each setting, in the place of its ``**settings``."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

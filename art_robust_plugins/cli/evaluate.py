@@ -10,13 +10,15 @@ from typing import Annotated
 import typer
 
 from ..evaluation import EvaluationReport
+from ..evaluation.front import warn_of_guessing
 from ..evaluation.libraries import Backend
 from ..evaluation.report import COMPARISON_FILES, PAGE_FILE, REPORT_FILES
 from ..evaluation.robustbench import ROBUSTBENCH_POINTS
 from ..experiments.runs import BATCH_SIZE, EVALUATIONS, evaluate_classifier
 from ..terminal import console
 from ..threat import ThreatModel
-from .arguments import DataOption, SeedOption
+from .arguments import DataOption, DeviceOption, QuietOption, SeedOption, select_device
+from .data import check_run
 from .running import advise_on_interrupt, check_output, is_main
 from .targets import (
     BoundsOption,
@@ -44,7 +46,9 @@ def evaluate(
     ] = None,
     attacks: Annotated[
         list[str] | None,
-        typer.Option(help="standard, plus, rand, fast, torchattacks, noise, or an attack's name; repeatable."),
+        typer.Option(
+            help="standard, plus, rand, fast, torchattacks, noise, or an attack's name; repeatable, or with commas."
+        ),
     ] = None,
     transfers: Annotated[
         list[Path] | None,
@@ -66,6 +70,8 @@ def evaluate(
         Backend, typer.Option(help="Whose AutoAttack: this package's, or its authors' where it is installed.")
     ] = "native",
     seed: SeedOption = 0,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
     certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
     robustbench: Annotated[
         Path | None,
@@ -89,13 +95,19 @@ def evaluate(
 
     Example: art-robust evaluate my_file.py:build --weights w.safetensors --data cifar10 --eps 8/255
     """
+    select_device(device)
+    if out is not None:
+        check_output("--out", out, REPORT_FILES)
+    for source_of_gradients in transfers or []:
+        check_run("--transfer", source_of_gradients)
     target = load_target(run, data, weights=weights, bounds=bounds, mean=mean, std=std)
     threats, source = choose_threats(target, norm, eps or [], default="Linf")
-    chosen = attacks or ["standard"]
+    chosen = [name.strip() for names in attacks or ["standard"] for name in names.split(",")]
     if robustbench is not None:
         _check_submission(target, threats, chosen)
         check_output("--robustbench", robustbench, ())
-    check_output("--out", out or target.home / EVALUATIONS, () if out is None else REPORT_FILES)
+    if out is None:
+        check_output("--out", target.home / EVALUATIONS, ())
     if source and is_main():
         console.print(f"Threat: {threats[0]}, {source}.")
     with advise_on_interrupt(f"to continue: art-robust {shlex.join(sys.argv[1:])}"):
@@ -114,9 +126,12 @@ def evaluate(
             certify="always" if certify else "never",
             out=out,
             trained_on=target.trained_on,
+            verbose=not quiet,
         )
     if not is_main():
         return
+    if not target.is_run:
+        warn_of_guessing(reports[0])
     for report in reports:
         console.print(str(report), markup=False, highlight=False)
     if robustbench is not None:

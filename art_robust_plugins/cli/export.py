@@ -12,7 +12,7 @@ from ..locks import check_output_file
 from ..saved_classifier import load_classifier
 from ..terminal import console
 from .arguments import DataOption, RunArgument
-from .data import load_test_data
+from .data import check_run, load_test_data
 from .running import check_alone
 
 
@@ -33,6 +33,9 @@ def export(
     check_alone("export")
     if batch != "dynamic" and not batch.isdecimal():
         raise ValueError(f"--batch: got {batch!r}, expected a positive whole number or dynamic.")
+    if out is not None:
+        check_output_file("--out", out)
+    check_run("RUN", run)
     path = out or run / f"network{SUFFIXES[format]}"
     check_output_file("--out", path)
     images = load_test_data(run, data).x_test[:points]

@@ -10,24 +10,24 @@ from ..experiments.plans import SCHEDULE
 from ..models import MODELS
 from ..registry import available_instruments
 from ..training import TrainingOptions
-from .derived import Setting, default_of
+from .derived import FieldOption, default_of, list_options
 
 PLAN = (
-    Setting(TrainingPlan, "network", "--model", f"{', '.join(MODELS)}."),
-    Setting(TrainingPlan, "weight_map", help="Add weight maps of this kernel to the network, whatever the method."),
-    Setting(TrainingPlan, "epochs", min=1),
-    Setting(TrainingPlan, "batch_size", min=1),
-    Setting(TrainingPlan, "optimizer"),
-    Setting(TrainingPlan, "lr", help="Learning rate."),
-    Setting(
+    FieldOption(TrainingPlan, "network", "--model", f"{', '.join(MODELS)}."),
+    FieldOption(TrainingPlan, "weight_map", help="Add weight maps of this kernel to the network, whatever the method."),
+    FieldOption(TrainingPlan, "epochs", min=1),
+    FieldOption(TrainingPlan, "batch_size", min=1),
+    FieldOption(TrainingPlan, "optimizer"),
+    FieldOption(TrainingPlan, "lr", help="Learning rate."),
+    FieldOption(
         TrainingPlan,
         "momentum",
         help=f"For sgd; {default_of(TrainingPlan, 'momentum')} by default.",
         kind=float | None,
         default=None,  # so that one that is given for another optimizer is known
     ),
-    Setting(TrainingPlan, "weight_decay"),
-    Setting(
+    FieldOption(TrainingPlan, "weight_decay"),
+    FieldOption(
         TrainingPlan,
         "validation",
         help="Training images held out to measure each epoch on, by number; 0 for none.",
@@ -36,56 +36,39 @@ PLAN = (
         default=None,  # so that --validation-share counts
     ),
 )
-OPTIONS = (
-    Setting(TrainingOptions, "schedule", help="Of the learning rate, over all steps.", default=SCHEDULE),
-    Setting(TrainingOptions, "warmup_epochs", help="Epochs in which the rate grows first, for cosine."),
-    Setting(
-        TrainingOptions,
-        "milestones",
-        help="Then the rate falls to a tenth, for piecewise; repeatable.",
-        metavar="EPOCH",
-        kind=list[float] | None,
-        default=None,
-    ),
-    Setting(TrainingOptions, "keep_best", help="End with the weights of the best epoch, by the held-out images."),
-    Setting(TrainingOptions, "mixed_precision", help="Forward passes in bfloat16."),
-    Setting(
-        TrainingOptions,
-        "channels_last",
-        "--channels-last",
-        "The memory format in which most convolutions compute faster.",
-    ),
-    Setting(TrainingOptions, "compile", "--compile", "Forward passes of the training through torch.compile."),
-    Setting(TrainingOptions, "fused_optimizer", "--fused-optimizer", "Steps of the optimizer in one kernel."),
-    Setting(
-        TrainingOptions,
-        "ema_decay",
-        help="Validate and save a moving average of the weights, with 0.999 as an example.",
-    ),
-    Setting(
-        TrainingOptions,
-        "accumulation_steps",
-        help="Parts that a batch is cut into, to save memory.",
-        metavar="PARTS",
-    ),
-    Setting(
-        TrainingOptions,
-        "max_gradient_norm",
-        help="Clip the gradient of all weights to this L2 norm.",
-        metavar="NORM",
-    ),
-    Setting(TrainingOptions, "augmentation", help="Random flips, or crops and flips, of the training images."),
-    Setting(
-        TrainingOptions,
-        "freeze_batch_norm",
-        "--freeze-batch-norm",
-        "Keep batch normalisation's running statistics as they are.",
-        kind=bool,
+OPTIONS = list_options(
+    TrainingOptions,
+    {
+        "schedule": {"help": "Of the learning rate, over all steps.", "default": SCHEDULE},
+        "warmup_epochs": {"help": "Epochs in which the rate grows first, for cosine."},
+        "milestones": {
+            "help": "Then the rate falls to a tenth, for piecewise; repeatable.",
+            "metavar": "EPOCH",
+            "kind": list[float] | None,
+            "default": None,
+        },
+        "augmentation": {"help": "Random flips, or crops and flips, of the training images."},
+        "mixed_precision": {"help": "Forward passes in bfloat16."},
+        "channels_last": {"help": "The memory format in which most convolutions compute faster."},
+        "compile": {"option": "--compile", "help": "Forward passes of the training through torch.compile."},
+        "fused_optimizer": {"help": "Steps of the optimizer in one kernel."},
+        "accumulation_steps": {"help": "Parts that a batch is cut into, to save memory.", "metavar": "PARTS"},
+        "max_gradient_norm": {"metavar": "NORM"},
+        "ema_decay": {"help": "Validate and save a moving average of the weights, with 0.999 as an example."},
+        "freeze_batch_norm": {"help": "Keep batch normalisation's running statistics as they are.", "kind": bool},
+        "keep_best": {
+            "option": "--keep-best/--no-keep-best",
+            "help": "End with the weights of the best epoch, by the held-out images.",
+        },
+    },
+    without=(
+        *("seed", "checkpoint_dir", "resume"),  # the command has them itself
+        *("shuffle", "drop_last", "scheduler_interval", "milestone_decay", "crop_padding", "validation_steps"),
     ),
 )
 
 
-def take(settings: tuple[Setting, ...], given: dict[str, Any]) -> dict[str, Any]:
+def take(settings: tuple[FieldOption, ...], given: dict[str, Any]) -> dict[str, Any]:
     """The values of these settings, among all that the command line gave."""
     return {setting.field: given[setting.field] for setting in settings}
 

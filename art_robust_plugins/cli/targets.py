@@ -18,6 +18,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ..bridge import as_estimator, is_plain
+from ..checks import suggest
 from ..data import Dataset
 from ..experiments.training_record import read_training_record
 from ..files import load_state, load_tensors
@@ -60,6 +61,7 @@ class Target:
         data: whose test images are in the classifier's range.
         trained_on: the data of its training, where a run says so; "" where nothing does.
         threat: that of its training, where a run says so.
+        is_run: it is a run's folder, not a network that a file makes.
     """
 
     classifier: PyTorchClassifier
@@ -67,6 +69,7 @@ class Target:
     data: Dataset
     trained_on: str | None
     threat: ThreatModel | None
+    is_run: bool
 
 
 def load_target(
@@ -108,7 +111,7 @@ def load_target(
     if limits is not None:
         loaded = replace(loaded, x_test=limits[0] + loaded.x_test * (limits[1] - limits[0]))
     classifier = as_estimator(model, loaded.x_test, bounds=limits, mean=subtrahend, std=divisor)
-    return Target(classifier, home, loaded, "", None)
+    return Target(classifier, home, loaded, "", None, is_run=False)
 
 
 def choose_threats(target: Target, norm: str | None, eps: list[str], *, default: str) -> tuple[list[ThreatModel], str]:
@@ -140,15 +143,18 @@ def _load_run(run: Path, data: str | None) -> Target:
     text = parameters.get("threat") if isinstance(parameters, Mapping) else None
     norm, space, radius = text.partition(" ") if isinstance(text, str) else ("", "", "")
     threat = ThreatModel(norm, radius) if space else None
-    return Target(load_classifier(run), run, test, record.get("data"), threat)
+    return Target(load_classifier(run), run, test, record.get("data"), threat, is_run=True)
 
 
 def _make_network(place: str, name: str, argument: str) -> nn.Module | PyTorchClassifier:
+    if not place or not name or ":" in place:
+        raise ValueError(f"RUN: got {argument}, expected FILE.py:NAME, package.module:NAME, or the folder of a run.")
     with _importing(place) as module:
         if not hasattr(module, name):
-            public = [each for each in vars(module) if not each.startswith("_")]
+            known = _list_candidates(module)
+            listed = f"one of {', '.join(known)}" if known else "a file with a network, or a function that returns one"
             raise ValueError(
-                f"RUN: got {argument}, and no {name!r} is in {place}, expected one of {', '.join(public)}."
+                f"RUN: got {argument}, and no {name!r} is in {place}, expected {listed}{suggest(name, known)}"
             )
         found: Any = getattr(module, name)
         if not isinstance(found, nn.Module | PyTorchClassifier) and callable(found):
@@ -161,6 +167,17 @@ def _make_network(place: str, name: str, argument: str) -> nn.Module | PyTorchCl
     return made
 
 
+def _list_candidates(module: ModuleType) -> list[str]:
+    """The names in a module that may be a network: what is defined there, and networks from elsewhere."""
+    networks = (nn.Module, PyTorchClassifier)
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (isinstance(value, networks) or (callable(value) and getattr(value, "__module__", "") == module.__name__))
+    ]
+
+
 @contextmanager
 def _importing(place: str) -> Iterator[ModuleType]:
     """The module of a file or of a dotted name, whose neighbours can be imported as they are when Python runs it."""
@@ -168,16 +185,18 @@ def _importing(place: str) -> Iterator[ModuleType]:
     is_file = place.endswith(".py")
     if is_file and not file.is_file():
         raise FileNotFoundError(f"RUN: there is no file {place}.")
+    if not is_file and not all(part.isidentifier() for part in place.split(".")):
+        near = "" if not file.with_name(f"{file.name}.py").is_file() else f"; did you mean {place}.py?"
+        raise ValueError(f"RUN: got {place!r}, expected a file that ends in .py, or package.module{near or '.'}")
     folder = str(file.resolve().parent) if is_file else str(Path.cwd())
     sys.path.insert(0, folder)
     try:
         try:
             module = _import_file(file) if is_file else importlib.import_module(place)
         except ModuleNotFoundError as error:
-            raise ValueError(
-                f"RUN: got {place}, which needs {error.name!r}, expected a module that is here."
-            ) from error
-        except Exception as error:  # whatever a user's file raises
+            missing = "which is no module" if error.name == place.partition(".")[0] else f"which imports {error.name!r}"
+            raise ValueError(f"RUN: got {place}, {missing}, expected one that is installed, or in {folder}.") from error
+        except (Exception, SystemExit) as error:  # whatever a user's file raises
             raise ValueError(
                 f"RUN: got {place}, which fails when it is imported ({type(error).__name__}: {error}), expected one "
                 f"that does not; --debug, before the command, shows where."
@@ -213,7 +232,7 @@ def _call(make: Any, argument: str) -> Any:
         )
     try:
         return make()
-    except Exception as error:  # whatever a user's function raises
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
         raise ValueError(
             f"RUN: got {argument}, which fails when it is called ({type(error).__name__}: {error}), expected one that "
             f"returns a network; --debug, before the command, shows where."
@@ -222,7 +241,7 @@ def _call(make: Any, argument: str) -> Any:
 
 def _load_weights(network: nn.Module, path: Path) -> None:
     """Weights from a file that is never unpickled, with the names, shapes and types of the network's own."""
-    found: Any = load_tensors(path) if path.suffix == ".safetensors" else load_state(path)
+    found: Any = _read_weights(path)
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         inside = (
             [key for key, value in found.items() if isinstance(value, Mapping)] if isinstance(found, Mapping) else []
@@ -233,8 +252,20 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     if difference is not None:
         wrapped = bool(found) and all(name.startswith("module.") for name in found)
         hint = "; its names begin with 'module.', as DataParallel's do: save network.module's" if wrapped else ""
-        raise ValueError(f"--weights: {path}: {difference}, expected those of the network{hint}.")
+        wanted = "" if "expected" in difference else ", expected those of the network"
+        raise ValueError(f"--weights: {path}: {difference}{wanted}{hint}.")
     network.load_state_dict(dict(found))
+
+
+def _read_weights(path: Path) -> Any:
+    """What a file of weights holds; a refusal speaks of the option, and of what people save."""
+    try:
+        return load_tensors(path) if path.suffix == ".safetensors" else load_state(path)
+    except (ValueError, OSError) as error:
+        told = str(error).rpartition(", expected ")[0] or str(error).rstrip(".")
+        raise ValueError(
+            f"--weights: {told}, expected a .safetensors file, or what torch.save(network.state_dict(), path) writes."
+        ) from error
 
 
 def _read_numbers(option: str, text: str | None) -> list[float] | None:
@@ -243,6 +274,7 @@ def _read_numbers(option: str, text: str | None) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
+        example = "0,255" if option == "--bounds" else "0.5,0.5,0.5"
         raise ValueError(
-            f"{option}: got {text!r}, expected numbers with commas between them, such as 0.5,0.5,0.5."
+            f"{option}: got {text!r}, expected numbers with commas between them, such as {example}."
         ) from None

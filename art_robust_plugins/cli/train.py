@@ -101,6 +101,8 @@ def train(
     check_output("--out", out, RUN_FILES)
     if resume and not (out / CHECKPOINT).exists() and not is_unused(out):
         raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
+    if not resume and (out / CHECKPOINT).exists():
+        raise ValueError(f"--out: {out} holds a run that was stopped, expected --resume to continue it, or another.")
     dataset = load_everywhere(data)
     own["validation"] = _count_validation(own["validation"], validation_share, dataset, options["keep_best"])
     plan = TrainingPlan(

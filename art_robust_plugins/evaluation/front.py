@@ -125,7 +125,7 @@ def evaluate(
             verbose=verbose,
         )
         report = evaluator.evaluate(images, labels)
-    _warn_of_guessing(report)
+    warn_of_guessing(report)
     return report
 
 
@@ -165,7 +165,7 @@ def _make_sources(
     return sources
 
 
-def _warn_of_guessing(report: EvaluationReport) -> None:
+def warn_of_guessing(report: EvaluationReport) -> None:
     """Warn of a network that is no better than guessing: it likely gets its images in another form."""
     points, classes = len(report.labels), np.unique(report.labels)
     if points < ENOUGH_IMAGES or len(classes) < 2:

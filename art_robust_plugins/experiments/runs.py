@@ -16,6 +16,7 @@ from ..checks import plain_number
 from ..data import Dataset, Images, Labels
 from ..evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
 from ..evaluation.diagnostics import TRANSFER
+from ..evaluation.evaluator import STATE_FILE
 from ..evaluation.libraries import Backend, present_name
 from ..evaluation.report import REPORT_FILE, REPORT_FILES
 from ..files import read_json, save_tensors, write_json
@@ -185,6 +186,10 @@ def evaluate_classifier(
         "verbose": verbose,
     }
     x, y = data.x_test[:points], data.y_test[:points]
+    begun = (folder / STATE).is_dir() or any(folder.glob(f"*/{STATE_FILE}"))
+    if verbose and processes.is_main_process and begun:
+        told = "an evaluation was begun here; of the same one, what is done is taken up, not computed again."
+        console.print(f"{folder}: {told}", soft_wrap=True)
     with Processes(processes.device).hold_folder("--out", folder, "report", REPORT_FILES):
         return _reports(classifier, x, y, threats, folder, settings), folder
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 BAD = [
     (["train", "bnag", "--out", "{new}"], "error: METHOD: got 'bnag', expected one of"),
@@ -132,3 +134,35 @@ def test_radii_in_other_units_are_refused_by_every_command(run, trained: Path, t
         assert code == 2
         assert "eps: got 8 for inputs in [0, 1], expected less than" in text
     assert not any(tmp_path.iterdir())
+
+
+def test_a_path_that_is_no_run_gets_the_way_out(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(trained, tmp_path / "bang", ignore=shutil.ignore_patterns("evaluations"))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "training.pt").touch()
+    (tmp_path / "weights.pt").touch()
+    for given, sentence in (
+        ("bnag", "did you mean 'bang'?"),
+        ("half", "--resume"),
+        ("weights.pt", "with --weights"),
+        ("", "it holds the runs bang"),
+    ):
+        for command in (["evaluate"], ["certify"], ["export"], ["evaluate", trained, "--transfer"]):
+            code, text = run(*command, tmp_path / given)
+            assert code == 2
+            assert text.startswith(f"error: {'--transfer' if len(command) > 1 else 'RUN'}: got ")
+            assert sentence in " ".join(text.split())
+    code, text = run("train", "bang", "--out", tmp_path / "half")
+    assert code == 2
+    assert "--resume" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+@pytest.mark.parametrize("command", ["train", "evaluate", "certify", "benchmark", "demo"])
+def test_commands_refuse_a_device_that_is_not_there(  # type: ignore[no-untyped-def]
+    run, trained: Path, tmp_path: Path, command: str
+) -> None:
+    subject = {"train": ["bang"], "benchmark": ["digits"], "demo": []}.get(command, [trained])
+    code, text = run(command, *subject, "--device", "cuda", "--out", tmp_path / "new")
+    assert (code, "error: --device: got cuda" in text) == (2, True)
+    assert not (tmp_path / "new").exists()

@@ -24,7 +24,9 @@ def test_benchmark(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     record = json.loads(kept.read_text())
     assert record == json.loads((tmp_path / "own" / "results.json").read_text())
     assert record["command"] == "art-robust benchmark own.toml"
-    code, text = run("benchmark", path, "--quick", "--out", tmp_path / "quick")
+    code, text = run("benchmark", path, "--quick", "--quiet", "--out", tmp_path / "quick")
     assert code == 0
+    assert "(1 of 1)" not in text
+    assert "epoch" not in text
     assert "these are no measurements" in text
     assert json.loads((tmp_path / "quick" / "results.json").read_text())["quick"]

@@ -62,6 +62,21 @@ def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]
         assert run(command, "--help")[0] == 0
 
 
+def test_an_evaluation_that_is_there_is_taken_up_and_said_so(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for radii in (["--eps", "0.1"], ["--eps", "0.05", "--eps", "0.1"]):
+        out = tmp_path / str(len(radii))
+        command = ["evaluate", trained, *radii, "--attacks", "apgd-ce,apgd-t", "--points", 5, "--out", out]
+        code, first = run(*command)
+        assert code == 0
+        assert "apgd-t" in first
+        code, again = run(*command)
+        assert code == 0
+        assert f"{out}: an evaluation was begun here" in again.replace("\n", " ")
+        code, quiet = run(*command, "--quiet")
+        assert code == 0
+        assert first.startswith(quiet)  # stdout: what came of it; progress is on stderr
+
+
 def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for eps in ("0.05", "0.1"):
         arguments = ["--eps", eps, "--attacks", "fgsm", "--attacks", "apgd-ce", "--points", 30]

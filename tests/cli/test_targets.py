@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,6 +53,10 @@ def fails():
     raise RuntimeError("no such width")
 
 
+def leaves():
+    raise SystemExit("wrong options")
+
+
 def nothing():
     return 3
 """
@@ -66,6 +72,8 @@ def find_path(text: str, suffix: str) -> Path:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(FILE)
     (tmp_path / "neighbour.py").write_text("CLASSES = 10\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "needs.py").write_text("import no_such_package\n")
     (tmp_path / "broken.py").write_text("import torch\n1 / 0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "neighbour", raising=False)
@@ -143,14 +151,22 @@ BAD = [
     (["mine.py:build", "--eps", "0.1"], "--data: got none"),
     (["mine.py", "--eps", "0.1"], "RUN: got mine.py, expected what in it is the network"),
     (["other.py:build"], "RUN: there is no file other.py"),
-    (["mine.py:biuld"], "no 'biuld' is in mine.py"),
+    (["mine.py:biuld"], "no 'biuld' is in mine.py, expected one of build"),
     (["broken.py:build"], "ZeroDivisionError"),
-    (["no.such.package:build"], "which needs 'no'"),
+    (["no.such.package:build"], "got no.such.package, which is no module"),
     (["mine.py:asks"], "needs width"),
     (["mine.py:fails"], "RuntimeError: no such width"),
+    (["mine.py:leaves"], "SystemExit: wrong options"),
+    (["leaves.py:build"], "SystemExit: 3"),
+    (["./mine:build"], "got './mine', expected a file that ends in .py"),
+    ([":build"], "RUN: got :build"),
+    (["mine.py:build:"], "RUN: got mine.py:build:"),
+    (["needs.py:build"], "which imports 'no_such_package'"),
     (["mine.py:nothing"], "got int, expected a torch.nn.Module"),
     (["mine.py:build"], "--eps: got none, and no radius is known"),
-    (["mine.py:build", "--weights", "pickled.pt"], "pickled.pt"),
+    (["mine.py:build", "--weights", "pickled.pt"], "--weights: pickled.pt: got a pickle"),
+    (["mine.py:build", "--weights", "absent.pt"], "--weights: absent.pt"),
+    (["mine.py:build", "--weights", "mine.py"], "--weights: mine.py"),
     (["mine.py:build", "--weights", "nested.pt"], "it has one at 'state_dict'"),
     (["mine.py:build", "--weights", "parallel.pt"], "DataParallel"),
     (["mine.py:build", "--bounds", "0"], "--bounds: got 0, expected LOW,HIGH"),
@@ -177,3 +193,24 @@ def test_bad_input_gets_one_sentence(  # type: ignore[no-untyped-def]
         assert sentence in " ".join(text.split())
         assert "Traceback" not in text
     assert not (folder / "runs").exists()
+
+
+def test_warnings_are_sentences(run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    rest = ["--data", "digits", "--attacks", "fgsm", "--points", 40, "--out", folder / "out"]
+    with pytest.warns(UserWarning, match="eps: got 0.03"):  # and of guessing, in the same terms as in Python
+        assert run("evaluate", "mine.py:build", *rest, "--bounds", "0,255", "--eps", "8/255")[0] == 0
+    labels = np.arange(1, 11)
+    x = np.zeros((10, 1, 8, 8), dtype=np.float32)
+    np.savez(folder / "from1.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    command = ["train", "standard", "--data", "from1.npz", "--eps", "9", "--out", "t"]
+    done = subprocess.run(
+        [sys.executable, "-m", "art_robust_plugins", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    first, last = done.stderr.splitlines()
+    assert first.startswith("warning: from1.npz: y_train: got no image of class 0")
+    assert last.startswith("error: eps: got 9")

@@ -35,7 +35,7 @@ _FORMAT = "art-robust-plugins recipe 2"
 RESULTS_FILE = "results.json"
 
 
-def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1, verbose: bool = True) -> dict[str, Any]:
     """Run a recipe, or what is left of it, in the folder ``out``.
 
     Args:
@@ -43,6 +43,7 @@ def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> 
         out: gets a folder for each network, a comparing page for each threat (of the first seeds), and results.json.
         command: the command line that the record names.
         workers: number of processes, each with one thread on a CPU; the GPUs are assigned in turn.
+        verbose: show which network is worked on, and the progress of each.
 
     Returns:
         The record that results.json holds: the command, versions, machine, date, the recipe, and a result for each row
@@ -58,10 +59,10 @@ def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1) -> 
         raise ValueError("benchmark: got several processes, expected one; --workers shares out the networks.")
     with locked_folder("--out", out, "benchmark"):
         remove_temporaries(out, (RECIPE_FILE, RESULTS_FILE))
-        return _run_recipe(recipe, out, command=command, workers=workers)
+        return _run_recipe(recipe, out, command=command, workers=workers, verbose=verbose)
 
 
-def _run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int) -> dict[str, Any]:
+def _run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int, verbose: bool) -> dict[str, Any]:
     data = load_data(recipe.data)
     identity = _identity(recipe, data)
     _check_folder(identity, out)
@@ -71,8 +72,9 @@ def _run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int) -> dic
         (recipe, row, seed, out / folder_name(row.name) / f"seed-{seed}") for row in recipe.rows for seed in row.seeds
     ]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
-    console.print(f"{recipe.name}: {recipe.description.strip()} ({len(jobs)} networks, on {where})", soft_wrap=True)
-    results = measure_in_turn(jobs) if workers == 1 else measure_in_workers(jobs, workers)
+    if verbose:
+        console.print(f"{recipe.name}: {recipe.description.strip()} ({len(jobs)} networks, on {where})", soft_wrap=True)
+    results = measure_in_turn(jobs, verbose) if workers == 1 else measure_in_workers(jobs, workers, verbose)
     for text, threat in recipe.threats.items():
         reports = {}
         for (_, row, _, folder), result in zip(jobs, results, strict=True):

@@ -15,21 +15,23 @@ from .recipe import Recipe, Row
 Job = tuple[Recipe, Row, int, Path]
 
 
-def measure_in_turn(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def measure_in_turn(jobs: Sequence[Job], verbose: bool = True) -> list[dict[str, Any]]:
     results = []
     for number, job in enumerate(jobs, 1):
-        console.print(f"{job[1].name}, seed {job[2]} ({number} of {len(jobs)})", style="bold")
-        results.append(measure_network(*job))
+        if verbose:
+            console.print(f"{job[1].name}, seed {job[2]} ({number} of {len(jobs)})", style="bold")
+        results.append(measure_network(*job, verbose=verbose))
     return results
 
 
-def measure_in_workers(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
+def measure_in_workers(jobs: Sequence[Job], workers: int, verbose: bool = True) -> list[dict[str, Any]]:
     done: list[int] = []
 
     def tell(place: int, _: dict[str, Any]) -> None:
         done.append(place)
         row, seed = jobs[place][1:3]
-        console.print(f"{row.name}, seed {seed}: done ({len(done)} of {len(jobs)})")
+        if verbose:
+            console.print(f"{row.name}, seed {seed}: done ({len(done)} of {len(jobs)})")
 
     quietly = partial(measure_network, verbose=False)
     return share_out(quietly, jobs, workers, command="benchmark", finished=tell)
