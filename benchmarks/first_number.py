@@ -76,7 +76,9 @@ def main() -> None:
             exec(code, scope)
         seconds = time.process_time() - start
         lines = len(code.strip().splitlines())
-        print(f"{name}: {lines} lines, {seconds:.1f} s of CPU, clean {scope['clean']:.2%}, robust {scope['robust']:.2%}")
+        print(
+            f"{name}: {lines} lines, {seconds:.1f} s of CPU, clean {scope['clean']:.2%}, robust {scope['robust']:.2%}"
+        )
     print(
         f"RobustBench: {len(ROBUSTBENCH.strip().splitlines())} line, for cifar10, cifar100 and imagenet alone (not run)"
     )

@@ -57,7 +57,7 @@ def test_bad_input_is_refused_before_anything_is_trained(changed: dict[str, Any]
 
 
 def test_unknown_keywords_raise_where_art_swallows_them() -> None:
-    with pytest.raises(TypeError, match="^epochs: got an unknown keyword"):
+    with pytest.raises(TypeError, match=r"^epochs: got an unknown keyword"):
         StandardTrainer(classifier()).fit(X, Y, epochs=3)  # type: ignore[call-arg]
 
 
@@ -95,7 +95,10 @@ def test_unfit_classifiers_are_refused() -> None:
     ("options", "sentence"),
     [
         ({"scheduler_interval": "batch"}, "scheduler_interval: got 'batch', expected one of 'epoch', 'step'."),
-        ({"mixed_precision": "fp16"}, "mixed_precision: got 'fp16', expected one of 'no', 'bf16'; did you mean 'bf16'?"),
+        (
+            {"mixed_precision": "fp16"},
+            "mixed_precision: got 'fp16', expected one of 'no', 'bf16'; did you mean 'bf16'?",
+        ),
         ({"seed": -1}, "seed: got -1, expected a whole number from 0 to 2**63 - 1."),
         ({"max_gradient_norm": 0}, "max_gradient_norm: got 0, expected a positive number."),
         ({"validation_steps": 0}, "validation_steps: got 0, expected a positive whole number."),

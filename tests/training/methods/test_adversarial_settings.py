@@ -69,5 +69,5 @@ def test_beta_and_the_classifier_are_checked() -> None:
             TRADESTrainer(classifier(), threat=LINF, beta=beta)
     with pytest.raises(TypeError, match="classifier: got Sequential, expected an ART PyTorchClassifier"):
         LocalBallTrainer(plain(), threat=LINF)
-    with pytest.raises(TypeError, match="^eps: got an unknown keyword"):
+    with pytest.raises(TypeError, match=r"^eps: got an unknown keyword"):
         LocalBallTrainer(classifier(), threat=LINF, eps=0.1)
