@@ -134,7 +134,7 @@ def softmax_classifier():
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (network, TypeError, "classifier: got Sequential, expected an ART PyTorchClassifier, such as "),
+        (network, TypeError, "classifier: got Sequential, expected an ART PyTorchClassifier, as "),
         (
             lambda: classifier(postprocessing_defences=[Rounded(2)]),
             ValueError,
