@@ -165,9 +165,10 @@ def _load_environment() -> Environment:
     )
 
 
-def _render(name: str, *, scripts: Sequence[Markup] = (), **values: Any) -> str:
-    style = _read_asset("style.css.j2")
-    page = {"style": style, "scripts": scripts, "policy": _make_policy(style, scripts)}
+def _render(name: str, *, scripts: Sequence[Markup] = (), styles: Sequence[Markup] = (), **values: Any) -> str:
+    """A page with the style of all of them, more ``styles``, and ``scripts``; nothing else is run or loaded by it."""
+    styles = [_read_asset("style.css.j2"), *styles]
+    page = {"styles": styles, "scripts": scripts, "policy": _make_policy(styles, scripts)}
     return _load_environment().get_template(f"{name}.html.j2").render({**page, **values})
 
 
@@ -178,10 +179,10 @@ def _read_asset(name: str) -> Markup:
     return Markup(source)
 
 
-def _make_policy(style: str, scripts: Sequence[str]) -> str:
+def _make_policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
     """A Content-Security-Policy by which a page runs these scripts alone, and loads nothing from anywhere."""
     hashes = {
-        kind: " ".join(map(_hash, texts)) or "'none'" for kind, texts in (("script", scripts), ("style", [style]))
+        kind: " ".join(map(_hash, texts)) or "'none'" for kind, texts in (("script", scripts), ("style", styles))
     }
     sources = [f"{kind}-src {allowed}" for kind, allowed in hashes.items()]
     return "; ".join(["default-src 'none'", "img-src data:", *sources, "base-uri 'none'", "form-action 'none'"])
