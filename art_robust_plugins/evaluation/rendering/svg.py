@@ -39,7 +39,7 @@ SHAPES = (
     "M-5 0L-2.5-4.4H2.5L5 0L2.5 4.4H-2.5z",
 )
 WIDTH, HEIGHT = 640, 330
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 22, 48
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 32, 52
 _ZERO = 0.07
 """The share of a logarithmic axis that lies between 0 and its first positive value."""
 _MARKS, _LINE_POINTS = 24, 300
@@ -100,7 +100,7 @@ def draw_lines(
                 x=f"{across:.1f}",
                 top=TOP,
                 end=HEIGHT - BOTTOM,
-                above=TOP - 7,
+                above=TOP - 14,
                 anchor="end" if across > WIDTH * 0.75 else "start" if across < WIDTH * 0.25 else "middle",
                 text=text,
             )
@@ -135,7 +135,7 @@ def _draw_axes(x: Axis, y: Axis) -> Markup:
             _fill(
                 '<text x="{x}" y="{y}" text-anchor="middle">{text}</text>',
                 x=f"{_across(x, value):.1f}",
-                y=HEIGHT - BOTTOM + 18,
+                y=HEIGHT - BOTTOM + 20,
                 text=text,
             )
         )
@@ -149,7 +149,7 @@ def _draw_axes(x: Axis, y: Axis) -> Markup:
             end=HEIGHT - BOTTOM,
             middle=(LEFT + WIDTH - RIGHT) / 2,
             below=HEIGHT - 8,
-            above=TOP - 8,
+            above=TOP - 14,
             x=x.label,
             y=y.label,
         )
@@ -209,7 +209,7 @@ def draw_bars(description: str, bars: Sequence[tuple[str, float, str]]) -> Marku
     """Horizontal bars of shares, each with its name, its value and a class of the style, as "worst"."""
     parts = []
     for row, (name, value, kind) in enumerate(bars):
-        top = TOP + row * _BAR_PITCH
+        top = 4 + row * _BAR_PITCH
         parts.append(
             _fill(
                 '<g tabindex="0" role="img" aria-label="{name}: {value}" class="{kind}"><title>{name}: {value}</title>'
@@ -234,7 +234,7 @@ def draw_bars(description: str, bars: Sequence[tuple[str, float, str]]) -> Marku
     return _fill(
         '<svg class="chart bars" viewBox="0 0 {width} {height}" role="group" aria-label="{description}">{parts}</svg>',
         width=WIDTH,
-        height=TOP + len(bars) * _BAR_PITCH,
+        height=4 + len(bars) * _BAR_PITCH,
         description=description,
         parts=Markup("").join(parts),
     )
