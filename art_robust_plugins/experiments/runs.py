@@ -213,8 +213,19 @@ def _reports(
     if writes:
         for eps, report in reports.items():
             report.save(folder / f"{eps:g}")
-        save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
+        named = {report.settings["threat"]["text"]: report for report in reports.values()}
+        folders = {report.settings["threat"]["text"]: folder / f"{eps:g}" for eps, report in reports.items()}
+        save_comparison(named, folder, folders=folders)
     return list(reports.values())
+
+
+def find_report_folder(run: Path, report: EvaluationReport) -> Path | None:
+    """Where a report of a run was saved; None where it is not among the run's evaluations."""
+    for path in sorted((run / EVALUATIONS).glob(f"*/{REPORT_FILE}")):
+        settings = EvaluationReport.load(path.parent).settings
+        if (settings["date"], settings["attacks"]) == (report.settings["date"], report.settings["attacks"]):
+            return path.parent
+    return None
 
 
 def certify_run(
