@@ -251,10 +251,12 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes)
         left = runner.run_all(prepared.attacks, correct)
 
-        # Report: the main process assembles it; each process has the adversarial images itself.
+        # Report: the main process assembles it; each process has the images itself.
         finished = FinishedEvaluation(options, samples, prepared, judge, clean, state, left, processes.num_processes)
         report = share_from_main(processes, lambda: assemble_report(finished))
-        return replace(report, adversarial=state.adversarial.numpy())
+        assert report.details is not None
+        details = replace(report.details, clean=samples.x[state.broken & correct].numpy())
+        return replace(report, adversarial=state.adversarial.numpy(), details=details)
 
 
 @contextmanager

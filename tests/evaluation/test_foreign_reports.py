@@ -264,7 +264,18 @@ def test_texts_of_a_report_are_shown_as_text(report: EvaluationReport, tmp_path:
     for text in (page, comparison):
         found = Tags(text)
         assert set(found.tags) <= {*plain, *alone, "h3", "ul", "li"}
-        assert found.names <= {"lang", "charset", "name", "content", "class", "alt", "src"}
+        assert found.names <= {
+            "lang",
+            "charset",
+            "name",
+            "content",
+            "class",
+            "alt",
+            "src",
+            "id",
+            "type",
+            "aria-labelledby",
+        }
         assert "\x1b" not in text
     assert page.count("<img") == alone.count("img")
     for path in (tmp_path / "hostile" / "report.md", tmp_path / "index.md"):

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from ...escapes import printable
 from ..results import EvaluationResults
 from .comparison import comparison_rows, difference_note, group_by_units, settings_columns
+from .explorer import explorer_data
 from .labels import attack_notes, constraint_notes, join_versions, robust_label, title
 from .tables import (
     ATTACK_HEAD,
@@ -65,6 +66,7 @@ def render_report(report: EvaluationResults) -> str:
         examples_figure=None if drawn is None else _encode(drawn[0]),
         amplified=None if drawn is None else f"{drawn[1]:.2g}",
         no_examples="the inputs are not images" if len(report.examples.indices) else "no attack broke a point",
+        explorer=explorer_data({title(report): report}),
         setting_rows=setting_rows(report),
         parameter_rows=parameter_rows(report),
     )
