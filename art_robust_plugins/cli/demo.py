@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..evaluation import EvaluationReport
 from ..evaluation.report import COMPARISON_FILES
 from ..experiments.demo import DemoNetwork, list_networks, measure
+from ..experiments.runs import find_report_folder
 from ..experiments.workers import share_out
 from ..processes import find_processes
 from ..terminal import console
@@ -53,7 +54,11 @@ def demo(
         shared_out = workers > 1 and here.num_processes == 1
         reports = _share_out(networks, points, workers) if shared_out else _measure_in_turn(networks, points)
         if is_main():
-            show_comparison({network.label: report for network, report in zip(networks, reports, strict=True)}, out)
+            shown = {network.label: report for network, report in zip(networks, reports, strict=True)}
+            runs = {network.label: network.folder for network in networks}
+            found = {name: find_report_folder(run, shown[name]) for name, run in runs.items()}
+            folders = {name: folder for name, folder in found.items() if folder is not None}
+            show_comparison(shown, out, folders, runs)
 
 
 def _measure_in_turn(networks: Sequence[DemoNetwork], points: int) -> list[EvaluationReport]:

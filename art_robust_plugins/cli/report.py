@@ -28,7 +28,8 @@ def report(
     """
     check_alone("report")
     check_output_folder("--out", out, COMPARISON_FILES)
-    reports = {}
+    reports: dict[str, EvaluationReport] = {}
+    folders, owners = {}, {}
     for run in runs:
         # A sweep has a folder for each radius.
         inside = [f"{up}{EVALUATIONS}/{depth}" for up in ("", "*/") for depth in ("*", "*/*")]
@@ -43,7 +44,8 @@ def report(
             owner = next((above.parent for above in folder.parents if above.name == EVALUATIONS), folder)
             alone = sum(owner in (other, *other.parents) for other in finished) == 1
             label = owner.name if alone else f"{owner.name}, {folder.relative_to(owner / EVALUATIONS)}"
-            reports[label if label not in reports else str(folder)] = EvaluationReport.load(folder)
+            name = label if label not in reports else str(folder)
+            reports[name], folders[name], owners[name] = EvaluationReport.load(folder), folder, owner
     if not reports:
         raise ValueError("RUNS: got no folder with a report, expected some that art-robust evaluate wrote.")
-    show_comparison(reports, out)
+    show_comparison(reports, out, folders, owners)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
 from art.defences.preprocessor.preprocessor import Preprocessor
@@ -10,13 +11,19 @@ from art.defences.trainer import Trainer
 from rich.table import Column, Table
 
 from ..evaluation import EvaluationReport, save_comparison
+from ..evaluation.ranking import rank
+from ..evaluation.rendering import conclude
 from ..evaluation.rendering.labels import worst_case_mark
+from ..experiments.training_record import read_histories
 from ..registry import parameters_of
 from ..terminal import console
 
 
-def show_comparison(reports: dict[str, EvaluationReport], out: Path) -> None:
-    page = save_comparison(reports, out)
+def show_comparison(
+    reports: dict[str, EvaluationReport], out: Path, folders: Mapping[str, Path], runs: Mapping[str, Path]
+) -> None:
+    """Save and print a comparison of reports; ``folders`` hold them, and ``runs`` the networks, by the same names."""
+    page = save_comparison(reports, out, folders=folders, histories=read_histories(runs))
     print_comparison(reports)
     console.print(f"Open {page} in a browser.", soft_wrap=True)
 
@@ -30,7 +37,8 @@ def print_comparison(reports: dict[str, EvaluationReport]) -> None:
         "certified",
         Column("flags", overflow="fold"),
     )
-    for name, result in reports.items():
+    for name in rank(reports):
+        result = reports[name]
         standard = result.autoattack_accuracy
         table.add_row(
             name,
@@ -41,6 +49,7 @@ def print_comparison(reports: dict[str, EvaluationReport]) -> None:
             ", ".join(flag.name for flag in result.flags) or "none",
         )
     console.print(table)
+    console.print(conclude(reports), soft_wrap=True)
 
 
 def name_kind(kind: type) -> str:

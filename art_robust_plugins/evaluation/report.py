@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -250,17 +252,48 @@ def compare(reports: Mapping[str, EvaluationReport]) -> str:
     return render_comparison(_check_named(reports))
 
 
-def save_comparison(reports: Mapping[str, EvaluationReport], folder: str | Path) -> Path:
+def save_comparison(
+    reports: Mapping[str, EvaluationReport],
+    folder: str | Path,
+    *,
+    folders: Mapping[str, str | Path] | None = None,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> Path:
     """Write index.html and index.md that compare named reports; returns the path of index.html.
 
+    Args:
+        reports: by the names of their networks.
+        folder: made when it is missing; a comparison that stands there is replaced.
+        folders: where reports were saved. The page links to those that lie beside it: in ``folder`` or beside it.
+        histories: the records of the epochs of trainings, as a trainer's ``history``, by the same names. The page draws
+            "loss" and whatever ends with "accuracy", and adds up "seconds".
+
     Raises:
-        ValueError: no reports, or anything but a mapping from names to reports.
+        ValueError: no reports, or anything but a mapping from names to reports; folders or histories of other names.
     """
     folder = check_path("folder", folder)
-    texts = comparison_markdown(_check_named(reports)), render_comparison(reports)
+    _check_named(reports)
+    for what, given in (("folders", folders), ("histories", histories)):
+        if given is not None and (not isinstance(given, Mapping) or not set(given) <= set(reports)):
+            names = ", ".join(map(repr, given)) if isinstance(given, Mapping) else type(given).__name__
+            raise ValueError(f"{what}: got {names}, expected a mapping with names of reports.")
+    for name, history in (histories or {}).items():
+        if not isinstance(history, Sequence) or not all(isinstance(epoch, Mapping) for epoch in history):
+            raise ValueError(f"histories: got {type(history).__name__} under {name!r}, expected a list of mappings.")
+    places = {name: check_path("folders", place) for name, place in (folders or {}).items()}
+    pages = {name: address for name, place in places.items() if (address := _find_address(place, folder)) is not None}
+    texts = comparison_markdown(reports), render_comparison(reports, pages, histories)
     for name, text in zip(COMPARISON_FILES, texts, strict=True):
         write_atomically(folder / name, _make_writer(text))
     return folder / COMPARISON_FILES[-1]
+
+
+def _find_address(place: Path, folder: Path) -> str | None:
+    """The address of a saved report's page from a page in ``folder``; None where it does not lie beside that one."""
+    page, here = (place / PAGE_FILE).resolve(), folder.resolve()
+    if not page.exists() or not page.is_relative_to(here.parent):
+        return None
+    return quote(Path(os.path.relpath(page, here)).as_posix())
 
 
 def _check_named(reports: Mapping[str, EvaluationReport]) -> Mapping[str, EvaluationReport]:

@@ -206,10 +206,21 @@ def _reports(
         return [report]
     reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
     if writes:
-        for eps, report in reports.items():
-            report.save(folder / f"{eps:g}")
-        save_comparison({report.settings["threat"]["text"]: report for report in reports.values()}, folder)
+        named = {report.settings["threat"]["text"]: report for report in reports.values()}
+        folders = {text: folder / f"{eps:g}" for eps, text in zip(reports, named, strict=True)}
+        for text, report in named.items():
+            report.save(folders[text])
+        save_comparison(named, folder, folders=folders)
     return list(reports.values())
+
+
+def find_report_folder(run: Path, report: EvaluationReport) -> Path | None:
+    """Where a report of a run was saved; None where it is not among the run's evaluations."""
+    for path in sorted((run / EVALUATIONS).glob(f"*/{REPORT_FILE}")):
+        settings = EvaluationReport.load(path.parent).settings
+        if (settings["date"], settings["attacks"]) == (report.settings["date"], report.settings["attacks"]):
+            return path.parent
+    return None
 
 
 def certify_run(

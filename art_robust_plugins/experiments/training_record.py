@@ -30,6 +30,17 @@ def read_training_record(run: Path) -> Mapping[str, Any]:
     return record
 
 
+def read_histories(runs: Mapping[str, Path]) -> dict[str, list[Mapping[str, Any]]]:
+    """The records of the epochs of runs by their names, for those with a saved classifier that has one.
+
+    Raises:
+        ValueError: an entry of another type; the sentence names it.
+    """
+    saved = {name: run for name, run in runs.items() if (run / CLASSIFIER_FILE).exists()}
+    histories = {name: read_training_record(run).get("history") for name, run in saved.items()}
+    return {name: history for name, history in histories.items() if history}
+
+
 def training_seconds(run: Path) -> float:
     """The total seconds of a run's epochs."""
     history = Entry(read_training_record(run), f"{run / CLASSIFIER_FILE}: extra")["history"]

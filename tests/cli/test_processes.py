@@ -115,7 +115,7 @@ def test_one_process_shows_the_demo(
     monkeypatch.setattr(demo, "train_run", lambda *_, **__: None)
     monkeypatch.setattr(demo, "evaluate_run", lambda *_, **__: [object()])
     monkeypatch.setattr(showing, "print_comparison", lambda _: print("table"))
-    monkeypatch.setattr(showing, "save_comparison", lambda _, out: out / "index.html")
+    monkeypatch.setattr(showing, "save_comparison", lambda _, out, **__: out / "index.html")
     code, text = run("demo", "--out", tmp_path)
     assert code == 0
     assert ("table" in text, "in a browser" in text, text == "") == (main, main, not main)
@@ -137,7 +137,7 @@ def test_the_demos_page_has_its_order_whichever_network_ends_first(
 
     shown: dict[str, Any] = {}
     monkeypatch.setattr(command_demo, "share_out", share_out)
-    monkeypatch.setattr(command_demo, "show_comparison", lambda reports, _: shown.update(reports))
+    monkeypatch.setattr(command_demo, "show_comparison", lambda reports, *_: shown.update(reports))
     code, text = run("demo", "--out", tmp_path)
     assert code == 0
     assert [report.label for report in shown.values()] == list(shown)

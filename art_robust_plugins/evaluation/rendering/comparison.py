@@ -1,4 +1,4 @@
-"""The rows of tables that compare evaluations, and the differences that make a comparison unfair."""
+"""The tables of pages that compare evaluations, and the differences that make a comparison unfair."""
 
 from __future__ import annotations
 
@@ -6,45 +6,81 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..results import EvaluationResults
-from .labels import is_fast, mark, median_radius, range_text
+from ..ranking import Reports, rank
+from ..results import AttackResult, EvaluationResults
+from .labels import is_fast, mark, range_text
 from .tables import setting_rows
+
+Table = tuple[list[str], list[list[str]]]
+"""The head and the rows."""
 
 
 def collect_accuracies(report: EvaluationResults) -> dict[str, float]:
     """The accuracies by name: clean, AutoAttack (if all of it ran), worst case, certified, then each attack's."""
     standard = report.autoattack_accuracy
     whole = {} if standard is None else {"AutoAttack (standard)": standard}
-    stages = {f"{result.name} {mark(result)}".rstrip(): result.robust_accuracy for result in report.attacks}
+    stages = {name_attack(result): result.robust_accuracy for result in report.attacks}
     proven = {} if report.certified_accuracy is None else {"certified": report.certified_accuracy}
     return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **proven, **stages}
 
 
-def list_compared_rows(reports: Mapping[str, EvaluationResults]) -> list[str]:
+def list_compared_rows(reports: Reports) -> list[str]:
     """The names of a comparison's rows: every accuracy that any run has, the totals first."""
     names = dict.fromkeys(name for report in reports.values() for name in collect_accuracies(report))
     totals = [name for name in ("clean", "AutoAttack (standard)", "worst case", "certified") if name in names]
     return [*totals, *(name for name in names if name not in totals)]
 
 
-def comparison_rows(reports: Mapping[str, EvaluationResults]) -> tuple[list[str], list[list[str]]]:
-    """A column for each run; a row for each attack that any of them ran."""
-    shown = [collect_accuracies(report) for report in reports.values()]
-    rows = [
-        ["threat model", *(report.settings["threat"]["text"] for report in reports.values())],
-        ["points", *(str(report.settings["points"]) for report in reports.values())],
+def name_attack(result: AttackResult) -> str:
+    """An attack's name with its mark, where it is not bound to the ball."""
+    return f"{result.name} {mark(result)}".rstrip()
+
+
+def is_stage(result: AttackResult) -> bool:
+    """Whether an attack is a stage of a suite, such as AutoAttack's, within the ball."""
+    return result.bounded and result.cumulative
+
+
+def is_single(result: AttackResult) -> bool:
+    """Whether an attack within the ball acts on all points."""
+    return result.bounded and not result.cumulative
+
+
+def is_unbounded(result: AttackResult) -> bool:
+    """Whether an attack is not bound to the ball."""
+    return not result.bounded
+
+
+def describe_conditions(reports: Reports) -> str:
+    """The threat model, the points and the classes, where all reports share them."""
+    settings = [report.settings for report in reports.values()]
+    told = [
+        {f"within {each['threat']['text']}" for each in settings},
+        {f"{each['points']} points" for each in settings},
+        {f"{each['classes']} classes" for each in settings},
     ]
-    if any(is_fast(report) for report in reports.values()):
-        rows.append(["level", *("fast, NOT standard" if is_fast(report) else "" for report in reports.values())])
-    for name in list_compared_rows(reports):
-        rows.append([name, *(f"{values[name]:.1%}" if name in values else "not run" for values in shown)])
-    if any(report.radii is not None for report in reports.values()):
-        rows.append(["median certified radius", *map(median_radius, reports.values())])
-    flags = [", ".join(flag.name for flag in report.flags) or "none" for report in reports.values()]
-    return ["", *reports], [*rows, ["flags", *flags]]
+    dates = sorted(str(each["date"])[:10] for each in settings)
+    shared = [next(iter(texts)) for texts in told if len(texts) == 1]
+    return ", ".join([*shared, dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"])
 
 
-def list_differences(reports: Mapping[str, EvaluationResults]) -> list[str]:
+def attack_table(reports: Reports, wanted: Callable[[AttackResult], bool]) -> Table | None:
+    """A row for each network, by worst case, and a column for each of the wanted attacks; None if none ran."""
+    found = {
+        name: {name_attack(result): result.robust_accuracy for result in reports[name].attacks if wanted(result)}
+        for name in rank(reports)
+    }
+    attacks = list(dict.fromkeys(attack for accuracies in found.values() for attack in accuracies))
+    if not attacks:
+        return None
+    rows = [
+        [name, *(f"{accuracies[attack]:.1%}" if attack in accuracies else "not run" for attack in attacks)]
+        for name, accuracies in found.items()
+    ]
+    return ["network", *attacks], rows
+
+
+def list_differences(reports: Reports) -> list[str]:
     """The settings in which the runs differ, so that their numbers cannot be compared one by one."""
     told: dict[str, Callable[[dict[str, Any]], object]] = {
         "threat models": lambda s: s["threat"]["text"] + range_text(s),
@@ -55,18 +91,24 @@ def list_differences(reports: Mapping[str, EvaluationResults]) -> list[str]:
         "points known from a smaller eps": lambda s: s.get("reused", {}).get("eps"),
     }
     settings = [report.settings for report in reports.values()]
-    return [name for name, of in told.items() if len({json.dumps(of(s)) for s in settings}) > 1]
+    found = [name for name, of in told.items() if len({json.dumps(of(s)) for s in settings}) > 1]
+    return [*found, *(["levels"] if len({is_fast(report) for report in reports.values()}) > 1 else [])]
 
 
-def difference_note(reports: Mapping[str, EvaluationResults]) -> str:
+def difference_note(reports: Reports) -> str:
     found = list_differences(reports)
     return f"The runs have different {', '.join(found)}: compare them with care." if found else ""
 
 
-def settings_columns(reports: Mapping[str, EvaluationResults]) -> tuple[list[str], list[list[str]]]:
-    columns = [setting_rows(report) for report in reports.values()]
-    rows = [[first[0], *(column[index][1] for column in columns)] for index, first in enumerate(columns[0])]
-    return ["setting", *reports], rows
+def settings_tables(reports: Reports) -> tuple[Table, Table | None]:
+    """The settings that all runs share, and those in which they differ with a row for each run."""
+    columns = {name: dict(setting_rows(report)) for name, report in reports.items()}
+    first = next(iter(columns.values()))
+    shared = {key: value for key, value in first.items() if all(each[key] == value for each in columns.values())}
+    others = [key for key in first if key not in shared]
+    own = [[name, *(values[key] for key in others)] for name, values in columns.items()]
+    same = (["setting", "value"], [[key, value] for key, value in shared.items()])
+    return same, (["network", *others], own) if others else None
 
 
 def group_by_units(reports: Mapping[str, EvaluationResults]) -> dict[str, dict[str, EvaluationResults]]:

@@ -6,11 +6,8 @@ Numbers stand in the page as base64 of small types: 10,000 points are a few hund
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -86,13 +83,6 @@ def explorer_data(
         "shown": {"points": details.points, "entries": details.entries, "clean": details.common},
         "note": _note(first, len(details.points), images, shown, shown_bytes),
     }
-
-
-@cache
-def script_source() -> str:
-    """The source of the explorer's script for a page's Content-Security-Policy: its digest."""
-    script = files(__package__).joinpath("templates").joinpath("explorer.js").read_bytes()
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
 
 
 def pack(values: NDArray[Any]) -> Data:

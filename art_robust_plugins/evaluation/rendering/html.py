@@ -1,23 +1,39 @@
 """Reports and comparisons as HTML pages that need no other file.
 
-The pages are templates of jinja2, which escapes every value that is put into them; none is marked as safe.
+The pages are templates of jinja2, which escapes every value that is put into them. Only our own style, scripts and
+drawings are marked as safe (`svg` escapes the texts in drawings). A page's policy lets nothing else run or load.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...escapes import printable
+from ..ranking import rank
 from ..results import EvaluationResults
-from .comparison import comparison_rows, difference_note, group_by_units, settings_columns
+from .comparison import (
+    attack_table,
+    describe_conditions,
+    difference_note,
+    group_by_units,
+    is_single,
+    is_stage,
+    is_unbounded,
+    settings_tables,
+)
+from .conclusion import conclude
+from .curves import History, draw_curves, draw_training, list_curve_values
 from .explorer import explorer_data
 from .labels import attack_notes, constraint_notes, join_versions, robust_label, title
+from .leaderboard import ASCENDING, explain_leaderboard, make_leaderboard
+from .svg import draw_key
 from .tables import (
     ATTACK_HEAD,
     CLASS_HEAD,
@@ -69,29 +85,49 @@ def render_report(report: EvaluationResults) -> str:
         explorer=explorer_data({title(report): report}),
         setting_rows=setting_rows(report),
         parameter_rows=parameter_rows(report),
+        styles=[_read_asset("explorer.css.j2")],
+        scripts=[_read_asset("explorer.js")],
     )
 
 
-def render_comparison(reports: Mapping[str, EvaluationResults]) -> str:
-    """Named reports on one page."""
-    from .figures import comparison_figure, curve_figure
-
-    head, rows = comparison_rows(reports)
-    setting_head, settings = settings_columns(reports)
+def render_comparison(
+    reports: Mapping[str, EvaluationResults],
+    pages: Mapping[str, str] | None = None,
+    histories: Mapping[str, History] | None = None,
+) -> str:
+    """Named reports on one page; ``pages`` are relative addresses of their own pages."""
+    numbers = {name: number for number, name in enumerate(rank(reports))}
+    ordered = {name: reports[name] for name in numbers}
+    head, rows = make_leaderboard(reports, pages or {}, histories or {})
+    shared_settings, own_settings = settings_tables(reports)
+    training = draw_training({name: (histories or {}).get(name, ()) for name in ordered}, numbers)
     return _render(
         "comparison",
-        title="Robustness of " + ", ".join(reports),
+        title="Robustness of " + (", ".join(reports) if len(reports) < 4 else f"{len(reports)} networks"),
+        told=describe_conditions(reports),
+        conclusion=conclude(reports),
         note=difference_note(reports),
+        caption=f"{len(reports)} networks by worst case" if len(reports) > 1 else "One network",
         head=head,
         rows=rows,
+        ascending=ASCENDING,
+        explanation=explain_leaderboard(head),
+        stages=attack_table(reports, is_stage),
+        singles=attack_table(reports, is_single),
+        unbounded=attack_table(reports, is_unbounded),
         constraint_notes=" ".join(constraint_notes(reports.values())),
-        accuracy_figure=_encode(comparison_figure(reports)),
-        reports=list(reports.items()),
-        curves=[(unit, _encode(curve_figure(runs))) for unit, runs in group_by_units(reports).items()],
+        names=list(numbers),
+        keys=[draw_key(number) for number in range(len(numbers))],
+        curves=[draw_curves(runs, numbers, unit) for unit, runs in group_by_units(ordered).items()],
         curve_note=curve_note(list(reports.values())),
+        curve_values=list_curve_values(ordered),
+        training=training,
+        trained=sorted({number for drawn in training for number in drawn.series}),
+        flagged=[(name, report) for name, report in ordered.items() if report.flags],
         not_run=list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"])),
-        setting_head=setting_head,
-        setting_rows=settings,
+        shared_settings=shared_settings,
+        own_settings=own_settings,
+        scripts=[_read_asset("leaderboard.js")],
     )
 
 
@@ -133,8 +169,31 @@ def _load_environment() -> Environment:
     )
 
 
-def _render(name: str, **values: Any) -> str:
-    return _load_environment().get_template(f"{name}.html.j2").render(values)
+def _render(name: str, *, scripts: Sequence[Markup] = (), styles: Sequence[Markup] = (), **values: Any) -> str:
+    """A page with the style of all of them, more ``styles``, and ``scripts``; nothing else is run or loaded by it."""
+    styles = [_read_asset("style.css.j2"), *styles]
+    page = {"styles": styles, "scripts": scripts, "policy": _make_policy(styles, scripts)}
+    return _load_environment().get_template(f"{name}.html.j2").render({**page, **values})
+
+
+@cache
+def _read_asset(name: str) -> Markup:
+    """A style or a script of ours, as it stands."""
+    source, _, _ = _load_environment().loader.get_source(_load_environment(), name)  # type: ignore[union-attr]
+    return Markup(source)
+
+
+def _make_policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
+    """A Content-Security-Policy by which a page runs these scripts alone, and loads nothing from anywhere."""
+    hashes = {
+        kind: " ".join(map(_hash, texts)) or "'none'" for kind, texts in (("script", scripts), ("style", styles))
+    }
+    sources = [f"{kind}-src {allowed}" for kind, allowed in hashes.items()]
+    return "; ".join(["default-src 'none'", "img-src data:", *sources, "base-uri 'none'", "form-action 'none'"])
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
 def _make_printable(value: Any) -> Any:

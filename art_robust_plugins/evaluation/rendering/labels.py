@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from ..ranking import compute_wilson_interval
 from ..results import AttackResult, EvaluationResults
 
 
@@ -62,11 +62,8 @@ def collect_totals(report: EvaluationResults) -> dict[str, float]:
 
 def interval(report: EvaluationResults, accuracy: float) -> str:
     """Wilson's 95 % confidence interval of an accuracy on this many points."""
-    n, z = report.settings["points"], 1.96
-    middle = accuracy + z * z / (2 * n)
-    reach = z * math.sqrt(accuracy * (1 - accuracy) / n + (z / (2 * n)) ** 2)
-    low, high = ((middle + sign * reach) / (1 + z * z / n) for sign in (-1, 1))
-    return f"{max(low, 0.0):.1%} to {min(high, 1.0):.1%}"
+    low, high = compute_wilson_interval(accuracy, report.settings["points"])
+    return f"{low:.1%} to {high:.1%}"
 
 
 def mark(result: AttackResult) -> str:

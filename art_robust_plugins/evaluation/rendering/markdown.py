@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from ...escapes import escape_markdown
 from ..flags import Flag
 from ..results import EvaluationResults
-from .comparison import comparison_rows, difference_note, settings_columns
+from .comparison import attack_table, difference_note, is_single, is_stage, is_unbounded, settings_tables
+from .conclusion import conclude
 from .labels import attack_notes, constraint_notes, robust_label, title
+from .leaderboard import explain_leaderboard, leaderboard_texts
 from .tables import (
     ATTACK_HEAD,
     CLASS_HEAD,
@@ -50,17 +52,30 @@ def report_markdown(report: EvaluationResults) -> str:
 
 
 def comparison_markdown(reports: Mapping[str, EvaluationResults]) -> str:
+    head, rows = leaderboard_texts(reports)
     parts = [
         "# Robustness of " + escape_markdown(", ".join(reports)),
+        escape_markdown(conclude(reports)),
         difference_note(reports),
-        markdown_table(*comparison_rows(reports)),
-        " ".join(constraint_notes(reports.values())),
+        "## Leaderboard",
+        markdown_table(head, rows),
+        escape_markdown(explain_leaderboard(head)),
     ]
+    tables = {
+        "Stages of AutoAttack": is_stage,
+        "Other attacks within the ball": is_single,
+        "Attacks by their own measure": is_unbounded,
+    }
+    for title_of_table, wanted in tables.items():
+        if (found := attack_table(reports, wanted)) is not None:
+            parts += [f"## {title_of_table}", markdown_table(*found)]
+    parts.append(" ".join(constraint_notes(reports.values())))
     flags = [
         f"- {escape_markdown(name)}, {_format_flag(flag)}" for name, report in reports.items() for flag in report.flags
     ]
     parts += ["## Flags", "\n".join(flags) or "None.", "## Settings"]
-    parts.append(markdown_table(*settings_columns(reports)))
+    shared, own = settings_tables(reports)
+    parts += [markdown_table(*shared), "" if own is None else markdown_table(*own)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

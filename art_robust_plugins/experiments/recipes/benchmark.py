@@ -24,6 +24,7 @@ from ...locks import is_unused, locked_folder
 from ...processes import find_processes
 from ...provenance import PACKAGES, conditions, installed
 from ...terminal import console
+from ..training_record import read_histories
 from .networks import folder_name, report_folder
 from .recipe import Recipe
 from .workers import measure_in_turn, measure_in_workers
@@ -74,12 +75,15 @@ def _run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int) -> dic
     console.print(f"{recipe.name}: {recipe.description.strip()} ({len(jobs)} networks, on {where})", soft_wrap=True)
     results = measure_in_turn(jobs) if workers == 1 else measure_in_workers(jobs, workers)
     for text, threat in recipe.threats.items():
-        reports = {}
+        reports, runs = {}, {}
         for (_, row, _, folder), result in zip(jobs, results, strict=True):
             if row.name not in reports and "diverged" not in result:
                 reports[row.name] = EvaluationReport.load(report_folder(recipe, folder, threat))
+                runs[row.name] = folder
         if reports:
-            page = save_comparison(reports, out / folder_name(text))
+            folders = {name: report_folder(recipe, folder, threat) for name, folder in runs.items()}
+            histories = read_histories(runs)
+            page = save_comparison(reports, out / folder_name(text), folders=folders, histories=histories)
             console.print(f"{text}: open {page} in a browser.", soft_wrap=True)
     record = {
         **conditions(command),

@@ -145,8 +145,8 @@
       const row = make("tr", { class: point === opened ? "opened" : "" }, make("th", { scope: "row" }, button),
         ...[labels[point], say(run.clean[point]), say(run.attacked[point])].map((text) => make("td", {}, text)),
         make("td", { class: `verdict v${run.verdicts[point]}` }, verdictOf(run, point),
-          ...(run.proven && run.proven[point] ? [make("span", { class: "badge" }, "certified")] : []),
-          ...flagsOf(run, point).map((name) => make("span", { class: "badge alarm" }, name))));
+          ...(run.proven && run.proven[point] ? [make("span", { class: "mark" }, "certified")] : []),
+          ...flagsOf(run, point).map((name) => make("span", { class: "alarm" }, name))));
       row.addEventListener("click", () => { current = first + place; open(point); focusRow(); });
       return row;
     }));

@@ -1,0 +1,183 @@
+"""Statistics of a comparison: intervals of accuracies, the paired exact test, and which networks may be compared.
+
+Data and numbers only; `rendering.conclusion` puts them into a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..threat import ThreatModel
+from .results import EvaluationResults
+
+SIGNIFICANCE = 0.05
+_CHUNK = 1000
+"""The number of points whose images are compared at a time."""
+
+Reports = Mapping[str, EvaluationResults]
+
+
+def compute_wilson_interval(accuracy: float, points: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The ends of Wilson's confidence interval of an accuracy on this many points (Wilson 1927).
+
+    Example:
+        >>> low, high = compute_wilson_interval(81 / 263, 263)
+        >>> print(f"{low:.4f} {high:.4f}")
+        0.2553 0.3662
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = accuracy + z * z / (2 * points)
+    reach = z * math.sqrt(accuracy * (1 - accuracy) / points + (z / (2 * points)) ** 2)
+    low, high = ((middle + sign * reach) / (1 + z * z / points) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
+
+
+class PairedTest(NamedTuple):
+    """McNemar's exact test of two networks on the same points.
+
+    Attributes:
+        only_first: the number of points that only the first network withstood.
+        only_second: the number of points that only the second one withstood.
+        p: the two-sided p value of the hypothesis that such points fall to either network with probability 1/2.
+    """
+
+    only_first: int
+    only_second: int
+    p: float
+
+    @property
+    def distinguishable(self) -> bool:
+        return self.p < SIGNIFICANCE
+
+
+def compare_pair(first: EvaluationResults, second: EvaluationResults) -> PairedTest:
+    """McNemar's exact test of two worst cases; the points must be the same ones (`find_obstacles`)."""
+    only_first = int((first.robust & ~second.robust).sum())
+    only_second = int((second.robust & ~first.robust).sum())
+    return PairedTest(only_first, only_second, compute_mcnemar_p(only_first, only_second))
+
+
+def compute_mcnemar_p(only_first: int, only_second: int) -> float:
+    """The p value ``min(1, 2 P(X <= min(b, c)))`` with X ~ Binomial(b + c, 1/2), in whole numbers until the end.
+
+    Example:
+        >>> compute_mcnemar_p(0, 5)
+        0.0625
+    """
+    total = only_first + only_second
+    term = ways = 1
+    for number in range(min(only_first, only_second)):
+        term = term * (total - number) // (number + 1)
+        ways += term
+    p: float = 2 * ways / 2**total
+    return min(1.0, p)
+
+
+def find_obstacles(first: EvaluationResults, second: EvaluationResults) -> list[str]:
+    """In what two evaluations differ so that their worst cases cannot be compared: nothing, if they can."""
+    different = [
+        name
+        for name, one in _list_conditions(first).items()
+        if json.dumps(one) != json.dumps(_list_conditions(second)[name])
+    ]
+    if different:
+        return different
+    return [] if _have_same_points(first, second) else ["points"]
+
+
+def _list_conditions(report: EvaluationResults) -> dict[str, object]:
+    settings = report.settings
+    limits = settings.get("clip_values_by_feature") or settings["clip_values"]
+    return {
+        "threat models": [settings["threat"]["norm"], settings["threat"]["eps"], str(limits)],
+        "attacks": sorted(settings["attacks"]),
+        "numbers of points": len(report.labels),
+    }
+
+
+def _have_same_points(first: EvaluationResults, second: EvaluationResults) -> bool:
+    """Whether the points can be the same: equal labels, and attacked images that lie around common clean ones.
+
+    A report keeps the attacked image of a broken point, which is within eps of the point, and the point itself where
+    it is robust. Images of one point are so at most eps apart for each of the two that is broken.
+    """
+    if not np.array_equal(first.labels, second.labels) or first.adversarial.shape != second.adversarial.shape:
+        return False
+    threat = ThreatModel(first.settings["threat"]["norm"], first.settings["threat"]["eps"])
+    one, other = (np.where(each.robust, 0.0, threat.eps + each.settings["tolerance"]) for each in (first, second))
+    reach = one + other
+    for start in range(0, len(first.labels), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        images = (torch.from_numpy(each.adversarial[part]).double() for each in (first, second))
+        if (threat.distance(*images).numpy() > reach[part] * (1 + 1e-9) + 1e-12).any():
+            return False
+    return True
+
+
+def rank(reports: Reports) -> list[str]:
+    """The names by worst case, the highest first; equal ones by certified and then by clean accuracy."""
+
+    def strength(name: str) -> tuple[float, ...]:
+        report = reports[name]
+        return report.robust_accuracy, report.certified_accuracy or 0.0, report.clean_accuracy
+
+    return sorted(reports, key=strength, reverse=True)
+
+
+def is_severe(report: EvaluationResults) -> bool:
+    """Whether a flag says that the robust accuracy must not be reported as it is."""
+    return any(flag.severity == "severe" for flag in report.flags)
+
+
+def group_comparable(reports: Reports) -> list[dict[str, EvaluationResults]]:
+    """The networks in groups of the same threat model, attacks and points."""
+    groups: list[dict[str, EvaluationResults]] = []
+    for name, report in reports.items():
+        for group in groups:
+            if not find_obstacles(next(iter(group.values())), report):
+                group[name] = report
+                break
+        else:
+            groups.append({name: report})
+    return groups
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A group of networks that may be compared.
+
+    Attributes:
+        names: all of them, by worst case.
+        trusted: those without a severe flag, in the same order.
+        tests: the paired test of the best network (`best`) with each of the others.
+    """
+
+    names: list[str]
+    trusted: list[str]
+    tests: dict[str, PairedTest]
+
+    @property
+    def best(self) -> str:
+        """The highest worst case among the networks without a severe flag; of all, if each has one."""
+        return (self.trusted or self.names)[0]
+
+    @property
+    def next(self) -> str | None:
+        """The network after the best; None without another one."""
+        return next(iter((self.trusted or self.names)[1:]), None)
+
+
+def rank_group(group: Reports) -> Ranking:
+    """Rank networks that may be compared."""
+    names = rank(group)
+    trusted = [name for name in names if not is_severe(group[name])]
+    best = (trusted or names)[0]
+    return Ranking(names, trusted, {name: compare_pair(group[best], group[name]) for name in names if name != best})
