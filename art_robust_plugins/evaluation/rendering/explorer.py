@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...escapes import printable
 from ...threat import ThreatModel
+from ..ranking import find_obstacles
 from ..results import EvaluationResults
 from .labels import is_swept
 from .pixels import encode_png, has_channels_first, holds_images, round_to_bytes, scale_to_unit
@@ -125,8 +126,7 @@ def breakers(report: EvaluationResults) -> NDArray[np.int64]:
 
 def _have_same_points(one: EvaluationResults, other: EvaluationResults) -> bool:
     digests = {report.settings.get("points_sha256") for report in (one, other)}
-    same = np.array_equal(one.labels, other.labels) and one.adversarial.shape == other.adversarial.shape
-    return same and (None in digests or len(digests) == 1)
+    return not find_obstacles(one, other) if None in digests else len(digests) == 1
 
 
 def _describe_run(name: str, report: EvaluationResults, probabilities: bool) -> Data:

@@ -185,9 +185,7 @@ def _read_asset(name: str) -> Markup:
 
 def _make_policy(styles: Sequence[str], scripts: Sequence[str]) -> str:
     """A Content-Security-Policy by which a page runs these scripts alone, and loads nothing from anywhere."""
-    hashes = {
-        kind: " ".join(map(_hash, texts)) or "'none'" for kind, texts in (("script", scripts), ("style", styles))
-    }
+    hashes = {kind: " ".join(map(_hash, texts)) or "'none'" for kind, texts in (("script", scripts), ("style", styles))}
     sources = [f"{kind}-src {allowed}" for kind, allowed in hashes.items()]
     return "; ".join(["default-src 'none'", "img-src data:", *sources, "base-uri 'none'", "form-action 'none'"])
 
