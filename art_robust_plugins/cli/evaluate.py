@@ -29,6 +29,8 @@ from .targets import (
     load_target,
 )
 
+IMAGES = "images"
+
 
 def evaluate(
     run: NetworkArgument,
@@ -67,6 +69,12 @@ def evaluate(
     ] = "native",
     seed: SeedOption = 0,
     certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
+    png: Annotated[
+        bool,
+        typer.Option(
+            "--png", help="Also write the attacked images as 8-bit PNG files, and judge these after rounding."
+        ),
+    ] = False,
     robustbench: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Also write a submission to RobustBench there, as JSON and images."),
@@ -117,12 +125,23 @@ def evaluate(
         )
     if not is_main():
         return
+    if png:
+        single = len(reports) == 1
+        places = [folder if single else folder / f"{report.settings['threat']['eps']:g}" for report in reports]
+        reports = [_write_images(report, place, target) for report, place in zip(reports, places, strict=True)]
     for report in reports:
         console.print(str(report), markup=False, highlight=False)
     if robustbench is not None:
         _write_submission(reports[0], target, robustbench, title or target.home.name, authors)
     page = folder / (PAGE_FILE if len(reports) == 1 else COMPARISON_FILES[-1])
     console.print(str(page), markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_images(report: EvaluationReport, folder: Path, target: Target) -> EvaluationReport:
+    """The attacked images beside a saved report, which then says what rounding left of them."""
+    judged = report.save_images(folder / IMAGES, target.classifier)
+    judged.save(folder)
+    return judged
 
 
 def _check_submission(target: Target, threats: list[ThreatModel], attacks: list[str]) -> None:

@@ -6,19 +6,21 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import torch
+from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import check_path
 from ..escapes import csv_cell
 from ..files import load_tensors, read_json, read_sealed, save_tensors, sha256_of, write_atomically, write_sealed
+from .eight_bit import save_rounded_images
 from .flags import Flag
 from .rendering import (
     comparison_markdown,
@@ -125,6 +127,33 @@ class EvaluationReport(EvaluationResults):
             footnote=footnote,
         )
         return export_to_robustbench(self, entry, folder)
+
+    def save_images(self, folder: str | Path, classifier: PyTorchClassifier) -> EvaluationReport:
+        """Write the attacked images as PNG files of 8 bits, and judge what rounding left of them.
+
+        Rounding to 256 levels may undo an attack, or put an image outside of the threat's ball. So each rounded image
+        is judged by a fresh pass through the untouched estimator, and its distance is computed again.
+
+        Args:
+            folder: gets ``<point>.png`` for each broken point, of five digits or more; files of these names are
+                replaced.
+            classifier: the estimator that was evaluated.
+
+        Returns:
+            This report with ``settings["eight_bit"]``: the accuracy after rounding, the accuracy that counts rounded
+            images within eps alone, how many of the broken points stay misclassified, and the largest distance. Its
+            ``save`` shows them.
+
+        Raises:
+            TypeError: a classifier that is not a ``PyTorchClassifier``.
+            ValueError: another network than the report's, a report of an earlier version, data that are no images of
+                one or three channels in one range.
+
+        Example:
+            >>> report = report.save_images("images", classifier)   # doctest: +SKIP
+            >>> report.settings["eight_bit"]["accuracy"]            # doctest: +SKIP
+        """
+        return replace(self, settings={**self.settings, "eight_bit": save_rounded_images(self, folder, classifier)})
 
     def __str__(self) -> str:
         return summary(self)

@@ -142,6 +142,13 @@ def _check_costs(settings: Entry) -> None:
         certificate["method"].text()
         certificate["largest constant of a difference of logits (L2)"].number(0)
         certificate["seconds"].number(0, _LARGEST)
+    if (rounded := settings.find("eight_bit")) is not None:
+        rounded.table(("accuracy", "accuracy_within_eps", "broken", "misclassified", "within_eps", "farthest"))
+        for name in ("accuracy", "accuracy_within_eps"):
+            rounded[name].share()
+        for name in ("broken", "misclassified", "within_eps"):
+            rounded[name].whole(0, settings["points"].value)
+        rounded["farthest"].number(0, _LARGEST)
     if (reused := settings.find("reused")) is not None:
         reused["eps"].number(0, _LARGEST)
         reused["points"].whole(0, settings["points"].value)
