@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..bridge import input_range
 from ..evaluation import EvaluationReport
 from ..evaluation.libraries import Backend
 from ..evaluation.report import COMPARISON_FILES, PAGE_FILE, REPORT_FILES
@@ -103,6 +104,8 @@ def evaluate(
     if robustbench is not None:
         _check_submission(target, threats, chosen)
         check_output("--robustbench", robustbench, ())
+    if png:
+        _check_pictures(target)
     check_output("--out", out or target.home / EVALUATIONS, () if out is None else REPORT_FILES)
     if source and is_main():
         console.print(f"Threat: {threats[0]}, {source}.")
@@ -135,6 +138,15 @@ def evaluate(
         _write_submission(reports[0], target, robustbench, title or target.home.name, authors)
     page = folder / (PAGE_FILE if len(reports) == 1 else COMPARISON_FILES[-1])
     console.print(str(page), markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_pictures(target: Target) -> None:
+    """Refuse, before any attack, inputs that are no images."""
+    shape, box = tuple(target.classifier.input_shape), input_range(target.classifier)
+    if len(shape) != 3 or shape[0 if target.classifier.channels_first else -1] not in (1, 3) or not box.uniform:
+        raise ValueError(
+            f"--png: got inputs of shape {shape} in {box}, expected images of 1 or 3 channels in one range."
+        )
 
 
 def _write_images(report: EvaluationReport, folder: Path, target: Target) -> EvaluationReport:

@@ -76,6 +76,9 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     code, text = run("report", trained, "--out", tmp_path / "page")
     assert code == 0
     page = (tmp_path / "page" / "index.html").read_text()
+    (folders[1] / "report.html").unlink()
+    assert run("report", folders[1], "--pages", "--out", tmp_path / "page")[0] == 0
+    assert "Linf, eps 0.1" in (folders[1] / "report.html").read_text()
     assert "bang, Linf-0.05-fgsm-apgd-ce-30" in page
     # Another number of points is another evaluation, and one that was stopped does not keep others from the page.
     assert run("evaluate", trained, "--eps", "0.1", "--attacks", "fgsm", "--points", 20)[0] == 0

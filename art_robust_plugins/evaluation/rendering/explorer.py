@@ -82,7 +82,7 @@ def explorer_data(
         "shape": list(first.settings["input_shape"]),
         "images": images,
         "shown": {"points": details.points, "entries": details.entries, "clean": details.common},
-        "note": _note(first, len(details.points), images, shown, shown_bytes),
+        "note": " ".join(_write_notes(first, len(details.points), probabilities, shown, shown_bytes)),
     }
 
 
@@ -162,7 +162,9 @@ def _describe_run(name: str, report: EvaluationResults, probabilities: bool) -> 
         "clean": pack(clean),
         "attacked": pack(attacked),
         "breakers": pack(found),
-        "flags": pack(np.sum([held.astype(np.int64) << bit for bit, held in enumerate(flags)], axis=0)),
+        "flags": pack(np.sum([held.astype(np.int64) << bit for bit, held in enumerate(flags)], axis=0))
+        if np.any(flags)
+        else None,
         "distances": None if far is None or not probabilities else pack(far),
         "radii": None if report.radii is None or not probabilities else pack(report.radii),
         "proven": None if report.radii is None else pack(proven.astype(np.int64)),
@@ -272,15 +274,17 @@ def _list_changes(report: EvaluationResults, point: int) -> Data | None:
     return {"changes": rows, "changed": int((change != 0).sum())}
 
 
-def _note(report: EvaluationResults, held: int, images: bool, shown: int, shown_bytes: int) -> str:
-    return " ".join(_notes(report, held, images, shown, shown_bytes))
-
-
-def _notes(report: EvaluationResults, held: int, images: bool, shown: int, shown_bytes: int) -> Iterator[str]:
+def _write_notes(
+    report: EvaluationResults, held: int, probabilities: bool, shown: int, shown_bytes: int
+) -> Iterator[str]:
+    """What is in the page, and what is not."""
+    images = holds_images(report)
     what = "Images" if images else "The largest changes"
     yield (
         f"{what} of {held:,} of the {len(report.labels):,} points are in this page, broken ones first; the others are "
         f"listed without (limits: {shown:,} points, {shown_bytes / 1e6:.1f} MB)."
     )
+    if not probabilities:
+        yield f"Probabilities, distances and radii are left out: points times networks exceed {PROBABILITIES:,}."
     if images and report.settings.get("clip_values_by_feature"):
         yield "Features have ranges of their own; colours are drawn by the lowest and the highest value of all."

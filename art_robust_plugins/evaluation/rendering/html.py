@@ -48,6 +48,9 @@ from .tables import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COMPARED, COMPARED_BYTES = 60, 500_000
+"""The most points whose images are in a comparison, and the most bytes of these."""
+
 
 def render_report(report: EvaluationResults) -> str:
     """One report as a page."""
@@ -127,7 +130,9 @@ def render_comparison(
         not_run=list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"])),
         shared_settings=shared_settings,
         own_settings=own_settings,
-        scripts=[_read_asset("leaderboard.js")],
+        explorer=explorer_data(ordered, shown=COMPARED, shown_bytes=COMPARED_BYTES),
+        styles=[_read_asset("explorer.css.j2")],
+        scripts=[_read_asset("leaderboard.js"), _read_asset("explorer.js")],
     )
 
 

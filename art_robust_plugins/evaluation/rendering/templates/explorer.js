@@ -52,7 +52,7 @@
     run.verdicts[point] === BROKEN && run.breakers[point] >= 0
       ? `broken by ${attackOf(run, point)}`
       : VERDICTS[run.verdicts[point]];
-  const flagsOf = (run, point) => flagNames.filter((_, bit) => (run.flags[point] >> bit) & 1);
+  const flagsOf = (run, point) => flagNames.filter((_, bit) => run.flags && (run.flags[point] >> bit) & 1);
 
   let run = runs[0];
   let found = [], current = 0, opened = null;
@@ -93,7 +93,7 @@
     addFilter("certified", [["", "any"], ["1", "certified"], ["0", "not certified"]],
       (point, value) => Boolean(run.proven && run.proven[point]) === (value === "1"));
   }
-  const flagged = flagNames.filter((_, bit) => runs.some((each) => each.flags.some((bits) => (bits >> bit) & 1)));
+  const flagged = flagNames.filter((_, bit) => runs.some((each) => each.flags && each.flags.some((bits) => (bits >> bit) & 1)));
   if (flagged.length) {
     addFilter("flag", [["", "any or none"], ...flagged.map((name) => [name, name])],
       (point, value) => flagsOf(run, point).includes(value));
