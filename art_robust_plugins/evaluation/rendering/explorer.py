@@ -129,47 +129,44 @@ def _have_same_points(one: EvaluationResults, other: EvaluationResults) -> bool:
     return not find_obstacles(one, other) if None in digests else len(digests) == 1
 
 
-def _describe_run(name: str, report: EvaluationResults, probabilities: bool) -> Data:
-    details, eps = report.details, report.settings["threat"]["eps"]
-    verdicts = np.where(report.robust, LEFT, np.where(report.correct, BROKEN, MISCLASSIFIED))
-    found = breakers(report)
-    clean = attacked = np.full(len(report.labels), UNKNOWN)
-    chances: Data | None = None
-    if details is not None:
-        clean, attacked = classify(details.outputs), classify(details.attacked_outputs)
-        if probabilities:
-            chances = _pack_probabilities(report)
-    else:
-        clean = np.where(report.correct, report.labels, UNKNOWN)
-        attacked = np.where(report.robust, report.labels, UNKNOWN)
-        attacked[report.examples.indices] = report.examples.predictions
-    proven = np.zeros(len(clean), bool) if report.radii is None else report.radii >= eps
+def _describe_run(name: str, report: EvaluationResults, whole: bool) -> Data:
+    """One report's columns; without the larger ones unless ``whole``."""
+    eps = report.settings["threat"]["eps"]
+    proven = None if report.radii is None else report.radii >= eps
+    clean, attacked = _predict(report)
+    far = distances(report) if whole or is_swept(report) else None
     flags = [
-        proven & report.broken,
+        report.broken & (False if proven is None else proven),
         (clean == -1) | (attacked == -1),
-        report.broken & (distances(report) <= report.settings["reused"]["eps"])
-        if is_swept(report) and details is not None
-        else np.zeros(len(clean), bool),
+        report.broken & (False if far is None or not is_swept(report) else far <= report.settings["reused"]["eps"]),
     ]
-    far = distances(report)
+    bits = np.sum([held.astype(np.int64) << bit for bit, held in enumerate(flags)], axis=0)
     return {
         "name": printable(name),
         "threat": printable(str(report.settings["threat"]["text"])),
         "norm": report.settings["threat"]["norm"],
         "eps": eps,
         "attacks": [printable(result.name) for result in report.attacks],
-        "verdicts": pack(verdicts),
+        "verdicts": pack(np.where(report.robust, LEFT, np.where(report.correct, BROKEN, MISCLASSIFIED))),
         "clean": pack(clean),
         "attacked": pack(attacked),
-        "breakers": pack(found),
-        "flags": pack(np.sum([held.astype(np.int64) << bit for bit, held in enumerate(flags)], axis=0))
-        if np.any(flags)
-        else None,
-        "distances": None if far is None or not probabilities else pack(far),
-        "radii": None if report.radii is None or not probabilities else pack(report.radii),
-        "proven": None if report.radii is None else pack(proven.astype(np.int64)),
-        "probabilities": chances,
+        "breakers": pack(breakers(report)),
+        "flags": pack(bits) if bits.any() else None,
+        "distances": pack(far) if whole and far is not None else None,
+        "radii": pack(report.radii) if whole and report.radii is not None else None,
+        "proven": None if proven is None else pack(proven.astype(np.int64)),
+        "probabilities": _pack_probabilities(report) if whole and report.details is not None else None,
     }
+
+
+def _predict(report: EvaluationResults) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The classes of the clean and of the attacked images, [N] each, as far as the report tells them."""
+    if report.details is not None:
+        return classify(report.details.outputs), classify(report.details.attacked_outputs)
+    clean = np.where(report.correct, report.labels, UNKNOWN)
+    attacked = np.where(report.robust, report.labels, UNKNOWN)
+    attacked[report.examples.indices] = report.examples.predictions
+    return clean, attacked
 
 
 def classify(outputs: NDArray[np.float32]) -> NDArray[np.int64]:
