@@ -228,7 +228,7 @@ def _order_points(reports: list[EvaluationResults]) -> list[int]:
     """Those that some network lost first, then those that some misclassified, then the others; by number."""
     broken = np.any([report.broken for report in reports], axis=0)
     wrong = np.any([~report.correct for report in reports], axis=0)
-    return [int(point) for point in np.lexsort((np.arange(len(broken)), ~wrong, ~broken))]
+    return [int(point) for point in np.argsort(np.where(broken, 0, np.where(wrong, 1, 2)), kind="stable")]
 
 
 def find_clean(report: EvaluationResults, point: int) -> NDArray[Any] | None:
@@ -277,10 +277,13 @@ def _write_notes(
     """What is in the page, and what is not."""
     images = holds_images(report)
     what = "Images" if images else "The largest changes"
-    yield (
-        f"{what} of {held:,} of the {len(report.labels):,} points are in this page, broken ones first; the others are "
-        f"listed without (limits: {shown:,} points, {shown_bytes / 1e6:.1f} MB)."
-    )
+    if held == len(report.labels):
+        yield f"{what} of all points are in this page."
+    else:
+        yield (
+            f"{what} of {held:,} of the {len(report.labels):,} points are in this page, broken ones first; the others "
+            f"are listed without (limits: {shown:,} points, {shown_bytes / 1e6:.1f} MB)."
+        )
     if not probabilities:
         yield f"Probabilities, distances and radii are left out: points times networks exceed {PROBABILITIES:,}."
     if images and report.settings.get("clip_values_by_feature"):

@@ -181,11 +181,11 @@
   // One point.
   const picture = (png, caption, description) => make("figure", {},
     make("img", { alt: description, src: `data:image/png;base64,${png}` }), make("figcaption", {}, caption));
-  const simpleTable = (caption, head, rows) => make("table", {}, make("caption", {}, caption),
+  const simpleTable = (caption, head, rows, kind = "n") => make("table", {}, make("caption", {}, caption),
     make("thead", {}, make("tr", {}, ...head.map((name, place) =>
-      make("th", place ? { scope: "col", class: "n" } : { scope: "col" }, name)))),
+      make("th", { scope: "col", class: place ? kind : "" }, name)))),
     make("tbody", {}, ...rows.map(([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first),
-      ...rest.map((cell) => make("td", { class: "n" }, cell))))));
+      ...rest.map((cell) => make("td", { class: kind }, cell))))));
   const chance = (level) => (level < 0 ? "–" : `${(100 * level / data.levels).toFixed(2)} %`);
   const showProbabilities = (point) => {
     if (!run.chances) return [];
@@ -238,7 +238,7 @@
     const raised = flagsOf(run, point).map((name) => make("p", { class: "flag warning" }, make("b", {}, name), " ",
       data.flags[name]));
     const everywhere = runs.length < 2 ? [] : [simpleTable("In every network", ["network", "says", "attacked", "verdict"],
-      runs.map((each) => [each.name, say(each.clean[point]), say(each.attacked[point]), verdictOf(each, point)]))];
+      runs.map((each) => [each.name, say(each.clean[point]), say(each.attacked[point]), verdictOf(each, point)]), "text")];
     detail.replaceChildren(
       make("h3", {}, `Point ${point}`),
       ...(runs.length > 1 ? [make("p", { class: "quiet" }, `${run.name}, ${run.threat}`)] : []),
@@ -246,7 +246,8 @@
       ...raised,
       make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
       ...showProbabilities(point),
-      ...everywhere.map((each) => make("div", { class: "scroll" }, each)));
+      ...everywhere.map((each) => make("div", { class: "scroll", tabindex: 0, role: "region",
+        "aria-label": "The point in every network" }, each)));
     for (const button of body.querySelectorAll("button")) {
       const here = Number(button.dataset.point) === point;
       button.setAttribute("aria-pressed", here);
@@ -269,6 +270,6 @@
   };
   addEventListener("hashchange", fromAddress);
   refresh();
-  goTo(data.shown.points.length ? data.shown.points[0] : 0);
+  goTo(data.shown.points.find((point) => run.verdicts[point] === BROKEN) ?? data.shown.points[0] ?? 0);
   fromAddress();
 })();
