@@ -109,7 +109,10 @@ def _have_same_points(first: EvaluationResults, second: EvaluationResults) -> bo
     A report keeps the attacked image of a broken point, which is within eps of the point, and the point itself where
     it is robust. Images of one point are so at most eps apart for each of the two that is broken.
     """
-    if not np.array_equal(first.labels, second.labels) or first.adversarial.shape != second.adversarial.shape:
+    shape = first.adversarial.shape
+    if not np.array_equal(first.labels, second.labels) or shape != second.adversarial.shape:
+        return False
+    if shape[0] != len(first.labels):  # no images, by which points could be known
         return False
     threat = ThreatModel(first.settings["threat"]["norm"], first.settings["threat"]["eps"])
     one, other = (np.where(each.robust, 0.0, threat.eps + each.settings["tolerance"]) for each in (first, second))

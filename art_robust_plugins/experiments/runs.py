@@ -206,10 +206,10 @@ def _reports(
         return [report]
     reports = sweep(classifier, threats[0].norm, [each.eps for each in threats], x, y, state_dir=folder, **settings)
     if writes:
+        for eps, report in reports.items():
+            report.save(folder / f"{eps:g}")
         named = {report.settings["threat"]["text"]: report for report in reports.values()}
-        folders = {text: folder / f"{eps:g}" for eps, text in zip(reports, named, strict=True)}
-        for text, report in named.items():
-            report.save(folders[text])
+        folders = {report.settings["threat"]["text"]: folder / f"{eps:g}" for eps, report in reports.items()}
         save_comparison(named, folder, folders=folders)
     return list(reports.values())
 

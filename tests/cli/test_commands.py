@@ -24,6 +24,7 @@ from art_robust_plugins.data import Dataset
 from art_robust_plugins.evaluation.autoattack import standard
 from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.libraries import ALIASES, ATTACKS, SUITES
+from art_robust_plugins.evaluation.rendering import conclude
 from art_robust_plugins.experiments import demo
 from art_robust_plugins.files import load_tensors
 from art_robust_plugins.lipschitz.rules import RULES
@@ -80,6 +81,7 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     assert run("report", folders[1], "--pages", "--out", tmp_path / "page")[0] == 0
     assert "Linf, eps 0.1" in (folders[1] / "report.html").read_text()
     assert "bang, Linf-0.05-fgsm-apgd-ce-30" in page
+    assert "different threat models" in text
     # Another number of points is another evaluation, and one that was stopped does not keep others from the page.
     assert run("evaluate", trained, "--eps", "0.1", "--attacks", "fgsm", "--points", 20)[0] == 0
     stopped = trained / "evaluations" / "Linf-0.2-standard-30"
@@ -241,7 +243,7 @@ def test_the_demo_compares_every_method(
     few = replace(digits, x_train=digits.x_train[:256], y_train=digits.y_train[:256])
     monkeypatch.setattr(demo, "load_data", lambda _: few)
     monkeypatch.setattr(standard, "Square", partial(Square, queries=50))
-    code, _ = run("demo", "--out", tmp_path, "--epochs", 2, "--points", 3, "--workers", 1)
+    code, text = run("demo", "--out", tmp_path, "--epochs", 2, "--points", 3, "--workers", 1)
     assert code == 0
     page = (tmp_path / "index.html").read_text()
     for name in available_methods():
@@ -250,6 +252,11 @@ def test_the_demo_compares_every_method(
     assert "local-ball+layerwise" in page
     assert ">certified</button>" in page
     assert "AutoAttack" in page
+    assert 'href="bang/evaluations/' in page
+    assert "bang, epoch 2: loss " in page
+    reports = {path.parts[-4]: path for path in tmp_path.glob("*/evaluations/*/report.json")}
+    said = conclude({name: EvaluationReport.load(path.parent) for name, path in reports.items()})
+    assert said.split(" points", 1)[1].split(";")[0] in " ".join(text.split())
     report = EvaluationReport.load(next((tmp_path / "bang" / "evaluations").iterdir()))
     names = [attack.name for attack in report.attacks]
     assert {"apgd-ce", "apgd-t", "fab-t", "square", "fgsm", "pgd-20"} <= set(names)

@@ -173,6 +173,7 @@ def test_the_record_is_what_the_parts_give(done: tuple[Path, dict[str, Any]], di
         assert result["training_seconds"] == sum(epoch["seconds"] for epoch in history)
     page = (out / "Linf-0.1" / "index.html").read_text()
     assert "local ball, with BANG, maps" in page
+    assert 'href="../' in page  # to the networks' own reports
     assert "plain" in page
 
 

@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from ..ranking import Reports
 from ..results import EvaluationResults
-from .svg import Axis, Line, choose_marks, choose_ticks, draw_lines, shorten
+from .comparison import name_attack
+from .svg import Axis, Line, choose_marks, choose_ticks, draw_bars, draw_lines, shorten
 
 History = Sequence[Mapping[str, Any]]
 """The records of a training's epochs, as a trainer's ``history``: "epoch", "loss", "validation_accuracy", ..."""
@@ -95,6 +96,20 @@ def _make_certified_line(report: EvaluationResults, name: str, number: int, axis
         if eps in marked
     }
     return Line(number, points, texts, dashed=True)
+
+
+def draw_accuracies(report: EvaluationResults) -> Markup:
+    """Bars of one report's accuracies: clean, each attack's, the worst case, certified."""
+    bars = [("clean", report.clean_accuracy, "clean")]
+    bars += [
+        (name_attack(result), result.robust_accuracy, "own" if result.constraint == "none" else "bounded")
+        for result in report.attacks
+    ]
+    bars.append(("worst case", report.robust_accuracy, "worst"))
+    if report.certified_accuracy is not None:
+        bars.append(("certified", report.certified_accuracy, "certified"))
+    told = ", ".join(f"{name} {value:.1%}" for name, value, _ in bars)
+    return draw_bars(f"Bars: accuracy under each attack. {told}", bars)
 
 
 def list_curve_values(reports: Reports) -> tuple[list[str], list[list[str]]]:

@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from ...escapes import drawable
 from ..results import EvaluationResults
 from .comparison import collect_accuracies, list_compared_rows
-from .labels import is_fast, mark
+from .labels import is_fast
 
-CLEAN, BOUNDED, OWN_MEASURE, WORST, INK = "#8d99ae", "#3a6ea5", "#c9d3df", "#b23a48", "#1f2933"
-CERTIFIED = "#3f8f5f"
+WORST, INK = "#b23a48", "#1f2933"
 RUNS = ("#3a6ea5", "#d1802f", "#3f8f5f", "#8a5aa8", "#b23a48", "#5c6b73", "#c2a83e", "#4aa5a5", "#7d5a3c", "#d97aa6")
 # A legend's letter, mark and line in inches.
 LETTER, HANDLE, LINE = 0.087, 0.5, 0.19
@@ -43,54 +42,6 @@ def draw_picture(drawing: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def accuracy_figure(report: EvaluationResults) -> Figure:
-    bars = [("clean", report.clean_accuracy, CLEAN)]
-    for result in report.attacks:
-        name = f"{result.name} {mark(result)}".rstrip()
-        bars.append((name, result.robust_accuracy, OWN_MEASURE if result.constraint == "none" else BOUNDED))
-    bars.append(("worst case", report.robust_accuracy, WORST))
-    if report.certified_accuracy is not None:
-        bars.append(("certified", report.certified_accuracy, CERTIFIED))
-    drawing, axes = make_figure(6.4, 0.7 + 0.3 * len(bars))
-    names, values, colours = zip(*bars, strict=True)
-    axes.barh(range(len(bars)), [100 * value for value in values], color=colours, height=0.68)
-    for row, value in enumerate(values):
-        axes.text(100 * value + 1, row, f"{value:.1%}", va="center", fontsize=9, color=INK)
-    axes.set_yticks(range(len(bars)), [drawable(name) for name in names])
-    axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.set_xlim(0, 112)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("accuracy, %", fontsize=9, color=INK)
-    return drawing
-
-
-def curve_figure(reports: Mapping[str, EvaluationResults]) -> Figure:
-    drawing, axes = make_figure(6.4, 3.4)
-    for (name, report), (colour, marker) in zip(reports.items(), choose_appearances(len(reports)), strict=True):
-        positive = [(eps, 100 * accuracy) for eps, accuracy in report.curve if eps > 0]
-        if positive:
-            axes.plot(*zip(*positive, strict=True), marker=marker, markersize=4, color=colour, label=drawable(name))
-        axes.axhline(100 * report.curve[0][1], color=colour, linestyle=":", linewidth=1)
-        if report.radii is not None:
-            axes.plot(*certified_curve(report), color=colour, linestyle="--", linewidth=1.3)
-    for index, threat in enumerate(sorted({report.settings["threat"]["eps"] for report in reports.values()})):
-        axes.axvline(threat, color=WORST, linewidth=1, label="" if index else "eps evaluated")
-    axes.set_xscale("log", base=2)
-    if any(report.radii is not None for report in reports.values()):
-        axes.plot([], [], color=INK, linestyle="--", linewidth=1.3, label="certified")
-    radii = {tuple(eps for eps, _ in report.curve if eps > 0) for report in reports.values()}
-    if len(radii) == 1 and (ticks := list(radii.pop())):
-        while ticks[0] / 4 > axes.get_xlim()[0]:
-            ticks.insert(0, ticks[0] / 4)
-        axes.set_xticks(ticks)
-    axes.xaxis.set_major_formatter(lambda value, position: f"{value:.3g}")
-    axes.set_ylim(-3, 104)
-    axes.set_xlabel("eps (dotted: clean accuracy of these points)", fontsize=9, color=INK)
-    axes.set_ylabel("accuracy, %", fontsize=9, color=INK)
-    place_legend(drawing)
-    return drawing
-
-
 def place_legend(drawing: Figure) -> None:
     """A legend over the whole width, in as many columns as its names leave room for; the figure grows by its rows."""
     (axes,) = drawing.axes
@@ -101,15 +52,6 @@ def place_legend(drawing: Figure) -> None:
     lines = max(name.count("\n") + 1 for name in names) * math.ceil(len(names) / columns)
     drawing.set_size_inches(width, height + LINE * lines)
     drawing.legend(handles, names, frameon=False, fontsize=9, loc="outside upper center", ncols=columns)
-
-
-def certified_curve(report: EvaluationResults) -> tuple[list[float], list[float]]:
-    """eps, from below the smaller of the evaluated one and the median radius, and the certified accuracy in percent."""
-    assert report.radii is not None
-    threat, positive = report.settings["threat"]["eps"], report.radii[report.radii > 0]
-    first = min(threat, float(np.median(positive)) if len(positive) else threat) / 4
-    radii = np.geomspace(first, max(8 * threat, 8 * first), 80)
-    return radii.tolist(), [100 * report.certified_at(eps) for eps in radii]
 
 
 def choose_appearances(count: int) -> list[tuple[str, str]]:

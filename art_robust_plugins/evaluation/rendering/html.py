@@ -29,7 +29,7 @@ from .comparison import (
     settings_tables,
 )
 from .conclusion import conclude
-from .curves import History, draw_curves, draw_training, list_curve_values
+from .curves import History, draw_accuracies, draw_curves, draw_training, list_curve_values
 from .explorer import explorer_data
 from .labels import attack_notes, constraint_notes, join_versions, robust_label, title
 from .leaderboard import ASCENDING, explain_leaderboard, make_leaderboard
@@ -54,7 +54,7 @@ COMPARED, COMPARED_BYTES = 60, 500_000
 
 def render_report(report: EvaluationResults) -> str:
     """One report as a page."""
-    from .figures import accuracy_figure, curve_figure, examples_figure
+    from .figures import examples_figure
 
     settings = report.settings
     told = [
@@ -73,16 +73,17 @@ def render_report(report: EvaluationResults) -> str:
         report=report,
         told=", ".join(map(str, told)),
         numbers=_list_numbers(report),
-        accuracy_figure=_encode(accuracy_figure(report)),
+        accuracies=draw_accuracies(report),
         attack_notes=" ".join(attack_notes(report)),
         attack_head=ATTACK_HEAD,
         attack_rows=attack_rows(report),
         class_note=class_note(report),
         class_head=CLASS_HEAD,
         class_rows=class_rows(report),
-        curve_figure=_encode(curve_figure({"accuracy": report})),
+        curve=draw_curves({"accuracy": report}, {"accuracy": 0}),
         curve_note=curve_note([report]),
         examples_figure=None if drawn is None else _encode(drawn[0]),
+        examples_text=_describe_examples(report),
         amplified=None if drawn is None else f"{drawn[1]:.2g}",
         no_examples="the inputs are not images" if len(report.examples.indices) else "no attack broke a point",
         explorer=explorer_data({title(report): report}),
@@ -134,6 +135,15 @@ def render_comparison(
         styles=[_read_asset("explorer.css.j2")],
         scripts=[_read_asset("leaderboard.js"), _read_asset("explorer.js")],
     )
+
+
+def _describe_examples(report: EvaluationResults) -> str:
+    examples = report.examples
+    told = [
+        f"point {index}: label {label}, attacked {'NaN' if prediction < 0 else prediction}"
+        for index, label, prediction in zip(examples.indices, examples.labels, examples.predictions, strict=True)
+    ]
+    return f"Clean images, their changes, and the attacked images. {'; '.join(told)}."
 
 
 def render_summary(report: EvaluationResults) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -126,7 +127,8 @@ def _describe_accuracy(
 def _describe_radius(report: EvaluationResults) -> Cell:
     if report.radii is None:
         return Cell("not certified")
-    return Cell(median_radius(report), float(np.median(report.radii.clip(0))))
+    # A page cannot sort by infinity.
+    return Cell(median_radius(report), min(float(np.median(report.radii.clip(0))), sys.float_info.max))
 
 
 def _describe_training(history: History) -> Cell:

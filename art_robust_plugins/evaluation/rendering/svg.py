@@ -39,11 +39,13 @@ SHAPES = (
     "M-5 0L-2.5-4.4H2.5L5 0L2.5 4.4H-2.5z",
 )
 WIDTH, HEIGHT = 640, 330
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 22, 48
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 32, 52
 _ZERO = 0.07
 """The share of a logarithmic axis that lies between 0 and its first positive value."""
 _MARKS, _LINE_POINTS = 24, 300
 """The largest numbers of marks and of points on a line; more would be too near to each other to be told apart."""
+
+_BAR_LEFT, _BAR_WIDTH, _BAR_HEIGHT, _BAR_PITCH, _BAR_LETTERS = 206, 362, 16, 24, 26
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def draw_lines(
                 x=f"{across:.1f}",
                 top=TOP,
                 end=HEIGHT - BOTTOM,
-                above=TOP - 7,
+                above=TOP - 14,
                 anchor="end" if across > WIDTH * 0.75 else "start" if across < WIDTH * 0.25 else "middle",
                 text=text,
             )
@@ -133,7 +135,7 @@ def _draw_axes(x: Axis, y: Axis) -> Markup:
             _fill(
                 '<text x="{x}" y="{y}" text-anchor="middle">{text}</text>',
                 x=f"{_across(x, value):.1f}",
-                y=HEIGHT - BOTTOM + 18,
+                y=HEIGHT - BOTTOM + 20,
                 text=text,
             )
         )
@@ -147,7 +149,7 @@ def _draw_axes(x: Axis, y: Axis) -> Markup:
             end=HEIGHT - BOTTOM,
             middle=(LEFT + WIDTH - RIGHT) / 2,
             below=HEIGHT - 8,
-            above=TOP - 8,
+            above=TOP - 14,
             x=x.label,
             y=y.label,
         )
@@ -200,6 +202,41 @@ def draw_interval(value: float, low: float, high: float) -> Markup:
         value=f"{100 * value:.2f}",
         low=f"{100 * low:.2f}",
         high=f"{100 * high:.2f}",
+    )
+
+
+def draw_bars(description: str, bars: Sequence[tuple[str, float, str]]) -> Markup:
+    """Horizontal bars of shares, each with its name, its value and a class of the style, as "worst"."""
+    parts = []
+    for row, (name, value, kind) in enumerate(bars):
+        top = 4 + row * _BAR_PITCH
+        parts.append(
+            _fill(
+                '<g tabindex="0" role="img" aria-label="{name}: {value}" class="{kind}"><title>{name}: {value}</title>'
+                '<rect class="track" x="{left}" y="{top}" width="{whole}" height="{height}"/>'
+                '<rect class="mark" x="{left}" y="{top}" width="{width}" height="{height}"/>'
+                '<text x="{names}" y="{base}" text-anchor="end">{short}</text>'
+                '<text x="{after}" y="{base}">{value}</text></g>',
+                name=name,
+                short=shorten_middle(name, _BAR_LETTERS),
+                value=f"{value:.1%}",
+                kind=kind,
+                left=_BAR_LEFT,
+                top=top,
+                height=_BAR_HEIGHT,
+                whole=_BAR_WIDTH,
+                width=f"{_BAR_WIDTH * value:.1f}",
+                names=_BAR_LEFT - 8,
+                base=top + _BAR_HEIGHT - 4,
+                after=_BAR_LEFT + _BAR_WIDTH + 8,
+            )
+        )
+    return _fill(
+        '<svg class="chart bars" viewBox="0 0 {width} {height}" role="group" aria-label="{description}">{parts}</svg>',
+        width=WIDTH,
+        height=4 + len(bars) * _BAR_PITCH,
+        description=description,
+        parts=Markup("").join(parts),
     )
 
 
