@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..bridge import input_range
 from ..evaluation import EvaluationReport
 from ..evaluation.front import warn_of_guessing
 from ..evaluation.libraries import Backend
@@ -30,6 +31,8 @@ from .targets import (
     choose_threats,
     load_target,
 )
+
+IMAGES = "images"
 
 
 def evaluate(
@@ -73,6 +76,12 @@ def evaluate(
     device: DeviceOption = None,
     quiet: QuietOption = False,
     certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
+    png: Annotated[
+        bool,
+        typer.Option(
+            "--png", help="Also write the attacked images as 8-bit PNG files, and judge these after rounding."
+        ),
+    ] = False,
     robustbench: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Also write a submission to RobustBench there, as JSON and images."),
@@ -106,6 +115,8 @@ def evaluate(
     if robustbench is not None:
         _check_submission(target, threats, chosen)
         check_output("--robustbench", robustbench, ())
+    if png:
+        _check_pictures(target)
     if out is None:
         check_output("--out", target.home / EVALUATIONS, ())
     if source and is_main():
@@ -132,12 +143,32 @@ def evaluate(
         return
     if not target.is_run:
         warn_of_guessing(reports[0])
+    if png:
+        single = len(reports) == 1
+        places = [folder if single else folder / f"{report.settings['threat']['eps']:g}" for report in reports]
+        reports = [_write_images(report, place, target) for report, place in zip(reports, places, strict=True)]
     for report in reports:
         console.print(str(report), markup=False, highlight=False)
     if robustbench is not None:
         _write_submission(reports[0], target, robustbench, title or target.home.name, authors)
     page = folder / (PAGE_FILE if len(reports) == 1 else COMPARISON_FILES[-1])
     console.print(str(page), markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_pictures(target: Target) -> None:
+    """Refuse, before any attack, inputs that are no images."""
+    shape, box = tuple(target.classifier.input_shape), input_range(target.classifier)
+    if len(shape) != 3 or shape[0 if target.classifier.channels_first else -1] not in (1, 3) or not box.uniform:
+        raise ValueError(
+            f"--png: got inputs of shape {shape} in {box}, expected images of 1 or 3 channels in one range."
+        )
+
+
+def _write_images(report: EvaluationReport, folder: Path, target: Target) -> EvaluationReport:
+    """The attacked images beside a saved report, which then says what rounding left of them."""
+    judged = report.save_images(folder / IMAGES, target.classifier)
+    judged.save(folder)
+    return judged
 
 
 def _check_submission(target: Target, threats: list[ThreatModel], attacks: list[str]) -> None:

@@ -21,10 +21,15 @@ from .showing import show_comparison
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of single reports.")],
     out: OutOption = Path("runs/comparison"),
+    pages: Annotated[
+        bool, typer.Option("--pages", help="Also write each report's own page anew, beside its report.json.")
+    ] = False,
 ) -> None:
     """Compare evaluated runs on one page.
 
     Example: art-robust report runs/*
+
+    Example: art-robust report runs/bang --pages
     """
     check_alone("report")
     check_output_folder("--out", out, COMPARISON_FILES)
@@ -48,4 +53,7 @@ def report(
             reports[name], folders[name], owners[name] = EvaluationReport.load(folder), folder, owner
     if not reports:
         raise ValueError("RUNS: got no folder with a report, expected some that art-robust evaluate wrote.")
+    if pages:
+        for name, found_report in reports.items():
+            console.print(f"Written anew: {found_report.write_pages(folders[name])}", soft_wrap=True)
     show_comparison(reports, out, folders, owners)

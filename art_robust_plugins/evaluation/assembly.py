@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from ..fingerprints import digest
 from ..randomness import seed_everything
 from .certificates import CertifiedRadii
 from .diagnostics import Certificate, Findings, ShortAttackPlan, ShortAttacks, run_diagnostics, run_short_attacks
@@ -17,7 +18,7 @@ from .options import EvaluationOptions, Samples
 from .preparation import Preparation, PreparedAttack
 from .progress import CleanFindings
 from .report import EvaluationReport
-from .results import AttackResult, Examples
+from .results import AttackResult, Examples, PointDetails
 from .settings import describe_attacks, describe_inputs, describe_network, describe_versions, list_not_run
 from .state import EvaluationState
 from .verdicts import Judge
@@ -62,13 +63,21 @@ class FinishedEvaluation:
         return self.correct & ~self.state.broken
 
 
+class Outputs(NamedTuple):
+    """The estimator's outputs [N, classes] for the clean images, and for those that attacks left in their place."""
+
+    clean: Tensor
+    attacked: Tensor
+
+
 def assemble_report(finished: FinishedEvaluation) -> EvaluationReport:
-    """The report without the adversarial images, which stay with the state."""
+    """The report without the images of all points, which stay with the state and the samples."""
     correct, robust, passes = finished.correct, finished.robust, finished.judge.passes
     results = [_build_result(finished, prepared) for prepared in finished.prepared.attacks]
     short = passes.batched.run_whole(lambda size: _attack_shortly(finished, size))
     certified = finished.certified
     clean_accuracy = float(correct.double().mean())
+    outputs = _collect_outputs(finished)
     findings = Findings(
         points=len(correct),
         clean_accuracy=clean_accuracy,
@@ -99,8 +108,14 @@ def assemble_report(finished: FinishedEvaluation) -> EvaluationReport:
         flags=run_diagnostics(findings),
         settings=_describe(finished, short, certified),
         curve=short.curve,
-        examples=_pick_examples(finished),
+        examples=_pick_examples(finished, outputs.attacked),
         radii=None if certified is None else certified.radii,
+        details=PointDetails(
+            clean=np.empty(0, dtype=np.float32),
+            outputs=outputs.clean.numpy(),
+            attacked_outputs=outputs.attacked.numpy(),
+            breakers=finished.state.breakers.numpy(),
+        ),
     )
 
 
@@ -158,6 +173,8 @@ def _describe(finished: FinishedEvaluation, short: ShortAttacks, certified: Cert
         "tolerance": finished.judge.tolerance.typical,
         **describe_network(passes),
         "network_sha256": finished.state.fingerprint["network"],
+        "points_sha256": digest(*(finished.state.fingerprint[name] for name in ("x", "y"))),
+        "outputs": "probabilities" if finished.clean.probabilities or finished.clean.passes > 1 else "logits",
         "versions": describe_versions(),
         "diagnostics": short.cost,
         "could_not_run": prepared.not_run,
@@ -167,16 +184,25 @@ def _describe(finished: FinishedEvaluation, short: ShortAttacks, certified: Cert
     }
 
 
-def _pick_examples(finished: FinishedEvaluation) -> Examples:
-    """The first points that an attack broke, as images in [0, 1]."""
+def _collect_outputs(finished: FinishedEvaluation) -> Outputs:
+    judge, broken = finished.judge, finished.correct & ~finished.robust
+    clean = judge.rule.average(judge.rule.predict(judge.passes.predict, finished.samples.x)).float()
+    attacked = clean.clone()
+    if broken.any():
+        found = judge.rule.predict(judge.passes.predict, finished.state.adversarial[broken])
+        attacked[broken] = judge.rule.average(found).float()
+    return Outputs(clean, attacked)
+
+
+def _pick_examples(finished: FinishedEvaluation, outputs: Tensor) -> Examples:
+    """The first points that an attack broke, as images in [0, 1]; ``outputs`` are those of the attacked images."""
     samples, judge = finished.samples, finished.judge
     where = (finished.correct & ~finished.robust).nonzero().flatten()[:EXAMPLES]
     adversarial = finished.state.adversarial[where]
-    outputs = judge.rule.predict(judge.passes.predict, adversarial) if len(where) else []
     return Examples(
         indices=where.numpy(),
         clean=judge.passes.module.from_estimator(samples.x[where]).numpy(),
         adversarial=judge.passes.module.from_estimator(adversarial).numpy(),
         labels=samples.y[where].numpy(),
-        predictions=(judge.rule.classify(outputs) if len(where) else where).numpy(),
+        predictions=judge.rule.classify([outputs[where]]).numpy(),
     )

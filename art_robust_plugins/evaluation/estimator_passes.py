@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import EstimatorModule, class_logits, input_range, predict_outputs
-from ..snapshot import Snapshot
+from ..bridge import (
+    EstimatorModule,
+    class_logits,
+    device_of,
+    input_range,
+    predict_outputs,
+    preprocessing_modules,
+    preserved,
+)
+from ..randomness import cuda_devices, restored_random_states
+from ..snapshot import Snapshot, restored_state
 from .autoattack.batches import BatchedPasses
 from .counting import CallCounter
 from .weights import FrozenWeights
+
+
+@contextmanager
+def preserve_network(estimator: PyTorchClassifier) -> Iterator[Snapshot]:
+    """Leave network, preprocessing and random numbers as they were; no autocast within."""
+    modules = list_modules(estimator)
+    # A caller's autocast would round the verdicts.
+    exact = torch.autocast(device_of(estimator.model).type, enabled=False)
+    with preserved(modules), restored_state(modules) as snapshot, restored_random_states(cuda_devices()), exact:
+        yield snapshot
+
+
+def list_modules(estimator: PyTorchClassifier) -> nn.ModuleList:
+    """The network and the modules of the preprocessing."""
+    return nn.ModuleList([estimator.model, *preprocessing_modules(estimator)])
 
 
 class EstimatorPasses:

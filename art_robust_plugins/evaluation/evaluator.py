@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -24,23 +24,19 @@ from ..bridge import (
     check_certified,
     check_no_conventions,
     check_threat,
-    device_of,
     input_range,
     is_plain,
-    preprocessing_modules,
-    preserved,
 )
 from ..checks import check_choice, check_count, check_flag, check_path, check_seed
 from ..keywords import KnownKeywords, explain_keywords
 from ..processes import find_processes
-from ..randomness import cuda_devices, restored_random_states
-from ..snapshot import Snapshot, restored_state
+from ..snapshot import Snapshot
 from ..threat import ThreatModel
 from .assembly import FinishedEvaluation, assemble_report
 from .certificates import certify_points
 from .clean import inspect_clean
 from .diagnostics.faithfulness import check_single_network
-from .estimator_passes import EstimatorPasses
+from .estimator_passes import EstimatorPasses, list_modules, preserve_network
 from .libraries import Attack, Backend, resolve
 from .options import EvaluationOptions, Samples
 from .preparation import prepare_attacks
@@ -197,7 +193,7 @@ class Evaluator(KnownKeywords):
             samples = Samples(*read_samples(x, y, estimator))
             settings = {field.name: getattr(self, field.name) for field in fields(EvaluationOptions)}
             options = EvaluationOptions(**{**settings, "estimator": estimator})
-            with _preserve_network(estimator) as snapshot:
+            with preserve_network(estimator) as snapshot:
                 estimator.model.eval()
                 return _evaluate(options, samples, snapshot)
 
@@ -228,7 +224,7 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         options.estimator,
         module,
         snapshot,
-        FrozenWeights(_list_modules(options.estimator)),
+        FrozenWeights(list_modules(options.estimator)),
         options.physical_batch_size or options.batch_size,
     )
     prepared = prepare_attacks(options, passes, samples.x)
@@ -259,24 +255,11 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared)
         left = runner.run_all(prepared.attacks, correct)
 
-        # Report: the main process assembles it; each process has the adversarial images itself.
+        # Report: the main process assembles it; each process has the images itself.
         finished = FinishedEvaluation(
             options, samples, prepared, judge, clean, certified, state, left, processes.num_processes
         )
         report = share_from_main(processes, lambda: assemble_report(finished))
-        return replace(report, adversarial=state.adversarial.numpy())
-
-
-@contextmanager
-def _preserve_network(estimator: PyTorchClassifier) -> Iterator[Snapshot]:
-    """Leave network, preprocessing and random numbers as they were; no autocast within."""
-    modules = _list_modules(estimator)
-    # A caller's autocast would round the verdicts.
-    exact = torch.autocast(device_of(estimator.model).type, enabled=False)
-    with preserved(modules), restored_state(modules) as snapshot, restored_random_states(cuda_devices()), exact:
-        yield snapshot
-
-
-def _list_modules(estimator: PyTorchClassifier) -> nn.ModuleList:
-    """The network and the modules of the preprocessing."""
-    return nn.ModuleList([estimator.model, *preprocessing_modules(estimator)])
+        assert report.details is not None
+        details = replace(report.details, clean=samples.x[state.broken & correct].numpy())
+        return replace(report, adversarial=state.adversarial.numpy(), details=details)

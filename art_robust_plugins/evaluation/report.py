@@ -6,13 +6,14 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import torch
+from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ..checks import check_path
 from ..escapes import csv_cell
 from ..files import load_tensors, read_json, read_sealed, save_tensors, sha256_of, write_atomically, write_sealed
 from ..keywords import explain_keywords
+from .eight_bit import save_rounded_images
 from .flags import Flag
 from .rendering import (
     comparison_markdown,
@@ -31,7 +33,7 @@ from .rendering import (
     summary,
 )
 from .report_record import check_report
-from .results import AttackResult, EvaluationResults, Examples
+from .results import AttackResult, EvaluationResults, Examples, PointDetails
 from .robustbench import LeaderboardEntry, export_to_robustbench
 
 REPORT_FILE = "report.json"
@@ -41,8 +43,8 @@ MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
 COMPARISON_FILES = ("index.md", "index.html")
 REPORT_FILES = (REPORT_FILE, ARRAYS_FILE, VERDICTS_FILE, MARKDOWN_FILE, PAGE_FILE)
 """What `EvaluationReport.save` writes."""
-_FORMAT = "art-robust-plugins report 4"
-_UNSEALED = ("art-robust-plugins report 3",)
+_FORMAT = "art-robust-plugins report 5"
+_FOUR, _THREE = "art-robust-plugins report 4", "art-robust-plugins report 3"
 _EARLIER = ("art-robust-plugins report 1", "art-robust-plugins report 2")
 
 
@@ -127,6 +129,33 @@ class EvaluationReport(EvaluationResults):
         )
         return export_to_robustbench(self, entry, folder)
 
+    def save_images(self, folder: str | Path, classifier: PyTorchClassifier) -> EvaluationReport:
+        """Write the attacked images as PNG files of 8 bits, and judge what rounding left of them.
+
+        Rounding to 256 levels may undo an attack, or put an image outside of the threat's ball. So each rounded image
+        is judged by a fresh pass through the untouched estimator, and its distance is computed again.
+
+        Args:
+            folder: gets ``<point>.png`` for each broken point, of five digits or more; files of these names are
+                replaced.
+            classifier: the estimator that was evaluated.
+
+        Returns:
+            This report with ``settings["eight_bit"]``: the accuracy after rounding, the accuracy that counts rounded
+            images within eps alone, how many of the broken points stay misclassified, and the largest distance. Its
+            ``save`` shows them.
+
+        Raises:
+            TypeError: a classifier that is not a ``PyTorchClassifier``.
+            ValueError: another network than the report's, a report of an earlier version, data that are no images of
+                one or three channels in one range.
+
+        Example:
+            >>> report = report.save_images("images", classifier)   # doctest: +SKIP
+            >>> report.settings["eight_bit"]["accuracy"]            # doctest: +SKIP
+        """
+        return replace(self, settings={**self.settings, "eight_bit": save_rounded_images(self, folder, classifier)})
+
     def __str__(self) -> str:
         return summary(self)
 
@@ -155,9 +184,22 @@ class EvaluationReport(EvaluationResults):
             "attacks": np.stack([result.robust for result in self.attacks]),
             **{f"examples.{name}": values for name, values in vars(self.examples).items()},
             **({} if self.radii is None else {"radii": self.radii}),
+            **({} if self.details is None else {f"points.{key}": values for key, values in vars(self.details).items()}),
         }
         save_tensors(folder / ARRAYS_FILE, {name: _to_tensor(values) for name, values in arrays.items()})
         write_sealed(folder / REPORT_FILE, {**self._describe(), "arrays_sha256": sha256_of(folder / ARRAYS_FILE)})
+        return self.write_pages(folder)
+
+    def write_pages(self, folder: str | Path) -> Path:
+        """Write verdicts.csv, report.md and report.html alone, as of a report that another version of ours saved.
+
+        Args:
+            folder: made when it is missing; pages that stand there are replaced.
+
+        Returns:
+            The path of report.html.
+        """
+        folder = check_path("folder", folder)
         texts = {
             VERDICTS_FILE: self.verdicts_csv(),
             MARKDOWN_FILE: report_markdown(self),
@@ -171,7 +213,8 @@ class EvaluationReport(EvaluationResults):
     def load(cls, folder: str | Path) -> EvaluationReport:
         """Read back what `save` wrote. Nothing is unpickled, and every entry is checked.
 
-        Totals must be those of the arrays. (Reports of earlier versions carry no digest of their own.)
+        Totals must be those of the arrays. (Reports of format 3 carry no digest of their own, and those of 3 and 4 no
+        details of the points.)
 
         Raises:
             FileNotFoundError: there is no report in the folder.
@@ -186,9 +229,9 @@ class EvaluationReport(EvaluationResults):
         found = read_json(path)
         if isinstance(found, dict) and found.get("format") in _EARLIER:
             raise ValueError(f"{path}: got a report of an earlier version; evaluate again.")
-        if not isinstance(found, dict) or found.get("format") not in (_FORMAT, *_UNSEALED):
+        if not isinstance(found, dict) or found.get("format") not in (_FORMAT, _FOUR, _THREE):
             raise ValueError(f"{path}: got a file of another kind, expected a report of this package.")
-        data = read_sealed(path, _FORMAT, _UNSEALED)
+        data = read_sealed(path, _FOUR if found["format"] == _FOUR else _FORMAT, (_THREE,))
         tensors = load_tensors(folder / ARRAYS_FILE)
         if sha256_of(folder / ARRAYS_FILE) != data.get("arrays_sha256"):
             raise ValueError(f"{folder / ARRAYS_FILE}: got arrays of another evaluation than {REPORT_FILE} beside it.")
@@ -215,6 +258,9 @@ class EvaluationReport(EvaluationResults):
             curve=[(eps, accuracy) for eps, accuracy in data["curve"]],
             examples=Examples(**{field.name: arrays[f"examples.{field.name}"] for field in fields(Examples)}),
             radii=arrays.get("radii"),
+            details=PointDetails(**{field.name: arrays[f"points.{field.name}"] for field in fields(PointDetails)})
+            if "points.outputs" in arrays
+            else None,
         )
 
     def _describe(self) -> dict[str, Any]:

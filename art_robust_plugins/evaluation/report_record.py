@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..files import Entry
 from ..threat import Norm, ThreatModel
 from .flags import SEVERITIES
 from .libraries import SUITES, Backend
-from .results import Constraint
+from .results import Constraint, PointDetails
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -72,6 +73,7 @@ def check_report(record: dict[str, Any], arrays: Arrays, place: str) -> None:
         eps.number(0, _LARGEST)
         accuracy.share()
     _check_examples(arrays, settings, points, place)
+    _check_details(arrays, settings, len(attacks), place)
 
 
 def _check_attack(attack: Entry) -> None:
@@ -143,6 +145,13 @@ def _check_costs(settings: Entry) -> None:
         for name in ("points not attacked", "certified points attacked"):
             if (count := certificate.find(name)) is not None:
                 count.whole(0, settings["points"].value)
+    if (rounded := settings.find("eight_bit")) is not None:
+        rounded.table(("accuracy", "accuracy_within_eps", "broken", "misclassified", "within_eps", "farthest"))
+        for name in ("accuracy", "accuracy_within_eps"):
+            rounded[name].share()
+        for name in ("broken", "misclassified", "within_eps"):
+            rounded[name].whole(0, settings["points"].value)
+        rounded["farthest"].number(0, _LARGEST)
     if (reused := settings.find("reused")) is not None:
         reused["eps"].number(0, _LARGEST)
         reused["points"].whole(0, settings["points"].value)
@@ -228,6 +237,34 @@ def _check_examples(arrays: Arrays, settings: Entry, points: int, place: str) ->
                 f"{place}: examples.{name}: got {values.dtype} {values.shape}, expected finite float32 images of as "
                 f"many points as there are indices."
             )
+
+
+def _check_details(arrays: Arrays, settings: Entry, attacks: int, place: str) -> None:
+    """Reports of earlier versions have none; of others, all or none are there."""
+    names = [field.name for field in fields(PointDetails)]
+    if not any(f"points.{name}" in arrays for name in names):
+        return
+    settings["outputs"].text(("logits", "probabilities"))
+    settings["points_sha256"].text()
+    broken, shape = arrays["correct"] & ~arrays["robust"], list(arrays["adversarial"].shape)
+    outputs = ("float32", [shape[0], settings["classes"].value])
+    wanted = {
+        "clean": ("float32", [int(broken.sum()), *shape[1:]]),
+        "outputs": outputs,
+        "attacked_outputs": outputs,
+        "breakers": ("int64", shape[:1]),
+    }
+    for name, (kind, sizes) in wanted.items():
+        found = arrays.get(f"points.{name}")
+        if found is None or found.dtype != kind or list(found.shape) != sizes:
+            told = "no such array" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise ValueError(f"{place}: points.{name}: got {told}, expected {kind} {sizes}.")
+    if not np.isfinite(arrays["points.clean"]).all():
+        raise ValueError(f"{place}: points.clean: got NaN or infinity, expected images.")
+    breakers = arrays["points.breakers"]
+    _check_range(breakers, -1, attacks - 1, f"{place}: points.breakers")
+    if ((breakers >= 0) != broken).any():
+        raise ValueError(f"{place}: points.breakers: got other points than were broken, expected these.")
 
 
 def _check_range(values: NDArray[Any], low: int, high: int, place: str) -> None:

@@ -74,6 +74,27 @@ class Examples:
         return f"Examples({len(self.indices)} points)"
 
 
+@dataclass(frozen=True, eq=False)
+class PointDetails:
+    """What is known of each point beside the verdicts.
+
+    Attributes:
+        clean: the points that were broken, before the attack, in their order [B, ...], in the estimator's range. (Of
+            every other point ``adversarial`` is the clean image.)
+        outputs: the estimator's outputs for the clean images, float32 [N, classes]; see ``settings["outputs"]``.
+        attacked_outputs: its outputs for ``adversarial``, float32 [N, classes].
+        breakers: whose image ``adversarial`` is, as its place in ``attacks``, int64 [N]; -1 for points not broken.
+    """
+
+    clean: NDArray[Any]
+    outputs: NDArray[np.float32]
+    attacked_outputs: NDArray[np.float32]
+    breakers: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return f"PointDetails({len(self.outputs)} points, {len(self.clean)} broken)"
+
+
 class ClassAccuracy(NamedTuple):
     """Accuracies of the points with one label."""
 
@@ -102,6 +123,7 @@ class EvaluationResults:
         examples: some points that were broken, for the figures.
         radii: for an estimator that certifies, the proven radius of each point in the threat's norm and the estimator's
             units, float64 [N], -1 where the certified class is not the label; None for any other.
+        details: outputs and clean images of the points; None for a report of an earlier version.
     """
 
     clean_accuracy: float
@@ -116,6 +138,7 @@ class EvaluationResults:
     curve: list[tuple[float, float]]
     examples: Examples
     radii: NDArray[np.float64] | None = None
+    details: PointDetails | None = None
 
     def __post_init__(self) -> None:
         worst = min((result.robust_accuracy for result in self.attacks if result.bounded), default=1.0)
@@ -124,6 +147,11 @@ class EvaluationResults:
                 f"robust_accuracy: got {self.robust_accuracy} with a clean accuracy of {self.clean_accuracy} and "
                 f"{worst} under the strongest attack, expected at most these."
             )
+
+    @property
+    def broken(self) -> NDArray[np.bool_]:
+        """The points that are classified correctly, but not within eps, bool [N]."""
+        return self.correct & ~self.robust
 
     @property
     def autoattack_accuracy(self) -> float | None:

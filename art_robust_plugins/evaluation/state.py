@@ -44,6 +44,7 @@ class EvaluationState:
         clean: what the clean passes found; None before them.
         broken: the points that any attack broke within eps, bool [N].
         adversarial: like x: the first image that broke a point, else the point itself.
+        breakers: the place in ``attacks`` of the attack whose image that is, int64 [N]; -1 for points not broken.
         attacks: the progress of each attack, by its name, in the order in which they run.
     """
 
@@ -52,6 +53,7 @@ class EvaluationState:
     clean: CleanFindings | None
     broken: Tensor
     adversarial: Tensor
+    breakers: Tensor
     attacks: dict[str, AttackProgress]
 
     def apply(self, change: Change) -> None:
@@ -67,6 +69,7 @@ class EvaluationState:
         progress.fooled[change["fooled"]] = True
         self.broken[change["broken"]] = True
         self.adversarial[change["broken"]] = change["adversarial"]
+        self.breakers[change["broken"]] = list(self.attacks).index(change["attack"])
 
 
 class OpenedState(NamedTuple):
@@ -85,6 +88,7 @@ class OpenedState(NamedTuple):
             clean=self.clean,
             broken=torch.zeros(len(x), dtype=torch.bool, device="cpu"),
             adversarial=x.clone(),
+            breakers=torch.full((len(x),), -1, device="cpu"),
             attacks={name: AttackProgress.begin(len(x)) for name in attacks},
         )
         for change in self.changes:

@@ -22,7 +22,7 @@ from .evaluator import Evaluator
 from .flags import merge_flags
 from .libraries import resolve
 from .report import EvaluationReport
-from .results import AttackResult
+from .results import AttackResult, PointDetails
 from .samples import collect_samples, read_samples
 from .settings import describe_threat
 
@@ -174,7 +174,18 @@ def merge_reports(before: EvaluationReport, after: EvaluationReport, left: NDArr
         # The curve, and its description, stay those of the first points.
         settings={**after.settings, "diagnostics": before.settings["diagnostics"], **_describe_reused(before)},
         examples=examples if len(examples.indices) else before.examples,
+        details=_merge_details(before, after, left),
     )
+
+
+def _merge_details(before: EvaluationReport, after: EvaluationReport, left: NDArray[Any]) -> PointDetails | None:
+    if before.details is None or after.details is None:
+        return None
+    attacked, breakers = before.details.attacked_outputs.copy(), before.details.breakers.copy()
+    attacked[left], breakers[left] = after.details.attacked_outputs, after.details.breakers
+    broken = [before.broken.nonzero()[0], left[after.broken]]
+    clean = np.concatenate([before.details.clean, after.details.clean])
+    return PointDetails(clean[np.concatenate(broken).argsort()], before.details.outputs, attacked, breakers)
 
 
 def _report_all_broken(before: EvaluationReport, threat: ThreatModel) -> EvaluationReport:
@@ -197,5 +208,6 @@ def _describe_reused(before: EvaluationReport) -> dict[str, Any]:
     broken = int((before.correct & ~before.robust).sum())
     return {
         "points": before.settings["points"],
+        "points_sha256": before.settings["points_sha256"],
         "reused": {"eps": before.settings["threat"]["eps"], "points": broken},
     }

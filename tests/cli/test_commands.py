@@ -92,6 +92,9 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     code, text = run("report", trained, "--out", tmp_path / "page")
     assert code == 0
     page = (tmp_path / "page" / "index.html").read_text()
+    (folders[1] / "report.html").unlink()
+    assert run("report", folders[1], "--pages", "--out", tmp_path / "page")[0] == 0
+    assert "Linf, eps 0.1" in (folders[1] / "report.html").read_text()
     assert "bang, Linf-0.05-fgsm-apgd-ce-30" in page
     assert "different threat models" in text
     # Another number of points is another evaluation, and one that was stopped does not keep others from the page.
@@ -105,6 +108,19 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     code, text = run("report", tmp_path / "nothing")
     assert code == 2
     assert "RUNS: got no folder with a report" in text
+
+
+def test_attacked_images_as_files(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["--eps", "0.1", "--eps", "0.2", "--attacks", "apgd-ce", "--points", 10, "--out", tmp_path, "--png"]
+    code, text = run("evaluate", trained, *arguments)
+    assert code == 0
+    assert text.count("after rounding") == 2
+    for eps in ("0.1", "0.2"):
+        report = EvaluationReport.load(tmp_path / eps)
+        assert report.broken.any()
+        files = sorted(path.name for path in (tmp_path / eps / "images").iterdir())
+        assert files == [f"{point:05}.png" for point in report.broken.nonzero()[0]]
+        assert report.settings["eight_bit"]["broken"] == len(files)
 
 
 def test_the_authors_autoattack_and_the_size_of_a_pass(run, trained: Path) -> None:  # type: ignore[no-untyped-def]

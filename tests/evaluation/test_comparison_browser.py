@@ -140,7 +140,7 @@ def test_a_hostile_report_runs_nothing(tmp_path: Path, protected: bool) -> None:
     assert title is not None
     assert title[1] == "Robustness of 4 networks"
     assert '<div class="tools">' in shown  # our own script ran
-    assert "<img" not in shown
+    assert "<img" not in re.sub(r'<img alt="[^"]*" src="data:image/png;base64,[^"<>]*">', "", shown)
 
 
 def test_the_policy_stops_what_escaping_might_miss(tmp_path: Path) -> None:

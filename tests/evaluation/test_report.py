@@ -74,7 +74,7 @@ def test_broken_and_foreign_files_are_refused(report: EvaluationReport, tmp_path
     good = arrays.read_bytes(), described.read_text()
 
     for earlier in ("report 1", "report 2"):
-        described.write_text(good[1].replace("report 4", earlier))
+        described.write_text(good[1].replace("report 5", earlier))
         refused(r"report\.json: got a report of an earlier version; evaluate again\.")
     described.write_text("{}")
     refused(r"report\.json: got a file of another kind")

@@ -71,8 +71,10 @@ def test_an_interrupted_evaluation_is_resumed_at_the_next_batch(
     made, none = attacks()
     again = evaluator(network, made, tmp_path).evaluate(*data)
     for key, value in vars(again).items():
-        if key not in ("attacks", "examples", "settings"):
+        if key not in ("attacks", "details", "examples", "settings"):
             assert_array_equal(value, getattr(report, key))
+    for key, value in vars(again.details).items():
+        assert_array_equal(value, getattr(report.details, key))
     for result, wanted in zip(again.attacks, report.attacks, strict=True):
         assert_array_equal(result.robust, wanted.robust)
         assert {**vars(result), "robust": 0} == {**vars(wanted), "robust": 0}

@@ -119,6 +119,7 @@ def test_flags_and_the_curve_of_earlier_radii_are_kept(reports: dict[float, Eval
     after = replace(
         first,
         attacks=[],
+        details=None,
         flags=[other],
         robust=first.robust[left],
         adversarial=first.adversarial[left],

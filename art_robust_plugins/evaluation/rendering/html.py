@@ -30,6 +30,7 @@ from .comparison import (
 )
 from .conclusion import conclude
 from .curves import History, draw_accuracies, draw_curves, draw_training, list_curve_values
+from .explorer import explorer_data
 from .labels import attack_notes, constraint_notes, join_versions, robust_label, title
 from .leaderboard import ASCENDING, explain_leaderboard, make_leaderboard
 from .svg import draw_key
@@ -46,6 +47,9 @@ from .tables import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+COMPARED, COMPARED_BYTES = 60, 500_000
+"""The most points whose images are in a comparison, and the most bytes of these."""
 
 
 def render_report(report: EvaluationResults) -> str:
@@ -82,8 +86,11 @@ def render_report(report: EvaluationResults) -> str:
         examples_text=_describe_examples(report),
         amplified=None if drawn is None else f"{drawn[1]:.2g}",
         no_examples="the inputs are not images" if len(report.examples.indices) else "no attack broke a point",
+        explorer=explorer_data({title(report): report}),
         setting_rows=setting_rows(report),
         parameter_rows=parameter_rows(report),
+        styles=[_read_asset("explorer.css.j2")],
+        scripts=[_read_asset("explorer.js")],
     )
 
 
@@ -124,7 +131,9 @@ def render_comparison(
         not_run=list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"])),
         shared_settings=shared_settings,
         own_settings=own_settings,
-        scripts=[_read_asset("leaderboard.js")],
+        explorer=explorer_data(ordered, shown=COMPARED, shown_bytes=COMPARED_BYTES),
+        styles=[_read_asset("explorer.css.j2")],
+        scripts=[_read_asset("leaderboard.js"), _read_asset("explorer.js")],
     )
 
 

@@ -123,6 +123,20 @@ def certificate_text(report: EvaluationResults) -> str:
     return f"{text}; {spared} certified points not attacked by AutoAttack, {witnesses} attacked as witnesses"
 
 
+def rounding_text(report: EvaluationResults) -> str:
+    """What rounding the attacked images to 256 levels left."""
+    found = report.settings.get("eight_bit")
+    if found is None:
+        return "not written"
+    threat = report.settings["threat"]
+    return (
+        f"accuracy {found['accuracy']:.2%} after rounding (before: {report.robust_accuracy:.2%}), "
+        f"{found['accuracy_within_eps']:.2%} if only rounded images within eps count; {found['misclassified']} of the "
+        f"{found['broken']} broken points stay misclassified, {found['within_eps']} of them within eps; largest "
+        f"distance {found['farthest']:.6g} ({threat['norm']}, eps {threat['eps']:.6g})"
+    )
+
+
 def median_radius(report: EvaluationResults) -> str:
     """The median over all points, where misclassified points count as 0."""
     if report.radii is None:

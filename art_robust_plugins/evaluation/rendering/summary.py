@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...escapes import printable
 from ..results import EvaluationResults
-from .labels import collect_totals, duration, interval, is_fast, is_swept, mark, reused_text, title
+from .labels import collect_totals, duration, interval, is_fast, is_swept, mark, reused_text, rounding_text, title
 
 
 def headline(report: EvaluationResults) -> str:
@@ -28,6 +28,7 @@ def summary(report: EvaluationResults) -> str:
     if "certified" in sure:
         lines.append(f"  {'certified':<{width}}  {report.certified_accuracy:7.2%}  {sure['certified']}")
     lines += [f"  known from a smaller eps: {reused_text(report)}"] if is_swept(report) else []
+    lines += [f"  images of 8 bits: {rounding_text(report)}"] if report.settings.get("eight_bit") else []
     lines += [f"  not run: {line}" for line in report.settings["could_not_run"]]
     if is_fast(report):
         lines += [f"  {line}" for line in report.settings["not_run"] if "fast level" in line]

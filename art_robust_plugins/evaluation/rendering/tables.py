@@ -17,6 +17,7 @@ from .labels import (
     mark,
     range_text,
     reused_text,
+    rounding_text,
 )
 
 ATTACK_HEAD = ["attack", "what", "accuracy", "time", "images forward", "images backward"]
@@ -86,6 +87,7 @@ def setting_rows(report: EvaluationResults) -> list[list[str]]:
             "may have put farther out are drawn back, and judged there",
         ],
         ["certificate", certificate_text(report)],
+        ["images of 8 bits", rounding_text(report)],
         ["versions", join_versions(s["versions"])],
         [
             "diagnostics",
