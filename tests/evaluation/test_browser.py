@@ -49,7 +49,8 @@ def test_a_page_fits_the_screen_and_shows_its_figures(
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", pages[name].read_text())
     probe = (
         "<script>window.onload = () => { const d = document.documentElement; document.title = JSON.stringify("
-        "[innerWidth, d.scrollWidth, [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth]),"
+        "[innerWidth, d.scrollWidth, [...document.images].filter(i => !i.closest('.explorer'))"
+        ".map(i => [i.complete, i.naturalWidth, i.clientWidth]),"
         "[...document.querySelectorAll('svg.chart')].map(i => i.getBoundingClientRect().width)]);"
         "parent.postMessage(document.title, '*') }</script>"
     )
