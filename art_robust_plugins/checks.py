@@ -5,6 +5,7 @@ Each refuses in the same form: ``name: got value, expected ...``. NumPy's number
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Iterable
@@ -208,3 +209,13 @@ def check_path(name: str, value: Any) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError(f"{name}: got {value!r}, expected a path.")
     return Path(value)
+
+
+def find_caller_level() -> int:
+    """The ``stacklevel`` by which a warning points at the line outside of this package that led to it."""
+    level, frame = 1, inspect.currentframe()
+    frame = None if frame is None else frame.f_back
+    own = __name__.partition(".")[0]
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == own:
+        level, frame = level + 1, frame.f_back
+    return level

@@ -18,6 +18,7 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checks import find_caller_level
 from ..threat import Bound, ThreatModel, check_radius, clip
 from .networks import device_of
 from .straight_through import clip_above
@@ -221,7 +222,7 @@ def check_threat(
         warnings.warn(
             f"{name}: got {radius:g} for inputs in {box}, which is {radius * 255 / box.width:.2g} of 255 levels; a "
             f"radius of inputs in [0, 1] is {radius * box.width:g} here.",
-            stacklevel=3,
+            stacklevel=find_caller_level(),
         )
 
 

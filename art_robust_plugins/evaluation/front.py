@@ -14,6 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, named_model
+from ..checks import find_caller_level
 from ..keywords import explain_keywords
 from ..threat import ThreatModel, parse_norm, parse_radius
 from .evaluator import Evaluator
@@ -24,9 +25,6 @@ from .transfer import transfer
 
 ENOUGH_IMAGES = 20
 """Of fewer images an accuracy says little."""
-
-_CALLER = 4
-"""Frames from a warning here to the line that calls `evaluate`; `explain_keywords` adds one."""
 
 
 @explain_keywords
@@ -178,5 +176,5 @@ def warn_of_guessing(report: EvaluationReport) -> None:
         f"model: it is right on {report.clean_accuracy:.1%} of {points} clean images, no better than guessing; check "
         f"bounds=, mean= and std=, the order of the channels, and that labels {classes[0]} to {classes[-1]} are those "
         f"of its {outputs} outputs.",
-        stacklevel=_CALLER,
+        stacklevel=find_caller_level(),
     )
