@@ -422,9 +422,9 @@ BAD = [
     ("epochs = 2", "epoch = 2", "small.toml: plain: training: got 'epoch', which is not known; did you mean 'epochs'?"),
     ("epochs = 2", "epochs = 0", "small.toml: plain: epochs: got 0, expected a positive whole number."),
     ("epochs = 2", "epochs = true", "small.toml: plain: training.epochs: got True, expected a whole number."),
-    ('optimizer = "adam"', 'optimizer = "adamw2"', "optimizer: got 'adamw2', expected one of 'sgd', 'adam'."),
+    ('optimizer = "adam"', 'optimizer = "adamw2"', "optimizer: got 'adamw2', expected one of 'sgd', 'adam'"),
     ("max_gradient_norm = 5.0", "max_gradient = 5.0", "did you mean 'max_gradient_norm'?"),
-    ("max_gradient_norm = 5.0", "seed = 5", "small.toml: plain: options: got 'seed', which is not known;"),
+    ("max_gradient_norm = 5.0", "seed = 5", "small.toml: plain: options: got 'seed', which is not known"),
     ("max_gradient_norm = 5.0", "max_gradient_norm = -1", "max_gradient_norm: got -1, expected a positive number"),
     ('attacks = ["apgd-ce"]', 'attacks = ["apgd-c"]', "evaluation: attacks: got 'apgd-c'"),
     (
