@@ -37,7 +37,7 @@ def demo(
     """Train every installed method on scikit-learn's digits, attack the networks, and compare them on one page.
 
     Single methods, then a composition. Each network meets the standard AutoAttack and a few other attacks at Linf 0.1,
-    and is certified. About two and a half minutes on two cores. Stopped, the same command goes on where it was.
+    and is certified. About two minutes on two cores. Stopped, the same command goes on where it was.
     """
     select_device(device)
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow

@@ -125,8 +125,8 @@ class Scaled(nn.Module):
 class OrthogonalMLP(nn.Module):
     """Orthogonal linear layers with MinMax between them, for certified L2 radii: ours, of CHORD's layers.
 
-    Weights start orthogonal, biases at 0. The logits have the Lipschitz constant ``scale``, and differences of two
-    sqrt(2) times that.
+    Weights start orthogonal, biases at 0. The logits have a Lipschitz constant of at most ``scale``, and
+    differences of two of at most sqrt(2) times that.
 
     Args:
         input_shape: (C, H, W).

@@ -15,7 +15,7 @@ from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.certificates import WITNESSES
 from art_robust_plugins.models import create_model
 
-from .builders import Data, digits
+from .builders import Data, custom, digits, step
 
 RADII = {"Linf": 0.08, "L2": 0.5, "L1": 1.2}
 
@@ -111,6 +111,19 @@ def test_the_report_is_that_of_attacks_on_all_points(
     assert counts[0]["points not attacked"] == certified - WITNESSES
     assert counts[0]["certified points attacked"] == WITNESSES
     assert (counts[1]["points not attacked"], counts[1]["certified points attacked"]) == (0, certified)
+
+
+@pytest.mark.parametrize(("attacks", "backend"), [(custom(step), "native"), ("apgd-ce", "reference")])
+def test_attacks_that_cannot_leave_points_out_get_all_and_the_report_says_so(
+    attacks: str, backend: str, certifier: PyTorchLipschitzCertifier, some: Data
+) -> None:
+    if backend == "reference":
+        pytest.importorskip("pyautoattack")
+    threat = ThreatModel("Linf", 0.01)
+    report = Evaluator(certifier, threat, attacks=attacks, backend=backend, verbose=False).evaluate(*some)
+    certificate = report.settings["certificate"]
+    assert certificate["points not attacked"] == 0
+    assert certificate["certified points attacked"] > WITNESSES
 
 
 def _with_few_queries(make):

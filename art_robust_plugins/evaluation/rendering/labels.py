@@ -117,7 +117,7 @@ def certificate_text(report: EvaluationResults) -> str:
     loose = {"L2": "", "Linf": "; from the L2 ball around the Linf ball, which is loose", "L1": ""}
     norm = report.settings["threat"]["norm"]
     text = f"{told['method']}; median radius {median_radius(report)}; {name} {told[name]:.4g}{loose[norm]}"
-    if "points not attacked" not in told:  # an earlier report
+    if not told.get("points not attacked"):  # none, or an earlier report
         return text
     spared, witnesses = told["points not attacked"], told["certified points attacked"]
     return f"{text}; {spared} certified points not attacked by AutoAttack, {witnesses} attacked as witnesses"
