@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
@@ -89,20 +89,31 @@ def default_of(owner: type, name: str) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def take_settings(settings: Sequence[FieldOption]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command have an option for each setting, in the place of its ``**settings``."""
+def take_settings(settings: Sequence[FieldOption] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command have an option for each setting, in the place of its ``**settings``.
+
+    A parameter whose type is a dataclass becomes the options that annotate its fields.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        groups: dict[str, type] = {}
+
         @wraps(command)
         def run(**given: Any) -> None:
+            for name, group in groups.items():
+                given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
             command(**given)
 
         parameters: list[inspect.Parameter] = []
         for parameter in inspect.signature(command, eval_str=True).parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 parameters += [setting.parameter() for setting in settings]
+            elif is_dataclass(group := parameter.annotation) and isinstance(group, type):
+                groups[parameter.name] = group
+                parameters += inspect.signature(group, eval_str=True).parameters.values()
             else:
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                parameters.append(parameter)
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         vars(run)["__signature__"] = inspect.Signature(parameters)
         return run

@@ -5,38 +5,46 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..bridge import input_range
 from ..evaluation import EvaluationReport
 from ..evaluation.front import warn_of_guessing
-from ..evaluation.libraries import Backend
 from ..evaluation.report import COMPARISON_FILES, PAGE_FILE, REPORT_FILES
 from ..evaluation.robustbench import ROBUSTBENCH_POINTS
-from ..experiments.runs import BATCH_SIZE, EVALUATIONS, evaluate_classifier
+from ..experiments.evaluation_plans import EvaluationPlan
+from ..experiments.runs import EVALUATIONS, evaluate_classifier
 from ..terminal import console
 from ..threat import ThreatModel
-from .arguments import DataOption, DeviceOption, QuietOption, SeedOption, select_device
+from .arguments import DeviceOption, QuietOption, select_device
 from .data import check_run
+from .derived import FieldOption, take_settings
 from .running import advise_on_interrupt, check_output, is_main
-from .targets import (
-    BoundsOption,
-    MeanOption,
-    NetworkArgument,
-    StdOption,
-    Target,
-    WeightsOption,
-    choose_threats,
-    load_target,
-)
+from .targets import NetworkArgument, NetworkOptions, Target, choose_threats, load_target
 
+EVALUATION = (
+    FieldOption(EvaluationPlan, "points", help="How many test images, the first ones.", min=1),
+    FieldOption(EvaluationPlan, "batch_size", help="Points an attack gets at once; it fixes the randomness."),
+    FieldOption(
+        EvaluationPlan,
+        "physical_batch_size",
+        help="The most points in a pass; by default what a GPU's memory holds.",
+        min=1,
+    ),
+    FieldOption(
+        EvaluationPlan, "backend", help="Whose AutoAttack: this package's, or its authors' where it is installed."
+    ),
+    FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0),
+)
 IMAGES = "images"
 
 
+@take_settings(EVALUATION)
 def evaluate(
     run: NetworkArgument,
+    network: NetworkOptions,
     eps: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,22 +65,6 @@ def evaluate(
         list[Path] | None,
         typer.Option("--transfer", help="Another run, whose network's gradients are followed as well; repeatable."),
     ] = None,
-    data: DataOption = None,
-    weights: WeightsOption = None,
-    bounds: BoundsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    points: Annotated[int, typer.Option(help="How many test images, the first ones.", min=1)] = 1000,
-    batch_size: Annotated[
-        int, typer.Option(help="Points an attack gets at once; it fixes the randomness.")
-    ] = BATCH_SIZE,
-    physical_batch_size: Annotated[
-        int | None, typer.Option(help="The most points in a pass; by default what a GPU's memory holds.", min=1)
-    ] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="Whose AutoAttack: this package's, or its authors' where it is installed.")
-    ] = "native",
-    seed: SeedOption = 0,
     device: DeviceOption = None,
     quiet: QuietOption = False,
     certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
@@ -94,6 +86,7 @@ def evaluate(
         Path | None,
         typer.Option("--out", help="Folder for the report; by default one in the run's, or in runs/NAME."),
     ] = None,
+    **settings: Any,
 ) -> None:
     """Attack a trained network and write a report. Stopped, the same command goes on where it was.
 
@@ -109,7 +102,7 @@ def evaluate(
         check_output("--out", out, REPORT_FILES)
     for source_of_gradients in transfers or []:
         check_run("--transfer", source_of_gradients)
-    target = load_target(run, data, weights=weights, bounds=bounds, mean=mean, std=std)
+    target = load_target(run, network)
     threats, source = choose_threats(target, norm, eps or [], default="Linf")
     chosen = [name.strip() for names in attacks or ["standard"] for name in names.split(",")]
     if robustbench is not None:
@@ -117,6 +110,7 @@ def evaluate(
         check_output("--robustbench", robustbench, ())
     if png:
         _check_pictures(target)
+    plan = EvaluationPlan(threats, chosen, transfers or [], certify="always" if certify else "never", **settings)
     if out is None:
         check_output("--out", target.home / EVALUATIONS, ())
     if source and is_main():
@@ -126,17 +120,9 @@ def evaluate(
             target.classifier,
             target.home,
             target.data,
-            threats,
-            chosen,
-            transfers or [],
-            points=points,
-            seed=seed,
-            batch_size=batch_size,
-            physical_batch_size=physical_batch_size,
-            backend=backend,
-            certify="always" if certify else "never",
-            out=out,
+            plan,
             trained_on=target.trained_on,
+            out=out,
             verbose=not quiet,
         )
     if not is_main():
