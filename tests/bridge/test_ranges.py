@@ -36,8 +36,8 @@ def classifier(**arguments: object) -> PyTorchClassifier:
         ((np.zeros(3), np.ones(3)), r"\(3,\)"),
         ((np.zeros((2, 1, 1)), np.ones((2, 1, 1))), r"\(2, 1, 1\)"),
         ((np.zeros((2, *SHAPE)), np.ones((2, *SHAPE))), r"\(2, 3, 4, 5\)"),
-        ((0, 1, 2), "expected two"),
-        (("low", "high"), "expected two"),
+        ((0, 1, 2), r"\(\) and \(\) and \(\)"),
+        (("low", "high"), r"\(\) and \(\)"),
         (3, "3"),
     ],
 )
