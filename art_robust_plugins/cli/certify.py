@@ -20,7 +20,6 @@ from .targets import NetworkArgument, NetworkOptions, choose_threats, load_targe
 @take_settings()
 def certify(
     run: NetworkArgument,
-    network: NetworkOptions,
     eps: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,6 +30,7 @@ def certify(
     norm: Annotated[
         str | None, typer.Option(help="L2, L1 or Linf; by default that of the run's training, or L2.")
     ] = None,
+    network: NetworkOptions = NetworkOptions(),
     points: Annotated[int | None, typer.Option(help="How many test images, the first ones; all by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in a forward pass.", min=1)] = BATCH_SIZE,
     device: DeviceOption = None,

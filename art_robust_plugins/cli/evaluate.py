@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,10 +42,23 @@ EVALUATION = (
 IMAGES = "images"
 
 
+@dataclass(frozen=True)
+class Submission:
+    """The options of what is written for RobustBench beside a report."""
+
+    robustbench: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write a submission to RobustBench there, as JSON and images."),
+    ] = None
+    title: Annotated[
+        str | None, typer.Option(help="Title of the paper, for --robustbench; the network's name by default.")
+    ] = None
+    authors: Annotated[str, typer.Option(help="Its authors, for --robustbench.")] = "unknown"
+
+
 @take_settings(EVALUATION)
 def evaluate(
     run: NetworkArgument,
-    network: NetworkOptions,
     eps: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,6 +79,7 @@ def evaluate(
         list[Path] | None,
         typer.Option("--transfer", help="Another run, whose network's gradients are followed as well; repeatable."),
     ] = None,
+    network: NetworkOptions = NetworkOptions(),
     device: DeviceOption = None,
     quiet: QuietOption = False,
     certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
@@ -74,14 +89,7 @@ def evaluate(
             "--png", help="Also write the attacked images as 8-bit PNG files, and judge these after rounding."
         ),
     ] = False,
-    robustbench: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Also write a submission to RobustBench there, as JSON and images."),
-    ] = None,
-    title: Annotated[
-        str | None, typer.Option(help="Title of the paper, for --robustbench; the network's name by default.")
-    ] = None,
-    authors: Annotated[str, typer.Option(help="Its authors, for --robustbench.")] = "unknown",
+    submission: Submission = Submission(),
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for the report; by default one in the run's, or in runs/NAME."),
@@ -105,9 +113,9 @@ def evaluate(
     target = load_target(run, network)
     threats, source = choose_threats(target, norm, eps or [], default="Linf")
     chosen = [name.strip() for names in attacks or ["standard"] for name in names.split(",")]
-    if robustbench is not None:
+    if submission.robustbench is not None:
         _check_submission(target, threats, chosen)
-        check_output("--robustbench", robustbench, ())
+        check_output("--robustbench", submission.robustbench, ())
     if png:
         _check_pictures(target)
     plan = EvaluationPlan(threats, chosen, transfers or [], certify="always" if certify else "never", **settings)
@@ -135,8 +143,8 @@ def evaluate(
         reports = [_write_images(report, place, target) for report, place in zip(reports, places, strict=True)]
     for report in reports:
         console.print(str(report), markup=False, highlight=False)
-    if robustbench is not None:
-        _write_submission(reports[0], target, robustbench, title or target.home.name, authors)
+    if submission.robustbench is not None:
+        _write_submission(reports[0], target, submission.robustbench, submission)
     page = folder / (PAGE_FILE if len(reports) == 1 else COMPARISON_FILES[-1])
     console.print(str(page), markup=False, highlight=False, soft_wrap=True)
 
@@ -166,15 +174,15 @@ def _check_submission(target: Target, threats: list[ThreatModel], attacks: list[
     if attacks != ["standard"]:
         raise ValueError(f"--robustbench: got the attacks {', '.join(attacks)}, expected standard alone.")
     if len(threats) > 1 or threats[0].norm == "L1":
-        told = ", ".join(map(str, threats))
-        raise ValueError(f"--robustbench: got the threats {told}, expected a single one in Linf or L2.")
+        names = ", ".join(map(str, threats))
+        raise ValueError(f"--robustbench: got the threats {names}, expected a single one in Linf or L2.")
 
 
-def _write_submission(report: EvaluationReport, target: Target, folder: Path, title: str, authors: str) -> None:
+def _write_submission(report: EvaluationReport, target: Target, folder: Path, submission: Submission) -> None:
     path = report.to_robustbench(
         folder,
-        name=title,
-        authors=authors,
+        name=submission.title or target.home.name,
+        authors=submission.authors,
         dataset=Path(target.data.name).stem,
         architecture=report.settings["network"],
         model_id=target.home.name,

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..data import Dataset
-from ..evaluation.diagnostics import TRANSFER
-from ..evaluation.libraries import Backend, present_name
+from ..evaluation.libraries import TRANSFER, Backend, present_name
 from ..threat import ThreatModel
 
 BATCH_SIZE = 250
