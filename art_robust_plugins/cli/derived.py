@@ -53,20 +53,20 @@ class FieldOption:
 
 
 def list_options(
-    owner: type, told: Mapping[str, Mapping[str, Any]], *, without: Collection[str]
+    owner: type, changes: Mapping[str, Mapping[str, Any]], *, without: Collection[str]
 ) -> tuple[FieldOption, ...]:
     """An option for each field of a dataclass, in its order, except those ``without`` one.
 
-    What ``told`` gives for a field goes to its `FieldOption`. Otherwise a switch has no negation, and the help is the
-    first sentence about the field in the dataclass's docstring.
+    A field's `FieldOption` gets the arguments that ``changes`` has for it. Otherwise a switch has no negation, and the
+    help is the first sentence about the field in the dataclass's docstring.
     """
-    if unknown := {*told, *without} - {field.name for field in fields(owner)}:
-        raise ValueError(f"told: got {', '.join(sorted(unknown))}, expected fields of {owner.__name__}.")
+    if unknown := {*changes, *without} - {field.name for field in fields(owner)}:
+        raise ValueError(f"changes: got {', '.join(sorted(unknown))}, expected fields of {owner.__name__}.")
     options = []
     for field in fields(owner):
         if field.name in without:
             continue
-        given = {"help": _read_purpose(owner, field.name), **told.get(field.name, {})}
+        given = {"help": _read_purpose(owner, field.name), **changes.get(field.name, {})}
         if field.default is False:
             given.setdefault("option", f"--{field.name.replace('_', '-')}")
         options.append(FieldOption(owner, field.name, **given))

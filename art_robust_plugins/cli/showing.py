@@ -29,6 +29,7 @@ def show_comparison(
 
 
 def print_comparison(reports: dict[str, EvaluationReport]) -> None:
+    """Print the accuracies of named reports, the most robust first, and what follows from them."""
     table = Table(
         Column("run", overflow="fold"),
         "clean",
@@ -53,6 +54,7 @@ def print_comparison(reports: dict[str, EvaluationReport]) -> None:
 
 
 def name_kind(kind: type) -> str:
+    """What ART calls a method of this class: Trainer, Preprocessor or estimator."""
     if issubclass(kind, Trainer):
         return "Trainer"
     return "Preprocessor" if issubclass(kind, Preprocessor) else "estimator"

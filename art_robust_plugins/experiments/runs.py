@@ -157,8 +157,8 @@ def evaluate_classifier(
     x, y = data.x_test[: plan.points], data.y_test[: plan.points]
     begun = (folder / STATE).is_dir() or any(folder.glob(f"*/{STATE_FILE}"))
     if verbose and processes.is_main_process and begun:
-        told = "an evaluation was begun here; of the same one, what is done is taken up, not computed again."
-        console.print(f"{folder}: {told}", soft_wrap=True)
+        note = "an evaluation was begun here; of the same one, what is done is taken up, not computed again."
+        console.print(f"{folder}: {note}", soft_wrap=True)
     with Processes(processes.device).hold_folder("--out", folder, "report", REPORT_FILES):
         return _reports(classifier, x, y, plan.threats, folder, settings), folder
 
