@@ -146,10 +146,7 @@ def test_npz_files_of_each_form(tmp_path, x, expected):
             arrays(FLOATS, y_train=np.array([{}] * 6, dtype=object)),
             "Object arrays cannot be loaded when allow_pickle=False",
         ),
-        (
-            arrays(np.zeros((6, 3, 8, 3), np.uint8)),
-            "x_train: got the shape (6, 3, 8, 3),",
-        ),
+        (arrays(np.zeros((6, 3, 8, 3), np.uint8)), "x_train: got the shape (6, 3, 8, 3),"),
         (arrays(np.zeros((6, 5, 8, 5), np.uint8)), "x_train: got the shape (6, 5, 8, 5), where neither order fits"),
         (arrays(FLOATS * 255), f"x_train: got floats in [{(FLOATS * 255).min():g}, {(FLOATS * 255).max():g}],"),
         (arrays(FLOATS * np.nan), "x_train: got floats in [nan, nan],"),
@@ -157,10 +154,7 @@ def test_npz_files_of_each_form(tmp_path, x, expected):
         (arrays(FLOATS[:0]), "x_train: got float32 (0, 3, 8, 5),"),
         (arrays(FLOATS, FLOATS[:, :1]), "x_test: got images (1, 8, 5),"),
         (arrays(FLOATS, y_train=np.arange(5)), "y_train: got 5 labels for 6 images,"),
-        (
-            arrays(FLOATS, y_train=-np.arange(6)),
-            "y_train: got int64 (6,),",
-        ),
+        (arrays(FLOATS, y_train=-np.arange(6)), "y_train: got int64 (6,),"),
         (arrays(FLOATS, y_test=np.zeros((2, 3))), "y_test: got float64 (2, 3),"),
     ],
 )

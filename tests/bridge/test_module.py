@@ -150,11 +150,7 @@ def softmax_classifier():
             ValueError,
             "classifier: the preprocessing JpegCompression ",
         ),
-        (
-            softmax_classifier,
-            ValueError,
-            "classifier: the network's outputs are softmax probabilities,",
-        ),
+        (softmax_classifier, ValueError, "classifier: the network's outputs are softmax probabilities,"),
         (
             lambda: classifier(network(nb_classes=3)),
             ValueError,
@@ -165,11 +161,7 @@ def softmax_classifier():
             ValueError,
             "classifier: the network's output for 2 inputs is (2, 1),",
         ),
-        (
-            lambda: classifier(clip_values=None),
-            ValueError,
-            "classifier: clip_values are None,",
-        ),
+        (lambda: classifier(clip_values=None), ValueError, "classifier: clip_values are None,"),
     ],
 )
 def test_classifiers_that_are_refused(make, error, sentence):

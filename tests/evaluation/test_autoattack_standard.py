@@ -121,11 +121,7 @@ def test_what_is_asked_for_must_exist(network: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (
-            torch.rand(2, 1, 8, 8).double(),
-            torch.zeros(2).long(),
-            r"^x: got torch\.float64 \(2, 1, 8, 8\),",
-        ),
+        (torch.rand(2, 1, 8, 8).double(), torch.zeros(2).long(), r"^x: got torch\.float64 \(2, 1, 8, 8\),"),
         (torch.rand(0, 1, 8, 8), torch.zeros(0).long(), r"^x: got torch\.float32 \(0, 1, 8, 8\),"),
         (255 * torch.ones(2, 1, 8, 8), torch.zeros(2).long(), r"^x: got values in \[255, 255\],"),
         (torch.rand(2, 1, 8, 8) * torch.nan, torch.zeros(2).long(), r"^x: got values in \[nan, nan\],"),

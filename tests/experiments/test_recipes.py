@@ -280,11 +280,7 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        (
-            '"Linf 0.05", "Linf 0.1"]',
-            '"Linf 0.05", "Linf 2"]',
-            "small: plain: eps: got 2 for inputs in [0, 1],",
-        ),
+        ('"Linf 0.05", "Linf 0.1"]', '"Linf 0.05", "Linf 2"]', "small: plain: eps: got 2 for inputs in [0, 1],"),
         (
             'certify = ["L2 0.01", "L2 0.2"]',
             'certify = ["L2 0.01", "L2 36"]',
@@ -409,11 +405,7 @@ def test_the_quick_form_of_each_recipe_runs(
 
 
 BAD = [
-    (
-        "description = ",
-        "descripton = ",
-        "small.toml: got 'descripton',",
-    ),
+    ("description = ", "descripton = ", "small.toml: got 'descripton',"),
     ('data = "digits"\n', "", "small.toml.data: got none,"),
     ("seeds = [0, 1]", 'seeds = ["a"]', "small.toml: plain: seeds: got ['a'],"),
     ("seeds = [0, 1]", "seeds = 3", "small.toml.seeds: got 3,"),
@@ -441,11 +433,7 @@ BAD = [
     ('"Linf 0.05"', '"L3 0.05"', "evaluation.threats: norm: got 'L3',"),
     ('method = "standard"', 'method = "standart"', "small.toml: plain: name: got 'standart',"),
     ('method = "standard"', 'method = "lipschitz-certifier"', "method: got 'lipschitz-certifier',"),
-    (
-        'method = "standard"',
-        'method = "weight-map"\nthreat = "L2 1"',
-        "threat: 'weight-map' takes none,",
-    ),
+    ('method = "standard"', 'method = "weight-map"\nthreat = "L2 1"', "threat: 'weight-map' takes none,"),
     ("steps = 2", "step = 2", "parameters: got 'step',"),
     ("bang = {", "bnag = {", "with: got 'bnag',"),
     ("beta = 0.4", "bta = 0.4", "with.bang: got 'bta',"),

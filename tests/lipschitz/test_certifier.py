@@ -165,10 +165,7 @@ class Unpicklable(nn.Module):
         (nn.Sequential(conv(), nn.RMSNorm(4)), "aten.rms_norm.default .*module '1'"),
         (nn.Sequential(conv(), nn.GLU(1), nn.Linear(2, 4)), "aten.glu.default .*module '1'"),
         (nn.Sequential(conv(), nn.Softmax(0)), "aten._softmax.default .*module '1'"),
-        (
-            Network(lambda x, inner: inner(x.float()), conv()),
-            r"float64 fails on inputs \(2, 3, 6, 6\) \(Runtime",
-        ),
+        (Network(lambda x, inner: inner(x.float()), conv()), r"float64 fails on inputs \(2, 3, 6, 6\) \(Runtime"),
         (Network(lambda x, inner: inner(x).float(), conv()), "in float64 still computes in torch.float32"),
         (Network(lambda x, inner: inner(x.float().to(x.dtype)), conv()), "in float64 still computes in torch.float32"),
         (Network(lambda x, inner: inner(x.half().to(x.dtype)), conv()), "computes in torch.float16"),

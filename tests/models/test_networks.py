@@ -124,14 +124,8 @@ def test_dropout_of_a_wide_resnet_stands_between_the_convolutions():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ("lennet", (1, 28, 28), 10),
-            "name: got the model 'lennet',",
-        ),
-        (
-            ("lenet", (1, 8, 8), 10),
-            "input_shape: got (1, 8, 8),",
-        ),
+        (("lennet", (1, 28, 28), 10), "name: got the model 'lennet',"),
+        (("lenet", (1, 8, 8), 10), "input_shape: got (1, 8, 8),"),
         (("quick", (64,), 10), "input_shape: got (64,),"),
         (("small-cnn", (1, 8, 8), 1), "nb_classes: got 1,"),
     ],

@@ -116,11 +116,7 @@ def test_what_the_file_cannot_hold_is_asked_for(tmp_path):
     given = {}
     for name, value, sentence in [
         ("model", own_network(), "model: got none,"),
-        (
-            "preprocessing_defences",
-            cutout,
-            "preprocessing_defences: got none,",
-        ),
+        ("preprocessing_defences", cutout, "preprocessing_defences: got none,"),
         ("loss", OwnLoss(), "loss: got none,"),
     ]:
         with pytest.raises(ValueError) as refusal:  # noqa: PT011
@@ -168,22 +164,10 @@ def test_a_recipe_can_be_given_and_must_fit(tmp_path):
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False)),
-            "got the weights '1.bias',",
-        ),
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Linear(10, 10)),
-            "got no weights '2.weight',",
-        ),
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 9)),
-            "got '1.weight' of shape (10, 64),",
-        ),
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 10).double()),
-            "got '1.weight' of type torch.float32,",
-        ),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False)), "got the weights '1.bias',"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Linear(10, 10)), "got no weights '2.weight',"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 9)), "got '1.weight' of shape (10, 64),"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10).double()), "got '1.weight' of type torch.float32,"),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path, other, difference):

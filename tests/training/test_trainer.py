@@ -26,10 +26,7 @@ REFUSED = [
     ({"x": X[:0], "y": Y[:0]}, "x: got no samples,"),
     ({"x": X.astype(str)}, "x: got values of type <U32,"),
     ({"y": ONE_HOT_OF_9}, "y: got labels of shape (600, 9),"),
-    (
-        {"y": np.full((600, 10), 0.2)},
-        "y: got [0.2, 0.2, 0.2, 0.2, ...] in row 0,",
-    ),
+    ({"y": np.full((600, 10), 0.2)}, "y: got [0.2, 0.2, 0.2, 0.2, ...] in row 0,"),
     ({"y": Y + 1}, "y: got labels from 1 to 10,"),
     ({"y": Y + 0.5}, "y: got labels that are not whole numbers,"),
     ({"y": Y[:-1]}, "y: got 599 labels for 600 samples,"),
@@ -37,10 +34,7 @@ REFUSED = [
     ({"nb_epochs": 1.5}, "nb_epochs: got 1.5,"),
     ({"scheduler": "cosine"}, "scheduler: got str,"),
     ({"validation_data": X}, "validation_data: got ndarray,"),
-    (
-        {"validation_data": (X * 2, Y)},
-        "validation_data[0]: got values in [0, 2],",
-    ),
+    ({"validation_data": (X * 2, Y)}, "validation_data[0]: got values in [0, 2],"),
 ]
 
 
@@ -94,10 +88,7 @@ def test_unfit_classifiers_are_refused() -> None:
     ("options", "sentence"),
     [
         ({"scheduler_interval": "batch"}, "scheduler_interval: got 'batch',"),
-        (
-            {"mixed_precision": "fp16"},
-            "mixed_precision: got 'fp16',",
-        ),
+        ({"mixed_precision": "fp16"}, "mixed_precision: got 'fp16',"),
         ({"seed": -1}, "seed: got -1,"),
         ({"max_gradient_norm": 0}, "max_gradient_norm: got 0,"),
         ({"validation_steps": 0}, "validation_steps: got 0,"),

@@ -32,17 +32,10 @@ from art_robust_plugins.models import create_model
 from art_robust_plugins.registry import parameters_of
 from art_robust_plugins.saved_classifier import describe_classifier
 
+from .builders import SHAPE, classifier
 from .networks import NETWORKS, Functional
 
-SHAPE = (1, 8, 8)
 X = np.random.default_rng(0).random((6, *SHAPE), dtype=np.float32)
-
-
-def classifier(network: nn.Module | None = None, **options) -> PyTorchClassifier:
-    torch.manual_seed(0)
-    network = create_model("small-cnn", SHAPE, 10, channels=4, hidden=16) if network is None else network
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
-    return PyTorchClassifier(network, nn.CrossEntropyLoss(), SHAPE, 10, optimizer, clip_values=(0, 1), **options)
 
 
 def augmented(network: nn.Module | None = None, **options) -> PyTorchWeightMapClassifier:
@@ -126,10 +119,7 @@ def test_a_network_with_maps_keeps_them_and_joins_the_optimizer() -> None:
         assert sorted(held(optimizer)) == sorted(id(p) for p in network.parameters())
     assert (made.kernel, made.bias) == ("unsharp", False)
     for settings, sentence in [
-        (
-            {"kernel": "smoothing"},
-            "kernel: got 'smoothing' for a network",
-        ),
+        ({"kernel": "smoothing"}, "kernel: got 'smoothing' for a network"),
         ({"alpha": 1}, "alpha: got 1 for a network"),
         ({"where": "layers.1"}, r"where: got 'layers.1' for a network .*,"),
         ({"where": nn.ReLU}, "where: got <class"),

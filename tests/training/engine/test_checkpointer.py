@@ -27,7 +27,7 @@ from art_robust_plugins.files import load_state, save_state
 from art_robust_plugins.training import BANG, Instrument
 
 from ..builders import same, weights
-from .digits import X, Y, classifier
+from .digits import OPTIMIZERS, X, Y, classifier
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 
 
 def resumable(folder: Path, resume: bool, epochs: int) -> tuple[list[Tensor], list[dict[str, float]]]:
-    trained = classifier(optimizer="Adam")
+    trained = classifier(optimizer=OPTIMIZERS["Adam"])
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(trained.optimizer, 5)
     options = TrainingOptions(seed=2, checkpoint_dir=folder, resume=resume, keep_best=True)
     trainer = BANGTrainer(trained, ratio=0.5, threat=ThreatModel("Linf", 0.1), options=options)
@@ -278,7 +278,7 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint_dir: .* holds an earlier run,"):
         resumable(tmp_path, False, 2)
     trainer = BANGTrainer(
-        classifier(optimizer="Adam"),
+        classifier(optimizer=OPTIMIZERS["Adam"]),
         ratio=0.25,
         threat=ThreatModel("Linf", 0.1),
         options=TrainingOptions(seed=2, checkpoint_dir=tmp_path, resume=True, keep_best=True),

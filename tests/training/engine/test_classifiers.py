@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from art_robust_plugins import BANGTrainer, StandardTrainer, ThreatModel, TrainingOptions
 
 from ..builders import weights
-from .digits import X, Y, accuracy, classifier, network
+from .digits import OPTIMIZERS, X, Y, accuracy, classifier, network
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "RMSprop"])
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MultiMarginLoss(), nn.MSELoss()])
 def test_losses_and_optimizers(loss: nn.Module, optimizer: str) -> None:
-    trained = classifier(loss, optimizer)
+    trained = classifier(loss=loss, optimizer=OPTIMIZERS[optimizer])
     StandardTrainer(trained, options=TrainingOptions(seed=0)).fit(X, Y, nb_epochs=8, batch_size=32, verbose=False)
     assert accuracy(trained) > 0.7
 

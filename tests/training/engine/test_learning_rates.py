@@ -160,18 +160,9 @@ def test_schedules_resume(schedule: str, tmp_path: Path, monkeypatch: pytest.Mon
         ({"schedule": "cosine", "warmup_epochs": -1}, "warmup_epochs: got -1,"),
         ({"schedule": "piecewise"}, "milestones: got () with schedule 'piecewise',"),
         ({"milestones": [1]}, "milestones: got [1] with schedule 'constant',"),
-        (
-            {"schedule": "piecewise", "milestones": [2, 1]},
-            "milestones: got [2, 1],",
-        ),
-        (
-            {"schedule": "piecewise", "milestones": 3},
-            "milestones: got 3,",
-        ),
-        (
-            {"schedule": "piecewise", "milestones": [1], "milestone_decay": 0},
-            "milestone_decay: got 0,",
-        ),
+        ({"schedule": "piecewise", "milestones": [2, 1]}, "milestones: got [2, 1],"),
+        ({"schedule": "piecewise", "milestones": 3}, "milestones: got 3,"),
+        ({"schedule": "piecewise", "milestones": [1], "milestone_decay": 0}, "milestone_decay: got 0,"),
     ],
 )
 def test_schedules_are_checked(options: dict[str, Any], sentence: str) -> None:

@@ -33,16 +33,10 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"within_threat": 1}, "within_threat: got 1,"),
     ({"start": "zero"}, "start: got 'zero',"),
     ({"start": ["uniform"]}, "start: got ['uniform'],"),
-    (
-        {"start": "none", "global_loss": "kl"},
-        "start: got 'none' with global_loss 'kl',",
-    ),
+    ({"start": "none", "global_loss": "kl"}, "start: got 'none' with global_loss 'kl',"),
     ({"eps_warmup_epochs": -1}, "eps_warmup_epochs: got -1,"),
     ({"overfitting": "stop"}, "overfitting: got 'stop',"),
-    (
-        {"global_weight": 0, "local_weight": 0},
-        "global_weight: got 0, as is local_weight,",
-    ),
+    ({"global_weight": 0, "local_weight": 0}, "global_weight: got 0, as is local_weight,"),
 ]
 
 

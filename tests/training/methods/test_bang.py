@@ -380,14 +380,8 @@ def test_layers_are_called_as_torch_allows() -> None:
         ({"ratio": "half"}, "ratio: got 'half',"),
         ({"cap": 0.5}, "cap: got 0.5,"),
         ({"layers": {"0": {"gamma": 1.0}}}, "layers: got the setting 'gamma',"),
-        (
-            {"layers": ["3.*"]},
-            "layers: got '3.*',",
-        ),
-        (
-            {"layers": [nn.Conv3d]},
-            "layers: got Conv3d,",
-        ),
+        ({"layers": ["3.*"]}, "layers: got '3.*',"),
+        ({"layers": [nn.Conv3d]}, "layers: got Conv3d,"),
     ],
 )
 def test_refusals(settings: dict[str, object], sentence: str) -> None:

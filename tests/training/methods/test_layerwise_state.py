@@ -83,10 +83,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
         ({"layers": []}, "layers: got none,"),
         ({"layers": 7}, "layers: got 7,"),
         ({"layers": [3]}, "layers: got 3,"),
-        (
-            {"layers": "features"},
-            "layers: got 'features',",
-        ),
+        ({"layers": "features"}, "layers: got 'features',"),
     ],
 )
 def test_bad_settings_are_refused(arguments: dict[str, Any], sentence: str) -> None:
