@@ -1,6 +1,6 @@
 """Norms of convolution layers: the proven bound, the true norm, power iteration and the circular formula.
 
-    python benchmarks/conv_norms.py [--quick] [--networks wide-resnet-16-4,preact-resnet18] [--threads 1]
+    python benchmarks/conv_norms.py [--quick] [--random 3000] [--networks wide-resnet-16-4,preact-resnet18]
 
 The truth is the largest singular value of the operator as torch applies it: from a dense float64 matrix where its
 smaller side is at most 4096, else from Lanczos in float64 (which is at or slightly below the truth). Seconds are those
@@ -13,21 +13,27 @@ means that the number is no bound.
 
 Networks are those of this package with new weights, in evaluation mode: the proven norms of all their convolutions, the
 largest gap to Lanczos, and how much larger the network's bound is with the frequency grid alone (``operations=0``).
-They are measured where they are named, and kept in the record otherwise.
+They are measured where they are named, and kept in the record otherwise; so are random operators.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import logging
 import math
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
+from fuzzing.norms import Norms
 from saving import RESULTS, save, table
 from torch import Tensor
+from tqdm import tqdm
 
 from art_robust_plugins.files import read_json
 from art_robust_plugins.lipschitz import Convolution, LipschitzGraph, configure_proofs, lower_estimate
@@ -173,6 +179,29 @@ def network_row(name: str, operations: float | None) -> dict[str, Any]:
     }
 
 
+def random_row(count: int) -> dict[str, Any]:
+    """Random small operators (see `fuzzing.norms`), half of them cut into blocks at random, beside their dense SVD."""
+    gaps, wrong, seeds = [0.0], 0, itertools.count()
+    kinds: Counter[str] = Counter()
+    with tqdm(total=count, desc="random operators") as bar:
+        while sum(kinds.values()) < count:
+            seed = next(seeds)
+            outcome = Norms().check_operator(seed)
+            if outcome.verdict == "refused":  # no such operator
+                continue
+            if outcome.verdict == "broken":
+                wrong += 1
+                bar.write(f"seed {seed}: {outcome.message}")
+            kinds[outcome.kind] += 1
+            gaps.append(outcome.gap or 0.0)
+            bar.update()
+    return {
+        "random operators": ", ".join(f"{number:,} {kind}" for kind, number in kinds.items()),
+        "below the norm of the dense SVD, or more than .01 % above": wrong,
+        "largest gap in %": f"{100 * max(gaps):+.2g}",
+    }
+
+
 def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The page's table: without the peaked weights, and without the time of methods that give no bound."""
     left_out = ("truth from", "seconds ", "seconds  ")
@@ -196,21 +225,25 @@ def main() -> None:
     parser.add_argument(
         "--operations", type=float, help="of a factorisation of a network's layer, see configure_proofs"
     )
-    parser.add_argument("--networks-only", action="store_true", help="keep the record's layers")
+    parser.add_argument("--random", type=int, default=0, help="number of random operators to measure")
+    parser.add_argument("--layers-kept", action="store_true", help="do not measure layers anew")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     path = RESULTS / "conv_norms.json"
     before = read_json(path)["results"] if path.exists() else {}
     known = before if isinstance(before, dict) else {}
     networks = {row["network"]: row for row in known.get("networks", [])}
-    rows = known.get("layers", []) if args.networks_only else layer_rows(args.quick)
+    rows = known.get("layers", []) if args.layers_kept else layer_rows(args.quick)
     for name in args.networks:
         found = network_row(name, args.operations)
         networks[found["network"]] = found
         print(found, flush=True)
-    print(table(rows))
+    drawn = [random_row(args.random)] if args.random else known.get("random", [])
+    print(table(rows), table(drawn), sep="\n\n")
     if not args.quick:
-        print(save("conv_norms", {"layers": rows, "networks": list(networks.values())}))
+        print(save("conv_norms", {"layers": rows, "networks": list(networks.values()), "random": drawn}))
 
 
 def layer_rows(quick: bool) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from art_robust_plugins.files.sealed import write_sealed
 from art_robust_plugins.lipschitz import Convolution, configure_proofs
 from art_robust_plugins.lipschitz.norms.banded import PANEL, prove_level
-from art_robust_plugins.lipschitz.norms.gram import GramMatrix, choose_layout
+from art_robust_plugins.lipschitz.norms.gram import GramMatrix, list_layouts
 from art_robust_plugins.lipschitz.norms.lanczos import largest_eigenvalue
 from art_robust_plugins.lipschitz.norms.reads import split_axis
 
@@ -44,15 +44,6 @@ def dense_matrix(operator):
     return operator.apply(basis).flatten(1).t()
 
 
-def layouts(channels, outer, parts):
-    """The chosen layout, and one of single positions for each axis and order."""
-    chosen = choose_layout(channels, outer, parts, PANEL)
-    yield chosen
-    for axis, part in enumerate(parts):
-        for rows in (1, 2):
-            yield type(chosen)(axis, rows == 2, False, min(rows, part.count), part.count - 1, part.count, 0.0, 0.0, 0.0)
-
-
 def assemble(matrix):
     """All blocks of a Gram matrix side by side."""
     starts = [0]
@@ -81,7 +72,7 @@ def test_blocks_from_taps_have_the_eigenvalues_of_the_dense_product(geometry, si
     for product in torch.cartesian_prod(*[torch.arange(len(axis)) for axis in axes]).view(-1, len(axes)).tolist():
         parts = [axis[index] for axis, index in zip(axes, product, strict=True)]
         spectra = []
-        for layout in layouts(weight.shape[1], weight.shape[0], parts):
+        for layout in list_layouts(weight.shape[1], weight.shape[0], parts, PANEL):
             matrix = GramMatrix(weight, parts, layout)
             assert sum(matrix.sizes()) == matrix.size
             spectra.append(torch.linalg.eigvalsh(assemble(matrix)))

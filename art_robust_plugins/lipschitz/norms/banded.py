@@ -20,7 +20,8 @@ PANEL = 128
 TINY = 2.0**-500
 """Far above all that underflow can lose, for entries of moderate size."""
 
-_STRIP = 512  # columns of a block on the diagonal that are updated at a time, since half of it is not needed
+STRIP = 512
+"""Columns of a block on the diagonal that are updated at a time, since half of it is not needed."""
 
 
 class BlockMatrix(Protocol):
@@ -144,9 +145,9 @@ def _factor_column(column: Tensor, width: int) -> tuple[float, float] | None:
 
 def _update_diagonal(block: Tensor, left: Tensor) -> None:
     """block -= left left^T, in its lower triangle."""
-    for start in range(0, len(block), _STRIP):
-        part = block[start:, start : start + _STRIP]
-        part.addmm_(left[start:], left[start : start + _STRIP].t(), alpha=-1)
+    for start in range(0, len(block), STRIP):
+        part = block[start:, start : start + STRIP]
+        part.addmm_(left[start:], left[start : start + STRIP].t(), alpha=-1)
 
 
 def _gamma(terms: int) -> float:

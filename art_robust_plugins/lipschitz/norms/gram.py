@@ -188,7 +188,12 @@ class GramMatrix:
 
 
 def choose_layout(channels: int, outer: int, parts: Sequence[AxisPart], panel: int) -> Layout:
-    """The layout of least cost.
+    """The layout of least cost, see `list_layouts`."""
+    return min(list_layouts(channels, outer, parts, panel), key=lambda layout: layout.cost)
+
+
+def list_layouts(channels: int, outer: int, parts: Sequence[AxisPart], panel: int) -> list[Layout]:
+    """All layouts, with what they cost.
 
     Args:
         channels: of positions.
@@ -218,7 +223,7 @@ def choose_layout(channels: int, outer: int, parts: Sequence[AxisPart], panel: i
                 if rows == part.count:
                     break
                 rows = min(2 * rows, part.count)
-    return min(layouts, key=lambda layout: layout.cost)
+    return layouts
 
 
 def _lay_out(
