@@ -231,19 +231,23 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    path = RESULTS / "conv_norms.json"
-    before = read_json(path)["results"] if path.exists() else {}
-    known = before if isinstance(before, dict) else {}
-    networks = {row["network"]: row for row in known.get("networks", [])}
-    rows = known.get("layers", []) if args.layers_kept else layer_rows(args.quick)
+    rows = [] if args.layers_kept else layer_rows(args.quick)
+    drawn = [random_row(args.random)] if args.random else []
+    networks = []
     for name in args.networks:
-        found = network_row(name, args.operations)
-        networks[found["network"]] = found
-        print(found, flush=True)
-    drawn = [random_row(args.random)] if args.random else known.get("random", [])
-    print(table(rows), table(drawn), sep="\n\n")
+        networks.append(network_row(name, args.operations))
+        print(networks[-1], flush=True)
+    for measured in filter(None, (rows, networks, drawn)):
+        print(table(measured))
     if not args.quick:
-        print(save("conv_norms", {"layers": rows, "networks": list(networks.values()), "random": drawn}))
+        known = read_json(RESULTS / "conv_norms.json")["results"]
+        named = {row["network"]: row for row in [*known.get("networks", []), *networks]}
+        results = {
+            "layers": rows or known["layers"],
+            "networks": list(named.values()),
+            "random": drawn or known.get("random", []),
+        }
+        print(save("conv_norms", results))
 
 
 def layer_rows(quick: bool) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from torch.nn import functional
 from art_robust_plugins import WeightMap2d
 from art_robust_plugins.lipschitz import Convolution, LipschitzGraph, NoLipschitzRuleError, operator_of
 from art_robust_plugins.lipschitz.norms import banded, cholesky
-from art_robust_plugins.lipschitz.norms.gram import Layout, list_layouts
+from art_robust_plugins.lipschitz.norms.layout import Layout, list_layouts
 
 from .cases import Outcome, refusal
 from .weights import SCALES, fill, random_weight

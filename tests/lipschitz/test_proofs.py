@@ -9,8 +9,9 @@ import torch
 from art_robust_plugins.files.sealed import write_sealed
 from art_robust_plugins.lipschitz import Convolution, configure_proofs
 from art_robust_plugins.lipschitz.norms.banded import PANEL, prove_level
-from art_robust_plugins.lipschitz.norms.gram import GramMatrix, list_layouts
+from art_robust_plugins.lipschitz.norms.gram import GramMatrix
 from art_robust_plugins.lipschitz.norms.lanczos import largest_eigenvalue
+from art_robust_plugins.lipschitz.norms.layout import list_layouts
 from art_robust_plugins.lipschitz.norms.reads import split_axis
 
 # inputs, outputs, kernel, size, settings

@@ -14,9 +14,10 @@ from ...terminal import Progress
 from .banded import PANEL, prove_level
 from .bounds import ROUND_UP, UNIT_ROUNDOFF
 from .geometry import ConvolutionMap
-from .gram import GramMatrix, Layout, choose_layout
+from .gram import GramMatrix
 from .kept import keep_bound
 from .lanczos import STEPS, largest_eigenvalue
+from .layout import Layout, choose_layout
 from .proving import proof_settings
 from .reads import AxisPart, Side, split_axis
 
