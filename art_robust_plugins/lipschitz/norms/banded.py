@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -101,7 +102,8 @@ def prove_level(
         if sums is None:
             return None
         squares, residuals = squares + sums[0], residuals + sums[1]
-        below = dict(zip(rows[1:], column[width:].split([sizes[row] for row in rows[1:]]), strict=True))
+        stops = list(accumulate(sizes[row] for row in rows))
+        below = {row: column[stop - sizes[row] : stop] for row, stop in zip(rows[1:], stops[1:], strict=True)}
         for other, right in below.items():
             _update_diagonal(take(other, other), right)
             for row in range(other + 1, rows.stop):

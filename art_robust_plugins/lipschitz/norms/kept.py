@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from ...checks import is_number
+from ...checks import to_float
 from ...files.sealed import read_sealed, write_sealed
 from ...fingerprints import digest
 from .geometry import ConvolutionMap
@@ -36,11 +36,11 @@ def keep_bound(operator: ConvolutionMap, folder: Path | None, prove: Callable[[]
     key = digest(repr(geometry), operator.weight)
     path = folder / f"norm-{key}.json"
     if path.exists():
-        bound = read_sealed(path, FORMAT).get("bound")
+        found = read_sealed(path, FORMAT).get("bound")
         least = float(lower_estimate(operator, steps=20)[0]) * (1 - 1e-9)
-        if not is_number(bound) or not least <= bound < math.inf:
-            raise ValueError(f"{path}: bound: got {bound!r}, expected a number from {least:.6g} on: delete the file.")
-        return float(bound)
+        if not least <= to_float(found) < math.inf:
+            raise ValueError(f"{path}: bound: got {found!r}, expected a number from {least:.6g} on; delete the file.")
+        return to_float(found)
     bound = prove()
     if math.isfinite(bound):
         folder.mkdir(parents=True, exist_ok=True)

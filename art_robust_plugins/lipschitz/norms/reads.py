@@ -62,13 +62,13 @@ def split_axis(operator: ConvolutionMap, axis: int, side: Side) -> list[AxisPart
     labels = _label(members, count)
     used = torch.zeros(count, dtype=torch.bool)
     used[members[members >= 0]] = True
-    names = labels[used].unique()
+    names = sorted(set(labels[used].tolist()))
     if len(names) > _MOST_PARTS:
         return [whole]
     first = members.amax(dim=1)  # any member of a group tells its part
     group_labels = torch.where(first >= 0, labels[first.clamp_min(0)], -1)
     parts: dict[tuple[int, tuple[int, ...], bytes], AxisPart] = {}
-    for name in names.tolist():
+    for name in names:
         chosen = (labels == name) & used
         numbers = torch.full((count + 1,), -1)
         numbers[:count][chosen] = torch.arange(int(chosen.sum()))
