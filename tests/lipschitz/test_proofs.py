@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from art_robust_plugins.files.sealed import write_sealed
-from art_robust_plugins.lipschitz import Convolution, configure_proofs
+from art_robust_plugins.lipschitz import Convolution, configure_proofs, lower_estimate
 from art_robust_plugins.lipschitz.norms.banded import PANEL, prove_level
 from art_robust_plugins.lipschitz.norms.gram import GramMatrix
 from art_robust_plugins.lipschitz.norms.lanczos import largest_eigenvalue
@@ -185,6 +185,24 @@ def test_wide_layers_are_proven_within_a_hundredth_of_a_percent(inputs, outputs,
     below = math.sqrt(largest_eigenvalue(multiply, torch.empty(inputs * size**2, dtype=torch.float64))[0])
     assert bound.method == "cholesky"
     assert below <= bound.value <= below * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "size", "settings"),
+    [
+        ((101,), (120,), {"padding": 50}),  # so many pairs of taps that they are not listed
+        ((1,), (3000,), {}),
+        ((5,), (3000,), {"stride": 5}),
+        ((3, 1), (40, 3), {"padding": (1, 0), "stride": (3, 2)}),
+    ],
+)
+def test_long_kernels_and_axes_that_fall_apart_are_proven_at_once(kernel, size, settings):
+    weight = torch.randn(2, 3, *kernel, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    operator = Convolution(weight, size, **settings)
+    below = float(lower_estimate(operator, steps=400)[0])
+    bound = operator.upper_bound()
+    assert bound.method in ("cholesky", "grid")
+    assert below * (1 - 1e-9) <= bound.value <= below * (1 + 1e-4)
 
 
 # Settings

@@ -28,7 +28,7 @@ _KEPT = 1e9  # operations from which on a proof is kept, where a folder is given
 _SHOWN = 3e11  # operations of a proof whose progress is shown
 _EIGENVALUES = 256  # unknowns up to which all eigenvalues are computed
 _DENSE = 2048  # unknowns up to which a matrix is multiplied as a whole
-_MOST_LINKS = 2**26  # what is listed along an axis
+_LONGEST = 2**26  # entries of a table of one axis
 
 Product = tuple[AxisPart, ...]
 
@@ -152,7 +152,7 @@ def _make_plan(operator: ConvolutionMap) -> Plan | None:
         axes = []
         for axis, (length, count) in enumerate(zip(*operator.plain_sizes(), strict=True)):
             taps = operator.kernel_size[axis]
-            if count * taps**2 > _MOST_LINKS or length > _MOST_LINKS:
+            if max(length, count) * taps > _LONGEST:
                 return None
             axes.append(split_axis(operator, axis, side))
         outer, channels = operator.weight.shape[:2] if side == "inputs" else operator.weight.shape[1::-1]

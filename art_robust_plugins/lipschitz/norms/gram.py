@@ -37,7 +37,7 @@ class GramMatrix:
         self._inner = math.prod(counts[axis] for axis in others)
         self._row = self.channels * self._inner
         self._bounds = [*range(0, slow.count, layout.rows), slow.count]
-        self._pairs = _pair_taps(slow, layout.folded)
+        self._pairs = {} if layout.by_matrix else _pair_taps(slow, layout.folded)
         # [slow taps, other taps * channels, groups' channels]
         kernel = weight.permute(2 + layout.axis, *(2 + axis for axis in others), 1, 0)
         self._taps = math.prod(kernel.shape[1:-2])

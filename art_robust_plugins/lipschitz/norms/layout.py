@@ -16,6 +16,8 @@ SUMS_KEPT = 8
 """Sums of products of taps that a `GramMatrix` holds."""
 
 _OVERHEAD = 2e6  # operations that cost as much as a call of torch
+_LINK = 3e4  # operations that cost as much as listing a pair of taps along the slow axis
+_LINK_BYTES = 100
 _PANEL_CALLS = 12  # of the factorisation, for each of its panels
 _DENSE = 2**24  # entries of a matrix that is cheap
 
@@ -73,14 +75,15 @@ def list_layouts(channels: int, outer: int, parts: Sequence[AxisPart], panel: in
         inner_links = math.prod(count for at, count in enumerate(links) if at != axis)
         # Products of taps and what is made from them, the links of axes, and B as a function.
         fixed = 8 * (SUMS_KEPT * (others * channels) ** 2 + taps * others * channels * outer)
-        fixed += 8 * (4 * inner_links + 4 * links[axis]) + 8 * 3 * table * (channels + 1)
+        fixed += 8 * 4 * inner_links + _LINK_BYTES * links[axis] + 8 * 3 * table * (channels + 1)
         for folded in (False, True):
             band = _band(part, folded)
             rows = 1
             while True:
                 by_matrix = rows == part.count and entries <= _DENSE
                 held = 8 * 3 * entries if by_matrix else fixed
-                layouts.append(_lay_out(size, axis, folded, by_matrix, part.count, rows, band, panel, held))
+                listed = 0 if by_matrix else links[axis]
+                layouts.append(_lay_out(size, axis, folded, by_matrix, part.count, rows, band, panel, held, listed))
                 if rows == part.count:
                     break
                 rows = min(2 * rows, part.count)
@@ -97,6 +100,7 @@ def _lay_out(
     band: int,
     panel: int,
     held: float,
+    listed: int,
 ) -> Layout:
     blocks = math.ceil(count / rows)
     half = min(math.ceil(band / rows), blocks - 1)
@@ -108,7 +112,8 @@ def _lay_out(
     calls += 0 if by_matrix else 8 * count * min(rows, count) * (half + 1)
     vectors = 8 * STEPS * size
     memory = held + vectors + 8 * width**2 * ((half + 1) * (half + 2) / 2 + half + 4)
-    return Layout(axis, folded, by_matrix, rows, half, blocks, operations, memory, operations + _OVERHEAD * calls)
+    cost = operations + _OVERHEAD * calls + _LINK * listed
+    return Layout(axis, folded, by_matrix, rows, half, blocks, operations, memory, cost)
 
 
 def _band(part: AxisPart, folded: bool) -> int:
