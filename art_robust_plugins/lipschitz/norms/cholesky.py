@@ -16,13 +16,14 @@ from .bounds import ROUND_UP, UNIT_ROUNDOFF
 from .geometry import ConvolutionMap
 from .gram import GramMatrix
 from .kept import keep_bound
-from .lanczos import STEPS, largest_eigenvalue
+from .lanczos import largest_eigenvalue
 from .layout import Layout, choose_layout
 from .proving import proof_settings
 from .reads import AxisPart, Side, split_axis
 
 _MARGIN = 1e-7  # of the first level that is tried above the estimate
 _NEAR = 4e-5  # a bound on the grid that is so close to the norm is good enough, where a factorisation is not cheap
+_ENOUGH = 1.7e-4  # a margin, where a factorisation is not cheap: the norm is then found to half of it
 _CHEAP = 1e10  # operations
 _KEPT = 1e9  # operations from which on a proof is kept, where a folder is given
 _SHOWN = 3e11  # operations of a proof whose progress is shown
@@ -57,9 +58,10 @@ def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
     """A bound for a convolution of one group whose weight is float64 with entries below 2; inf where none is found.
 
     With A the operator and G = A^T A or A A^T (their norms are the same), a factorisation of t I - G', with G' as
-    computed, proves that the largest eigenvalue of G' is at most t + c (`prove_level`). Entries of G' are sums of at
-    most m - 2 products of two entries of A, in some order (products that vanish add no rounding), so that
-    |G' - G| <= m u / (1 - m u) |A|^T |A|, whose norm is at most c' = 2 m u ||A||_1 ||A||_inf. Hence
+    computed, proves that the largest eigenvalue of G' is at most t + c (`prove_level`). Let |A| be A for the weight's
+    magnitudes. Entries of G' are sums of at most m - 2 products of two kernel taps, in some order (products that vanish
+    add no rounding; taps that padding lets meet may be added first), so that |G' - G| <= 2 m u / (1 - 2 m u) |A|^T |A|,
+    whose norm is at most c' = 4 m u || |A| ||_1 || |A| ||_inf. Hence
 
         ||A||^2 <= t + c + c'.
 
@@ -85,22 +87,11 @@ def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
 
 
 def _prove(operator: ConvolutionMap, plan: Plan, ceiling: float) -> float:
+    """The least level that is proven, as far as it is searched for."""
     weight = operator.weight if plan.side == "inputs" else operator.weight.transpose(0, 1)
     matrices = [GramMatrix(weight, product, layout) for product, layout in plan.parts]
-    with _show(operator, plan) as advance:
-        return _search(operator, plan, matrices, ceiling, advance)
-
-
-def _search(
-    operator: ConvolutionMap,
-    plan: Plan,
-    matrices: list[GramMatrix],
-    ceiling: float,
-    advance: Callable[[], object],
-) -> float:
-    """The least level that is proven, as far as it is searched for."""
     product_error = _product_error(operator, plan)
-    estimates = [_estimate(matrix, advance) for matrix in matrices]
+    estimates = [_estimate(matrix) for matrix in matrices]
     estimate, error = max(estimates)
     estimate = max(estimate, product_error)  # the operator may be zero
     cheap = plan.operations <= _CHEAP
@@ -110,11 +101,12 @@ def _search(
     def verify(margin: float) -> float | None:
         level = estimate * (1 + margin)
         slack = 0.0
-        for matrix in matrices:
-            found = prove_level(matrix, matrix.layout.half, level, advance)
-            if found is None:
-                return None
-            slack = max(slack, found)
+        with _show(operator, plan) as advance:
+            for matrix in matrices:
+                found = prove_level(matrix, matrix.layout.half, level, advance)
+                if found is None:
+                    return None
+                slack = max(slack, found)
         return math.sqrt(level + slack + product_error)
 
     # The estimate is nearly always close enough at once; otherwise the level is searched for.
@@ -127,21 +119,21 @@ def _search(
             low = margin
         else:
             best, high = bound, margin
-        if high - low <= precision:
+        if high - low <= precision or (not cheap and high <= _ENOUGH):
             break
         margin = 8 * low if 0 < 8 * low < high else (low + high) / 2
     return best
 
 
-def _estimate(matrix: GramMatrix, advance: Callable[[], object]) -> tuple[float, float]:
+def _estimate(matrix: GramMatrix) -> tuple[float, float]:
     """The largest eigenvalue from below, and the error of it."""
     like = matrix.like
     if matrix.blocks == 1 and matrix.size <= _DENSE:
         dense = matrix.dense()
         if matrix.size <= _EIGENVALUES:
             return float(torch.linalg.eigvalsh(dense)[-1]), 0.0
-        return largest_eigenvalue(lambda vector: dense @ vector, like, advance)
-    return largest_eigenvalue(matrix.multiply, like, advance)
+        return largest_eigenvalue(lambda vector: dense @ vector, like)
+    return largest_eigenvalue(matrix.multiply, like)
 
 
 def _make_plan(operator: ConvolutionMap) -> Plan | None:
@@ -175,11 +167,11 @@ def _product_error(operator: ConvolutionMap, plan: Plan) -> float:
 
 @contextmanager
 def _show(operator: ConvolutionMap, plan: Plan) -> Iterator[Callable[[], object]]:
-    """What to call for each step of a proof; a bar if it takes long."""
+    """What to call for each block column of a factorisation; a bar if it takes long."""
     if not proof_settings().verbose or plan.operations < _SHOWN:
         yield lambda: None
         return
     shapes = ["x".join(map(str, shape)) for shape in (operator.input_shape, operator.output_shape)]
-    total = STEPS + sum(layout.blocks for _, layout in plan.parts)
+    total = sum(layout.blocks for _, layout in plan.parts)
     with Progress(total, f"proving the norm of {' -> '.join(shapes)}", kept=False) as progress:
         yield progress.advance

@@ -15,15 +15,12 @@ STEPS = 300
 _ACCURACY = 1e-8
 
 
-def largest_eigenvalue(
-    multiply: Callable[[Tensor], Tensor], like: Tensor, advance: Callable[[], object] = lambda: None
-) -> tuple[float, float]:
+def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], like: Tensor) -> tuple[float, float]:
     """An estimate (from below) of the largest eigenvalue of a symmetric matrix >= 0 by Lanczos, and of its error.
 
     Args:
         multiply: the matrix times a vector.
         like: a vector [n] of its type and on its device.
-        advance: called for each step.
     """
     vector = fixed_direction(like.shape).to(like)
     basis = like.new_zeros(min(STEPS, len(like)), len(like))
@@ -48,7 +45,6 @@ def largest_eigenvalue(
             error = min(residual, residual**2 / gap) if gap > 0 else residual
             if last or error <= _ACCURACY * value:
                 break
-        advance()
         side.append(rest)
         basis[step] = vector / rest
     return value, error
