@@ -5,7 +5,7 @@ from .certifier import PyTorchLipschitzCertifier
 from .front import certify
 from .graph import LipschitzGraph
 from .network_bound import NetworkBound, OperatorNorm
-from .norms import Convolution, Linear, NormBound, lower_estimate, operator_of
+from .norms import Convolution, Linear, NormBound, configure_proofs, lower_estimate, operator_of
 from .report import LipschitzReport
 from .rules import NoLipschitzRuleError, lipschitz_rule
 
@@ -21,6 +21,7 @@ __all__ = [
     "PyTorchLipschitzCertifier",
     "batch_variances",
     "certify",
+    "configure_proofs",
     "lipschitz_rule",
     "lower_estimate",
     "operator_of",

@@ -25,7 +25,9 @@ from art_robust_plugins.lipschitz import (
     Convolution,
     Linear,
     LipschitzGraph,
+    NormBound,
     batch_variances,
+    configure_proofs,
     lower_estimate,
     operator_of,
 )
@@ -56,6 +58,11 @@ class Call:
 def _data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     generator = np.random.default_rng(0)
     return generator.random((6, *SHAPE), dtype=np.float32), np.arange(6) % CLASSES
+
+
+def _prove_within(**settings: Any) -> NormBound:
+    with configure_proofs(**settings):
+        return Convolution(torch.ones(1, 1, 3, 3), (4, 4)).upper_bound()
 
 
 def _network() -> nn.Module:
@@ -308,6 +315,12 @@ def _lipschitz_calls() -> dict[str, Call]:
         ),
         "Linear": Call(
             lambda weight: Linear(weight).upper_bound(), lambda: {"weight": torch.eye(2)}, {"weight": "anything"}
+        ),
+        "configure_proofs": Call(
+            _prove_within,
+            lambda: {"operations": 1e9, "memory": 1e9, "cache_dir": "norms", "verbose": False},
+            {"operations": "number", "memory": "number", "cache_dir": "path", "verbose": "flag"},
+            frozenset({"operations", "memory", "cache_dir"}),
         ),
         "lower_estimate": Call(
             lower_estimate,

@@ -12,6 +12,7 @@ from .convolution import Convolution
 from .linear import Linear
 from .modules import operator_of
 from .power_iteration import lower_estimate
+from .proving import configure_proofs
 
 __all__ = [
     "ROUND_UP",
@@ -20,6 +21,7 @@ __all__ = [
     "Linear",
     "NormBound",
     "Operator",
+    "configure_proofs",
     "lower_estimate",
     "operator_of",
 ]

@@ -1,128 +1,177 @@
-"""Small convolutions: a bound that a Cholesky factorisation proves, within 1e-7 of the norm."""
+"""Convolutions of any size: a bound that a Cholesky factorisation proves, within 1e-5 of the norm or better."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
+from ...terminal import Progress
+from .banded import PANEL, prove_level
 from .bounds import ROUND_UP, UNIT_ROUNDOFF
 from .geometry import ConvolutionMap
+from .gram import GramMatrix
+from .kept import keep_bound
 from .lanczos import largest_eigenvalue
-from .power_iteration import lower_estimate
+from .layout import Layout, choose_layout
+from .proving import proof_settings
+from .reads import AxisPart, Side, split_axis
 
-_CHUNK = 2**22  # numbers in memory at a time while columns are processed
-_ALWAYS = 1024  # a factorisation of this size is cheap
+_MARGIN = 1e-7  # of the first level that is tried above the estimate
+_NEAR = 4e-5  # a bound on the grid that is so close to the norm is good enough, where a factorisation is not cheap
+_ENOUGH = 1.7e-4  # a margin, where a factorisation is not cheap: the norm is then found to half of it
+_CHEAP = 1e10  # operations
+_KEPT = 1e9  # operations from which on a proof is kept, where a folder is given
+_SHOWN = 3e11  # operations of a proof whose progress is shown
+_EIGENVALUES = 256  # unknowns up to which all eigenvalues are computed
+_DENSE = 2048  # unknowns up to which a matrix is multiplied as a whole
+_LONGEST = 2**26  # entries of a table of one axis
+
+Product = tuple[AxisPart, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One of A^T A and A A^T, in parts that are not coupled with one another; equal ones are there once."""
+
+    side: Side
+    parts: tuple[tuple[Product, Layout], ...]
+
+    @property
+    def operations(self) -> float:
+        return sum(layout.operations for _, layout in self.parts)
+
+    @property
+    def cost(self) -> float:
+        return sum(layout.cost for _, layout in self.parts)
+
+    @property
+    def memory(self) -> float:
+        return max(layout.memory for _, layout in self.parts)
 
 
 def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
     """A bound for a convolution of one group whose weight is float64 with entries below 2; inf where none is found.
 
-    With A the operator and G = A^T A (or A A^T, the smaller), n x n: a float64 Cholesky factorisation of
-    t I - G' that runs to its end proves that the largest eigenvalue of G' is at most t + c_1, with
-    c_1 = (n + 1) u / (1 - 2 (n + 1) u) * trace(t I - G'), u = 2**-53, for any order of summation (Rump:
-    Verification of positive definiteness, BIT 46, 2006, theorem 2.3). G' is G as computed. Its columns A^T (A e_j)
-    (or the product of the matrices) are sums of at most m products of exact numbers, so that
-    |G' - G| <= m u / (1 - m u) |A|^T |A|, whose norm is at most c_2 = 2 m u ||A||_1 ||A||_inf.
-    The subtraction from t rounds by at most c_3 = 2 u (t + max_j G'_jj).
+    With A the operator and G = A^T A or A A^T (their norms are the same), a factorisation of t I - G', with G' as
+    computed, proves that the largest eigenvalue of G' is at most t + c (`prove_level`). Let |A| be A for the weight's
+    magnitudes. Entries of G' are sums of at most m - 2 products of two kernel taps, in some order (products that vanish
+    add no rounding; taps that padding lets meet may be added first), so that |G' - G| <= 2 m u / (1 - 2 m u) |A|^T |A|,
+    whose norm is at most c' = 4 m u || |A| ||_1 || |A| ||_inf. Hence
+
+        ||A||^2 <= t + c + c'.
+
+    G is a direct sum over parts of positions that do not meet, as the even and odd ones for a dilation of 2; each part
+    is proven for the same t. Where A A^T is cheaper to factor than A^T A, it is taken. Zero, reflected and replicated
+    padding keep G banded. Circular padding couples the ends, and the positions are taken from both ends in turns.
     """
+    settings = proof_settings()
     limit = operator.cholesky_limit
-    if limit is None:
-        limit = 4096 if operator.weight.device.type == "cpu" else 16384
-    n = min(math.prod(operator.input_shape), math.prod(operator.output_shape))
-    if n > limit:
+    if limit is not None and min(math.prod(operator.input_shape), math.prod(operator.output_shape)) > limit:
         return math.inf
-    if n > _ALWAYS and ceiling <= 1.005 * float(lower_estimate(operator, steps=100)[0]):
-        return math.inf  # the grid's bound is within half a percent of the norm, which is good enough
-    # cuDNN may compute convolutions by other formulas (Winograd, FFT) than sums of products.
-    with torch.backends.cudnn.flags(enabled=False):
-        gram = gram_matrix(operator)
-    magnitude = operator.weight.abs()
-    rest = tuple(range(2, magnitude.dim()))
-    copies = operator.copies()
-    sums = [float(magnitude.sum(dim=(axis, *rest)).max()) for axis in (0, 1)]
-    terms = copies * max(operator.weight.shape[:2]) * math.prod(operator.kernel_size) + 2
-    diagonal = gram.diagonal()
-    product_error = 4 * terms * UNIT_ROUNDOFF * sums[0] * sums[1] * copies
-    estimate = max(largest_eigenvalue(gram), product_error)  # the operator may be zero
+    plan = _make_plan(operator)
+    if plan is None:
+        return math.inf
+    if not plan.parts:  # nothing is read
+        return 0.0
+    operations = plan.operations if limit is None else 0.0
+    if not settings.allows(operations, plan.memory, operator.weight.device):
+        return math.inf
+    if plan.operations < _KEPT:
+        return _prove(operator, plan, ceiling)
+    return keep_bound(operator, settings.cache_dir, lambda: _prove(operator, plan, ceiling))
+
+
+def _prove(operator: ConvolutionMap, plan: Plan, ceiling: float) -> float:
+    """The least level that is proven, as far as it is searched for."""
+    weight = operator.weight if plan.side == "inputs" else operator.weight.transpose(0, 1)
+    matrices = [GramMatrix(weight, product, layout) for product, layout in plan.parts]
+    product_error = _product_error(operator, plan)
+    estimates = [_estimate(matrix) for matrix in matrices]
+    estimate, error = max(estimates)
+    estimate = max(estimate, product_error)  # the operator may be zero
+    cheap = plan.operations <= _CHEAP
+    if not cheap and ceiling <= (1 + _NEAR) * math.sqrt(estimate):
+        return math.inf
 
     def verify(margin: float) -> float | None:
         level = estimate * (1 + margin)
-        shifted = gram.neg()
-        shifted.diagonal().add_(level)
-        _, failed = torch.linalg.cholesky_ex(shifted)
-        if bool(failed):
-            return None
-        factor = (n + 1) * UNIT_ROUNDOFF
-        trace = float((level - diagonal).sum())
-        slack = factor / (1 - 2 * factor) * trace + 2 * UNIT_ROUNDOFF * (level + float(diagonal.max()))
-        return math.sqrt(level + slack * ROUND_UP + product_error)
+        slack = 0.0
+        with _show(operator, plan) as advance:
+            for matrix in matrices:
+                found = prove_level(matrix, matrix.layout.half, level, advance)
+                if found is None:
+                    return None
+                slack = max(slack, found)
+        return math.sqrt(level + slack + product_error)
 
-    # The estimate is nearly always close enough at once; otherwise the level is searched for up to 1e-6.
-    best, margin, low, high = math.inf, 1e-7, 0.0, ceiling**2 / estimate - 1
+    # The estimate is nearly always close enough at once; otherwise the level is searched for.
+    precision = 1e-6 if cheap else 2e-5
+    best, low, high = math.inf, 0.0, ceiling**2 / estimate - 1
+    margin = min(max(_MARGIN, 2 * error / estimate), precision)
     while margin < high:
         bound = verify(margin)
         if bound is None:
             low = margin
         else:
             best, high = bound, margin
-        if high - low <= 1e-6:
+        if high - low <= precision or (not cheap and high <= _ENOUGH):
             break
         margin = 8 * low if 0 < 8 * low < high else (low + high) / 2
     return best
 
 
-def gram_matrix(operator: ConvolutionMap) -> Tensor:
-    """A^T A or A A^T, the smaller one, [n, n] in float64."""
-    n_in, n_out = math.prod(operator.input_shape), math.prod(operator.output_shape)
-    n, larger = min(n_in, n_out), max(n_in, n_out)
-    entries = operator.weight.numel() * math.prod(operator.plain_sizes()[1])
-    if n * larger <= min(8 * entries, 2**26):
-        matrix = dense_matrix(operator)
-        return matrix @ matrix.t() if len(matrix) == n else matrix.t() @ matrix
-    first: Callable[[Tensor], Tensor] = operator.apply
-    second: Callable[[Tensor], Tensor] = operator.adjoint
-    shape = operator.input_shape
-    if n_out < n_in:
-        first, second, shape = operator.adjoint, operator.apply, operator.output_shape
-    gram = torch.empty(n, n, dtype=torch.float64, device=operator.weight.device)
-    rows = max(1, _CHUNK // larger)
-    for start in range(0, n, rows):
-        stop = min(start + rows, n)
-        basis = gram.new_zeros(stop - start, n)
-        basis[torch.arange(stop - start), torch.arange(start, stop)] = 1
-        gram[start:stop] = second(first(basis.view(-1, *shape))).flatten(1)
-    return gram
+def _estimate(matrix: GramMatrix) -> tuple[float, float]:
+    """The largest eigenvalue from below, and the error of it."""
+    like = matrix.like
+    if matrix.blocks == 1 and matrix.size <= _DENSE:
+        dense = matrix.dense()
+        if matrix.size <= _EIGENVALUES:
+            return float(torch.linalg.eigvalsh(dense)[-1]), 0.0
+        return largest_eigenvalue(lambda vector: dense @ vector, like)
+    return largest_eigenvalue(matrix.multiply, like)
 
 
-def dense_matrix(operator: ConvolutionMap) -> Tensor:
-    """The plain convolution of one group as a matrix, [outputs, inputs]; for a transposed one, its adjoint's."""
-    inputs, outputs = operator.plain_sizes()
-    reads = torch.zeros(1, 1, dtype=torch.int64)  # [output, tap] -> input, -1 for none
-    for axis, (length, count) in enumerate(zip(inputs, outputs, strict=True)):
-        before, after = operator.padding[axis]
-        places = torch.arange(-before, length + after)
-        if operator.padding_mode == "zeros":
-            # A transposed convolution with output padding reaches past its padding.
-            places = torch.cat([places, torch.arange(length + after, length + after + operator.output_padding[axis])])
-            places = torch.where((places >= 0) & (places < length), places, -1)
-        else:
-            numbers = torch.arange(length, dtype=torch.float64).view(1, 1, -1)
-            places = functional.pad(numbers, (before, after), mode=operator.padding_mode).flatten().long()
-        taps = torch.arange(operator.kernel_size[axis]) * operator.dilation[axis]
-        along = places[torch.arange(count)[:, None] * operator.stride[axis] + taps]
-        ahead, behind = reads[:, None, :, None], along[None, :, None, :]
-        merged = torch.where((ahead >= 0) & (behind >= 0), ahead * length + behind, -1)
-        reads = merged.flatten(0, 1).flatten(1)
-    kernel = operator.weight.flatten(2)
-    channels_out, channels_in, taps_in_all = kernel.shape
-    shape = (channels_out, len(reads), channels_in, math.prod(inputs))
-    matrix = torch.zeros(shape, dtype=torch.float64, device=kernel.device)
-    by_place = matrix.permute(1, 3, 0, 2)
-    for tap in range(taps_in_all):
-        rows = (reads[:, tap] >= 0).nonzero().flatten()
-        by_place[rows.to(kernel.device), reads[rows, tap].to(kernel.device)] += kernel[:, :, tap]
-    return matrix.flatten(2).flatten(0, 1)
+def _make_plan(operator: ConvolutionMap) -> Plan | None:
+    """The cheaper one of A^T A and A A^T; None where even its tables would be too large."""
+    sides: tuple[Side, ...] = ("inputs", "outputs")
+    plans = []
+    for side in sides:
+        axes = []
+        for axis, (length, count) in enumerate(zip(*operator.plain_sizes(), strict=True)):
+            taps = operator.kernel_size[axis]
+            if max(length, count) * taps > _LONGEST:
+                return None
+            axes.append(split_axis(operator, axis, side))
+        outer, channels = operator.weight.shape[:2] if side == "inputs" else operator.weight.shape[1::-1]
+        products = itertools.product(*axes)
+        parts = tuple((product, choose_layout(channels, outer, product, PANEL)) for product in products)
+        plans.append(Plan(side, parts))
+    return min(plans, key=lambda plan: plan.cost)
+
+
+def _product_error(operator: ConvolutionMap, plan: Plan) -> float:
+    """c' of `cholesky_bound`: what the entries of G are off by rounding, as a norm."""
+    magnitude = operator.weight.abs()
+    rest = tuple(range(2, magnitude.dim()))
+    sums = [float(magnitude.sum(dim=(axis, *rest)).max()) for axis in (0, 1)]
+    contracted = operator.weight.shape[0 if plan.side == "inputs" else 1]
+    products = max(math.prod(part.products for part in product) for product, _ in plan.parts)
+    terms = contracted * products + 2
+    return 4 * terms * UNIT_ROUNDOFF * sums[0] * sums[1] * operator.copies() * ROUND_UP
+
+
+@contextmanager
+def _show(operator: ConvolutionMap, plan: Plan) -> Iterator[Callable[[], object]]:
+    """What to call for each block column of a factorisation; a bar if it takes long."""
+    if not proof_settings().verbose or plan.operations < _SHOWN:
+        yield lambda: None
+        return
+    shapes = ["x".join(map(str, shape)) for shape in (operator.input_shape, operator.output_shape)]
+    total = sum(layout.blocks for _, layout in plan.parts)
+    with Progress(total, f"proving the norm of {' -> '.join(shapes)}", kept=False) as progress:
+        yield progress.advance

@@ -26,8 +26,8 @@ class Convolution(ConvolutionMap):
         transposed: a transposed convolution.
         padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
         cholesky_limit: up to which number of inputs or outputs of a group (the smaller of both) the bound is refined
-            by a Cholesky factorisation of a matrix of that size (above 1024, unless the bound on the grid is already
-            within half a percent). None: 4096 on a CPU, 16384 on a GPU; 0: never.
+            by a Cholesky factorisation, whatever operations that takes; 0: never. None: as far as `configure_proofs`
+            allows.
 
     Raises:
         ValueError: for arguments that do not fit together, or that torch would not accept either.
@@ -40,7 +40,7 @@ class Convolution(ConvolutionMap):
 
     @torch.no_grad()
     def upper_bound(self) -> NormBound:
-        """The smaller of the bound on the frequency grid and, for small operators, the Cholesky-verified one.
+        """The smaller of the bound on the frequency grid and, within `configure_proofs`, the Cholesky-verified one.
 
         Groups act on different channels, so the norm is the largest of theirs. Each group is refined only while its
         grid bound exceeds what is already proven for another. A box (all taps of a channel's kernel alike, but for the

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .bounds import fixed_direction
 
+STEPS = 300
+"""Lanczos vectors, at most."""
 
-def largest_eigenvalue(matrix: Tensor, steps: int = 300) -> float:
-    """A close estimate (from below) of the largest eigenvalue of a symmetric matrix, by Lanczos if it is large."""
-    n = len(matrix)
-    if n <= 256:
-        return float(torch.linalg.eigvalsh(matrix)[-1])
-    vector = fixed_direction((n,)).to(matrix)
-    basis = matrix.new_zeros(min(steps, n), n)
+_ACCURACY = 1e-8
+
+
+def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], like: Tensor) -> tuple[float, float]:
+    """An estimate (from below) of the largest eigenvalue of a symmetric matrix >= 0 by Lanczos, and of its error.
+
+    Args:
+        multiply: the matrix times a vector.
+        like: a vector [n] of its type and on its device.
+    """
+    vector = fixed_direction(like.shape).to(like)
+    basis = like.new_zeros(min(STEPS, len(like)), len(like))
     basis[0] = vector / torch.linalg.vector_norm(vector)
     diagonal: list[float] = []
     side: list[float] = []
-    value = 0.0
+    value = error = 0.0
     for step in range(1, len(basis) + 1):
-        vector = matrix @ basis[step - 1]
+        vector = multiply(basis[step - 1])
         diagonal.append(float(vector @ basis[step - 1]))
         for _ in range(2):  # once is not enough against rounding
             vector = vector - basis[:step].t() @ (basis[:step] @ vector)
@@ -30,11 +39,15 @@ def largest_eigenvalue(matrix: Tensor, steps: int = 300) -> float:
             small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
             values, vectors = torch.linalg.eigh(small + _off_diagonal(side))
             value = float(values[-1])
-            if last or rest * abs(float(vectors[-1, -1])) <= 1e-8 * value:
+            residual = rest * abs(float(vectors[-1, -1]))
+            # An eigenvalue lies within residual, and within residual^2 / gap if the others stay below the gap.
+            gap = value - float(values[-2]) if step > 1 else 0.0
+            error = min(residual, residual**2 / gap) if gap > 0 else residual
+            if last or error <= _ACCURACY * value:
                 break
         side.append(rest)
         basis[step] = vector / rest
-    return value
+    return value, error
 
 
 def _off_diagonal(side: list[float]) -> Tensor:
