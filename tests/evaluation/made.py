@@ -14,6 +14,11 @@ STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 EPS = 0.1
 
 
+def make_clean(points: int, shift: float = 0.0) -> np.ndarray[Any, Any]:
+    """The points of `make_report`."""
+    return np.random.default_rng(0).uniform(0.2, 0.5, (points, 1, 2, 2)).astype(np.float32) + np.float32(shift)
+
+
 def make_report(
     robust: Sequence[bool] | np.ndarray[Any, Any],
     *,
@@ -30,7 +35,7 @@ def make_report(
     """
     left = np.asarray(robust, dtype=bool)
     points = len(left)
-    clean = np.random.default_rng(0).uniform(0.2, 0.5, (points, 1, 2, 2)).astype(np.float32) + np.float32(shift)
+    clean = make_clean(points, shift)
     adversarial = (clean + np.float32(eps * 0.99) * ~left[:, None, None, None]).astype(np.float32)
     results = [
         AttackResult(name, f"the attack {name}", float(left.mean()), left, 1.5, 100, 50, True, True, {})

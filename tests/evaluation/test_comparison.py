@@ -215,7 +215,7 @@ def test_hostile_texts_are_texts() -> None:
     report = of(10, flags=flags, attacks=attacks, radii=np.ones(40), not_run=[HOSTILE], network=HOSTILE, date=HOSTILE)
     text = render_comparison({HOSTILE: report, "b": of(3)}, {HOSTILE: "javascript%3Ax"}, {HOSTILE: history})
     page = Elements(text)
-    assert page.all("script") == [{}, {}]
+    assert page.all("script") == [{"type": "application/json", "id": "explorer-data"}, {}, {}]
     assert not [name for _, attributes in page.found for name in attributes if name.startswith("on")]
     assert "\x1b" not in text
     shown = re.sub('<script type="application/json".*?</script>', "", text, flags=re.S)

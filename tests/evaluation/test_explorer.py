@@ -16,14 +16,16 @@ import pytest
 from PIL import Image
 
 from art_robust_plugins.evaluation import EvaluationReport
+from art_robust_plugins.evaluation.ranking import find_obstacles, have_same_points
 from art_robust_plugins.evaluation.rendering import render_comparison, render_report
 from art_robust_plugins.evaluation.rendering.explorer import LEVELS, UNKNOWN, breakers, explorer_data
 from art_robust_plugins.evaluation.results import PointDetails
 
-from .made import EPS, make_report
+from .made import EPS, make_clean, make_report
 from .test_comparison_browser import CHROMIUM, dump, open_page
 
 LEFT = np.arange(12) >= 5
+SHARED = 'id="explorer-data"'
 HOSTILE = "\"'></script><script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
 
 
@@ -36,7 +38,7 @@ def make_detailed(left: np.ndarray[Any, Any] = LEFT, **given: Any) -> Evaluation
     attacked = outputs.copy()
     attacked[broken, (labels[broken] + 1) % 10] = 6
     whose = np.where(broken, np.arange(len(labels)) % 2, -1)
-    clean = report.adversarial[broken] - np.float32(EPS * 0.99)
+    clean = make_clean(len(labels), given.get("shift", 0.0))[broken]
     settings = {**report.settings, "outputs": "logits", "points_sha256": "0" * 64}
     return replace(report, details=PointDetails(clean, outputs, attacked, whose), settings=settings)
 
@@ -53,7 +55,6 @@ def test_the_data_are_the_reports_arrays() -> None:
     radii = np.where(np.arange(12) % 2, 2 * EPS, EPS / 2)
     report = make_detailed(radii=radii)
     data = explorer_data({"run": report})
-    assert data is not None
     assert json.loads(json.dumps(data)) == data
     (run,) = data["runs"]
     details = report.details
@@ -81,7 +82,6 @@ def test_the_data_are_the_reports_arrays() -> None:
 def test_pictures_are_the_points_and_their_changes_broken_ones_first() -> None:
     report = make_detailed()
     data = explorer_data({"run": report}, shown=7)
-    assert data is not None
     assert data["shown"]["points"] == [0, 1, 2, 3, 4, 5, 6]
     assert "Images of 7 of the 12 points" in data["note"]
     assert report.details is not None
@@ -98,7 +98,6 @@ def test_pictures_are_the_points_and_their_changes_broken_ones_first() -> None:
 @pytest.mark.parametrize("limit", [0, 1500, 1_500_000])
 def test_the_limit_on_bytes_holds(limit: int) -> None:
     data = explorer_data({"run": make_detailed()}, shown_bytes=limit)
-    assert data is not None
     size = len(json.dumps(data["shown"]))
     held = len(data["shown"]["points"])
     assert held == {0: 0, 1_500_000: 12}.get(limit, held)
@@ -118,7 +117,6 @@ def test_other_data_than_images_have_their_largest_changes() -> None:
     assert flat.details is not None
     flat.details.clean[0, 2] -= 0.01
     data = explorer_data({"run": flat})
-    assert data is not None
     assert not data["images"]
     entry = data["shown"]["entries"][0][0]
     assert entry["changed"] == 4
@@ -131,7 +129,6 @@ def test_other_data_than_images_have_their_largest_changes() -> None:
 def test_what_an_earlier_report_does_not_tell_is_unknown() -> None:
     report = make_report(LEFT)
     data = explorer_data({"run": report})
-    assert data is not None
     (run,) = data["runs"]
     assert run["distances"] is run["probabilities"] is None
     np.testing.assert_array_equal(breakers(report), np.where(LEFT, -1, 0))  # all stages broke the same points
@@ -148,14 +145,44 @@ def test_what_an_earlier_report_does_not_tell_is_unknown() -> None:
 def test_several_reports_share_a_page_if_their_points_are_the_same() -> None:
     one, other = make_detailed(), make_detailed(np.arange(12) >= 2)
     data = explorer_data({"one": one, "other": other})
-    assert data is not None
     assert [run["name"] for run in data["runs"]] == ["one", "other"]
     assert data["shown"]["entries"][3][1] is None
     assert data["shown"]["entries"][3][0] is not None
-    moved = replace(other, settings={**other.settings, "points_sha256": "1" * 64})
-    assert explorer_data({"one": one, "moved": moved}) is None
-    assert explorer_data({"one": make_report(LEFT), "moved": make_report(LEFT, shift=0.3)}) is None
-    assert "not about the same points" in render_comparison({"one": one, "moved": moved})
+    # Other attacks do not make other points.
+    assert SHARED in render_comparison({"one": one, "more": make_detailed(attacks=[("fgsm", "ball")])})
+    assert SHARED not in render_comparison({"one": one, "moved": make_detailed(shift=0.3)})
+    assert SHARED not in render_comparison({"one": make_report(LEFT), "moved": make_report(LEFT, shift=0.3)})
+
+
+def test_a_digest_that_a_report_states_is_not_believed() -> None:
+    one, moved = make_detailed(), make_detailed(shift=1e-4)
+    assert one.settings["points_sha256"] == moved.settings["points_sha256"]
+    assert find_obstacles(one, moved) == ["points"]
+    page = render_comparison({"one": one, "moved": moved})
+    assert "not about the same points" in page
+    assert SHARED not in page
+    other = replace(one, settings={**one.settings, "points_sha256": "1" * 64})
+    assert find_obstacles(one, other) == []
+    assert SHARED in render_comparison({"one": one, "other": other})
+
+
+@pytest.mark.parametrize("changed", ["clean", "adversarial", "labels"])
+def test_one_changed_point_is_another_point(changed: str) -> None:
+    """Of a broken point the clean image counts, and its attacked image does not."""
+    one, other = make_detailed(), make_detailed(np.arange(12) >= 2)
+    assert have_same_points(one, other)
+    assert have_same_points(other, one)
+    assert other.details is not None
+    if changed == "clean":
+        other.details.clean[1, 0, 0, 0] += np.float32(1e-6)
+    elif changed == "adversarial":
+        other.adversarial[1] += np.float32(1)
+        assert have_same_points(one, other)
+        other.adversarial[7, 0, 0, 0] += np.float32(1e-6)
+    else:
+        other.labels[7] += 1
+    assert not have_same_points(one, other)
+    assert not have_same_points(other, one)
 
 
 def test_a_page_of_ten_thousand_points_stays_small() -> None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ...escapes import printable
 from ...threat import ThreatModel
-from ..ranking import find_obstacles
 from ..results import EvaluationResults
 from .labels import is_swept
 from .pixels import encode_png, has_channels_first, holds_images, round_to_bytes, scale_to_unit
@@ -56,20 +55,15 @@ class Shown:
 
 def explorer_data(
     reports: Mapping[str, EvaluationResults], *, shown: int = SHOWN, shown_bytes: int = SHOWN_BYTES
-) -> Data | None:
-    """The points of one report, or of several of the same points, as JSON data.
+) -> Data:
+    """The points of one report, or of several, as JSON data.
 
     Args:
-        reports: by name.
+        reports: by name; all of the same points (`have_same_points`).
         shown: the most points whose images, or largest changes, are included; broken ones come first.
         shown_bytes: the most bytes of these.
-
-    Returns:
-        None for reports of different points.
     """
-    first, *others = reports.values()
-    if not all(_have_same_points(first, other) for other in others):
-        return None
+    first = next(iter(reports.values()))
     probabilities = len(first.labels) * len(reports) <= PROBABILITIES
     details = _show_points(list(reports.values()), shown, shown_bytes)
     images = holds_images(first)
@@ -122,11 +116,6 @@ def breakers(report: EvaluationResults) -> NDArray[np.int64]:
     for index in reversed(within):
         found[report.broken & ~report.attacks[index].robust] = index
     return found
-
-
-def _have_same_points(one: EvaluationResults, other: EvaluationResults) -> bool:
-    digests = {report.settings.get("points_sha256") for report in (one, other)}
-    return not find_obstacles(one, other) if None in digests else len(digests) == 1
 
 
 def _describe_run(name: str, report: EvaluationResults, whole: bool) -> Data:

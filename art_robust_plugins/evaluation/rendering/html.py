@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...escapes import printable
-from ..ranking import rank
+from ..ranking import Groups, group_comparable, have_same_points, rank
 from ..results import EvaluationResults
 from .comparison import (
     attack_table,
@@ -98,18 +98,22 @@ def render_comparison(
     reports: Mapping[str, EvaluationResults],
     pages: Mapping[str, str] | None = None,
     histories: Mapping[str, History] | None = None,
+    groups: Groups | None = None,
 ) -> str:
-    """Named reports on one page; ``pages`` are relative addresses of their own pages."""
+    """Named reports on one page; ``pages`` are relative addresses of their own pages, ``groups`` as for `conclude`."""
+    groups = group_comparable(reports) if groups is None else groups
     numbers = {name: number for number, name in enumerate(rank(reports))}
     ordered = {name: reports[name] for name in numbers}
-    head, rows = make_leaderboard(reports, pages or {}, histories or {})
+    head, rows = make_leaderboard(reports, pages or {}, histories or {}, groups)
     shared_settings, own_settings = settings_tables(reports)
+    first, *others = (next(iter(group.values())) for group in groups)
+    same = all(have_same_points(first, other) for other in others)
     training = draw_training({name: (histories or {}).get(name, ()) for name in ordered}, numbers)
     return _render(
         "comparison",
         title="Robustness of " + (", ".join(reports) if len(reports) < 4 else f"{len(reports)} networks"),
         told=describe_conditions(reports),
-        conclusion=conclude(reports),
+        conclusion=conclude(reports, groups),
         note=difference_note(reports),
         caption=f"{len(reports)} networks by worst case" if len(reports) > 1 else "One network",
         head=head,
@@ -131,7 +135,7 @@ def render_comparison(
         not_run=list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"])),
         shared_settings=shared_settings,
         own_settings=own_settings,
-        explorer=explorer_data(ordered, shown=COMPARED, shown_bytes=COMPARED_BYTES),
+        explorer=explorer_data(ordered, shown=COMPARED, shown_bytes=COMPARED_BYTES) if same else None,
         styles=[_read_asset("explorer.css.j2")],
         scripts=[_read_asset("leaderboard.js"), _read_asset("explorer.js")],
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ...escapes import escape_markdown
 from ..flags import Flag
+from ..ranking import Groups, group_comparable
 from ..results import EvaluationResults
 from .comparison import attack_table, difference_note, is_single, is_stage, is_unbounded, settings_tables
 from .conclusion import conclude
@@ -52,12 +53,13 @@ def report_markdown(report: EvaluationResults) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def comparison_markdown(reports: Mapping[str, EvaluationResults]) -> str:
-    """Several reports side by side as Markdown."""
-    head, rows = leaderboard_texts(reports)
+def comparison_markdown(reports: Mapping[str, EvaluationResults], groups: Groups | None = None) -> str:
+    """Several reports side by side as Markdown; ``groups`` as for `conclude`."""
+    groups = group_comparable(reports) if groups is None else groups
+    head, rows = leaderboard_texts(reports, groups)
     parts = [
         "# Robustness of " + escape_markdown(", ".join(reports)),
-        escape_markdown(conclude(reports)),
+        escape_markdown(conclude(reports, groups)),
         difference_note(reports),
         "## Leaderboard",
         markdown_table(head, rows),
