@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...escapes import shorten_middle
 from ..ranking import Groups, Ranking, Reports, find_obstacles, group_comparable, is_severe, rank_group
-from .labels import interval, worst_case_mark
+from .labels import count, interval, worst_case_mark
 
 _LETTERS = 80
 
@@ -31,8 +31,8 @@ def _describe_group(group: Reports, ranking: Ranking) -> str:
     settings = best.settings
     withstands = (
         f"{best.robust_accuracy:.1%} {worst_case_mark(best)}".rstrip()
-        + f" of {settings['points']} points (95 % confidence: {interval(best, best.robust_accuracy)}) withstand every "
-        f"attack within {settings['threat']['text']}"
+        + f" of {count(settings['points'], 'point')} (95 % confidence: {interval(best, best.robust_accuracy)}) "
+        f"withstand every attack within {settings['threat']['text']}"
     )
     name = _shorten(ranking.best)
     if len(group) == 1:

@@ -119,7 +119,10 @@ def breakers(report: EvaluationResults) -> NDArray[np.int64]:
 
 
 def _describe_run(name: str, report: EvaluationResults, whole: bool) -> Data:
-    """One report's columns; without the larger ones unless ``whole``."""
+    """One report's columns; without the larger ones unless ``whole``.
+
+    A point's mark has its verdict in the two lowest bits, then whether it is certified, then each of `POINT_FLAGS`.
+    """
     eps = report.settings["threat"]["eps"]
     proven = None if report.radii is None else report.radii >= eps
     clean, attacked = _predict(report)
@@ -129,21 +132,22 @@ def _describe_run(name: str, report: EvaluationResults, whole: bool) -> Data:
         (clean == -1) | (attacked == -1),
         report.broken & (False if far is None or not is_swept(report) else far <= report.settings["reused"]["eps"]),
     ]
-    bits = np.sum([held.astype(np.int64) << bit for bit, held in enumerate(flags)], axis=0)
+    verdicts = np.where(report.robust, LEFT, np.where(report.correct, BROKEN, MISCLASSIFIED))
+    bits = [np.zeros(len(verdicts), bool) if proven is None else proven, *flags]
+    marks = verdicts + np.sum([held.astype(np.int64) << bit for bit, held in enumerate(bits, 2)], axis=0)
     return {
         "name": printable(name),
         "threat": printable(str(report.settings["threat"]["text"])),
         "norm": report.settings["threat"]["norm"],
         "eps": eps,
         "attacks": [printable(result.name) for result in report.attacks],
-        "verdicts": pack(np.where(report.robust, LEFT, np.where(report.correct, BROKEN, MISCLASSIFIED))),
+        "marks": pack(marks),
+        "certifies": proven is not None,
         "clean": pack(clean),
         "attacked": pack(attacked),
         "breakers": pack(breakers(report)),
-        "flags": pack(bits) if bits.any() else None,
         "distances": pack(far) if whole and far is not None else None,
         "radii": pack(report.radii) if whole and report.radii is not None else None,
-        "proven": None if proven is None else pack(proven.astype(np.int64)),
         "probabilities": _pack_probabilities(report) if whole and report.details is not None else None,
     }
 
