@@ -93,10 +93,11 @@ def format_p(p: float) -> str:
 def list_tests(groups: Groups) -> dict[str, str]:
     """What the paired test says of each network against the best of its group."""
     told: dict[str, str] = {}
+    first = "the best" if len(groups) == 1 else "the best of its group"
     for group in groups:
         ranking = rank_group(group)
         alone = len(group) == 1 and len(groups) > 1
-        told[ranking.best] = "not comparable" if alone else "the best"
+        told[ranking.best] = "not comparable" if alone else first
         told |= {name: format_p(test.p).removeprefix("p ").removeprefix("= ") for name, test in ranking.tests.items()}
     return told
 

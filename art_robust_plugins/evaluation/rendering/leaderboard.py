@@ -156,6 +156,6 @@ def _describe_flags(report: EvaluationResults) -> Cell:
 
 
 def _read_p(text: str) -> float | None:
-    if text == "the best":
+    if text.startswith("the best"):
         return 2.0
     return None if text == "not comparable" else float(text.rsplit(maxsplit=1)[-1])
