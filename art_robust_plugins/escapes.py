@@ -46,19 +46,6 @@ def csv_cell(text: str) -> str:
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
 
 
-def drawable(text: str, letters: int = 60) -> str:
-    r"""The text as matplotlib draws it: without formulas between dollars, and short enough for a figure.
-
-    Example:
-        >>> print(drawable("$x$"))
-        \$x\$
-    """
-    lines = [shorten_middle(printable(line), letters) for line in text.split("\n")]
-    shown = "\n".join(lines).replace("$", r"\$")
-    # Names that begin so are left out of legends.
-    return f" {shown}" if shown.startswith("_") or not shown else shown
-
-
 def shorten_middle(text: str, letters: int) -> str:
     """The text without its middle where it is longer: what tells runs apart is often at the ends."""
     half = letters // 2 - 1

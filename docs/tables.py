@@ -2,7 +2,7 @@
 
 python docs/tables.py                      the tables, from benchmarks/results/*.json and the registries of the package
 python docs/tables.py --check              compare them with those that are there, and write nothing
-python docs/tables.py --figure runs/demo   the demo's figure too, from its reports
+python docs/tables.py --figure runs/demo   the demo's picture too: the head of its page, by headless Chromium
 python docs/tables.py --weight-maps        the figure of weight maps too
 
 A table stands in a page between ``<!-- name -->`` and ``<!-- end -->``; each has one place.
@@ -13,12 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageChops
 from torch._ops import OpOverload
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +37,8 @@ import weight_maps
 from saving import RESULTS, table
 
 from art_robust_plugins.evaluation import EvaluationReport
-from art_robust_plugins.evaluation.rendering.figures import comparison_figure
+from art_robust_plugins.evaluation.ranking import rank
+from art_robust_plugins.evaluation.rendering import conclude
 from art_robust_plugins.experiments.recipes import available_recipes, result_rows
 from art_robust_plugins.lipschitz.rules import RULES, UNBOUNDED
 from art_robust_plugins.provenance import describe_conditions
@@ -204,6 +209,42 @@ def renew(pages: Mapping[Path, str]) -> dict[Path, str]:
     return texts
 
 
+def take_picture(page: Path, path: Path) -> None:
+    """Draw the head of a comparing page, down to its leaderboard, as an image of 255 colours."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise FileNotFoundError("chromium: got no browser of this name, expected one to draw the page.")
+    head, _ = page.read_text(encoding="utf-8").split("<h2>", 1)  # the leaderboard's heading has a name of its own
+    with tempfile.TemporaryDirectory() as folder:
+        cut, drawn = Path(folder) / "page.html", Path(folder) / "page.png"
+        cut.write_text(f"{head}</main></body></html>", encoding="utf-8")
+        given = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={folder}/profile",
+        ]
+        light = [
+            "--force-device-scale-factor=1.25",
+            "--window-size=1230,1600",
+            "--blink-settings=preferredColorScheme=1",
+        ]
+        subprocess.run(
+            [chromium, *given, *light, f"--screenshot={drawn}", cut.as_uri()], check=True, capture_output=True
+        )
+        whole = Image.open(drawn).convert("RGB")
+    ink = ImageChops.difference(whole, Image.new("RGB", whole.size, whole.getpixel((0, 0)))).getbbox()
+    shown = whole.crop((0, 0, whole.width, ink[3] + 20))
+    shown.quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def describe_picture(reports: Mapping[str, EvaluationReport]) -> str:
+    """The verdict and the worst cases, for those who do not see the picture."""
+    told = [f"{name} {reports[name].robust_accuracy:.1%}" for name in rank(reports)]
+    return f"The head of the demo's page. {conclude(reports)} Worst cases: {', '.join(told)}."
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
@@ -220,10 +261,9 @@ def main() -> int:
     if args.check:
         return int(bool(stale))
     if args.figure:
-        found = sorted(args.figure.glob("*/evaluations/*/"))
-        folders = sorted(found, key=lambda folder: folder.parts[-3] != "standard")
-        reports = {folder.parts[-3]: EvaluationReport.load(folder) for folder in folders}
-        comparison_figure(reports).savefig(docs / "demo.png", dpi=130, facecolor="white")
+        take_picture(args.figure / "index.html", docs / "demo.png")
+        reports = {folder.parts[-3]: EvaluationReport.load(folder) for folder in args.figure.glob("*/evaluations/*/")}
+        print(f"The picture's text, for README.md and docs/index.md: {describe_picture(reports)}")
     if args.weight_maps:
         records = {name: json.loads((RESULTS / f"weight_map_{name}.json").read_text()) for name in ("digits", "mnist")}
         drawn = weight_maps.draw_figure({name: record["results"] for name, record in records.items()})

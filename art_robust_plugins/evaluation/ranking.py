@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..threat import ThreatModel
 from .results import EvaluationResults
@@ -23,6 +24,8 @@ _CHUNK = 1000
 """The number of points whose images are compared at a time."""
 
 Reports = Mapping[str, EvaluationResults]
+Groups = Sequence[Mapping[str, EvaluationResults]]
+"""Reports in groups that may be compared, as `group_comparable` finds them."""
 
 
 def compute_wilson_interval(accuracy: float, points: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -90,7 +93,7 @@ def find_obstacles(first: EvaluationResults, second: EvaluationResults) -> list[
     ]
     if different:
         return different
-    return [] if _have_same_points(first, second) else ["points"]
+    return [] if have_same_points(first, second) else ["points"]
 
 
 def _list_conditions(report: EvaluationResults) -> dict[str, object]:
@@ -103,26 +106,55 @@ def _list_conditions(report: EvaluationResults) -> dict[str, object]:
     }
 
 
-def _have_same_points(first: EvaluationResults, second: EvaluationResults) -> bool:
-    """Whether the points can be the same: equal labels, and attacked images that lie around common clean ones.
+def have_same_points(first: EvaluationResults, second: EvaluationResults) -> bool:
+    """Whether two reports can be of the same points, by labels and images; what their settings say is not believed.
 
-    A report keeps the attacked image of a broken point, which is within eps of the point, and the point itself where
-    it is robust. Images of one point are so at most eps apart for each of the two that is broken.
+    A report with details has the clean image of each point, which must be equal. One of an earlier version has the
+    attacked image of a broken point in its place, which is at most eps away from it.
     """
     shape = first.adversarial.shape
     if not np.array_equal(first.labels, second.labels) or shape != second.adversarial.shape:
         return False
     if shape[0] != len(first.labels):  # no images, by which points could be known
         return False
-    threat = ThreatModel(first.settings["threat"]["norm"], first.settings["threat"]["eps"])
-    one, other = (np.where(each.robust, 0.0, threat.eps + each.settings["tolerance"]) for each in (first, second))
-    reach = one + other
-    for start in range(0, len(first.labels), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        images = (torch.from_numpy(each.adversarial[part]).double() for each in (first, second))
-        if (threat.distance(*images).numpy() > reach[part] * (1 + 1e-9) + 1e-12).any():
-            return False
-    return True
+    reach = _find_reach(first) + _find_reach(second)
+    if reach.any() and first.settings["threat"]["norm"] != second.settings["threat"]["norm"]:
+        return False  # distances in two norms do not add up
+    parts = (slice(start, start + _CHUNK) for start in range(0, len(first.labels), _CHUNK))
+    return all(
+        _are_near(_collect_images(first, part), _collect_images(second, part), reach[part], first.settings["threat"])
+        for part in parts
+    )
+
+
+def _are_near(one: NDArray[Any], other: NDArray[Any], reach: NDArray[np.float64], threat: Mapping[str, Any]) -> bool:
+    """Whether images lie within ``reach`` [n] of each other; where that is 0, whether they are equal."""
+    far = reach > 0
+    if not far.any():
+        return np.array_equal(one, other)
+    if not np.array_equal(one[~far], other[~far]):
+        return False
+    images = (torch.from_numpy(each[far]).double() for each in (one, other))
+    distances = ThreatModel(threat["norm"], threat["eps"]).distance(*images).numpy()
+    return bool((distances <= reach[far] * (1 + 1e-9) + 1e-12).all())
+
+
+def _find_reach(report: EvaluationResults) -> NDArray[np.float64]:
+    """How far the images of `_collect_images` may lie from the points, [N]."""
+    eps = report.settings["threat"]["eps"] + report.settings["tolerance"]
+    return np.where(report.robust, 0.0, eps if report.details is None else 0.0)
+
+
+def _collect_images(report: EvaluationResults, part: slice) -> NDArray[Any]:
+    """The clean images of some points; of a report without details the attacked ones of those that were broken."""
+    images: NDArray[Any] = report.adversarial[part]
+    broken = report.broken[part]
+    if report.details is None or not broken.any():
+        return images
+    before = int(report.broken[: part.start].sum())
+    clean = images.copy()
+    clean[broken] = report.details.clean[before : before + int(broken.sum())]
+    return clean
 
 
 def rank(reports: Reports) -> list[str]:

@@ -23,6 +23,7 @@ from ..files import load_tensors, read_json, read_sealed, save_tensors, sha256_o
 from ..keywords import explain_keywords
 from .eight_bit import save_rounded_images
 from .flags import Flag
+from .ranking import group_comparable
 from .rendering import (
     comparison_markdown,
     headline,
@@ -317,7 +318,8 @@ def save_comparison(
             raise ValueError(f"histories: got {type(history).__name__} under {name!r}, expected a list of mappings.")
     places = {name: check_path("folders", place) for name, place in (folders or {}).items()}
     pages = {name: address for name, place in places.items() if (address := _find_address(place, folder)) is not None}
-    texts = comparison_markdown(reports), render_comparison(reports, pages, histories)
+    groups = group_comparable(reports)
+    texts = comparison_markdown(reports, groups), render_comparison(reports, pages, histories, groups)
     for name, text in zip(COMPARISON_FILES, texts, strict=True):
         write_atomically(folder / name, _make_writer(text))
     return folder / COMPARISON_FILES[-1]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from art_robust_plugins.evaluation import AttackResult, EvaluationReport, Flag
-from art_robust_plugins.evaluation.results import Constraint, Examples
+from art_robust_plugins.evaluation.results import Constraint, Examples, PointDetails
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 EPS = 0.1
+LEFT = np.arange(12) >= 5
+
+
+def make_clean(points: int, shift: float = 0.0) -> np.ndarray[Any, Any]:
+    """The points of `make_report`."""
+    return np.random.default_rng(0).uniform(0.2, 0.5, (points, 1, 2, 2)).astype(np.float32) + np.float32(shift)
 
 
 def make_report(
@@ -30,7 +37,7 @@ def make_report(
     """
     left = np.asarray(robust, dtype=bool)
     points = len(left)
-    clean = np.random.default_rng(0).uniform(0.2, 0.5, (points, 1, 2, 2)).astype(np.float32) + np.float32(shift)
+    clean = make_clean(points, shift)
     adversarial = (clean + np.float32(eps * 0.99) * ~left[:, None, None, None]).astype(np.float32)
     results = [
         AttackResult(name, f"the attack {name}", float(left.mean()), left, 1.5, 100, 50, True, True, {})
@@ -91,3 +98,17 @@ def make_report(
         examples=Examples(shown, clean[shown], adversarial[shown], labels[shown], (labels[shown] + 1) % 10),
         radii=radii,
     )
+
+
+def make_detailed(left: np.ndarray[Any, Any] = LEFT, **given: Any) -> EvaluationReport:
+    """A report with details; the second attack broke odd points, the first the others; class + 1 is then likeliest."""
+    report = make_report(left, **given)
+    broken, labels = ~left, report.labels
+    outputs = np.random.default_rng(1).normal(size=(len(labels), 10)).astype(np.float32)
+    outputs[np.arange(len(labels)), labels] = 5
+    attacked = outputs.copy()
+    attacked[broken, (labels[broken] + 1) % 10] = 6
+    whose = np.where(broken, np.arange(len(labels)) % 2, -1)
+    clean = make_clean(len(labels), given.get("shift", 0.0))[broken]
+    settings = {**report.settings, "outputs": "logits", "points_sha256": "0" * 64}
+    return replace(report, details=PointDetails(clean, outputs, attacked, whose), settings=settings)

@@ -60,12 +60,46 @@ def luminance(colour: str) -> float:
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-@pytest.mark.parametrize("ground", GROUNDS)
-def test_every_colour_is_seen_on_every_ground(ground: str) -> None:
-    for colour in COLOURS:
-        low, high = sorted((luminance(colour), luminance(ground)))
-        assert (high + 0.05) / (low + 0.05) >= 3, colour
-    assert f"--ground: {ground}".replace("ffffff", "fff") in compare({"a": of(1)})
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def read_colours(scheme: str) -> dict[str, str]:
+    """The colours of a page's style by name, as they are on a light screen, on a dark one, or on paper."""
+    style = "".join(re.findall("<style>(.*?)</style>", compare({"a": of(1)}), re.S))
+    before = {"light": "^", "dark": r"@media \(prefers-color-scheme: dark\) \{ ", "print": "@media print { "}[scheme]
+    found = {}
+    for room in (":root", r"\.explorer"):
+        for kind in ("^", before, before.replace("@media", "@media screen and")):
+            match = re.search(kind + room + r" \{([^}]*)\}", style, re.M)
+            found |= dict(re.findall(r"--([\w-]+): (#\w+)", match[1])) if match else {}
+    return {
+        name: value if len(value) == 7 else "#" + "".join(2 * digit for digit in value[1:])
+        for name, value in found.items()
+    }
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+def test_every_colour_is_seen_on_its_ground(scheme: str) -> None:
+    """3:1 for figures, 4.5:1 for texts; the lines of grids and tables are decoration."""
+    colours = read_colours(scheme)
+    assert colours["ground"] == GROUNDS[scheme == "dark"]
+    style = compare({"a": of(1)})
+    bars = dict(re.findall(r"svg\.bars \.(\w+) \{ color: (#\w{6}); \}", style))
+    assert set(bars) == {"clean", "bounded", "own", "worst", "certified"}
+    seen = [(colour, colours[ground]) for colour in (*COLOURS, *bars.values()) for ground in ("ground", "raised")]
+    # A bar of the leaderboard lies on its scale, and the interval on both.
+    assert "svg.bar .scale { stroke: var(--line)" in style
+    seen += [(colours[one], colours[other]) for one, other in (("bar", "line"), ("ink", "bar"), ("ink", "line"))]
+    for one, other in seen:
+        assert contrast(one, other) >= 3, (one, other)
+    texts = [(name, ground) for name in ("ink", "quiet", "link") for ground in ("ground", "raised")]
+    texts += [(name, "mark") for name in ("ink", "quiet", "severe", "fine")]
+    for name in ("severe", "warning", "fine"):
+        texts += [(name, "ground"), (name, f"{name}-ground"), ("ink", f"{name}-ground")]
+    for name, ground in texts:
+        assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
 
 
 def test_no_two_of_many_series_look_alike() -> None:
@@ -215,7 +249,7 @@ def test_hostile_texts_are_texts() -> None:
     report = of(10, flags=flags, attacks=attacks, radii=np.ones(40), not_run=[HOSTILE], network=HOSTILE, date=HOSTILE)
     text = render_comparison({HOSTILE: report, "b": of(3)}, {HOSTILE: "javascript%3Ax"}, {HOSTILE: history})
     page = Elements(text)
-    assert page.all("script") == [{}, {}]
+    assert page.all("script") == [{"type": "application/json", "id": "explorer-data"}, {}, {}]
     assert not [name for _, attributes in page.found for name in attributes if name.startswith("on")]
     assert "\x1b" not in text
     shown = re.sub('<script type="application/json".*?</script>', "", text, flags=re.S)

@@ -8,37 +8,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from art_robust_plugins.evaluation import EvaluationReport
+from art_robust_plugins.evaluation.ranking import find_obstacles, have_same_points
 from art_robust_plugins.evaluation.rendering import render_comparison, render_report
 from art_robust_plugins.evaluation.rendering.explorer import LEVELS, UNKNOWN, breakers, explorer_data
-from art_robust_plugins.evaluation.results import PointDetails
 
-from .made import EPS, make_report
-from .test_comparison_browser import CHROMIUM, dump, open_page
+from .made import EPS, LEFT, make_detailed, make_report
 
-LEFT = np.arange(12) >= 5
+SHARED = 'id="explorer-data"'
 HOSTILE = "\"'></script><script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
-
-
-def make_detailed(left: np.ndarray[Any, Any] = LEFT, **given: Any) -> EvaluationReport:
-    """A report with details; the second attack broke odd points, the first the others; class + 1 is then likeliest."""
-    report = make_report(left, **given)
-    broken, labels = ~left, report.labels
-    outputs = np.random.default_rng(1).normal(size=(len(labels), 10)).astype(np.float32)
-    outputs[np.arange(len(labels)), labels] = 5
-    attacked = outputs.copy()
-    attacked[broken, (labels[broken] + 1) % 10] = 6
-    whose = np.where(broken, np.arange(len(labels)) % 2, -1)
-    clean = report.adversarial[broken] - np.float32(EPS * 0.99)
-    settings = {**report.settings, "outputs": "logits", "points_sha256": "0" * 64}
-    return replace(report, details=PointDetails(clean, outputs, attacked, whose), settings=settings)
 
 
 def unpack(packed: Mapping[str, Any]) -> np.ndarray[Any, Any]:
@@ -53,20 +36,21 @@ def test_the_data_are_the_reports_arrays() -> None:
     radii = np.where(np.arange(12) % 2, 2 * EPS, EPS / 2)
     report = make_detailed(radii=radii)
     data = explorer_data({"run": report})
-    assert data is not None
     assert json.loads(json.dumps(data)) == data
     (run,) = data["runs"]
     details = report.details
     assert details is not None
     np.testing.assert_array_equal(unpack(data["labels"]), report.labels)
-    np.testing.assert_array_equal(unpack(run["verdicts"]), np.where(LEFT, 2, 1))
+    marks = unpack(run["marks"])
+    np.testing.assert_array_equal(marks & 3, np.where(LEFT, 2, 1))
+    assert run["certifies"]
+    np.testing.assert_array_equal((marks >> 2) & 1, radii >= EPS)
+    np.testing.assert_array_equal(marks >> 3, ~LEFT & (radii >= EPS))  # certified yet broken: the first flag
     np.testing.assert_array_equal(unpack(run["clean"]), report.labels)
     np.testing.assert_array_equal(unpack(run["attacked"]), np.where(LEFT, report.labels, (report.labels + 1) % 10))
     np.testing.assert_array_equal(unpack(run["breakers"]), details.breakers)
     np.testing.assert_allclose(unpack(run["distances"]), np.where(LEFT, 0, 0.99 * EPS), atol=1e-6)
     np.testing.assert_allclose(unpack(run["radii"]), radii, rtol=1e-6)
-    np.testing.assert_array_equal(unpack(run["proven"]), radii >= EPS)
-    np.testing.assert_array_equal(unpack(run["flags"]), ~LEFT & (radii >= EPS))  # certified yet broken: the first bit
     chances = run["probabilities"]
     classes, before, after = (unpack(chances[name]).reshape(12, 5) for name in ("classes", "before", "after"))
     assert (classes[:, 0] == report.labels).all()
@@ -81,7 +65,6 @@ def test_the_data_are_the_reports_arrays() -> None:
 def test_pictures_are_the_points_and_their_changes_broken_ones_first() -> None:
     report = make_detailed()
     data = explorer_data({"run": report}, shown=7)
-    assert data is not None
     assert data["shown"]["points"] == [0, 1, 2, 3, 4, 5, 6]
     assert "Images of 7 of the 12 points" in data["note"]
     assert report.details is not None
@@ -98,7 +81,6 @@ def test_pictures_are_the_points_and_their_changes_broken_ones_first() -> None:
 @pytest.mark.parametrize("limit", [0, 1500, 1_500_000])
 def test_the_limit_on_bytes_holds(limit: int) -> None:
     data = explorer_data({"run": make_detailed()}, shown_bytes=limit)
-    assert data is not None
     size = len(json.dumps(data["shown"]))
     held = len(data["shown"]["points"])
     assert held == {0: 0, 1_500_000: 12}.get(limit, held)
@@ -118,7 +100,6 @@ def test_other_data_than_images_have_their_largest_changes() -> None:
     assert flat.details is not None
     flat.details.clean[0, 2] -= 0.01
     data = explorer_data({"run": flat})
-    assert data is not None
     assert not data["images"]
     entry = data["shown"]["entries"][0][0]
     assert entry["changed"] == 4
@@ -131,7 +112,6 @@ def test_other_data_than_images_have_their_largest_changes() -> None:
 def test_what_an_earlier_report_does_not_tell_is_unknown() -> None:
     report = make_report(LEFT)
     data = explorer_data({"run": report})
-    assert data is not None
     (run,) = data["runs"]
     assert run["distances"] is run["probabilities"] is None
     np.testing.assert_array_equal(breakers(report), np.where(LEFT, -1, 0))  # all stages broke the same points
@@ -148,14 +128,44 @@ def test_what_an_earlier_report_does_not_tell_is_unknown() -> None:
 def test_several_reports_share_a_page_if_their_points_are_the_same() -> None:
     one, other = make_detailed(), make_detailed(np.arange(12) >= 2)
     data = explorer_data({"one": one, "other": other})
-    assert data is not None
     assert [run["name"] for run in data["runs"]] == ["one", "other"]
     assert data["shown"]["entries"][3][1] is None
     assert data["shown"]["entries"][3][0] is not None
-    moved = replace(other, settings={**other.settings, "points_sha256": "1" * 64})
-    assert explorer_data({"one": one, "moved": moved}) is None
-    assert explorer_data({"one": make_report(LEFT), "moved": make_report(LEFT, shift=0.3)}) is None
-    assert "not about the same points" in render_comparison({"one": one, "moved": moved})
+    # Other attacks do not make other points.
+    assert SHARED in render_comparison({"one": one, "more": make_detailed(attacks=[("fgsm", "ball")])})
+    assert SHARED not in render_comparison({"one": one, "moved": make_detailed(shift=0.3)})
+    assert SHARED not in render_comparison({"one": make_report(LEFT), "moved": make_report(LEFT, shift=0.3)})
+
+
+def test_a_digest_that_a_report_states_is_not_believed() -> None:
+    one, moved = make_detailed(), make_detailed(shift=1e-4)
+    assert one.settings["points_sha256"] == moved.settings["points_sha256"]
+    assert find_obstacles(one, moved) == ["points"]
+    page = render_comparison({"one": one, "moved": moved})
+    assert "not about the same points" in page
+    assert SHARED not in page
+    other = replace(one, settings={**one.settings, "points_sha256": "1" * 64})
+    assert find_obstacles(one, other) == []
+    assert SHARED in render_comparison({"one": one, "other": other})
+
+
+@pytest.mark.parametrize("changed", ["clean", "adversarial", "labels"])
+def test_one_changed_point_is_another_point(changed: str) -> None:
+    """Of a broken point the clean image counts, and its attacked image does not."""
+    one, other = make_detailed(), make_detailed(np.arange(12) >= 2)
+    assert have_same_points(one, other)
+    assert have_same_points(other, one)
+    assert other.details is not None
+    if changed == "clean":
+        other.details.clean[1, 0, 0, 0] += np.float32(1e-6)
+    elif changed == "adversarial":
+        other.adversarial[1] += np.float32(1)
+        assert have_same_points(one, other)
+        other.adversarial[7, 0, 0, 0] += np.float32(1e-6)
+    else:
+        other.labels[7] += 1
+    assert not have_same_points(one, other)
+    assert not have_same_points(other, one)
 
 
 def test_a_page_of_ten_thousand_points_stays_small() -> None:
@@ -175,91 +185,3 @@ def test_no_text_of_a_report_ends_the_data() -> None:
     assert "<" not in text[0]
     names = [run["name"] for run in json.loads(text[0])["runs"]]
     assert HOSTILE in names
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_the_list_filters_and_opens_points_by_keyboard(tmp_path: Path) -> None:
-    radii = np.where(np.arange(40) % 2, 2 * EPS, EPS / 2)
-    one, other = make_detailed(np.arange(40) >= 20, radii=radii), make_detailed(np.arange(40) >= 5)
-    script = """
-      const room = document.getElementById("explorer-room");
-      const labels = [...room.querySelectorAll("label")];
-      const labelled = name => labels.find(each => each.firstChild.data === name).lastChild;
-      const choose = (name, value) => { const select = labelled(name); select.value = value;
-        select.dispatchEvent(new Event("change")); return room.querySelector("[role=status]").textContent; };
-      const rows = () => [...room.querySelectorAll(".explorer-list tbody button")].map(each => each.dataset.point);
-      const press = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-      const opened = () => room.querySelector(".explorer-detail h3").textContent;
-      const buttons = [...room.querySelectorAll("button")];
-      const clear = () => buttons.find(each => each.textContent === "Clear filters").click();
-      found = { start: opened(), networks: [...labelled("network").options].map(each => each.text) };
-      found.one = choose("broken in", "one");
-      found.all = choose("broken in", "all");
-      clear();
-      choose("network", [...labelled("network").options].findIndex(each => each.text === "one"));
-      found.broken = choose("verdict", "1");
-      found.by = choose("broken by", "1");
-      found.listed = rows();
-      found.certified = choose("certified", "0");
-      clear();
-      found.label = choose("label", "3");
-      found.flag = [choose("label", ""), choose("flag", "certified-yet-broken")];
-      clear();
-      room.querySelector('.explorer-list button[tabindex="0"]').focus();
-      press("Home"); press("ArrowDown"); press("PageDown");
-      found.focus = document.activeElement.dataset.point;
-      document.activeElement.click();
-      found.opened = [opened(), document.activeElement.dataset.point, document.activeElement.ariaPressed];
-      const detail = room.querySelector(".explorer-detail");
-      const image = [...detail.querySelectorAll("img")];
-      await Promise.all(image.map(each => each.decode()));
-      found.images = image.map(each => [each.naturalWidth, each.closest("figure").textContent.split(" ")[0]]);
-      found.facts = [...detail.querySelectorAll("dt")].map(each => [each.textContent, each.nextSibling.textContent]);
-      found.rows = detail.querySelectorAll("table")[0].rows.length;
-      location.hash = "#point-33";
-      await new Promise(done => setTimeout(done, 50));
-      found.linked = opened();
-    """
-    found = open_page(render_comparison({"one": one, "other": other}), script, tmp_path)
-    assert isinstance(found, dict), found
-    assert found["start"] == "Point 0"
-    assert sorted(found["networks"]) == ["one", "other"]
-    assert found["one"] == "15 of 40 points"
-    assert found["all"] == "5 of 40 points"
-    assert found["broken"] == "20 of 40 points"
-    assert found["by"] == "10 of 40 points"
-    assert found["listed"] == [str(point) for point in range(1, 20, 2)]
-    assert found["certified"] == "0 of 40 points"
-    assert found["label"] == "4 of 40 points"
-    assert found["flag"] == ["40 of 40 points", "10 of 40 points"]
-    assert found["focus"] == "13"
-    assert found["opened"] == ["Point 13", "13", "true"]
-    assert found["images"] == [[2, "clean"], [2, "change"], [2, "attacked"]]
-    facts = dict(found["facts"])
-    assert facts["label"] == "3"
-    assert facts["prediction, attacked"] == "4"
-    assert facts["broken by"] == "apgd-t"
-    assert facts["distance, Linf"].startswith("0.099 of eps 0.1")
-    assert facts["certified radius"].startswith("0.2 (certified")
-    assert found["rows"] == 6
-    assert found["linked"] == "Point 33"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_hostile_texts_run_nothing_and_the_policy_lets_the_explorer_run(tmp_path: Path) -> None:
-    report = make_detailed()
-    threat = {**report.settings["threat"], "text": HOSTILE}
-    settings = {**report.settings, "threat": threat, "autoattack": False}
-    attacks = [replace(result, name=f"{HOSTILE}{number}") for number, result in enumerate(report.attacks)]
-    page = tmp_path / "page.html"
-    for text in (
-        render_report(replace(report, attacks=attacks, settings=settings)),
-        render_comparison({HOSTILE: replace(report, attacks=attacks, settings=settings), "other": report}),
-    ):
-        page.write_text(text)
-        shown = dump(page, tmp_path)
-        assert "<title>ran</title>" not in shown
-        assert not re.search(r"<img[^>]*src=\"?x", shown)
-        assert "Point 0</h3>" in shown, "the page's policy kept the explorer from running"

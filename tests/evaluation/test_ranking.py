@@ -157,6 +157,8 @@ def test_groups_are_compared_within_themselves() -> None:
     assert "threat models" in said
     assert "a has the highest worst case" in said
     assert "c has the highest worst case" in said
+    assert render_comparison(reports).count("the best of its group") == 4  # text and data of a cell
+    assert "the best of its group" not in render_comparison({"a": of(30), "b": of(10)})
 
 
 def test_the_sentence_is_the_same_everywhere() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from art_robust_plugins.data import load_data
-from art_robust_plugins.escapes import csv_cell, drawable, escape_markdown, printable
+from art_robust_plugins.escapes import csv_cell, escape_markdown, printable
 from art_robust_plugins.experiments.recipes import load_recipe
 from art_robust_plugins.files import load_state, load_tensors, read_json, save_state
 from art_robust_plugins.terminal import PlainConsole
@@ -200,7 +200,7 @@ HOSTILE = "<script>alert(1)</script> | [a](http://b) `c`\n\x1b[31m\u202e $x_{$ =
 
 
 def test_texts_are_shown_as_they_are() -> None:
-    for escape in (printable, escape_markdown, drawable):
+    for escape in (printable, escape_markdown):
         shown = escape(HOSTILE)
         assert "\x1b" not in shown
         assert "\u202e" not in shown

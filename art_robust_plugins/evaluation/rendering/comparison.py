@@ -8,27 +8,11 @@ from typing import Any
 
 from ..ranking import Reports, rank
 from ..results import AttackResult, EvaluationResults
-from .labels import is_fast, mark, range_text
+from .labels import count, is_fast, mark, range_text
 from .tables import setting_rows
 
 Table = tuple[list[str], list[list[str]]]
 """The head and the rows."""
-
-
-def collect_accuracies(report: EvaluationResults) -> dict[str, float]:
-    """The accuracies by name: clean, AutoAttack (if all of it ran), worst case, certified, then each attack's."""
-    standard = report.autoattack_accuracy
-    whole = {} if standard is None else {"AutoAttack (standard)": standard}
-    stages = {name_attack(result): result.robust_accuracy for result in report.attacks}
-    proven = {} if report.certified_accuracy is None else {"certified": report.certified_accuracy}
-    return {"clean": report.clean_accuracy, **whole, "worst case": report.robust_accuracy, **proven, **stages}
-
-
-def list_compared_rows(reports: Reports) -> list[str]:
-    """The names of a comparison's rows: every accuracy that any run has, the totals first."""
-    names = dict.fromkeys(name for report in reports.values() for name in collect_accuracies(report))
-    totals = [name for name in ("clean", "AutoAttack (standard)", "worst case", "certified") if name in names]
-    return [*totals, *(name for name in names if name not in totals)]
 
 
 def name_attack(result: AttackResult) -> str:
@@ -56,7 +40,7 @@ def describe_conditions(reports: Reports) -> str:
     settings = [report.settings for report in reports.values()]
     told = [
         {f"within {each['threat']['text']}" for each in settings},
-        {f"{each['points']} points" for each in settings},
+        {count(each["points"], "point") for each in settings},
         {f"{each['classes']} classes" for each in settings},
     ]
     dates = sorted(str(each["date"])[:10] for each in settings)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ...escapes import shorten_middle
-from ..ranking import Ranking, Reports, find_obstacles, group_comparable, is_severe, rank_group
-from ..results import EvaluationResults
-from .labels import interval, worst_case_mark
+from ..ranking import Groups, Ranking, Reports, find_obstacles, group_comparable, is_severe, rank_group
+from .labels import count, interval, worst_case_mark
 
 _LETTERS = 80
 
 
-def conclude(reports: Reports) -> str:
-    """Which network is best, by how much and how surely; a sentence for each group that may be compared."""
-    groups = group_comparable(reports)
+def conclude(reports: Reports, groups: Groups | None = None) -> str:
+    """Which network is best, by how much and how surely; a sentence for each group that may be compared.
+
+    ``groups`` are those of `group_comparable`, which compares images, where they are known already.
+    """
+    groups = group_comparable(reports) if groups is None else groups
     if len(groups) == 1:
         return _describe_group(groups[0], rank_group(groups[0]))
     firsts = [next(iter(group.values())) for group in groups]
@@ -31,8 +31,8 @@ def _describe_group(group: Reports, ranking: Ranking) -> str:
     settings = best.settings
     withstands = (
         f"{best.robust_accuracy:.1%} {worst_case_mark(best)}".rstrip()
-        + f" of {settings['points']} points (95 % confidence: {interval(best, best.robust_accuracy)}) withstand every "
-        f"attack within {settings['threat']['text']}"
+        + f" of {count(settings['points'], 'point')} (95 % confidence: {interval(best, best.robust_accuracy)}) "
+        f"withstand every attack within {settings['threat']['text']}"
     )
     name = _shorten(ranking.best)
     if len(group) == 1:
@@ -90,13 +90,14 @@ def format_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.995 else "p = 1"
 
 
-def list_tests(reports: Mapping[str, EvaluationResults]) -> dict[str, str]:
+def list_tests(groups: Groups) -> dict[str, str]:
     """What the paired test says of each network against the best of its group."""
     told: dict[str, str] = {}
-    for group in group_comparable(reports):
+    first = "the best" if len(groups) == 1 else "the best of its group"
+    for group in groups:
         ranking = rank_group(group)
-        alone = len(group) == 1 and len(reports) > 1
-        told[ranking.best] = "not comparable" if alone else "the best"
+        alone = len(group) == 1 and len(groups) > 1
+        told[ranking.best] = "not comparable" if alone else first
         told |= {name: format_p(test.p).removeprefix("p ").removeprefix("= ") for name, test in ranking.tests.items()}
     return told
 

@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from ..ranking import Reports
 from ..results import EvaluationResults
-from .comparison import name_attack
 from .svg import Axis, Line, choose_marks, choose_ticks, draw_bars, draw_lines, shorten
 
 History = Sequence[Mapping[str, Any]]
@@ -99,17 +98,25 @@ def _make_certified_line(report: EvaluationResults, name: str, number: int, axis
 
 
 def draw_accuracies(report: EvaluationResults) -> Markup:
-    """Bars of one report's accuracies: clean, each attack's, the worst case, certified."""
+    """Bars of one report's accuracies: clean, each attack's within the ball, the worst case, certified."""
     bars = [("clean", report.clean_accuracy, "clean")]
-    bars += [
-        (name_attack(result), result.robust_accuracy, "own" if result.constraint == "none" else "bounded")
-        for result in report.attacks
-    ]
+    bars += [(result.name, result.robust_accuracy, "bounded") for result in report.attacks if result.bounded]
     bars.append(("worst case", report.robust_accuracy, "worst"))
     if report.certified_accuracy is not None:
         bars.append(("certified", report.certified_accuracy, "certified"))
+    return _draw_named_bars("accuracy under each attack within the ball", bars)
+
+
+def draw_own_measures(report: EvaluationResults) -> Markup:
+    """Bars of the attacks that are not bound to the ball."""
+    own = [result for result in report.attacks if not result.bounded]
+    bars = [(result.name, result.robust_accuracy, "own") for result in own]
+    return _draw_named_bars("accuracy under attacks by their own measure", bars)
+
+
+def _draw_named_bars(what: str, bars: list[tuple[str, float, str]]) -> Markup:
     told = ", ".join(f"{name} {value:.1%}" for name, value, _ in bars)
-    return draw_bars(f"Bars: accuracy under each attack. {told}", bars)
+    return draw_bars(f"Bars: {what}. {told}", bars)
 
 
 def list_curve_values(reports: Reports) -> tuple[list[str], list[list[str]]]:

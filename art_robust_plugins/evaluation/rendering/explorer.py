@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ...escapes import printable
 from ...threat import ThreatModel
-from ..ranking import find_obstacles
 from ..results import EvaluationResults
 from .labels import is_swept
 from .pixels import encode_png, has_channels_first, holds_images, round_to_bytes, scale_to_unit
@@ -56,20 +55,15 @@ class Shown:
 
 def explorer_data(
     reports: Mapping[str, EvaluationResults], *, shown: int = SHOWN, shown_bytes: int = SHOWN_BYTES
-) -> Data | None:
-    """The points of one report, or of several of the same points, as JSON data.
+) -> Data:
+    """The points of one report, or of several, as JSON data.
 
     Args:
-        reports: by name.
+        reports: by name; all of the same points (`have_same_points`).
         shown: the most points whose images, or largest changes, are included; broken ones come first.
         shown_bytes: the most bytes of these.
-
-    Returns:
-        None for reports of different points.
     """
-    first, *others = reports.values()
-    if not all(_have_same_points(first, other) for other in others):
-        return None
+    first = next(iter(reports.values()))
     probabilities = len(first.labels) * len(reports) <= PROBABILITIES
     details = _show_points(list(reports.values()), shown, shown_bytes)
     images = holds_images(first)
@@ -124,13 +118,11 @@ def breakers(report: EvaluationResults) -> NDArray[np.int64]:
     return found
 
 
-def _have_same_points(one: EvaluationResults, other: EvaluationResults) -> bool:
-    digests = {report.settings.get("points_sha256") for report in (one, other)}
-    return not find_obstacles(one, other) if None in digests else len(digests) == 1
-
-
 def _describe_run(name: str, report: EvaluationResults, whole: bool) -> Data:
-    """One report's columns; without the larger ones unless ``whole``."""
+    """One report's columns; without the larger ones unless ``whole``.
+
+    A point's mark has its verdict in the two lowest bits, then whether it is certified, then each of `POINT_FLAGS`.
+    """
     eps = report.settings["threat"]["eps"]
     proven = None if report.radii is None else report.radii >= eps
     clean, attacked = _predict(report)
@@ -140,21 +132,22 @@ def _describe_run(name: str, report: EvaluationResults, whole: bool) -> Data:
         (clean == -1) | (attacked == -1),
         report.broken & (False if far is None or not is_swept(report) else far <= report.settings["reused"]["eps"]),
     ]
-    bits = np.sum([held.astype(np.int64) << bit for bit, held in enumerate(flags)], axis=0)
+    verdicts = np.where(report.robust, LEFT, np.where(report.correct, BROKEN, MISCLASSIFIED))
+    bits = [np.zeros(len(verdicts), bool) if proven is None else proven, *flags]
+    marks = verdicts + np.sum([held.astype(np.int64) << bit for bit, held in enumerate(bits, 2)], axis=0)
     return {
         "name": printable(name),
         "threat": printable(str(report.settings["threat"]["text"])),
         "norm": report.settings["threat"]["norm"],
         "eps": eps,
         "attacks": [printable(result.name) for result in report.attacks],
-        "verdicts": pack(np.where(report.robust, LEFT, np.where(report.correct, BROKEN, MISCLASSIFIED))),
+        "marks": pack(marks),
+        "certifies": proven is not None,
         "clean": pack(clean),
         "attacked": pack(attacked),
         "breakers": pack(breakers(report)),
-        "flags": pack(bits) if bits.any() else None,
         "distances": pack(far) if whole and far is not None else None,
         "radii": pack(report.radii) if whole and report.radii is not None else None,
-        "proven": None if proven is None else pack(proven.astype(np.int64)),
         "probabilities": _pack_probabilities(report) if whole and report.details is not None else None,
     }
 

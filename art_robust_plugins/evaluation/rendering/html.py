@@ -10,13 +10,13 @@ import base64
 from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ...escapes import printable
-from ..ranking import rank
+from ..ranking import Groups, group_comparable, have_same_points, rank
 from ..results import EvaluationResults
 from .comparison import (
     attack_table,
@@ -29,24 +29,25 @@ from .comparison import (
     settings_tables,
 )
 from .conclusion import conclude
-from .curves import History, draw_accuracies, draw_curves, draw_training, list_curve_values
+from .curves import History, draw_accuracies, draw_curves, draw_own_measures, draw_training, list_curve_values
+from .examples import draw_examples
 from .explorer import explorer_data
-from .labels import attack_notes, constraint_notes, join_versions, robust_label, title
+from .labels import attack_notes, count, join_versions, own_measure_note, robust_label, title
 from .leaderboard import ASCENDING, explain_leaderboard, make_leaderboard
-from .svg import draw_key
+from .svg import draw_key, draw_kind_key
 from .tables import (
     ATTACK_HEAD,
     CLASS_HEAD,
+    OWN_TITLE,
     attack_rows,
     class_note,
     class_rows,
     curve_note,
+    curve_rows,
+    own_measure_rows,
     parameter_rows,
     setting_rows,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COMPARED, COMPARED_BYTES = 60, 500_000
 """The most points whose images are in a comparison, and the most bytes of these."""
@@ -54,19 +55,17 @@ COMPARED, COMPARED_BYTES = 60, 500_000
 
 def render_report(report: EvaluationResults) -> str:
     """One report as a page."""
-    from .figures import examples_figure
-
     settings = report.settings
     told = [
         settings["network"],
-        f"{settings['points']} points",
+        count(settings["points"], "point"),
         f"{settings['classes']} classes",
         f"seed {settings['seed']}",
         f"logical batch size {settings['batch_size']}",
         join_versions(settings["attack_library"]) or "no library",
         settings["date"],
     ]
-    drawn = examples_figure(report)
+    examples, amplified = draw_examples(report)
     return _render(
         "report",
         title=title(report),
@@ -77,20 +76,25 @@ def render_report(report: EvaluationResults) -> str:
         attack_notes=" ".join(attack_notes(report)),
         attack_head=ATTACK_HEAD,
         attack_rows=attack_rows(report),
+        own_title=OWN_TITLE,
+        own_rows=own_measure_rows(report),
+        own_measures=draw_own_measures(report),
+        own_measure_note=own_measure_note([report]),
         class_note=class_note(report),
         class_head=CLASS_HEAD,
         class_rows=class_rows(report),
         curve=draw_curves({"accuracy": report}, {"accuracy": 0}),
         curve_note=curve_note([report]),
-        examples_figure=None if drawn is None else _encode(drawn[0]),
-        examples_text=_describe_examples(report),
-        amplified=None if drawn is None else f"{drawn[1]:.2g}",
+        curve_values=curve_rows(report),
+        kinds=_list_kinds([report]),
+        examples=examples,
+        amplified=f"{amplified:.2g}",
         no_examples="the inputs are not images" if len(report.examples.indices) else "no attack broke a point",
         explorer=explorer_data({title(report): report}),
         setting_rows=setting_rows(report),
         parameter_rows=parameter_rows(report),
         styles=[_read_asset("explorer.css.j2")],
-        scripts=[_read_asset("explorer.js")],
+        scripts=[_read_asset("page.js"), _read_asset("explorer.js")],
     )
 
 
@@ -98,18 +102,22 @@ def render_comparison(
     reports: Mapping[str, EvaluationResults],
     pages: Mapping[str, str] | None = None,
     histories: Mapping[str, History] | None = None,
+    groups: Groups | None = None,
 ) -> str:
-    """Named reports on one page; ``pages`` are relative addresses of their own pages."""
+    """Named reports on one page; ``pages`` are relative addresses of their own pages, ``groups`` as for `conclude`."""
+    groups = group_comparable(reports) if groups is None else groups
     numbers = {name: number for number, name in enumerate(rank(reports))}
     ordered = {name: reports[name] for name in numbers}
-    head, rows = make_leaderboard(reports, pages or {}, histories or {})
+    head, rows = make_leaderboard(reports, pages or {}, histories or {}, groups)
     shared_settings, own_settings = settings_tables(reports)
+    first, *others = (next(iter(group.values())) for group in groups)
+    same = all(have_same_points(first, other) for other in others)
     training = draw_training({name: (histories or {}).get(name, ()) for name in ordered}, numbers)
     return _render(
         "comparison",
         title="Robustness of " + (", ".join(reports) if len(reports) < 4 else f"{len(reports)} networks"),
         told=describe_conditions(reports),
-        conclusion=conclude(reports),
+        conclusion=conclude(reports, groups),
         note=difference_note(reports),
         caption=f"{len(reports)} networks by worst case" if len(reports) > 1 else "One network",
         head=head,
@@ -119,10 +127,14 @@ def render_comparison(
         stages=attack_table(reports, is_stage),
         singles=attack_table(reports, is_single),
         unbounded=attack_table(reports, is_unbounded),
-        constraint_notes=" ".join(constraint_notes(reports.values())),
+        own_title=OWN_TITLE,
+        own_measure_note=own_measure_note(reports.values()),
         names=list(numbers),
         keys=[draw_key(number) for number in range(len(numbers))],
-        curves=[draw_curves(runs, numbers, unit) for unit, runs in group_by_units(ordered).items()],
+        curves=[
+            (draw_curves(runs, numbers, unit), _list_kinds(list(runs.values())))
+            for unit, runs in group_by_units(ordered).items()
+        ],
         curve_note=curve_note(list(reports.values())),
         curve_values=list_curve_values(ordered),
         training=training,
@@ -131,19 +143,18 @@ def render_comparison(
         not_run=list(dict.fromkeys(line for report in reports.values() for line in report.settings["not_run"])),
         shared_settings=shared_settings,
         own_settings=own_settings,
-        explorer=explorer_data(ordered, shown=COMPARED, shown_bytes=COMPARED_BYTES),
+        explorer=explorer_data(ordered, shown=COMPARED, shown_bytes=COMPARED_BYTES) if same else None,
         styles=[_read_asset("explorer.css.j2")],
-        scripts=[_read_asset("leaderboard.js"), _read_asset("explorer.js")],
+        scripts=[_read_asset("page.js"), _read_asset("explorer.js")],
     )
 
 
-def _describe_examples(report: EvaluationResults) -> str:
-    examples = report.examples
-    told = [
-        f"point {index}: label {label}, attacked {'NaN' if prediction < 0 else prediction}"
-        for index, label, prediction in zip(examples.indices, examples.labels, examples.predictions, strict=True)
-    ]
-    return f"Clean images, their changes, and the attacked images. {'; '.join(told)}."
+def _list_kinds(reports: Sequence[EvaluationResults]) -> list[tuple[str, str, Markup]]:
+    """The kinds of lines in a figure of accuracy against eps, with what they are; none where there is one kind."""
+    if all(report.radii is None for report in reports):
+        return []
+    told = {"solid": "under a short attack", "dashed": "certified"}
+    return [(kind, text, draw_kind_key(kind)) for kind, text in told.items()]
 
 
 def render_summary(report: EvaluationResults) -> str:
@@ -155,6 +166,8 @@ def render_summary(report: EvaluationResults) -> str:
         report=report,
         attack_head=ATTACK_HEAD,
         attack_rows=attack_rows(report),
+        own_title=OWN_TITLE,
+        own_rows=own_measure_rows(report),
     )
 
 
@@ -163,8 +176,7 @@ def _list_numbers(report: EvaluationResults) -> list[tuple[str, str]]:
     points = report.settings["points"]
     numbers = [
         (f"{report.clean_accuracy:.1%}", "clean accuracy"),
-        (f"{report.robust_accuracy:.1%}", robust_label(report)),
-        (f"{round(report.robust_accuracy * points)} of {points}", "points left standing"),
+        (f"{report.robust_accuracy:.1%}", f"{robust_label(report)}: {report.robust.sum()} of {count(points, 'point')}"),
     ]
     if report.certified_accuracy is not None:
         numbers.append((f"{report.certified_accuracy:.1%}", "certified accuracy, proven within eps"))
@@ -212,9 +224,3 @@ def _hash(text: str) -> str:
 def _make_printable(value: Any) -> Any:
     """Make a value printable in a template; the output of macros is escaped already."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _encode(figure: Figure) -> str:
-    from .figures import draw_picture
-
-    return base64.b64encode(draw_picture(figure)).decode()

@@ -89,7 +89,23 @@ def attack_notes(report: EvaluationResults) -> list[str]:
     notes = ["In brackets: 95 % confidence intervals (Wilson)."]
     if any(result.cumulative for result in report.attacks):
         notes.append("The stages of a suite act one after another, each on the points that those before it left.")
-    return notes + constraint_notes([report])
+    return notes
+
+
+def own_measure_note(reports: Iterable[EvaluationResults]) -> str:
+    """The sentences above a table of attacks that are not bound to the ball; "" without any."""
+    notes = constraint_notes(reports)
+    return " ".join([*notes, "Do not set these numbers beside those of attacks within the ball."]) if notes else ""
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, as text.
+
+    Example:
+        >>> count(1, "point"), count(1000, "point")
+        ('1 point', '1000 points')
+    """
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def duration(seconds: float) -> str:
@@ -105,7 +121,7 @@ def reused_text(report: EvaluationResults) -> str:
     known = report.settings.get("reused")
     if known is None:
         return "nothing"
-    return f"{known['points']} points broken within {known['eps']:.6g}, not attacked again"
+    return f"{count(known['points'], 'point')} broken within {known['eps']:.6g}, not attacked again"
 
 
 def certificate_text(report: EvaluationResults) -> str:

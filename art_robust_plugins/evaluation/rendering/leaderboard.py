@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..flags import Flag
-from ..ranking import Reports, compute_wilson_interval, rank
+from ..ranking import Groups, Reports, compute_wilson_interval, rank
 from ..results import EvaluationResults
 from .conclusion import list_tests
 from .curves import History
@@ -43,10 +43,10 @@ class Cell:
 
 
 def make_leaderboard(
-    reports: Reports, pages: Mapping[str, str], histories: Mapping[str, History]
+    reports: Reports, pages: Mapping[str, str], histories: Mapping[str, History], groups: Groups
 ) -> tuple[list[str], list[list[Cell]]]:
     """The head and the rows; columns that would be empty for all, or the same for all of them, are left out."""
-    tests = list_tests(reports)
+    tests = list_tests(groups)
     order = rank(reports)
     rows = [
         {
@@ -86,9 +86,9 @@ def explain_leaderboard(head: Sequence[str]) -> str:
     return " ".join(text for name, text in told.items() if name in ("", *head))
 
 
-def leaderboard_texts(reports: Reports) -> tuple[list[str], list[list[str]]]:
+def leaderboard_texts(reports: Reports, groups: Groups) -> tuple[list[str], list[list[str]]]:
     """The leaderboard as plain texts, with intervals in brackets."""
-    head, rows = make_leaderboard(reports, {}, {})
+    head, rows = make_leaderboard(reports, {}, {}, groups)
     return head, [[f"{cell.text} ({cell.note})" if cell.bar is not None else cell.text for cell in row] for row in rows]
 
 
@@ -156,6 +156,6 @@ def _describe_flags(report: EvaluationResults) -> Cell:
 
 
 def _read_p(text: str) -> float | None:
-    if text == "the best":
+    if text.startswith("the best"):
         return 2.0
     return None if text == "not comparable" else float(text.rsplit(maxsplit=1)[-1])

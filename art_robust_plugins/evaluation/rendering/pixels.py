@@ -38,6 +38,18 @@ def round_to_bytes(images: NDArray[np.floating]) -> NDArray[np.uint8]:
     return np.asarray(np.floor(np.clip(images, 0, 1) * 255 + 0.5), np.uint8)
 
 
+def shrink(levels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """An image [channels, height, width] whose longer side is at most ``side``, by the means of areas."""
+    from PIL import Image
+
+    height, width = levels.shape[1:]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return levels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.stack([np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BOX)) for each in levels])
+
+
 def encode_png(levels: NDArray[np.uint8], channels_first: bool) -> bytes:
     """An image of 256 levels [channels, height, width] or [height, width, channels] as PNG."""
     from PIL import Image

@@ -45,7 +45,7 @@ _ZERO = 0.07
 _MARKS, _LINE_POINTS = 24, 300
 """The largest numbers of marks and of points on a line; more would be too near to each other to be told apart."""
 
-_BAR_LEFT, _BAR_WIDTH, _BAR_HEIGHT, _BAR_PITCH, _BAR_LETTERS = 206, 362, 16, 24, 26
+_BAR_LEFT, _BAR_WIDTH, _BAR_HEIGHT, _BAR_PITCH, _BAR_LETTERS = 262, 296, 18, 29, 24
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ def _draw_line(line: Line, x: Axis, y: Axis) -> Markup:
     path = "L".join(f"{places[step][0]:.1f} {places[step][1]:.1f}" for step in steps)
     marks = [_draw_mark(line, *places[place], text) for place, text in line.texts.items()]
     return _fill(
-        '<g class="series{dashed}" data-series="{number}" color="{colour}"><path class="line" d="M{path}"/>{marks}</g>',
-        dashed=" dashed" if line.dashed else "",
+        '<g class="series {kind}" data-series="{number}" data-kind="{kind}" color="{colour}">'
+        '<path class="line" d="M{path}"/>{marks}</g>',
+        kind="dashed" if line.dashed else "solid",
         number=line.number,
         colour=COLOURS[line.number % len(COLOURS)],
         path=path,
@@ -185,11 +186,21 @@ def _draw_mark(line: Line, across: float, down: float, text: str) -> Markup:
 
 def draw_key(number: int) -> Markup:
     """The sample of a series in a legend."""
+    return _draw_sample("solid", COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)])
+
+
+def draw_kind_key(kind: str) -> Markup:
+    """The sample in a legend of all lines that are "solid", or "dashed"."""
+    return _draw_sample(kind, "currentColor", SHAPES[0])
+
+
+def _draw_sample(kind: str, colour: str, shape: str) -> Markup:
     return _fill(
-        '<svg class="key" viewBox="-13 -7 26 14" aria-hidden="true" color="{colour}"><path class="line" d="M-13 0H13"/>'
-        '<path class="mark" d="{shape}"/></svg>',
-        colour=COLOURS[number % len(COLOURS)],
-        shape=SHAPES[number % len(SHAPES)],
+        '<svg class="key" viewBox="-13 -7 26 14" aria-hidden="true"><g class="{kind}" color="{colour}">'
+        '<path class="line" d="M-13 0H13"/><path class="mark" d="{shape}"/></g></svg>',
+        kind=kind,
+        colour=colour,
+        shape=shape,
     )
 
 

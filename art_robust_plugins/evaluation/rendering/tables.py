@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..results import EvaluationResults
+from ..results import AttackResult, EvaluationResults
 from .labels import (
     certificate_text,
     collect_totals,
+    count,
     duration,
     interval,
     join_versions,
@@ -21,18 +22,16 @@ from .labels import (
 )
 
 ATTACK_HEAD = ["attack", "what", "accuracy", "time", "images forward", "images backward"]
+OWN_TITLE = "Attacks by their own measure"
 CLASS_HEAD = ["label", "points", "clean", "worst case"]
 CLASSES_SHOWN = 20
 
 
 def attack_rows(report: EvaluationResults) -> list[list[str]]:
-    """A row for the clean images, each attack, the worst case and, where there are radii, the certificate."""
+    """A row for the clean images, each attack within the ball, the worst case and, with radii, the certificate."""
     shown = {name: f"{value:.2%} ({interval(report, value)})" for name, value in collect_totals(report).items()}
     rows = [["clean", "no attack", shown["clean"], "", "", ""]]
-    for result in report.attacks:
-        calls = [f"{result.forward_calls:,}", f"{result.backward_calls:,}"]
-        name = [result.name, f"{result.summary} {mark(result)}".rstrip(), f"{result.robust_accuracy:.2%}"]
-        rows.append([*name, duration(result.seconds), *calls])
+    rows += [_describe_attack(result) for result in report.attacks if result.bounded]
     total = report.attacks
     rows.append(
         [
@@ -50,6 +49,17 @@ def attack_rows(report: EvaluationResults) -> list[list[str]]:
     return rows
 
 
+def own_measure_rows(report: EvaluationResults) -> list[list[str]]:
+    """A row for each attack that is not bound to the ball: its accuracy does not belong beside those that are."""
+    return [_describe_attack(result) for result in report.attacks if not result.bounded]
+
+
+def _describe_attack(result: AttackResult) -> list[str]:
+    calls = [f"{result.forward_calls:,}", f"{result.backward_calls:,}"]
+    name = [result.name, f"{result.summary} {mark(result)}".rstrip(), f"{result.robust_accuracy:.2%}"]
+    return [*name, duration(result.seconds), *calls]
+
+
 def class_rows(report: EvaluationResults) -> list[list[str]]:
     """Accuracies of each label; of many labels, those with the lowest robust accuracy."""
     found = report.by_class()
@@ -60,8 +70,10 @@ def class_rows(report: EvaluationResults) -> list[list[str]]:
 
 def class_note(report: EvaluationResults) -> str:
     """The sentence above the table of classes."""
-    count = len(np.unique(report.labels))
-    shown = f"The {CLASSES_SHOWN} of {count} labels with the lowest robust accuracy. " if count > CLASSES_SHOWN else ""
+    number = len(np.unique(report.labels))
+    shown = (
+        f"The {CLASSES_SHOWN} of {number} labels with the lowest robust accuracy. " if number > CLASSES_SHOWN else ""
+    )
     return f"{shown}Each point's verdict under each attack stands in verdicts.csv beside this report."
 
 
@@ -77,7 +89,7 @@ def setting_rows(report: EvaluationResults) -> list[list[str]]:
         ["backend", s["backend"]],
         ["seed, logical batch size", f"{s['seed']}, {s['batch_size']} (physical: {s['physical_batch_size']})"],
         ["processes", f"{s['processes']}; times are sums over them"],
-        ["network", f"{s['network']}, weights {s['network_sha256'][:12]}"],
+        ["architecture", f"{s['network']}, weights {s['network_sha256'][:12]}"],
         ["preprocessing", "; ".join(s["preprocessing"]) or "none"],
         ["device, type", f"{s['device']}, {s['dtype']}"],
         ["verdict", f"{s['verdict_passes']} fresh forward pass(es) of the estimator on the final image"],
@@ -91,10 +103,10 @@ def setting_rows(report: EvaluationResults) -> list[list[str]]:
         ["versions", join_versions(s["versions"])],
         [
             "diagnostics",
-            f"{diagnostics['points']} points, {duration(diagnostics['seconds'])}, "
+            f"{count(diagnostics['points'], 'point')}, {duration(diagnostics['seconds'])}, "
             f"{diagnostics['forward_calls']:,} images forward, {diagnostics['backward_calls']:,} backward",
         ],
-        ["date", s["date"]],
+        ["date", s["date"].replace("T", " ")],
     ]
 
 
@@ -110,9 +122,9 @@ def curve_rows(report: EvaluationResults) -> tuple[list[str], list[list[str]]]:
 def curve_note(reports: Sequence[EvaluationResults]) -> str:
     """The sentences above the curve of accuracy against eps."""
     counts = sorted({report.settings["diagnostics"]["points"] for report in reports})
-    points = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    points = count(counts[0], "point") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} points"
     note = (
-        f"A short attack of our own, 10 steps on logit differences, on the first {points} points, up to the ball that "
+        f"A short attack of our own, 10 steps on logit differences, on the first {points}, up to the ball that "
         f"holds every image. It shows whether accuracy falls as eps grows; it is not counted in the accuracies above."
     )
     if any(len(report.curve) == 1 for report in reports):

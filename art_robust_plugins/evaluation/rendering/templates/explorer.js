@@ -21,7 +21,7 @@
     return Array.from({ length: text.length / size }, (_, at) => view[read](at * size, true));
   };
   const labels = unpack(data.labels);
-  const COLUMNS = ["verdicts", "clean", "attacked", "breakers", "flags", "distances", "radii", "proven"];
+  const COLUMNS = ["marks", "clean", "attacked", "breakers", "distances", "radii"];
   const runs = data.runs.map((run) => ({
     ...run,
     ...Object.fromEntries(COLUMNS.map((name) => [name, unpack(run[name])])),
@@ -30,6 +30,12 @@
       ...Object.fromEntries(["classes", "before", "after"].map((name) => [name, unpack(run.probabilities[name])])),
     },
   }));
+  // A mark: the verdict in two bits, whether the point is certified, then a bit for each flag.
+  for (const run of runs) {
+    run.verdicts = run.marks.map((mark) => mark & 3);
+    run.proven = run.certifies ? run.marks.map((mark) => (mark >> 2) & 1) : null;
+    run.flags = run.marks.map((mark) => mark >> 3);
+  }
   const flagNames = Object.keys(data.flags);
   const places = new Map(data.shown.points.map((point, place) => [point, place]));
   const brokenIn = labels.map((_, point) => runs.filter((run) => run.verdicts[point] === BROKEN).length);
@@ -52,7 +58,7 @@
     run.verdicts[point] === BROKEN && run.breakers[point] >= 0
       ? `broken by ${attackOf(run, point)}`
       : VERDICTS[run.verdicts[point]];
-  const flagsOf = (run, point) => flagNames.filter((_, bit) => run.flags && (run.flags[point] >> bit) & 1);
+  const flagsOf = (run, point) => flagNames.filter((_, bit) => (run.flags[point] >> bit) & 1);
 
   let run = runs[0];
   let found = [], current = 0, opened = null;
@@ -93,7 +99,7 @@
     addFilter("certified", [["", "any"], ["1", "certified"], ["0", "not certified"]],
       (point, value) => Boolean(run.proven && run.proven[point]) === (value === "1"));
   }
-  const flagged = flagNames.filter((_, bit) => runs.some((each) => each.flags && each.flags.some((bits) => (bits >> bit) & 1)));
+  const flagged = flagNames.filter((_, bit) => runs.some((each) => each.flags.some((bits) => (bits >> bit) & 1)));
   if (flagged.length) {
     addFilter("flag", [["", "any or none"], ...flagged.map((name) => [name, name])],
       (point, value) => flagsOf(run, point).includes(value));
@@ -115,7 +121,7 @@
   const body = make("tbody");
   const table = make("table", { class: "explorer-list" },
     make("caption", {}, "Points; Enter opens one, arrow keys go on"),
-    make("thead", {}, make("tr", {}, ...["point", "label", "says", "attacked", "verdict"].map((name) =>
+    make("thead", {}, make("tr", {}, ...["point", "label", "clean", "attacked", "verdict"].map((name) =>
       make("th", { scope: "col" }, name)))),
     body);
   const back = make("button", { type: "button" }, "Previous");
@@ -237,7 +243,7 @@
     if (!run.radii && run.proven) facts[6][1] = run.proven[point] ? "at least eps" : "below eps";
     const raised = flagsOf(run, point).map((name) => make("p", { class: "flag warning" }, make("b", {}, name), " ",
       data.flags[name]));
-    const everywhere = runs.length < 2 ? [] : [simpleTable("In every network", ["network", "says", "attacked", "verdict"],
+    const everywhere = runs.length < 2 ? [] : [simpleTable("In every network", ["network", "clean", "attacked", "verdict"],
       runs.map((each) => [each.name, say(each.clean[point]), say(each.attacked[point]), verdictOf(each, point)]), "text")];
     detail.replaceChildren(
       make("h3", {}, `Point ${point}`),

@@ -24,13 +24,14 @@
   };
   for (const button of all("button.sort")) button.addEventListener("click", () => sortBy(button));
 
-  // Legends: a button hides and shows a series in the figures beside it.
+  // Legends: a button hides and shows a series, or a kind of lines, in the figures beside it.
   for (const button of all(".legend button")) {
     button.addEventListener("click", () => {
-      const shown = button.getAttribute("aria-pressed") !== "true";
-      button.setAttribute("aria-pressed", String(shown));
-      for (const series of all(".series", button.closest(".figures"))) {
-        if (series.dataset.series === button.dataset.series) series.classList.toggle("off", !shown);
+      button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+      const figures = button.closest(".figures"), off = all('.legend button[aria-pressed="false"]', figures);
+      for (const series of all(".series", figures)) {
+        series.classList.toggle("off", off.some(each =>
+          each.dataset.series === series.dataset.series || each.dataset.kind === series.dataset.kind));
       }
     });
   }
@@ -50,8 +51,8 @@
       next.focus();
       event.preventDefault();
     });
-    const legend = chart.closest(".figures");
-    if (legend) legend.addEventListener("click", () => choose(visible()[0]));
+    const figures = chart.closest(".figures");
+    if (figures) figures.addEventListener("click", () => choose(visible()[0]));
   }
 
   // Copying a table, as it is sorted.
@@ -59,8 +60,8 @@
   const textOf = cell => ("text" in cell.dataset ? cell.dataset.text : cell.textContent).replace(controls, " ").trim();
   const latex = text => {
     const special = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
-      "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "\"": "\\textquotedbl{}" };
-    return text.replace(/[\\~^<>|"{}$&#_%]/g, sign => special[sign] || `\\${sign}`).replace(/^\[/, "{[}");
+      "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "\"": "\\char34{}" };
+    return text.replace(/[\\~^<>|"{}$&#_%]/g, sign => special[sign] || `\\${sign}`).replace(/^[[*]/, "{$&}");
   };
   const markdown = text => text.replace(/[\\`*_|[\]~$<>&#]/g, "\\$&").replace(/:\/\//g, ":\\//");
   const formula = /^ *[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/;
