@@ -126,8 +126,8 @@ def test_dropout_of_a_wide_resnet_stands_between_the_convolutions():
     [
         (
             ("lennet", (1, 28, 28), 10),
-            "name: got the model 'lennet', expected one of lenet, quick, small-cnn, 2c2f, 6c2f, orthogonal-mlp, "
-            "preact-resnet18, wide-resnet; did you mean 'lenet'?",
+            "name: got the model 'lennet', expected one of lenet, quick, small-cnn, 2c2f, 6c2f, orthogonal-cnn, "
+            "orthogonal-mlp, preact-resnet18, wide-resnet; did you mean 'lenet'?",
         ),
         (
             ("lenet", (1, 8, 8), 10),
