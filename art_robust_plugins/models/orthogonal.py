@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -48,7 +49,7 @@ def orthogonalise(v: Tensor) -> Tensor:
         >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-3)
         True
     """
-    with torch.autocast(v.device.type, enabled=False):
+    with _without_autocast(v.device.type):
         precise = v if v.dtype == torch.float64 else v.float()
         wide = precise if v.shape[0] <= v.shape[1] else precise.t()
         gram = wide @ wide.t()
@@ -57,6 +58,11 @@ def orthogonalise(v: Tensor) -> Tensor:
         w = torch.linalg.solve_triangular(factor, wide, upper=False)
         rows: Tensor = w if v.shape[0] <= v.shape[1] else w.t()
         return rows.to(v.dtype)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """A context without autocast, where the kind of device has any: ``meta`` has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class Orthogonal(nn.Module):
