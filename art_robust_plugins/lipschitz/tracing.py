@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import operator as python_operator
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
@@ -129,9 +130,22 @@ def _operations_on_constants(program: Any) -> set[OpOverload]:
     for node in program.graph.nodes:
         if node.name in inputs or any(source in dependent for source in node.all_input_nodes):
             dependent.add(node)
-        if isinstance(node.target, OpOverload):
-            (on_inputs if node in dependent else on_constants).add(node.target)
+        (on_inputs if node in dependent else on_constants).update(_list_operations(node, program.graph_module))
     return on_constants - on_inputs
+
+
+def _list_operations(node: Node, module: nn.Module) -> Iterator[OpOverload]:
+    """The operation of a node; of one that calls graphs, as a block under autocast does, all operations in these."""
+    if isinstance(node.target, OpOverload):
+        yield node.target
+    for source in node.all_input_nodes:
+        called = python_operator.attrgetter(str(source.target))(module) if source.op == "get_attr" else None
+        graphs = (
+            [each.graph for each in called.modules() if isinstance(each, GraphModule)]
+            if isinstance(called, GraphModule)
+            else []
+        )
+        yield from (each.target for graph in graphs for each in graph.nodes if isinstance(each.target, OpOverload))
 
 
 def _find_output(program: Any) -> Node:

@@ -16,7 +16,7 @@ from ..checks import is_integer, suggest
 from .activations import MinMax
 from .bang import LeNet, QuickNet
 from .convolutional import CNN2C2F, CNN6C2F, SmallCNN
-from .orthogonal import OrthogonalMLP, orthogonal
+from .orthogonal import OrthogonalCNN, OrthogonalMLP, orthogonal
 from .residual import PreActResNet18, WideResNet
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "MODELS",
     "LeNet",
     "MinMax",
+    "OrthogonalCNN",
     "OrthogonalMLP",
     "PreActResNet18",
     "QuickNet",
@@ -40,6 +41,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "small-cnn": SmallCNN,
     "2c2f": CNN2C2F,
     "6c2f": CNN6C2F,
+    "orthogonal-cnn": OrthogonalCNN,
     "orthogonal-mlp": OrthogonalMLP,
     "preact-resnet18": PreActResNet18,
     "wide-resnet": WideResNet,
@@ -51,8 +53,8 @@ def create_model(name: str, input_shape: Sequence[int], nb_classes: int, **argum
     """Make a network by its name, with fresh weights from torch's random stream.
 
     Args:
-        name: ``"lenet"``, ``"quick"``, ``"small-cnn"``, ``"2c2f"``, ``"6c2f"``, ``"orthogonal-mlp"``,
-            ``"preact-resnet18"`` or ``"wide-resnet"``.
+        name: ``"lenet"``, ``"quick"``, ``"small-cnn"``, ``"2c2f"``, ``"6c2f"``, ``"orthogonal-cnn"``,
+            ``"orthogonal-mlp"``, ``"preact-resnet18"`` or ``"wide-resnet"``.
         input_shape: shape of one image, (C, H, W).
         nb_classes: number of logits.
         **arguments: those of the network's class, such as ``depth`` of a wide ResNet.

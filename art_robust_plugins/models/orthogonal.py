@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -48,7 +49,7 @@ def orthogonalise(v: Tensor) -> Tensor:
         >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-3)
         True
     """
-    with torch.autocast(v.device.type, enabled=False):
+    with _without_autocast(v.device.type):
         precise = v if v.dtype == torch.float64 else v.float()
         wide = precise if v.shape[0] <= v.shape[1] else precise.t()
         gram = wide @ wide.t()
@@ -57,6 +58,11 @@ def orthogonalise(v: Tensor) -> Tensor:
         w = torch.linalg.solve_triangular(factor, wide, upper=False)
         rows: Tensor = w if v.shape[0] <= v.shape[1] else w.t()
         return rows.to(v.dtype)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """A context without autocast, where the kind of device has any: ``meta`` has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class Orthogonal(nn.Module):
@@ -155,24 +161,113 @@ class OrthogonalMLP(nn.Module):
         scale: float = 2.0,
     ) -> None:
         super().__init__()
-        width, depth = check_count("width", width), check_count("depth", depth)
+        width, depth = _check_width("width", width, nb_classes), check_count("depth", depth)
         scale = check_number("scale", scale)
         features = math.prod(check_image_shape(input_shape, "orthogonal-mlp", smallest=1))
         self.recipe = describe_recipe("orthogonal-mlp", input_shape, nb_classes, width=width, depth=depth, scale=scale)
-        if width % 2 or width < nb_classes:
-            raise ValueError(f"width: got {width}, expected an even number of at least {nb_classes}, one a class.")
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs in [features, *[width] * (depth - 1)]:
-            layers += [_orthogonal_linear(inputs, width), MinMax()]
-        self.layers = nn.Sequential(*layers, Scaled(scale), _orthogonal_linear(width, nb_classes))
+            layers += [_start_orthogonal(nn.Linear(inputs, width)), MinMax()]
+        self.layers = nn.Sequential(*layers, Scaled(scale), _start_orthogonal(nn.Linear(width, nb_classes)))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers(x)
         return logits
 
 
-def _orthogonal_linear(inputs: int, outputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(layer.weight)
-    nn.init.zeros_(layer.bias)
+class Shift(nn.Module):
+    """Moves three quarters of the channels by ``pixels``: one down, one to the right, one both ways, in circles.
+
+    A permutation of the entries, so it keeps every length. An orthogonal layer with kernel size 1 on both sides of it
+    mixes pixels as a convolution with a larger kernel does.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        stay, down, right, both = x.chunk(4, dim=1)
+        moved = [down.roll(self.pixels, 2), right.roll(self.pixels, 3), both.roll((self.pixels, self.pixels), (2, 3))]
+        return torch.cat([stay, *moved], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"pixels={self.pixels}"
+
+
+class OrthogonalCNN(nn.Module):
+    """Orthogonal layers on the patches of an image, with shifts by one patch between them, for certified L2 radii.
+
+    Each patch becomes the channels of one pixel (PixelUnshuffle). ``blocks`` orthogonal layers with kernel size 1 mix
+    the channels; a `Shift` before each lets neighbours in. An orthogonal layer then reads the whole image. MinMax
+    stands between all of them. Every layer can be exactly orthogonal, where a larger kernel is hard to make so. Ours,
+    of CHORD's layers. Weights start orthogonal, biases at 0; the logits' constants are as in `OrthogonalMLP`.
+
+    Args:
+        input_shape: (C, H, W); H and W are multiples of ``patch``.
+        nb_classes: number of logits.
+        patch: the side of a patch.
+        width: channels: a multiple of 8.
+        blocks: layers that mix channels after a shift.
+        hidden: outputs of the layer that reads the whole image: even, and at least ``nb_classes``.
+        scale: as in `OrthogonalMLP`.
+
+    Raises:
+        ValueError: for a shape that is not (C, H, W) or not made of whole patches; a width or hidden that does not fit.
+
+    Example:
+        >>> network = OrthogonalCNN((1, 8, 8), patch=2, width=16, blocks=2, hidden=32)
+        >>> network(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        nb_classes: int = 10,
+        *,
+        patch: int = 8,
+        width: int = 256,
+        blocks: int = 6,
+        hidden: int = 512,
+        scale: float = 2.0,
+    ) -> None:
+        super().__init__()
+        patch, width, blocks = (check_count(*each) for each in (("patch", patch), ("width", width), ("blocks", blocks)))
+        hidden, scale = _check_width("hidden", hidden, nb_classes), check_number("scale", scale)
+        channels, rows, columns = check_image_shape(input_shape, "orthogonal-cnn", smallest=patch)
+        if rows % patch or columns % patch:
+            raise ValueError(f"patch: got {patch} for images of {rows} x {columns} pixels, expected a divisor of both.")
+        if width % 8:
+            raise ValueError(f"width: got {width}, expected a multiple of 8.")
+        arguments = {"patch": patch, "width": width, "blocks": blocks, "hidden": hidden, "scale": scale}
+        self.recipe = describe_recipe("orthogonal-cnn", input_shape, nb_classes, **arguments)
+        layers: list[nn.Module] = [nn.PixelUnshuffle(patch), _mix_channels(channels * patch**2, width), MinMax()]
+        for block in range(blocks):
+            layers += [Shift(1 if block % 2 == 0 else -1), _mix_channels(width, width), MinMax()]
+        layers += [_mix_channels(width, width // 4), MinMax(), nn.Flatten()]
+        features = width // 4 * (rows // patch) * (columns // patch)
+        layers += [_start_orthogonal(nn.Linear(features, hidden)), MinMax()]
+        self.layers = nn.Sequential(*layers, Scaled(scale), _start_orthogonal(nn.Linear(hidden, nb_classes)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def _check_width(name: str, width: int, nb_classes: int) -> int:
+    """The outputs of the layer before the last: pairs for MinMax, and one a class for orthonormal rows after it."""
+    width = check_count(name, width)
+    if width % 2 or width < nb_classes:
+        raise ValueError(f"{name}: got {width}, expected an even number of at least {nb_classes}, one a class.")
+    return width
+
+
+def _mix_channels(inputs: int, outputs: int) -> nn.Conv2d:
+    return _start_orthogonal(nn.Conv2d(inputs, outputs, 1))
+
+
+def _start_orthogonal(layer: _Layer) -> _Layer:
+    nn.init.orthogonal_(layer.weight)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return orthogonal(layer)

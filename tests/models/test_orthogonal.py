@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from art_robust_plugins import LipschitzMarginTrainer, PyTorchLipschitzCertifier
 from art_robust_plugins.models import create_model, orthogonal
-from art_robust_plugins.models.orthogonal import SHIFT, orthogonalise
+from art_robust_plugins.models.orthogonal import SHIFT, Shift, orthogonalise
 
 
 @given(rows=st.integers(1, 12), columns=st.integers(1, 12), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 10**6))
@@ -98,6 +98,34 @@ def test_sizes_that_cannot_be_are_refused(width, scale, sentence):
         create_model("orthogonal-mlp", (1, 4, 4), 10, width=width, scale=scale)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"patch": 3}, "patch: got 3 for images of 8 x 8"),
+        ({"patch": 16}, r"input_shape: got \(1, 8, 8\)"),
+        ({"width": 12}, "width: got 12"),
+        ({"hidden": 8}, "hidden: got 8"),
+        ({"blocks": 0}, "blocks: got 0"),
+        ({"scale": 0}, "scale: got 0"),
+    ],
+)
+def test_sizes_of_the_convolutional_network_that_cannot_be_are_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        create_model("orthogonal-cnn", (1, 8, 8), 10, **arguments)
+
+
+@given(pixels=st.integers(-4, 4), rows=st.integers(1, 5), columns=st.integers(1, 5))
+def test_a_shift_moves_each_quarter_of_the_channels(pixels, rows, columns):
+    x = torch.rand(2, 8, rows, columns)
+    moved = Shift(pixels)(x)
+    for channel in range(8):
+        down, right = [(0, 0), (1, 0), (0, 1), (1, 1)][channel // 2]
+        for row in range(rows):
+            for column in range(columns):
+                to = ((row + down * pixels) % rows, (column + right * pixels) % columns)
+                assert torch.equal(moved[:, channel, to[0], to[1]], x[:, channel, row, column])
+
+
 def certifier(network, shape=(1, 4, 4), classes=4):
     loss = nn.CrossEntropyLoss()
     return PyTorchLipschitzCertifier(network, loss, shape, classes, clip_values=(0, 1))
@@ -111,6 +139,15 @@ def test_the_network_s_proven_constants_are_its_scale():
     torch.testing.assert_close(
         torch.as_tensor(constants)[apart], torch.full((12,), 3 * 2**0.5, dtype=torch.float64), rtol=1e-3, atol=0
     )
+
+
+def test_shifts_and_patches_cost_the_convolutional_network_s_constants_nothing():
+    torch.manual_seed(0)
+    network = create_model("orthogonal-cnn", (2, 6, 9), 3, patch=3, width=24, blocks=3, hidden=12, scale=2.0)
+    constants = torch.as_tensor(certifier(network, (2, 6, 9), 3).lipschitz_constants())
+    apart = ~torch.eye(3, dtype=torch.bool)
+    expected = torch.full((6,), 2 * 2**0.5, dtype=torch.float64)
+    torch.testing.assert_close(constants[apart], expected, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("own", ["ours", "torch's orthogonal", "a Cholesky of their own"])

@@ -136,7 +136,7 @@ def available_recipes() -> list[str]:
 
     Example:
         >>> available_recipes()
-        ['cifar10', 'cifar10-lipschitz', 'digits', 'mnist']
+        ['cifar10', 'cifar10-certified', 'cifar10-certified-gpu', 'digits', 'mnist', 'mnist-certified']
     """
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
