@@ -9,8 +9,8 @@ Linf: the square moves by +-2 eps a channel and is clipped to the ball. L2, L1: 
 together in one of them, in the shape of a fixed tile. s_k^2 is a share p of the image, p_init at first, halved after
 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 queries.
 
-Status: exact. The random numbers are the reference's, so a point's verdict is too. Each point goes through the proposals
-at its own pace: several consecutive ones are tried at once, and the first one that is accepted makes the others void. In
+Status: exact. The random numbers are the reference's, so a point's verdict is too. Each point goes through proposals at
+its own pace: several consecutive ones are tried at once, and the first one that is accepted makes the others void. In
 Linf, proposals that do not change an image, or that it has already rejected, cost no query. In L2 and L1 the proposals
 depend on how many points are left: they are drawn for some queries ahead, and drawn again after a point is broken.
 

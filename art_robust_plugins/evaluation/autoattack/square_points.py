@@ -72,8 +72,9 @@ class SquarePoints:
         """The margin [n] of the first images, on the CPU; infinite for points that are not searched."""
         margin = torch.full((len(best),), torch.inf, device="cpu")
         rows = self.searched.nonzero().flatten()
-        point = self.send(rows)
-        margin[rows] = self.compute_margin(best[point], point).cpu()
+        if len(rows):
+            point = self.send(rows)
+            margin[rows] = self.compute_margin(best[point], point).cpu()
         return margin
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +56,15 @@ class Block:
             torch.rand(queries * count, generator=generator, device="cpu")
 
 
+class Change(NamedTuple):
+    """Points that took a proposal: the query of each in its block, the points, and what they were before."""
+
+    query: Tensor
+    point: Tensor
+    best: Tensor
+    margin: Tensor
+
+
 class WindowSearch:
     """A search in L2 or L1.
 
@@ -75,26 +85,29 @@ class WindowSearch:
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Which points were broken, bool [n] on the CPU, and the best image of each."""
-        query, length = 0, 1
+        query, length, before = 0, 1, len(self.x)
         while query < self.points.queries:
             remaining = (self.margin > 0).nonzero().flatten()
             left = remaining[self.points.searched[remaining]]
             if not len(left):
                 break
-            length = min(length, self._count_equal_sides(query))
+            length = max(length // 2, 1) if len(remaining) < before else min(2 * length, LONGEST_BLOCK)
+            length, before = min(length, self._count_equal_sides(query)), len(remaining)
             block = self._draw_block(remaining, query, length)
-            done = self._search_block(block, left, length)
+            done, changes = self._search_block(block, left, length)
             if done < length:
+                self._undo(changes, done)
                 block.return_streams(done)
             query += done
-            broke = bool((self.margin[left] <= 0).any())
-            length = max(length // 2, 1) if broke else min(2 * length, LONGEST_BLOCK)
         return self.margin <= 0, self.best
 
-    def _search_block(self, block: Block, left: Tensor, length: int) -> int:
-        """Search the points that are left: the number of queries that count, up to the first that breaks a point."""
+    def _search_block(self, block: Block, left: Tensor, length: int) -> tuple[int, list[Change]]:
+        """Search the points that are left: the number of queries up to the first that breaks a point, and all changes.
+
+        Some changes may be of later queries.
+        """
         reached = torch.zeros_like(left)
-        before: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        changes: list[Change] = []
         while len(rows := ((self.margin[left] > 0) & (reached < length)).nonzero().flatten()):
             tries = self.pace.choose_tries(len(rows))
             query = reached[rows, None] + torch.arange(tries, device="cpu")
@@ -111,17 +124,20 @@ class WindowSearch:
                 index = torch.zeros(query.shape, dtype=torch.long, device="cpu")
                 index[row, column] = torch.arange(len(row), device="cpu")
                 there = self.points.send(took)
-                before.append((query[accepted, chosen], took, self.best[there], self.margin[took]))
+                changes.append(Change(query[accepted, chosen], took, self.best[there], self.margin[took]))
                 self._put(took, proposed[self.points.send(index[accepted, chosen])], found[accepted, chosen])
                 broken = self.margin[took] <= 0
-                length = min([length, *(before[-1][0][broken] + 1).tolist()])
+                length = min([length, *(changes[-1].query[broken] + 1).tolist()])
             reached[rows] = torch.where(accepted, query[:, 0] + first + 1, query[:, -1] + 1)
             self.pace.note(int(accepted.sum()), len(row))
-        for at, took, best, margin in reversed(before):
-            void = at >= length
+        return length, changes
+
+    def _undo(self, changes: list[Change], done: int) -> None:
+        """Undo the changes of all but the first ``done`` queries of a block."""
+        for change in reversed(changes):
+            void = change.query >= done
             if bool(void.any()):
-                self._put(took[void], best[self.points.send(void)], margin[void])
-        return length
+                self._put(change.point[void], change.best[self.points.send(void)], change.margin[void])
 
     def _put(self, point: Tensor, best: Tensor, margin: Tensor) -> None:
         """Set the best images of some points, whose indices and margins are on the CPU."""
