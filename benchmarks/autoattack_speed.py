@@ -124,34 +124,42 @@ def evaluate(
 def split_seconds() -> Iterator[dict[str, dict[str, float]]]:
     """By stage, the seconds of passes forward and backward and of all, of the evaluation that runs inside."""
     spent: dict[str, dict[str, float]] = {}
-    running: list[str] = []
-    forward, backward = EstimatorModule.forward, torch.autograd.grad
+    stages: list[str] = []
+    attacking: list[str] = []
     run = AttackRunner.run
 
-    def add(kind: str, function: Any, *given: Any, **more: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return function(*given, **more)
-        finally:
-            if running:
-                parts = spent.setdefault(running[-1], {"forward": 0.0, "backward": 0.0, "all": 0.0})
-                parts[kind] += time.perf_counter() - started
-
     def run_stage(runner: Any, prepared: Any, points: Any) -> Any:
-        running.append(prepared.attack.name)
-        try:
-            return run(runner, prepared, points)
-        finally:
-            running.pop()
+        stages.append(prepared.attack.name)
+        return run(runner, prepared, points)
+
+    def call_attack(function: Any) -> Any:
+        def call(*given: Any) -> Any:
+            attacking.append(stages[-1])
+            try:
+                return timed(*given)
+            finally:
+                attacking.pop()
+
+        timed = count("all", function)
+        return call
 
     def count(kind: str, function: Any) -> Any:
-        return lambda *given, **more: add(kind, function, *given, **more)
+        def call(*given: Any, **more: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*given, **more)
+            finally:
+                if attacking:  # else it is a pass of a verdict
+                    parts = spent.setdefault(attacking[-1], {"forward": 0.0, "backward": 0.0, "all": 0.0})
+                    parts[kind] += time.perf_counter() - started
+
+        return call
 
     with ExitStack() as patches:
         for attack in (APGD, FAB, Square):
-            patches.enter_context(patch.object(attack, "__call__", count("all", attack.__call__)))
-        patches.enter_context(patch.object(EstimatorModule, "forward", count("forward", forward)))
-        patches.enter_context(patch.object(torch.autograd, "grad", count("backward", backward)))
+            patches.enter_context(patch.object(attack, "__call__", call_attack(attack.__call__)))
+        patches.enter_context(patch.object(EstimatorModule, "forward", count("forward", EstimatorModule.forward)))
+        patches.enter_context(patch.object(torch.autograd, "grad", count("backward", torch.autograd.grad)))
         patches.enter_context(patch.object(AttackRunner, "run", run_stage))
         yield spent
 
