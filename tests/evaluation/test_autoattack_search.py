@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
+from art_robust_plugins.evaluation.autoattack import losses
 from art_robust_plugins.evaluation.autoattack.fab import FAB, find_first_of_each
+from art_robust_plugins.evaluation.autoattack.losses import LOSSES, find_largest
 from art_robust_plugins.evaluation.autoattack.projections import correct_to_l1_ball, project_onto_hyperplane
 from art_robust_plugins.evaluation.autoattack.square import Square, find_image_shape
 from art_robust_plugins.evaluation.autoattack.square_windows import build_tile
@@ -244,6 +246,33 @@ def test_fab_of_few_classes(classes: int) -> None:
     attack = reference("fab", network, threat, targeted=True, n_target_classes=classes - 1, n_iter=12)
     found = FAB(network, threat, targets=9, steps=12)(x, y)
     assert torch.equal(verdicts(network, found, y), verdicts(network, in_batches(attack, x, y, 22), y))
+
+
+@pytest.mark.parametrize("number", [3, 4])
+@pytest.mark.parametrize("levels", [2, 9, 10**6])
+def test_the_largest_logits_are_those_of_a_sort(number: int, levels: int) -> None:
+    """Their classes and gradients too: of a row with no equal logits, with some, or with many."""
+    generator = torch.Generator().manual_seed(levels)
+    logits = torch.randint(-levels, levels, (50, 100), generator=generator).float()
+    logits[0, 7] = torch.nan
+    for some in (logits, logits[:1]):
+        expected, order = some.sort(dim=1)
+        found = find_largest(some, number)
+        torch.testing.assert_close(found[0], expected[:, -number:], rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(found[1], order[:, -number:])
+
+
+@pytest.mark.parametrize("loss", ["dlr", "dlr-targeted"])
+def test_the_losses_of_many_classes_are_those_of_a_sort(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    y, target = torch.randint(0, 100, (2, 20))
+    results = []
+    for few in (10, 1000):
+        monkeypatch.setattr(losses, "FEW_CLASSES", few)
+        logits = torch.randn(20, 100, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        values = LOSSES[loss](logits, y, target)
+        results.append((values, *torch.autograd.grad(values.sum(), logits)))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
 numbers = st.integers(0, 2**31)
