@@ -1,8 +1,15 @@
-"""The machine's memory, to which sizes that a file declares are compared."""
+"""The machine's memory, to which sizes that a file declares are compared, and how freed memory is kept."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+
+# Parameters of glibc's mallopt, as malloc.h numbers them, and the variables by which a user sets them.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_KEPT = 2**30
 
 
 def physical_memory() -> int:
@@ -16,3 +23,16 @@ def physical_memory() -> int:
 def in_gigabytes(size: int) -> str:
     """A number of bytes as text."""
     return f"{size / 2**30:.3g} GB"
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep up to 1 GiB of freed memory for this process; whether it does now.
+
+    By default glibc returns large freed blocks to the system, and tensors of a training step are such blocks: the next
+    step gets them back page by page. Nothing changes elsewhere, or where an environment variable sets glibc's memory.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SETTINGS):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    trims, maps = mallopt(_TRIM_THRESHOLD, _KEPT), mallopt(_MMAP_THRESHOLD, _KEPT)
+    return bool(trims == 1 and maps == 1)

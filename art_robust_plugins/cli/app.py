@@ -19,6 +19,7 @@ import typer.core
 import typer.main
 
 from ..escapes import printable
+from ..memory import keep_freed_memory
 from .spellings import use_present_spellings
 
 COMMANDS = {
@@ -83,6 +84,7 @@ class Commands(typer.core.TyperGroup):
         return name, None if found is None else self.commands[found.name], rest
 
     def invoke(self, ctx: Any) -> Any:
+        keep_freed_memory()
         try:
             with nullcontext() if ctx.params["debug"] else _warnings_in_one_line():
                 result = super().invoke(ctx)

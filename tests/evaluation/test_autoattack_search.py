@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
+from art_robust_plugins.evaluation.autoattack import losses
 from art_robust_plugins.evaluation.autoattack.fab import FAB, find_first_of_each
+from art_robust_plugins.evaluation.autoattack.losses import LOSSES, find_largest
 from art_robust_plugins.evaluation.autoattack.projections import correct_to_l1_ball, project_onto_hyperplane
-from art_robust_plugins.evaluation.autoattack.square import Square, build_tile, find_image_shape
+from art_robust_plugins.evaluation.autoattack.square import Square, find_image_shape
+from art_robust_plugins.evaluation.autoattack.square_windows import build_tile
 from art_robust_plugins.evaluation.libraries import reference_package
 
 from .builders import digits, trained
@@ -101,6 +105,36 @@ def test_square(name: str, norm: str, eps: float, network: nn.Module, residual: 
         assert (threat.distance(found, x) <= eps * (1 + 1e-5)).all()
         assert (found.clamp(0, 1) - found).abs().max() <= 1e-6
     assert 0 < expected.sum() < len(x)
+
+
+class Separate(nn.Module):
+    """A network whose logits of an image do not depend, by rounding, on how many images are in the pass."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(10, size) / size**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [x.flatten(1) * row for row in self.weight]
+        return torch.stack([(part + 0.3 * part**2).sum(dim=1) for part in parts], dim=1)
+
+
+@needs_reference
+@pytest.mark.parametrize(
+    ("norm", "eps", "shape"), [("L2", 0.5, (1, 8, 8)), ("L2", 0.8, (3, 10, 10)), ("L1", 2.0, (1, 8, 8))]
+)
+def test_square_finds_the_images_of_the_reference(norm: Any, eps: float, shape: tuple[int, ...]) -> None:
+    """Bit for bit, also where some points are ahead of others when one breaks, and their queries are void."""
+    torch.manual_seed(1)
+    network = Separate(torch.Size(shape).numel())
+    x = torch.rand(30, *shape)
+    y = network(x).argmax(dim=1)
+    threat = ThreatModel(norm, eps)
+    theirs = reference("square", network, threat, n_queries=300, n_restarts=1, resc_schedule=False)
+    expected = in_batches(theirs, x, y, 20)
+    found = Square(network, threat, queries=300, seed=3, batch_size=20, physical_batch_size=60)(x, y)
+    assert torch.equal(found, expected)
+    assert 3 <= int((found != x).flatten(1).any(dim=1).sum()) <= 27
 
 
 def test_square_spends_no_query_on_proposals_that_change_nothing(network: nn.Module) -> None:
@@ -214,6 +248,33 @@ def test_fab_of_few_classes(classes: int) -> None:
     assert torch.equal(verdicts(network, found, y), verdicts(network, in_batches(attack, x, y, 22), y))
 
 
+@pytest.mark.parametrize("number", [3, 4])
+@pytest.mark.parametrize("levels", [2, 9, 10**6])
+def test_the_largest_logits_are_those_of_a_sort(number: int, levels: int) -> None:
+    """Their classes and gradients too: of a row with no equal logits, with some, or with many."""
+    generator = torch.Generator().manual_seed(levels)
+    logits = torch.randint(-levels, levels, (50, 100), generator=generator).float()
+    logits[0, 7] = torch.nan
+    for some in (logits, logits[:1]):
+        expected, order = some.sort(dim=1)
+        found = find_largest(some, number)
+        torch.testing.assert_close(found[0], expected[:, -number:], rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(found[1], order[:, -number:])
+
+
+@pytest.mark.parametrize("loss", ["dlr", "dlr-targeted"])
+def test_the_losses_of_many_classes_are_those_of_a_sort(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    y, target = torch.randint(0, 100, (2, 20))
+    results = []
+    for few in (10, 1000):
+        monkeypatch.setattr(losses, "FEW_CLASSES", few)
+        logits = torch.randn(20, 100, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        values = LOSSES[loss](logits, y, target)
+        results.append((values, *torch.autograd.grad(values.sum(), logits)))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
 numbers = st.integers(0, 2**31)
 
 
@@ -236,6 +297,79 @@ def test_the_change_onto_a_hyperplane_is_the_smallest(seed: int, size: int, reac
     on_plane = other + share * (beyond - other)
     threat = ThreatModel(norm, 1.0)
     assert (threat.distance(x + change, x) <= threat.distance(on_plane, x) + 1e-8).all()
+
+
+def project_by_sorting(x: Any, w: Any, offset: float, norm: str) -> Any:
+    """The oracle for one row: sort the kinks, or the coordinates, and go through all of them."""
+    excess = float(w @ x) - offset
+    w, excess = (w, excess) if excess >= 0 else (-w, -excess)
+    farthest = np.where(w == 0, 0.0, np.where(w < 0, 1.0, 0.0) - x)
+    if excess >= -(w @ farthest):
+        return farthest
+    if norm == "L1":
+        change = np.zeros_like(x)
+        for i in np.argsort(-np.abs(w), kind="stable"):
+            change[i] = farthest[i] if excess >= -w[i] * farthest[i] else -excess / w[i]
+            excess += w[i] * change[i]
+            if excess <= 0:
+                break
+        return change
+    used = w != 0
+    slopes, direction = (np.abs(w), -np.sign(w)) if norm == "Linf" else (w**2, -w)
+    stops = np.where(used, farthest / np.where(used, direction, 1.0), 0.0)
+    kinks = np.sort(np.append(stops[used], 0.0))
+    lost = np.minimum(kinks[:, None], stops) @ slopes
+    steps = np.append(lost[1:] > lost[:-1], True)
+    return direction * np.minimum(np.interp(excess, lost[steps], kinks[steps]), stops)
+
+
+few_values = st.sampled_from([0.0, 1.0, 0.25, 0.5, 0.7])
+few_weights = st.sampled_from([0.0, 1.0, -1.0, 0.5, -0.25, 3.0])
+coordinates = st.lists(
+    st.tuples(few_values | st.floats(0, 1), few_weights | st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3)),
+    min_size=1,
+    max_size=130,
+)
+
+
+@given(coordinates=coordinates, reach=st.floats(-0.2, 1.2), norm=st.sampled_from(["Linf", "L2", "L1"]))
+@settings(max_examples=200, deadline=None)
+def test_the_change_onto_a_hyperplane_is_that_of_sorting(coordinates: Any, reach: float, norm: Any) -> None:
+    """Ties, weights of 0, points on the border of the box, and hyperplanes that the box does not reach."""
+    x, w = np.array(coordinates).T
+    low, high = w.clip(None, 0).sum(), w.clip(0).sum()
+    offset = low + reach * (high - low)
+    rows = [torch.from_numpy(np.stack([each, each[::-1]])) for each in (x, w)]
+    found = project_onto_hyperplane(*rows, torch.full((2,), offset, dtype=torch.float64), norm).numpy()
+    for ours, *row in zip(found, *(each.numpy() for each in rows), strict=True):
+        np.testing.assert_allclose(ours, project_by_sorting(*row, offset, norm), rtol=0, atol=1e-9)
+
+
+def test_coordinates_of_equal_weight_are_taken_in_their_order_in_l1() -> None:
+    """However many are looked at first: 700 coordinates of two weights, of which up to all have to move."""
+    w = torch.where(torch.arange(700) % 3 == 0, 2.0, 1.0).double().expand(4, -1)
+    x = torch.full_like(w, 0.5)
+    offset = (w * x).sum(dim=1) - torch.tensor([10.2, 150.0, 233.0, 460.0], dtype=torch.float64)
+    found = project_onto_hyperplane(x, w, offset, "L1")
+    for row in range(4):
+        expected = project_by_sorting(x[row].numpy(), w[row].numpy(), float(offset[row]), "L1")
+        np.testing.assert_allclose(found[row].numpy(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_the_change_onto_a_hyperplane_on_images(norm: Any) -> None:
+    """On 3,072 coordinates, of which a few or nearly all stop at the box; a row on the hyperplane does not move."""
+    torch.manual_seed(0)
+    x = torch.rand(6, 3072, dtype=torch.float64)
+    w = torch.randn(6, 3072, dtype=torch.float64)
+    w = w**3 + 1e-4 * w.sign()
+    product, least = (w * x).sum(dim=1), w.clamp_max(0).sum(dim=1)
+    offset = product + torch.tensor([0, 1e-9, 1e-3, 0.1, 0.9, 0.999], dtype=torch.float64) * (least - product)
+    found = project_onto_hyperplane(x, w, offset, norm)
+    assert not found[0].any()
+    for row in range(6):
+        expected = project_by_sorting(x[row].numpy(), w[row].numpy(), float(offset[row]), norm)
+        np.testing.assert_allclose(found[row].numpy(), expected, rtol=0, atol=1e-9)
 
 
 @given(seed=numbers, size=st.integers(2, 40), radius=st.floats(0.01, 5))

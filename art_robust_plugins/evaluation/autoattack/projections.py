@@ -1,17 +1,21 @@
 """Projections within the box [0, 1] that the attacks use: onto an L1 ball, and onto a hyperplane.
 
-Both are exact: their solution depends on one number (a threshold, or a multiplier) in a piecewise linear way. The
-kinks are sorted, the piece that holds the solution is found, and there the equation is linear.
+Both are exact: their solution depends on one number (a threshold, or a multiplier) in a piecewise linear way. The piece
+that holds the solution is found, by sorting the kinks or by Newton's method, and there the equation is linear.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from ...threat import Norm
+
+# On a GPU, reading whether Newton's method is done synchronises with the host; further iterations change nothing.
+ITERATIONS_BETWEEN_CHECKS = 4
 
 
 def correct_to_l1_ball(x: Tensor, delta: Tensor, radius: float) -> Tensor:
@@ -66,20 +70,13 @@ def project_onto_hyperplane(x: Tensor, normal: Tensor, offset: Tensor, norm: Nor
 
 def _project_linf(x: Tensor, w: Tensor, excess: Tensor) -> Tensor:
     """All coordinates move by the same amount, or as far as they can."""
-    upward = (w < 0).to(x.dtype)
-    farthest = (upward - x) * (w != 0)
-    room = upward - x * (2 * upward - 1)
-    ordered, order = room.sort(dim=1, descending=True)
-    weights = w.abs().gather(1, order)
-    # The product changes by `reached - slope * amount` if coordinates with more room move by `amount`, others fully.
-    full = (w * farthest).sum(dim=1, keepdim=True)
-    slope = weights.cumsum(dim=1)
-    reached = full + (weights * farthest.abs().gather(1, order)).cumsum(dim=1)
-    least = reached - slope * ordered
-    piece = ((-excess > least).sum(dim=1, keepdim=True) - 1).clamp_min(0)
-    amount = ((-excess - reached.gather(1, piece)) / -slope.gather(1, piece)).clamp_min(0)
+    used = w != 0
+    farthest = ((w < 0).to(x.dtype) - x) * used
+    amount = _solve_piecewise(w.abs(), farthest.abs(), excess)
     moved = torch.minimum(torch.maximum(farthest, -amount), amount)
-    return torch.where(-excess > full, moved, farthest) * (w != 0)
+    # What the product loses if all coordinates move as far as they can.
+    most = -(w * farthest).sum(dim=1, keepdim=True)
+    return torch.where(excess < most, moved, farthest) * used
 
 
 def _project_l2(x: Tensor, w: Tensor, excess: Tensor) -> Tensor:
@@ -88,40 +85,78 @@ def _project_l2(x: Tensor, w: Tensor, excess: Tensor) -> Tensor:
     # The multiplier at which a coordinate stops.
     last = torch.where(usable, torch.maximum(x / w, (x - 1) / w), _NEVER).clamp_max(_NEVER)
     farthest = torch.where(usable, -last * w, 0)
-    ordered, order = last.sort(dim=1)
-    squares = (w**2).gather(1, order)
-    total = squares.sum(dim=1, keepdim=True)
-    slope = total - squares.cumsum(dim=1)
-    finite = torch.where(ordered == _NEVER, 0, ordered)
-    following = torch.cat([finite[:, 1:], torch.zeros_like(finite[:, :1])], dim=1)
-    # What is left of the excess at each kink.
-    first = excess - total * finite[:, :1]
-    left = torch.cat([first, first - ((following - finite) * slope).cumsum(dim=1)[:, :-1]], dim=1)
-    piece = ((left > 0).cumprod(dim=1).sum(dim=1, keepdim=True) - 1).clamp_min(0)
-    steepness = slope.gather(1, piece)
-    multiplier = torch.where(steepness == 0, 0, left.gather(1, piece) / steepness + finite.gather(1, piece))
-    moved = torch.where(multiplier > last, farthest, -multiplier * w)
-    moved = torch.where(first < 0, -excess / total * w, moved)
+    multiplier = _solve_piecewise(torch.where(usable, w**2, 0), last, excess)
+    moved = torch.where(multiplier < last, -multiplier * w, farthest)
     unreachable = (farthest * w).sum(dim=1, keepdim=True) + excess > 0
-    return torch.where(unreachable & (first >= 0), farthest, moved) * usable
+    return torch.where(unreachable, farthest, moved) * usable
+
+
+def _solve_piecewise(slopes: Tensor, kinks: Tensor, total: Tensor) -> Tensor:
+    """The t >= 0 [N, 1] with sum_i slopes_i min(t, kinks_i) = total, for slopes and kinks [N, F] that are not negative.
+
+    Newton from t = 0: the sum is concave and increasing, so that each step lands on the solution or before it, and the
+    coordinates beyond their kinks only become more. When a step adds none, the piece is found, and t solves its linear
+    equation. Where the total is out of reach, t is at the last kink that matters, or beyond.
+    """
+    t = torch.zeros_like(total)
+    reached = torch.zeros_like(total)
+    steepness = slopes.sum(dim=1, keepdim=True)
+    passed = torch.full_like(total, -1)
+    between = ITERATIONS_BETWEEN_CHECKS if total.device.type == "cuda" else 1
+    for iteration in count(1):
+        step = (total - reached) / steepness
+        # A step back is rounding.
+        t = torch.where(steepness > 0, torch.maximum(step, t), t)
+        beyond = kinks <= t
+        now = beyond.sum(dim=1, keepdim=True)
+        if iteration % between == 0 and bool((now <= passed).all()):
+            break
+        passed = now
+        reached = (slopes * kinks * beyond).sum(dim=1, keepdim=True)
+        steepness = (slopes * ~beyond).sum(dim=1, keepdim=True)
+    return t
 
 
 def _project_l1(x: Tensor, w: Tensor, excess: Tensor) -> Tensor:
     """One coordinate after the other moves as far as it can, those of the largest weights first."""
     farthest = ((w < 0).to(x.dtype) - x) * (w != 0)
-    order = (1 / w).abs().clamp_max(_NEVER).argsort(dim=1)
-    gains = torch.minimum(-w * x, w * (1 - x)).gather(1, order)
-    left = torch.cat([excess, gains], dim=1).cumsum(dim=1)
-    last = ((left > 0).sum(dim=1, keepdim=True) - 1).clamp(0, w.shape[1] - 1)
-    coordinate = order.gather(1, last)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(w.shape[1], device=w.device).expand_as(order))
-    moved = farthest * (rank < last)
-    moved = moved.scatter(1, coordinate, -left.gather(1, last) / w.gather(1, coordinate))
-    return torch.where(left[:, -1:] < 0, moved, farthest) * (w.abs() > _SMALL)
+    rank = (1 / w).abs().clamp_max(_NEVER)
+    gains = torch.minimum(-w * x, w * (1 - x))
+    moved = torch.empty_like(x)
+    # A GPU sorts fast, and would have to be waited for in each turn.
+    few = w.shape[1] >= 8 * _FEW and w.device.type != "cuda"
+    rows, most = torch.arange(len(x), device=x.device), _FEW if few else w.shape[1]
+    while len(rows):
+        ordered, order = _find_smallest(rank[rows], most)
+        left = torch.cat([excess[rows], gains[rows].gather(1, order)], dim=1).cumsum(dim=1)
+        last = ((left > 0).sum(dim=1, keepdim=True) - 1).clamp(0, most - 1)
+        coordinate = order.gather(1, last)
+        before = torch.arange(most, device=x.device) < last
+        change = torch.zeros_like(x[rows]).scatter_(1, order, farthest[rows].gather(1, order) * before)
+        change.scatter_(1, coordinate, -left.gather(1, last) / w[rows].gather(1, coordinate))
+        change = torch.where(left[:, -1:] < 0, change, farthest[rows])
+        # Of coordinates with the last one's weight, others may belong before it.
+        complete = (left[:, -1] < 0) & (ordered.gather(1, last) < ordered[:, -1:])[:, 0]
+        if most == w.shape[1]:
+            complete = torch.ones_like(complete)
+        moved[rows[complete]] = change[complete]
+        rows, most = rows[~complete], min(8 * most, w.shape[1])
+    return moved * (w.abs() > _SMALL)
+
+
+def _find_smallest(values: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The smallest values of each row in ascending order, equal ones in the order of their indices, and the indices."""
+    if number == values.shape[1]:
+        return values.sort(dim=1, stable=True)
+    order = values.topk(number, dim=1, largest=False).indices.sort(dim=1).values
+    ordered, again = values.gather(1, order).sort(dim=1, stable=True)
+    return ordered, order.gather(1, again)
 
 
 # Smaller weights count as 0 in L2 and L1: a hyperplane that needs them is practically out of reach.
 _SMALL, _NEVER = 1e-8, 1e12
+# So many coordinates are looked at first in L1; most changes need fewer.
+_FEW = 48
 _PROJECTIONS: dict[Norm, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "Linf": _project_linf,
     "L2": _project_l2,
