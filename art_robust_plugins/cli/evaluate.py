@@ -20,6 +20,7 @@ from ..terminal import console
 from ..threat import ThreatModel
 from .arguments import DataOption, DeviceOption, QuietOption, SeedOption, select_device
 from .data import check_run
+from .launching import WorkersOption, share_with_workers
 from .running import advise_on_interrupt, check_output, is_main
 from .targets import (
     BoundsOption,
@@ -36,6 +37,7 @@ IMAGES = "images"
 
 
 def evaluate(
+    context: typer.Context,
     run: NetworkArgument,
     eps: Annotated[
         list[str] | None,
@@ -94,6 +96,7 @@ def evaluate(
         Path | None,
         typer.Option("--out", help="Folder for the report; by default one in the run's, or in runs/NAME."),
     ] = None,
+    workers: WorkersOption = 1,
 ) -> None:
     """Attack a trained network and write a report. Stopped, the same command goes on where it was.
 
@@ -105,6 +108,7 @@ def evaluate(
     Example: art-robust evaluate my_file.py:build --weights w.safetensors --data cifar10 --eps 8/255
     """
     select_device(device)
+    share_with_workers(context, workers)
     if out is not None:
         check_output("--out", out, REPORT_FILES)
     for source_of_gradients in transfers or []:

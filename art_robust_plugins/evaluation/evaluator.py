@@ -35,6 +35,7 @@ from ..threat import ThreatModel
 from .assembly import FinishedEvaluation, assemble_report
 from .certificates import certify_points
 from .clean import inspect_clean
+from .diagnostics import RANDOM_DIFFERENCE
 from .diagnostics.faithfulness import check_single_network
 from .estimator_passes import EstimatorPasses, list_modules, preserve_network
 from .libraries import Attack, Backend, resolve
@@ -99,8 +100,8 @@ class Evaluator(KnownKeywords):
         std: of a plain network, what they are divided by then.
         nb_classes: of a plain network, how many outputs it must have; None for as many as it has.
 
-    Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same
-    report: its verdicts are those of one process.
+    Started as several processes (``torchrun``), each attacks batches of its own or, where there are fewer batches than
+    processes, some points of each; all return the same report, and its verdicts are those of one process.
 
     Raises:
         TypeError: an estimator that is neither a ``PyTorchClassifier`` nor a network, a threat that is not a
@@ -232,11 +233,11 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
     folder = StateFolder(options.state_dir, [each.attack.name for each in prepared.attacks])
 
     with ExitStack() as locks:
-        opened = share_from_main(
+        # The images of what is opened are not kept beside those of the state.
+        state = share_from_main(
             processes,
             lambda: folder.open(compute_fingerprint(options, samples, passes, prepared), samples, passes, locks),
-        )
-        state = opened.build_state(samples.x, folder.attacks)
+        ).build_state(samples.x, folder.attacks)
 
         # Clean images: their classes, and measurements of the network.
         def inspect() -> CleanFindings:
@@ -252,7 +253,10 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         reach = options.threat.eps + judge.tolerance.worst
         certified = share_from_main(processes, lambda: certify_points(options, samples, passes, reach))
         spared = None if certified is None else certified.spared & correct
-        runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared)
+        steady = (
+            clean.passes == 1 and not clean.moved and max(clean.memory, clean.batch_difference) <= RANDOM_DIFFERENCE
+        )
+        runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared, steady)
         left = runner.run_all(prepared.attacks, correct)
 
         # Report: the main process assembles it; each process has the images itself.

@@ -70,7 +70,7 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
     if not _is_batched(x, y):
         samples = image_tensor(x, estimator)
         labels = label_tensor(y, estimator.nb_classes, samples=len(samples))
-        return input_range(estimator).clip(samples.cpu()), labels.cpu().clone()
+        return input_range(estimator).limit(samples.cpu()), labels.cpu().clone()
     parts = []
     # A DataLoader draws a random number for its workers.
     with restored_random_states(cuda_devices()):
@@ -81,7 +81,7 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
     if not parts:
         raise ValueError(f"x: got a {type(x).__name__} without samples, expected at least one.")
     samples, labels = (torch.cat(same) for same in zip(*parts, strict=True))
-    return input_range(estimator).clip(samples), labels
+    return input_range(estimator).limit(samples), labels
 
 
 def _is_batched(x: Any, y: Any) -> bool:

@@ -97,7 +97,7 @@ class Square:
         # This compares classes, not margins: if logits tie, the first one's class counts.
         points = classify_clean(self.passes, images, labels, spared)[1].nonzero().flatten()
         searched = torch.ones_like(points, dtype=torch.bool) if spared is None else ~spared[points]
-        if bool(searched.any()):
+        if not bool(self.passes.merge(~searched).all()):
             search = _Search(self, images[points], labels[points], points, searched, streams)
             broken, best = search.run_linf() if self.threat.norm == "Linf" else search.run_sparse(self.threat.norm)
             found[points[broken]] = best[broken].view(-1, *x.shape[1:])
@@ -131,7 +131,8 @@ class _Search:
     def _compute_first_margin(self, best: Tensor) -> Tensor:
         """The margin [n] of the first images; infinite for points that are not searched."""
         margin = torch.full((len(best),), torch.inf, device=best.device)
-        margin[self.searched] = self._compute_margin(best[self.searched], self.y[self.searched])
+        if bool(self.searched.any()):
+            margin[self.searched] = self._compute_margin(best[self.searched], self.y[self.searched])
         return margin
 
     def run_linf(self) -> tuple[Tensor, Tensor]:
@@ -221,12 +222,16 @@ class _Search:
         best = self._fill_ball(norm, self.x, self._draw_tiles(norm))
         margin = self._compute_first_margin(best)
         h, w = self.x.shape[-2:]
+        merge = self.attack.passes.merge
+        nowhere = merge(~self.searched)
         for query in range(self.attack.queries):
-            remaining = (margin > 0).nonzero().flatten()
+            remaining = merge(margin > 0).nonzero().flatten()
             searched = self.searched[remaining]
             left = remaining[searched]
-            if not len(left):
+            if bool(nowhere[remaining].all()):
                 break
+            if not len(left):  # other processes go on
+                continue
             side = self.attack.compute_side(query, h * w, 3)
             side = min(side + (side % 2 == 0), h, w)
             x, at = self.x[left], best[left]
