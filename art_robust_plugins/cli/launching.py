@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from .arguments import ARGUMENTS
 
@@ -77,7 +78,7 @@ class _Workers:
             stack.callback(signal.signal, signal.SIGTERM, before)
             stack.callback(self._end)
             # The processes meet at this store, which has a free port.
-            store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             for rank in range(self.count):
                 self.errors.append(stack.enter_context(tempfile.TemporaryFile()))
                 self.processes.append(self._start(rank, store.port))
@@ -158,7 +159,7 @@ def _exit_on_signal(number: int, _: object) -> None:
 
 def _end_with_starter() -> None:
     """A worker whose starter was killed would go on with nobody to end it."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # the standard input, which nothing is ever written to
     os._exit(1)
 
 

@@ -33,6 +33,7 @@ from ..processes import find_processes
 from ..snapshot import Snapshot
 from ..threat import ThreatModel
 from .assembly import FinishedEvaluation, assemble_report
+from .autoattack.batches import limit_on_cpu
 from .certificates import certify_points
 from .clean import inspect_clean
 from .diagnostics import RANDOM_DIFFERENCE
@@ -84,8 +85,8 @@ class Evaluator(KnownKeywords):
         batch_size: the points of a logical batch. It fixes the random numbers, and with them the verdicts.
         physical_batch_size: the most points in a pass; it changes no verdict, except of a randomised network, which
             draws its own numbers in each pass. None: what a GPU's free memory holds (of a randomised network, and
-            elsewhere, ``batch_size``). A pass that runs out of memory is halved. Attacks of the reference backend and
-            of other libraries run ``batch_size`` points at once, and are not.
+            elsewhere, ``batch_size``, or on a CPU fewer of large images). A pass that runs out of memory is halved.
+            Attacks of the reference backend and of other libraries run ``batch_size`` points at once, and are not.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
             it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
@@ -226,7 +227,7 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         module,
         snapshot,
         FrozenWeights(list_modules(options.estimator)),
-        options.physical_batch_size or options.batch_size,
+        options.physical_batch_size or limit_on_cpu(samples.x[:1].to(module.device), options.batch_size),
     )
     prepared = prepare_attacks(options, passes, samples.x)
     processes = find_processes(passes.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -61,7 +62,7 @@ ATTACKS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 RADII = {"Linf": 0.08, "L2": 0.4, "L1": 2.0}
 # The points of each process: one of each two, a single one, and none that is right on clean images.
-SHARES = {
+SHARES: dict[str, list[Sequence[int]]] = {
     "even": [range(0, POINTS, 2), range(1, POINTS, 2)],
     "single": [range(1), range(1, POINTS)],
     "three": [range(5), range(5, 20), range(20, POINTS)],
@@ -76,7 +77,7 @@ def test_the_images_are_those_of_one_process(stage: str, norm: str, share: str) 
     kind, settings = ATTACKS[stage]
     if norm == "L1" and kind is APGD:
         settings = {**settings, "larger_radii": True}
-    model, threat = network(), ThreatModel(norm, RADII[norm])  # type: ignore[arg-type]
+    model, threat = network(), ThreatModel(norm, RADII[norm])
     x = torch.rand(POINTS, *SHAPE, generator=torch.Generator().manual_seed(1))
     y = model(x).argmax(dim=1)
     y[[3, 9, 17]] = (y[[3, 9, 17]] + 1) % CLASSES

@@ -239,14 +239,16 @@ def choose_layout(model: nn.Module, image: Tensor) -> nn.Module:
     return turned if torch.allclose(logits, BatchedPasses(model, 2).logits(pair), rtol=1e-4, atol=1e-4) else model
 
 
-def find_fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
-    """The number of images like this one [1, ...] that a GPU's free memory allows in a pass.
+def limit_on_cpu(image: Tensor, size: int) -> int:
+    """On a CPU, the part of ``size`` images like this one [1, ...] that a pass should have; elsewhere all of them."""
+    return max(1, min(size, LARGEST_PASS // image.numel())) if image.device.type == "cpu" else size
 
-    On a CPU ``otherwise``, or as many of them as `LARGEST_PASS` allows.
-    """
+
+def find_fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
+    """The number of images like this one [1, ...] that a GPU's free memory allows in a pass; else `limit_on_cpu`."""
     device = image.device
     if device.type != "cuda":
-        return max(1, min(otherwise, LARGEST_PASS // image.numel()))
+        return limit_on_cpu(image, otherwise)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
