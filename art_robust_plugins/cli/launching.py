@@ -17,6 +17,7 @@ import torch
 import typer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from ..experiments.workers import hold_interrupts, release_interrupts
 from .arguments import ARGUMENTS
 
 WorkersOption = Annotated[
@@ -39,6 +40,7 @@ def share_with_workers(context: typer.Context, workers: int) -> None:
     """
     if _STARTED in os.environ:
         threading.Thread(target=_end_with_starter, daemon=True).start()
+        release_interrupts()
         return
     if workers == 1:
         return
@@ -79,10 +81,11 @@ class _Workers:
             stack.callback(self._end)
             # The processes meet at this store, which has a free port.
             store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            for rank in range(self.count):
-                self.errors.append(stack.enter_context(tempfile.TemporaryFile()))
-                self.processes.append(self._start(rank, store.port))
             try:
+                with hold_interrupts():
+                    for rank in range(self.count):
+                        self.errors.append(stack.enter_context(tempfile.TemporaryFile()))
+                        self.processes.append(self._start(rank, store.port))
                 self._wait()
             except KeyboardInterrupt:  # the first one says how to go on
                 self._send(signal.SIGINT)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,9 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(
     command = [sys.executable, *EVALUATE, str(run), *OPTIONS, "--workers", "2", "--out", str(tmp_path)]
     batches = tmp_path / "state" / "batches"
     with (tmp_path / "output").open("w") as output:
-        starter = subprocess.Popen(command, stdout=output, stderr=output)
+        # Processes started in the background inherit that Ctrl-C is ignored.
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        starter = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=heard)  # noqa: PLW1509
         deadline = time.monotonic() + 90
         while not list(batches.glob("01-*.pt")) and time.monotonic() < deadline:
             assert starter.poll() is None, (tmp_path / "output").read_text()
