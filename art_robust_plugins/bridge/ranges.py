@@ -122,6 +122,14 @@ class InputRange:
         """Limit inputs to the range."""
         return clip(x, self.low, self.high)
 
+    def limit(self, x: Tensor) -> Tensor:
+        """As `clip`, without a copy where all inputs lie within the range."""
+        if not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor):
+            smallest, largest = (float(value) for value in x.aminmax())
+            if self.low <= smallest and largest <= self.high:
+                return x
+        return self.clip(x)
+
     def holds(self, x: Tensor) -> Tensor:
         """Which inputs [N, ...] lie in the range, up to `RANGE_TOLERANCE` of the width; bool [N]."""
         margin = RANGE_TOLERANCE * self.width

@@ -20,6 +20,7 @@ import typer.main
 
 from ..escapes import printable
 from ..memory import keep_freed_memory
+from .arguments import ARGUMENTS
 from .spellings import use_present_spellings
 
 COMMANDS = {
@@ -40,6 +41,7 @@ class Command(typer.core.TyperCommand):
     """A command that takes earlier spellings of its options too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, use_present_spellings(self.name, args))
 
 

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+ARGUMENTS = "art_robust_plugins.arguments"
+"""Where the context of a command keeps the arguments that it was given."""
+
 
 def select_device(name: str | None) -> None:
     """Let the command compute on one device: others are hidden from torch, in this process and in those it starts.

@@ -22,6 +22,7 @@ from ..threat import ThreatModel
 from .arguments import DeviceOption, QuietOption, select_device
 from .data import check_run
 from .derived import FieldOption, take_settings
+from .launching import WorkersOption, share_with_workers
 from .running import advise_on_interrupt, check_output, is_main
 from .targets import NetworkArgument, NetworkOptions, Target, choose_threats, load_target
 
@@ -58,6 +59,7 @@ class Submission:
 
 @take_settings(EVALUATION)
 def evaluate(
+    context: typer.Context,
     run: NetworkArgument,
     eps: Annotated[
         list[str] | None,
@@ -94,6 +96,7 @@ def evaluate(
         Path | None,
         typer.Option("--out", help="Folder for the report; by default one in the run's, or in runs/NAME."),
     ] = None,
+    workers: WorkersOption = 1,
     **settings: Any,
 ) -> None:
     """Attack a trained network and write a report. Stopped, the same command goes on where it was.
@@ -106,6 +109,7 @@ def evaluate(
     Example: art-robust evaluate my_file.py:build --weights w.safetensors --data cifar10 --eps 8/255
     """
     select_device(device)
+    share_with_workers(context, workers)
     if out is not None:
         check_output("--out", out, REPORT_FILES)
     for source_of_gradients in transfers or []:

@@ -33,8 +33,10 @@ from ..processes import find_processes
 from ..snapshot import Snapshot
 from ..threat import ThreatModel
 from .assembly import FinishedEvaluation, assemble_report
+from .autoattack.batches import limit_on_cpu
 from .certificates import certify_points
 from .clean import inspect_clean
+from .diagnostics import RANDOM_DIFFERENCE
 from .diagnostics.faithfulness import check_single_network
 from .estimator_passes import EstimatorPasses, list_modules, preserve_network
 from .libraries import Attack, Backend, resolve
@@ -83,8 +85,8 @@ class Evaluator(KnownKeywords):
         batch_size: the points of a logical batch. It fixes the random numbers, and with them the verdicts.
         physical_batch_size: the most points in a pass; it changes no verdict, except of a randomised network, which
             draws its own numbers in each pass. None: what a GPU's free memory holds (of a randomised network, and
-            elsewhere, ``batch_size``). A pass that runs out of memory is halved. Attacks of the reference backend and
-            of other libraries run ``batch_size`` points at once, and are not.
+            elsewhere, ``batch_size``, or on a CPU fewer of large images). A pass that runs out of memory is halved.
+            Attacks of the reference backend and of other libraries run ``batch_size`` points at once, and are not.
         seed: the seed of every call of an attack.
         state_dir: a folder that keeps the state, a small file for every batch; the same evaluation started again with
             it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
@@ -99,8 +101,8 @@ class Evaluator(KnownKeywords):
         std: of a plain network, what they are divided by then.
         nb_classes: of a plain network, how many outputs it must have; None for as many as it has.
 
-    Started as several processes (``accelerate launch``), each attacks batches of its own, and all return the same
-    report: its verdicts are those of one process.
+    Started as several processes (``torchrun``), each attacks batches of its own or, where there are fewer batches than
+    processes, some points of each; all return the same report, and its verdicts are those of one process.
 
     Raises:
         TypeError: an estimator that is neither a ``PyTorchClassifier`` nor a network, a threat that is not a
@@ -225,18 +227,18 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         module,
         snapshot,
         FrozenWeights(list_modules(options.estimator)),
-        options.physical_batch_size or options.batch_size,
+        options.physical_batch_size or limit_on_cpu(samples.x[:1].to(module.device), options.batch_size),
     )
     prepared = prepare_attacks(options, passes, samples.x)
     processes = find_processes(passes.device)
     folder = StateFolder(options.state_dir, [each.attack.name for each in prepared.attacks])
 
     with ExitStack() as locks:
-        opened = share_from_main(
+        # The images of what is opened are not kept beside those of the state.
+        state = share_from_main(
             processes,
             lambda: folder.open(compute_fingerprint(options, samples, passes, prepared), samples, passes, locks),
-        )
-        state = opened.build_state(samples.x, folder.attacks)
+        ).build_state(samples.x, folder.attacks)
 
         # Clean images: their classes, and measurements of the network.
         def inspect() -> CleanFindings:
@@ -252,7 +254,10 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         reach = options.threat.eps + judge.tolerance.worst
         certified = share_from_main(processes, lambda: certify_points(options, samples, passes, reach))
         spared = None if certified is None else certified.spared & correct
-        runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared)
+        steady = (
+            clean.passes == 1 and not clean.moved and max(clean.memory, clean.batch_difference) <= RANDOM_DIFFERENCE
+        )
+        runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared, steady)
         left = runner.run_all(prepared.attacks, correct)
 
         # Report: the main process assembles it; each process has the images itself.

@@ -21,8 +21,8 @@ from .diagnostics import measure_difference
 from .libraries import Attack, Setting, suite_of
 from .options import EvaluationOptions, Samples
 from .preparation import PreparedAttack
-from .processes import gather_from_others
-from .state import Change, EvaluationState, StateFolder
+from .processes import RowPartners, gather_from_all
+from .state import Change, EvaluationState, StateFolder, merge_changes
 from .verdicts import Judge, Verdicts
 
 
@@ -39,6 +39,7 @@ class AttackRunner:
         folder: where the changes are saved.
         processes: the processes that evaluate together.
         spared: the points [N] bool that are certified, and that our own AutoAttack leaves out; None for none.
+        steady: the network's outputs for an image depend on nothing else, so processes can share a batch's points.
     """
 
     options: EvaluationOptions
@@ -49,6 +50,7 @@ class AttackRunner:
     folder: StateFolder
     processes: PartialState
     spared: Tensor | None = None
+    steady: bool = False
 
     def run_all(self, attacks: Sequence[PreparedAttack], correct: Tensor) -> dict[str, Tensor]:
         """Run all attacks on the points in ``correct`` [N]: the points that each attack left, bool [N], by its name."""
@@ -77,43 +79,95 @@ class AttackRunner:
             )
         finished = sum(len(logical[number]) for number in progress.batches)
         todo = [number for number in range(len(logical)) if number not in progress.batches]
-        # Nothing is known of the other processes before the end: the bar shows this process's progress.
-        own = todo[processes.process_index :: processes.num_processes]
-        at_once = self._count_batches_at_once(prepared.attack)
+        own, shared = self._share_out(prepared, logical, todo)
+        # Nothing is known of the other processes' groups before the end: the bar shows this process's progress.
         work = Progress(
-            finished + sum(len(logical[number]) for number in own),
+            finished + sum(len(logical[number]) for group in [*own, *shared] for number in group),
             name,
             initial=finished,
             shown=self.options.verbose and processes.is_main_process,
         )
         changes = []
         with work as shown:
-            for numbers in (own[i : i + at_once] for i in range(0, len(own), at_once)):
+            for place, numbers in enumerate([*own, *shared]):
                 batch = torch.cat([logical[number] for number in numbers])
-                change = {"batches": numbers, **self._attack_batch(prepared, batch)}
-                self.folder.save_change(change)
-                changes.append(change)
+                if alone := place < len(own):
+                    change = {"batches": numbers, **self._attack_batch(prepared, batch)}
+                else:
+                    change = {"batches": numbers, **self._attack_together(prepared, batch)}
+                if alone or processes.is_main_process:
+                    self.folder.save_change(change)
                 self.state.apply(change)
+                if alone and processes.num_processes > 1:
+                    changes.append(self.state.release_images(change))
                 shown.advance(len(batch))
                 shown.note(f"accuracy {(points & ~progress.fooled).double().mean().item():.2%}")
             shown.conclude(f"accuracy {(points & ~progress.fooled).double().mean().item():.2%}")
-        others = chain.from_iterable(gather_from_others(processes, changes))
-        for change in sorted(others, key=lambda change: change["batches"]):
+        for change in self._gather_from_others(changes):
             self.state.apply(change)
         return points & ~progress.fooled
+
+    def _share_out(
+        self, prepared: PreparedAttack, logical: Sequence[Tensor], todo: list[int]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The groups of logical batches ``todo`` that this process attacks, and those that all attack together.
+
+        Each process gets as many full groups as any other; all of them share the points of those that are left.
+        """
+        count, index = self.processes.num_processes, self.processes.process_index
+        at_once = self._count_batches_at_once(prepared.attack)
+        groups = [todo[i : i + at_once] for i in range(0, len(todo), at_once)]
+        if not self._shares_points(prepared):
+            return groups[index::count], []
+        # Only the last one may be smaller.
+        full = sum(
+            sum(len(logical[number]) for number in group) == at_once * self.options.batch_size for group in groups
+        )
+        whole = full // count * count
+        return groups[:whole][index::count], groups[whole:]
+
+    def _gather_from_others(self, changes: list[Change]) -> list[Change]:
+        """The changes that other processes made alone, by the order of their batches."""
+        gathered = gather_from_all(self.processes, [self.state.attach_images(change) for change in changes])
+        del gathered[self.processes.process_index]
+        return sorted(chain.from_iterable(gathered), key=lambda change: change["batches"])
 
     def _count_batches_at_once(self, attack: Attack) -> int:
         """The number of logical batches at once: our own AutoAttack takes several, as it draws for each separately."""
         size = self.options.batch_size
         if self._is_native(attack) and self.judge.rule.repeats == 1:
-            return compute_joint_size(size, self.setting.physical_batch_size) // size
+            joint = compute_joint_size(size, self.setting.physical_batch_size) // size
+            return RowPartners(self.processes).find_least(joint)  # GPUs may have different room
         return 1
+
+    def _shares_points(self, prepared: PreparedAttack) -> bool:
+        """Whether several processes can share the points of a batch and find what one finds."""
+        alone = self.processes.num_processes == 1
+        return not alone and self.steady and isinstance(prepared.perturb, APGD | FAB | Square)
 
     def _is_native(self, attack: Attack) -> bool:
         return attack.package == "autoattack" and self.options.backend == "native"
 
-    def _attack_batch(self, prepared: PreparedAttack, batch: Tensor) -> Change:
-        """Attack and judge one batch of points."""
+    def _attack_together(self, prepared: PreparedAttack, batch: Tensor) -> Change:
+        """As `_attack_batch`, by all processes: each attacks and judges some of the points."""
+        count, index = self.processes.num_processes, self.processes.process_index
+        spared = torch.zeros_like(batch, dtype=torch.bool) if self.spared is None else self.spared[batch]
+        if int((~spared).sum()) < count:  # each needs one to search; else the first process attacks all
+            alone = [self._attack_batch(prepared, batch)] if index == 0 else []
+            return merge_changes([*chain.from_iterable(gather_from_all(self.processes, alone))])
+        own = torch.zeros_like(spared)
+        own[torch.cat([(~spared).nonzero(), spared.nonzero()]).flatten()[index::count]] = True
+        perturb = prepared.perturb
+        assert isinstance(perturb, APGD | FAB | Square)
+        perturb.passes.partners = RowPartners(self.processes)
+        try:
+            part = self._attack_batch(prepared, batch, own)
+        finally:
+            perturb.passes.partners = None
+        return merge_changes(gather_from_all(self.processes, part))
+
+    def _attack_batch(self, prepared: PreparedAttack, batch: Tensor, own: Tensor | None = None) -> Change:
+        """Attack and judge one batch of points, or of several processes' batch this one's ``own`` points, bool [n]."""
         attack, module, counter = prepared.attack, self.judge.passes.module, self.judge.passes.counter
         x, y = self.samples.x[batch], self.samples.y[batch]
         forward, backward = counter.forward_calls, counter.backward_calls
@@ -122,7 +176,7 @@ class AttackRunner:
         # Attacks may write into this copy, which has the memory format that they expect.
         unit = module.from_estimator(x.to(self.setting.device)).clone(memory_format=torch.contiguous_format)
         with torch.enable_grad():
-            found = self._perturb(prepared, unit, y.to(self.setting.device), batch)
+            found = self._perturb(prepared, unit, y.to(self.setting.device), batch, own)
         moved = self.judge.passes.snapshot.restore()
         if found.shape[0] != len(batch) or tuple(found.shape[1:]) != self.setting.input_shape:
             raise ValueError(
@@ -130,6 +184,8 @@ class AttackRunner:
                 f"{(len(batch), *self.setting.input_shape)}."
             )
         found = found.cpu()  # waits for the device
+        if own is not None:
+            batch, found, unit = batch[own], found[own], unit[own.to(unit.device)]
         cost = {
             "seconds": time.perf_counter() - start,
             "forward": counter.forward_calls - forward,
@@ -158,11 +214,14 @@ class AttackRunner:
             "adversarial": verdicts.candidates[new],
         }
 
-    def _perturb(self, prepared: PreparedAttack, unit: Tensor, y: Tensor, batch: Tensor) -> Tensor:
-        """The candidates of an attack for a batch of points; AutoAttack is told which of them need none."""
+    def _perturb(self, prepared: PreparedAttack, unit: Tensor, y: Tensor, batch: Tensor, own: Tensor | None) -> Tensor:
+        """The candidates of an attack for a batch of points; AutoAttack is told which of them need none here."""
         perturb = prepared.perturb
-        if self.spared is not None and isinstance(perturb, APGD | FAB | Square):
-            return perturb(unit, y, self.spared[batch].to(unit.device))
+        spared = None if self.spared is None else self.spared[batch]
+        if own is not None:
+            spared = ~own if spared is None else spared | ~own
+        if spared is not None and isinstance(perturb, APGD | FAB | Square):
+            return perturb(unit, y, spared.to(unit.device))
         return perturb(unit, y)
 
     def _measure_repeat_difference(self, images: Tensor) -> float:

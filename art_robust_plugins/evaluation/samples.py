@@ -59,14 +59,14 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
     if not _is_batched(x, y):
         samples = image_tensor(x, estimator)
         labels = label_tensor(y, estimator.nb_classes, samples=len(samples))
-        return input_range(estimator).clip(samples.cpu()), labels.cpu().clone()
+        return input_range(estimator).limit(samples.cpu()), labels.cpu().clone()
 
     def convert(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         samples = image_tensor(images, estimator).cpu()
         return samples, label_tensor(targets, estimator.nb_classes, samples=len(samples)).cpu()
 
     samples, labels = _join(x, convert)
-    return input_range(estimator).clip(samples), labels
+    return input_range(estimator).limit(samples), labels
 
 
 def _join(x: Any, convert: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

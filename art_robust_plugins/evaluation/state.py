@@ -6,7 +6,7 @@ The folder has one file with the fingerprint and the clean findings, and a small
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,31 @@ class EvaluationState:
         self.broken[change["broken"]] = True
         self.adversarial[change["broken"]] = change["adversarial"]
         self.breakers[change["broken"]] = list(self.attacks).index(change["attack"])
+
+    @staticmethod
+    def release_images(change: Change) -> Change:
+        """An applied change without the images that the state holds now; see `attach_images`."""
+        return {name: value for name, value in change.items() if name != "adversarial"}
+
+    def attach_images(self, change: Change) -> Change:
+        """The inverse of `release_images`, as long as no other change breaks the same points."""
+        return {**change, "adversarial": self.adversarial[change["broken"]]}
+
+
+def merge_changes(parts: Sequence[Change]) -> Change:
+    """The changes by one batch whose points several processes attacked, each some of them."""
+    largest = ("widest", "repeat_difference", "farthest")
+    broken = torch.cat([part["broken"] for part in parts])
+    return {
+        **parts[0],
+        "counts": {name: sum(part["counts"][name] for part in parts) for name in parts[0]["counts"]},
+        "moved": sorted({name for part in parts for name in part["moved"]}),
+        "gradients": any(part["gradients"] for part in parts),
+        **{name: max(part[name] for part in parts) for name in largest},
+        "fooled": torch.cat([part["fooled"] for part in parts]).sort().values,
+        "broken": broken.sort().values,
+        "adversarial": torch.cat([part["adversarial"] for part in parts])[broken.argsort()],
+    }
 
 
 class OpenedState(NamedTuple):

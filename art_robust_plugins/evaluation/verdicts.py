@@ -13,6 +13,7 @@ from torch import Tensor
 from ..bridge import InputRange
 from ..randomness import seed_everything
 from ..threat import ThreatModel
+from .autoattack.batches import limit_on_cpu
 from .diagnostics.faithfulness import find_ties, find_undecided
 from .estimator_passes import EstimatorPasses
 from .options import Samples
@@ -120,7 +121,10 @@ class Judge:
         candidates = self.passes.module.to_estimator(found.detach().cpu()).float()
         finite = candidates.flatten(1).isfinite().all(dim=1)
         candidates[~finite] = x[~finite]
-        distance = threat.distance(candidates.double(), x.double())
+        # In parts: numbers in float64 and their differences are several times as large as the images.
+        at_once = limit_on_cpu(x[:1], len(x))
+        parts = zip(candidates.split(at_once), x.split(at_once), strict=True)
+        distance = torch.cat([threat.distance(some.double(), own.double()) for some, own in parts])
         # An image that rounding alone may have put outside of the ball is projected back, and judged there.
         near = (distance > threat.eps + self.tolerance.typical) & (distance <= threat.eps + self.tolerance.worst)
         if near.any():

@@ -48,7 +48,7 @@ def share_out(
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(numbers,)) as pool:
         places: dict[Future[Result], int] = {}
         try:
-            with _hold_interrupts():
+            with hold_interrupts():
                 places |= {pool.submit(work, *job): place for place, job in enumerate(jobs)}
             for future in as_completed(places):
                 finished(places[future], future.result())
@@ -65,8 +65,8 @@ def share_out(
 
 
 @contextmanager
-def _hold_interrupts() -> Iterator[None]:
-    """A context: processes started in it get Ctrl-C when they unblock it, not as a traceback of their imports."""
+def hold_interrupts() -> Iterator[None]:
+    """Processes that are started inside get Ctrl-C when they `release_interrupts`, not as a traceback of imports."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
@@ -77,11 +77,16 @@ def _hold_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def release_interrupts() -> None:
+    """Let Ctrl-C reach this process, which was started where `hold_interrupts` holds it back."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _begin_worker(numbers: Any) -> None:
     # Ctrl-C ends each worker without a word: the process that started them speaks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    release_interrupts()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     number = numbers.get()
     if torch.cuda.is_available():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,6 +14,12 @@ from torch import Tensor
 
 from .reading import refuse_file, regular_file
 from .writing import write_atomically
+
+_NAMES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
+}
+"""The types whose tensors are written without the library, and their names in the file."""
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -42,7 +50,28 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         plain[name] = single.clone() if storage in storages else single
         storages.add(storage)
     header = {"format": "pt", **(metadata or {})}
-    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(plain, header)))
+    if not _NAMES.keys() >= {tensor.dtype for tensor in plain.values()}:
+        write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(plain, header)))
+        return
+    write_atomically(path, lambda temporary: _write_one_by_one(temporary, plain, header))
+
+
+def _write_one_by_one(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write dense tensors on the CPU without a copy; the library makes two of all of them, in its own file's form."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # so that all of them are aligned
+    start = 0
+    for name in ordered:
+        tensor = tensors[name]
+        end = start + tensor.numel() * tensor.itemsize
+        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in ordered:
+            file.write(tensors[name].flatten().view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

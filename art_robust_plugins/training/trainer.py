@@ -22,7 +22,6 @@ from ..bridge import (
     check_threat,
     clip_range,
     device_of,
-    image_tensor,
     is_bounded,
     loss_of,
     warn_of_own_predict,
@@ -30,7 +29,7 @@ from ..bridge import (
 from ..checks import check_count
 from ..keywords import KnownKeywords, explain_keywords
 from ..threat import Norm, ThreatModel
-from .engine.batches import ArrayBatches, LoadedBatches, count_steps
+from .engine.batches import ArrayBatches, LoadedBatches, count_steps, load_images
 from .engine.first_step import check_outputs, find_frozen_layers
 from .engine.fit_checks import check_options
 from .engine.fused import check_fused
@@ -311,7 +310,7 @@ class RobustTrainer(Trainer, KnownKeywords):
         batch_size, nb_epochs = check_count("batch_size", batch_size), check_count("nb_epochs", nb_epochs)
         self.prepare()
         device, options = device_of(self.classifier.model), self.options
-        images = image_tensor(x, self.classifier).to(device)
+        images = load_images(x, self.classifier)
         labels = training_labels(y, self.classifier, samples=len(images)).to(device)
         self.check_fit(len(images), batch_size, nb_epochs, validated=validation_data is not None)
         batches = ArrayBatches(images, labels, batch_size, shuffle=options.shuffle, drop_last=options.drop_last)

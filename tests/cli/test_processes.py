@@ -101,6 +101,26 @@ def test_commands_that_share_nothing_refuse_several_processes(
     assert text.startswith(f"error: {command[0]}: got several processes,")
 
 
+@pytest.mark.parametrize(
+    ("environment", "gpus", "got"), [({"WORLD_SIZE": "3"}, 0, "got 2 beside 3"), ({}, 1, "got 2, expected at most 1")]
+)
+def test_workers_are_refused_where_they_cannot_work_together(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    gpus: int,
+    got: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    code, text = run("evaluate", tmp_path, "--workers", 2)
+    assert code == 2
+    assert text.startswith(f"error: --workers: {got}")
+
+
 @pytest.mark.parametrize("main", [True, False])
 def test_one_process_shows_the_demo(
     run,  # type: ignore[no-untyped-def]

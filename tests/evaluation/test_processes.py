@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 from torch.nn import functional
 
@@ -56,11 +57,12 @@ def expected(run: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluationR
 def same(report: EvaluationReport, expected: EvaluationReport) -> None:
     assert report.settings["processes"] == 2
     assert expected.settings["processes"] == 1
-    for name in ("robust", "correct", "adversarial"):
+    for name in ("robust", "correct"):
         assert_array_equal(getattr(report, name), getattr(expected, name))
+    # Passes of fewer images may round differently.
+    assert_allclose(report.adversarial, expected.adversarial, atol=1e-5)
     for one, other in zip(report.attacks, expected.attacks, strict=True):
         assert_array_equal(one.robust, other.robust)
-        assert (one.forward_calls, one.backward_calls) == (other.forward_calls, other.backward_calls)
     assert (report.flags, report.curve) == (expected.flags, expected.curve)
 
 
@@ -71,6 +73,76 @@ def test_two_processes_give_the_same_report(run: Path, expected: EvaluationRepor
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Robustness evaluation") == 1
     same(EvaluationReport.load(tmp_path), expected)
+
+
+@pytest.mark.slow
+def test_workers_share_the_points_of_a_single_batch(run: Path, tmp_path: Path) -> None:
+    options = ["--eps", "0.1", "--attacks", "apgd-t", "--attacks", "square", "--points", "25"]
+    reports = []
+    for workers in ("1", "2"):
+        command = [
+            sys.executable,
+            *EVALUATE,
+            str(run),
+            *options,
+            "--workers",
+            workers,
+            "--out",
+            str(tmp_path / workers),
+        ]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Robustness evaluation") == 1
+        reports.append(EvaluationReport.load(tmp_path / workers))
+    same(reports[1], reports[0])
+    # In another way than one process: what its pass has room for depends on how many points there are.
+    one, two = ([attack.forward_calls for attack in report.attacks] for report in reports)
+    assert one != two
+    batches = sorted(path.name for path in (tmp_path / "2" / "state" / "batches").glob("*.pt"))
+    assert batches == ["00-000000.pt", "01-000000.pt"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(
+    run: Path, expected: EvaluationReport, tmp_path: Path
+) -> None:
+    command = [sys.executable, *EVALUATE, str(run), *OPTIONS, "--workers", "2", "--out", str(tmp_path)]
+    batches = tmp_path / "state" / "batches"
+    with (tmp_path / "output").open("w") as output:
+        # Processes started in the background inherit that Ctrl-C is ignored.
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        starter = subprocess.Popen(command, stdout=output, stderr=output, preexec_fn=heard)  # noqa: PLW1509
+        deadline = time.monotonic() + 90
+        while not list(batches.glob("01-*.pt")) and time.monotonic() < deadline:
+            assert starter.poll() is None, (tmp_path / "output").read_text()
+            time.sleep(0.02)
+        workers = Path(f"/proc/{starter.pid}/task/{starter.pid}/children").read_text().split()
+        starter.send_signal(signal.SIGINT)
+        assert starter.wait(timeout=60) == 130
+    text = (tmp_path / "output").read_text()
+    assert "to continue: art-robust evaluate" in text
+    assert "--workers 2" in text
+    assert "Traceback" not in text
+    assert len(workers) == 2
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    same(EvaluationReport.load(tmp_path), expected)
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_command_that_started_them(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, *EVALUATE, str(run), *OPTIONS, "--workers", "2", "--out", str(tmp_path)]
+    starter = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "state").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    starter.kill()
+    assert starter.stdout is not None
+    starter.stdout.read()  # which ends when the first worker does: it holds the other end of the pipe
+    starter.stdout.close()
+    starter.wait()
+    assert not (tmp_path / "report.json").exists()
 
 
 @pytest.mark.slow

@@ -387,7 +387,17 @@ def test_a_folder_of_other_versions_or_other_data_is_not_continued(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "every"), [("digits", 1), ("mnist", 2), ("cifar10", 5), ("mnist-certified", 2), ("cifar10-certified", 1), ("cifar10-certified-gpu", 1)])
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        ("digits", 1),
+        ("mnist", 2),
+        ("cifar10", 5),
+        ("mnist-certified", 2),
+        ("cifar10-certified", 1),
+        ("cifar10-certified-gpu", 1),
+    ],
+)
 def test_the_quick_form_of_each_recipe_runs(
     name: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

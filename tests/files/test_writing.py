@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from art_robust_plugins.files import (
@@ -128,3 +129,22 @@ def test_new_files_have_the_mode_of_the_users_other_files(tmp_path):
     save_state(tmp_path / "a.pt", {"a": 1})
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+def test_tensors_are_written_as_the_library_reads_them(tmp_path):
+    tensors = {
+        "numbers": torch.arange(5),
+        "turned": torch.rand(4, 5).t(),
+        "flag \u00fc": torch.tensor([True, False, True]),
+        "half": torch.rand(3).half(),
+        "brain": torch.tensor(3.5, dtype=torch.bfloat16),
+        "nothing": torch.empty(0, 3, dtype=torch.uint8),
+        "double": torch.rand(2).double(),
+    }
+    save_tensors(tmp_path / "x.safetensors", tensors, {"made by": "a test"})
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "made by": "a test"}
+        assert set(file.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            assert file.get_tensor(name).dtype == tensor.dtype
+            assert torch.equal(file.get_tensor(name), tensor)

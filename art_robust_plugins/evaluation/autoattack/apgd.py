@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from ...threat import ThreatModel
-from .ascent import ASCENTS, Ascent, RunRows
+from .ascent import ASCENTS, Ascent, PlannedRows, RunRows
 from .batches import BatchedPasses, Streams, classify_clean, find_misclassified
 from .losses import LOSSES, Loss
 from .projections import correct_to_l1_ball
-from .turns import Turns
+from .turns import Plan, Turns
 
 # A point of the L1 ball is found by ascent in larger balls first: (radius / eps, share of the iterations).
 LARGER_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
@@ -119,22 +119,52 @@ class APGD:
         ranks = [1] if self.targets is None else range(2, self.targets + 2)
         turns = Turns(streams, [rank for rank in ranks for _ in range(self.restarts)])
         while plan := turns.plan_next(
-            left.cpu(), self.passes.suggest_rows(x), partial(self._draw_noise, shape=x.shape[1:])
+            left.cpu(), self.passes.suggest_joint_rows(x), partial(self._draw_noise, shape=x.shape[1:])
         ):
-            index = torch.cat([part.points for part in plan]).to(x.device)
-            counts = torch.tensor([len(part.points) for part in plan], device=x.device)
-            batch, turn, rank = (
-                torch.tensor([getattr(part, name) for part in plan], device=x.device).repeat_interleave(counts)
-                for name in ("batch", "turn", "rank")
-            )
-            target = ranking[index].gather(1, ranking.shape[1] - rank[:, None])[:, 0]
-            rows = RunRows(x[index], y[index], target, batch, turn)
-            noise = torch.cat([part.noise for part in plan]).to(x.device)
-            broken, at = self._run_unspared(rows, noise, None if spared is None else spared[index])
-            valid = broken & turns.select_valid(plan, broken.cpu()).to(x.device)
-            found[index[valid]] = at[valid]
-            left[index[valid]] = False
+            planned = self._build_rows(plan, y, ranking)
+            noise = plan[0].noise if len(plan) == 1 else torch.cat([part.noise for part in plan])
+            broken, images = self._run_searched(planned, noise, x, spared)
+            anywhere = ~self.passes.merge(~broken)
+            valid = turns.select_valid(plan, anywhere.cpu()).to(x.device)
+            found[planned.index[broken & valid]] = images[valid[broken]]
+            left[planned.index[anywhere & valid]] = False
         return found
+
+    def _build_rows(self, plan: list[Plan], y: Tensor, ranking: Tensor) -> PlannedRows:
+        """The rows of a plan; ``ranking`` [N, classes] has each point's classes, the most probable one last."""
+        index = torch.cat([part.points for part in plan]).to(y.device)
+        counts = torch.tensor([len(part.points) for part in plan], device=y.device)
+        batch, turn, rank = (
+            torch.tensor([getattr(part, name) for part in plan], device=y.device).repeat_interleave(counts)
+            for name in ("batch", "turn", "rank")
+        )
+        target = ranking[index].gather(1, ranking.shape[1] - rank[:, None])[:, 0]
+        return PlannedRows(index, y[index], target, batch, turn)
+
+    def _run_searched(
+        self, planned: PlannedRows, noise: Tensor, x: Tensor, spared: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run each row once: which rows [n] were broken, and the images of these. Spared points are not broken.
+
+        The rows of one pass run from their start to their end before those of the next one: their own tensors are
+        several times as large as their images, and what does not fit into memory is halved with the pass.
+        """
+        everywhere = torch.arange(len(planned.index), device=x.device)
+        places = everywhere if spared is None else everywhere[~spared[planned.index]]
+        broken = torch.zeros(len(everywhere), dtype=torch.bool, device=x.device)
+        if not len(places):
+            return broken, x[:0]
+        # The first turn of each logical batch that broke a point: the turns planned after it are void.
+        last = torch.full((int(planned.batch.max()) + 1,), int(planned.turn.max()), device=x.device)
+
+        def run(part: slice) -> tuple[Tensor, ...]:
+            own = places[part]
+            some = planned.select(own)
+            hits, at = self._run(some.load(x), noise[own.to(noise.device)].to(x.device), last)
+            return hits, at[hits]
+
+        broken[places], images = self.passes.run_over(len(places), run)
+        return broken, images
 
     def _draw_noise(self, count: int, generator: torch.Generator, shape: torch.Size) -> Tensor:
         """Draw the noise of the starts of a run of ``count`` points, [count, *shape]."""
@@ -146,35 +176,28 @@ class APGD:
                 kind((count, *shape), generator=generator, device="cpu")
         return noise
 
-    def _run_unspared(self, rows: RunRows, noise: Tensor, spared: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `_run`, for the rows that are not ``spared``, bool [n]; the others are not broken."""
-        if spared is None or not bool(spared.any()):
-            return self._run(rows, noise)
-        searched = ~spared
-        broken, at = torch.zeros_like(spared), rows.x.clone()
-        if bool(searched.any()):
-            broken[searched], at[searched] = self._run(rows.select(searched), noise[searched])
-        return broken, at
+    def _run(self, rows: RunRows, noise: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Run each row once from its random start: which rows were broken, and their images.
 
-    def _run(self, rows: RunRows, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Run each row once from its random start: which rows were broken, and their images."""
+        ``last`` [batches] is the last turn of each logical batch that can still count, which these rows may lower.
+        """
         norm, eps, x = self.threat.norm, self.threat.eps, rows.x
         if not self.larger_radii:
             if norm == "L1":
                 start = x + noise + correct_to_l1_ball(x, noise, eps)
             else:
                 start = x + eps * ASCENTS[norm].normalise(2 * noise - 1 if norm == "Linf" else noise)
-            return self._ascend(rows, start, eps, self.steps, whole=True)[1:]
+            return self._ascend(rows, start, eps, self.steps, last, whole=True)[1:]
         best = x + noise
         best = best + correct_to_l1_ball(x, best - x, LARGER_RADII[0][0] * eps)
         planned = [math.ceil(share * self.steps) for _, share in LARGER_RADII[:-1]]
         for (factor, _), steps in zip(LARGER_RADII, [*planned, self.steps - sum(planned)], strict=True):
             start = best + correct_to_l1_ball(x, best - x, factor * eps)
-            best, broken, at = self._ascend(rows, start, factor * eps, steps, whole=False, stop=factor == 1)
+            best, broken, at = self._ascend(rows, start, factor * eps, steps, last, whole=False, stop=factor == 1)
         return broken, at
 
     def _ascend(
-        self, rows: RunRows, start: Tensor, radius: float, steps: int, *, whole: bool, stop: bool = True
+        self, rows: RunRows, start: Tensor, radius: float, steps: int, last: Tensor, *, whole: bool, stop: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ascend from ``start``: the points of largest loss, and as `_run`. With ``stop``, finished rows leave."""
         start = start.clamp(0, 1)
@@ -188,8 +211,6 @@ class APGD:
         best, broken, found = start.clone(), torch.zeros_like(run.done), start.clone()
         place = torch.arange(len(start), device=start.device)
         between = ITERATIONS_BETWEEN_COUNTS if start.device.type == "cuda" else 1
-        # The first turn of each logical batch that broke a point: the turns planned after it are void.
-        last = torch.full((int(rows.batch.max()) + 1,), int(rows.turn.max()), device=start.device)
 
         def write() -> None:
             best[place], broken[place], found[place] = run.best, run.done, run.found

@@ -20,7 +20,7 @@ class PointRows:
     """An object whose tensors have one row for each point."""
 
     def select(self: Part, rows: Tensor) -> Part:
-        """Only these rows, given as bool [n]."""
+        """Only these rows, given as bool [n] or as indices."""
         smaller = copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -39,6 +39,21 @@ class RunRows(PointRows):
     target: Tensor
     batch: Tensor
     turn: Tensor
+
+
+@dataclass
+class PlannedRows(PointRows):
+    """Runs as in `RunRows`, with the index of each point in place of its image."""
+
+    index: Tensor
+    y: Tensor
+    target: Tensor
+    batch: Tensor
+    turn: Tensor
+
+    def load(self, x: Tensor) -> RunRows:
+        """The runs with their images, which are among these."""
+        return RunRows(x[self.index], self.y, self.target, self.batch, self.turn)
 
 
 class Ascent(PointRows):

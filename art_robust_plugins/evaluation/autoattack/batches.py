@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ Draw = Callable[..., Tensor]
 # The share of the free memory that a pass may use; the attacks' own tensors need the rest.
 MEMORY_SHARE = 0.5
 LARGEST_BATCH = 1024
+# On a CPU, a pass of more numbers in its images (27 of 3 x 224 x 224) needs more memory and gains nothing.
+LARGEST_PASS = 2**22
 # A CPU is fully used by a pass with this many numbers in its images.
 BUSY = 2**17
 _PROBE = 8
@@ -67,6 +69,24 @@ class Streams:
         )
 
 
+class Partners(Protocol):
+    """The processes that attack the same points together. Each searches some of them, and draws the numbers of all.
+
+    All call these methods equally often and in the same order: what they decide by must be the same in all of them.
+
+    Attributes:
+        count: the number of processes.
+    """
+
+    count: int
+
+    def merge(self, flags: Tensor) -> Tensor:
+        """The flags, bool [n], that hold in all processes."""
+
+    def find_least(self, value: int) -> int:
+        """The smallest of the processes' numbers."""
+
+
 class BatchedPasses:
     """Runs a network on physical batches. A batch that does not fit into memory is halved.
 
@@ -74,10 +94,14 @@ class BatchedPasses:
         model: images in [0, 1] -> logits; it gets copies of the images, which it may change.
         size: the largest number of images in a pass.
         precision: gradients are computed with autocast in this type; None for the network's own.
+
+    Attributes:
+        partners: the processes that attack the same points together with this one; None for this one alone.
     """
 
     def __init__(self, model: nn.Module, size: int, precision: torch.dtype | None = None) -> None:
         self.model, self.size, self.precision = model, size, precision
+        self.partners: Partners | None = None
 
     def run_over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Call ``run`` on consecutive slices of ``count`` rows, and concatenate the results."""
@@ -118,6 +142,19 @@ class BatchedPasses:
         """
         return self.size if x.device.type == "cuda" else min(self.size, max(BUSY // x[0].numel(), 1))
 
+    def suggest_joint_rows(self, x: Tensor) -> int:
+        """As `suggest_rows`, for all processes together."""
+        rows = self.suggest_rows(x)
+        return rows if self.partners is None else self.find_least(rows) * self.partners.count
+
+    def find_least(self, value: int) -> int:
+        """The smallest number of all processes that attack these points together."""
+        return value if self.partners is None else self.partners.find_least(value)
+
+    def merge(self, flags: Tensor) -> Tensor:
+        """The flags, bool [n], that hold in all processes that attack these points together."""
+        return flags if self.partners is None else self.partners.merge(flags)
+
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits of a copy of ``x``, in one pass."""
         logits: Tensor = self.model(x.clone())
@@ -151,16 +188,17 @@ class BatchedPasses:
 def classify_clean(passes: BatchedPasses, x: Tensor, y: Tensor, spared: Tensor | None) -> tuple[Tensor, Tensor]:
     """The logits [N, classes] of clean images, and which points are not misclassified, bool [N].
 
-    Points that are ``spared``, bool [N], are certified: they need no pass, and their logits are given as 0.
+    Points that are ``spared``, bool [N], are certified, or another process classifies them: they need no pass, and
+    their logits are given as 0.
     """
     if spared is None or not bool(spared.any()):
         logits = passes.logits(x)
-        return logits, ~find_misclassified(logits, y)
+        return logits, passes.merge(~find_misclassified(logits, y))
     rest = ~spared
     some = passes.logits(x[rest])
     logits, left = some.new_zeros(len(x), some.shape[1]), spared.clone()
     logits[rest], left[rest] = some, ~find_misclassified(some, y[rest])
-    return logits, left
+    return logits, passes.merge(left)
 
 
 def find_misclassified(logits: Tensor, y: Tensor) -> Tensor:
@@ -205,11 +243,16 @@ def choose_layout(model: nn.Module, image: Tensor) -> nn.Module:
     return turned if torch.allclose(logits, BatchedPasses(model, 2).logits(pair), rtol=1e-4, atol=1e-4) else model
 
 
+def limit_on_cpu(image: Tensor, size: int) -> int:
+    """On a CPU, the part of ``size`` images like this one [1, ...] that a pass should have; elsewhere all of them."""
+    return max(1, min(size, LARGEST_PASS // image.numel())) if image.device.type == "cpu" else size
+
+
 def find_fitting_size(model: nn.Module, image: Tensor, otherwise: int) -> int:
-    """The number of images like this one [1, ...] that a GPU's free memory allows in a pass; else ``otherwise``."""
+    """The number of images like this one [1, ...] that a GPU's free memory allows in a pass; else `limit_on_cpu`."""
     device = image.device
     if device.type != "cuda":
-        return otherwise
+        return limit_on_cpu(image, otherwise)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

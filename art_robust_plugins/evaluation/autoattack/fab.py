@@ -98,10 +98,10 @@ class FAB:
         streams = Streams(len(x), self.batch_size, self.seed)
         clean, left = classify_clean(self.passes, x, y, spared)
         for restart in range(self.restarts):
-            points = left.nonzero().flatten()
+            points = self.passes.merge(left).nonzero().flatten()
             searched = torch.ones_like(points, dtype=torch.bool) if spared is None else ~spared[points]
             if not bool(searched.any()):
-                break
+                continue
             parts: Iterable[SearchRows]
             if self.targets is None:
                 start = x[points] if restart == 0 else self._random_start(x[points], points, streams)

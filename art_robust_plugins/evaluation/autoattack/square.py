@@ -86,7 +86,7 @@ class Square:
         rows = classify_clean(self.passes, images, labels, spared)[1].nonzero().flatten()
         index = rows.cpu()
         searched = torch.ones_like(index, dtype=torch.bool) if spared is None else ~spared.cpu()[index]
-        if bool(searched.any()):
+        if not bool(self.passes.merge(~searched).all()):
             shape = tuple(x.shape[1:])
             points = SquarePoints(
                 self.passes,

@@ -86,15 +86,17 @@ class WindowSearch:
     def run(self) -> tuple[Tensor, Tensor]:
         """Which points were broken, bool [n] on the CPU, and the best image of each."""
         query, length, before = 0, 1, len(self.x)
+        passes, searched = self.points.passes, self.points.searched
+        nowhere = passes.merge(~searched)
         while query < self.points.queries:
-            remaining = (self.margin > 0).nonzero().flatten()
-            left = remaining[self.points.searched[remaining]]
-            if not len(left):
+            remaining = passes.merge(self.margin > 0).nonzero().flatten()
+            if bool(nowhere[remaining].all()):
                 break
             length = max(length // 2, 1) if len(remaining) < before else min(2 * length, LONGEST_BLOCK)
             length, before = min(length, self._count_equal_sides(query)), len(remaining)
             block = self._draw_block(remaining, query, length)
-            done, changes = self._search_block(block, left, length)
+            done, changes = self._search_block(block, remaining[searched[remaining]], length)
+            done = passes.find_least(done)
             if done < length:
                 self._undo(changes, done)
                 block.return_streams(done)

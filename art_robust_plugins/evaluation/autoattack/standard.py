@@ -127,7 +127,8 @@ class AutoAttack:
         stages: those of the version "custom".
         seed: of each logical batch.
         batch_size: of a logical batch; the verdicts depend on it.
-        physical_batch_size: the most images in a pass; None: what a GPU's free memory holds, elsewhere ``batch_size``.
+        physical_batch_size: the most images in a pass; None: what a GPU's free memory holds, elsewhere ``batch_size``,
+            or fewer of large images.
 
     Raises:
         ValueError: an unknown version or stage, stages for another version than "custom", a size that is not a positive

@@ -34,6 +34,8 @@ LEVELS = 10_000
 """A probability is in the page as a whole number of these."""
 UNKNOWN = -2
 """A class or an attack that the report does not tell; -1 is none."""
+AT_ONCE = 64
+"""Images whose distance is computed at once: in float64, with their differences, they are several times as large."""
 MISCLASSIFIED, BROKEN, LEFT = 0, 1, 2
 POINT_FLAGS = {
     "certified-yet-broken": "Its certified radius is at least eps, but an image within eps broke it.",
@@ -95,11 +97,14 @@ def distances(report: EvaluationResults) -> NDArray[np.float64] | None:
     """The distance of each point to its attacked image in the threat's norm, 0 where none broke it, [N]."""
     if report.details is None:
         return None
-    found, broken = np.zeros(len(report.labels)), report.broken
-    if broken.any():
-        threat = ThreatModel(report.settings["threat"]["norm"], report.settings["threat"]["eps"])
-        attacked, clean = (np.asarray(each, np.float64) for each in (report.adversarial[broken], report.details.clean))
-        found[broken] = threat.distance(torch.from_numpy(attacked), torch.from_numpy(clean)).numpy()
+    found, broken = np.zeros(len(report.labels)), np.flatnonzero(report.broken)
+    threat = ThreatModel(report.settings["threat"]["norm"], report.settings["threat"]["eps"])
+    for start in range(0, len(broken), AT_ONCE):
+        some, own = broken[start : start + AT_ONCE], slice(start, start + AT_ONCE)
+        attacked, clean = (
+            np.asarray(each, np.float64) for each in (report.adversarial[some], report.details.clean[own])
+        )
+        found[some] = threat.distance(torch.from_numpy(attacked), torch.from_numpy(clean)).numpy()
     return found
 
 

@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...bridge import device_of, image_tensor
+from ...bridge import device_of, image_tensor, plain_tensor
 from .prefetch import Batch, prefetch
 from .processes import Processes
 from .settings import checksum
@@ -38,8 +38,22 @@ class BatchSource(Protocol):
         """The batches of an epoch on the device: x [N, ...], y [N] or [N, C]; ``census`` is shown their labels."""
 
 
+def load_images(x: Any, classifier: PyTorchClassifier) -> Tensor:
+    """All images [N, ...] on the classifier's device, checked; float32, or uint8 where that is what they are.
+
+    Raises:
+        ValueError: see `image_tensor`.
+    """
+    checked = image_tensor(x, classifier)
+    given = plain_tensor(x, "x")
+    return (given if given.dtype == torch.uint8 else checked).to(device_of(classifier.model))
+
+
 class ArrayBatches:
-    """Batches sliced on the device from images [N, ...] and labels that are already there."""
+    """Batches sliced on the device from images [N, ...] and labels that are already there.
+
+    Images in uint8 stay so, and each batch is made of numbers in float32.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, *, shuffle: bool, drop_last: bool) -> None:
         self.images, self.labels, self.batch_size, self.shuffle = images, labels, batch_size, shuffle
@@ -56,7 +70,7 @@ class ArrayBatches:
         index = index.to(self.images.device)
         for step in range(self.steps or 0):
             rows = index[step * size : (step + 1) * size]
-            yield self.images[rows], self.labels[rows]
+            yield self.images[rows].float(), self.labels[rows]
 
 
 class LoadedBatches:

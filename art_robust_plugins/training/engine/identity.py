@@ -110,8 +110,8 @@ def describe_scheduler(scheduler: Any) -> dict[str, str]:
 
 
 def describe_arrays(x: Tensor, y: Tensor, prefix: str = "") -> dict[str, str]:
-    """The content of data."""
-    return {f"{prefix}x": describe_value(x), f"{prefix}y": describe_value(y)}
+    """The content of data; images in uint8 count as the numbers in float32 that they become."""
+    return {f"{prefix}x": describe_value(x.float()), f"{prefix}y": describe_value(y)}
 
 
 def describe_object(value: Any, left_out: Iterable[str] = ()) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .plain_texts import plain_text
@@ -56,5 +57,6 @@ def describe_for_processes(
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's numbers."""
+    """CRC-32 of a tensor's numbers; images in uint8 count as the numbers in float32 that they become."""
+    tensor = tensor.float() if tensor.dtype == torch.uint8 else tensor
     return zlib.crc32(tensor.cpu().contiguous().numpy().data)

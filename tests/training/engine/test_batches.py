@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from art_robust_plugins import StandardTrainer, TrainingOptions
+from art_robust_plugins.training.engine.batches import ArrayBatches
 
 from ..builders import same, weights
+from . import small
 from .digits import X, Y, classifier
 
 
@@ -52,6 +55,31 @@ def test_three_ways_in_one_loop() -> None:
         run(StandardTrainer(trained, options=options))
         results.append(weights(trained))
     assert all(same(results[0], other) for other in results[1:])
+
+
+def test_images_in_uint8_stay_so_and_train_as_their_numbers_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a checkpoint was written by a training on the same numbers in float32."""
+    held: list[torch.dtype] = []
+    epoch = ArrayBatches.epoch
+
+    def watch(self: ArrayBatches, *arguments: Any) -> Iterator[Any]:
+        held.append(self.images.dtype)
+        return epoch(self, *arguments)
+
+    monkeypatch.setattr(ArrayBatches, "epoch", watch)
+    levels = (X[:100] * 16).round().astype(np.uint8)
+
+    def fit(x: np.ndarray, epochs: int, *, resume: bool, folder: Path) -> list[Tensor]:
+        trained = small.classifier(clip_values=(0, 16))
+        options = TrainingOptions(seed=0, checkpoint_dir=folder, resume=resume)
+        StandardTrainer(trained, options=options).fit(x, Y[:100], batch_size=32, nb_epochs=epochs, verbose=False)
+        return weights(trained)
+
+    whole = fit(levels, 2, resume=False, folder=tmp_path / "whole")
+    assert held == [torch.uint8, torch.uint8]
+    fit(levels.astype(np.float32), 1, resume=False, folder=tmp_path / "parts")
+    assert same(fit(levels, 2, resume=True, folder=tmp_path / "parts"), whole)
+    assert held[2:] == [torch.float32, torch.uint8]
 
 
 def test_a_whole_epoch_sees_each_sample_once_and_drop_last_leaves_out_the_rest() -> None:

@@ -1,0 +1,92 @@
+"""The peak memory of an evaluation against the number of points, of classes, and the size of images.
+
+    python benchmarks/evaluation_memory.py benchmarks/results/evaluation_memory.json
+
+Each case runs in a process of its own, with one thread: a network of one linear layer behind averages, whose own memory
+is small, and Auto-PGD with two iterations on it. Half of the points have a wrong label. ``--package PATH``
+measures another version of the package, that in this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CASES = [(250, 10, 224), (500, 10, 224), (250, 1000, 224), (1000, 10, 64), (4000, 10, 64), (5000, 1000, 224)]
+"""Points, classes and side of each case."""
+BATCH_SIZES = {500: 500}
+"""The size of a logical batch, where it is not 250."""
+
+
+def measure(points: int, classes: int, side: int) -> dict[str, Any]:
+    """Evaluate in this process: the case, and its memory in MiB."""
+    import torch
+    from torch import nn
+
+    from art_robust_plugins import evaluate
+    from art_robust_plugins.evaluation.autoattack.apgd import APGD
+    from art_robust_plugins.evaluation.libraries import Attack
+
+    def prepare(setting: Any) -> Any:
+        sizes = {"batch_size": setting.batch_size, "physical_batch_size": setting.physical_batch_size}
+        return APGD(setting.model, setting.threat, steps=2, **sizes), {}
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    before = read_peak()
+    x = torch.rand(points, 3, side, side)
+    network = nn.Sequential(nn.AvgPool2d(side // 4), nn.Flatten(), nn.Linear(48, classes))
+    with torch.no_grad():
+        y = torch.cat([network(part).argmax(dim=1) for part in x.split(50)])
+    y[::2] = (y[::2] + 1) % classes
+    attack = Attack(name="apgd", summary="Auto-PGD with two iterations", prepare=prepare)
+    size = BATCH_SIZES.get(points, 250)
+    report = evaluate(network, x, y, "Linf", 0.003, attacks=attack, batch_size=size, verbose=False)
+    return {
+        "points": points,
+        "classes": classes,
+        "side": side,
+        "batch_size": size,
+        "clean accuracy": report.clean_accuracy,
+        "robust accuracy": report.robust_accuracy,
+        "data (MiB)": round(x.numel() * 4 / 2**20),
+        "imports (MiB)": round(before),
+        "peak (MiB)": round(read_peak()),
+    }
+
+
+def read_peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--package", type=Path, default=Path(__file__).parents[1])
+    parser.add_argument("--case", type=int, choices=range(len(CASES)), action="append")
+    parser.add_argument("--here", action="store_true", help="Measure one case in this process.")
+    given = parser.parse_args()
+    cases = given.case or range(len(CASES))
+    if given.here:
+        print(json.dumps(measure(*CASES[cases[0]])))
+        return
+    results = []
+    for case in cases:
+        environment = {**os.environ, "PYTHONPATH": str(given.package.resolve()), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", __file__, "--here", "--case", str(case)]
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+        print(results[-1], flush=True)
+    if given.out is not None:
+        record = {"command": f"python benchmarks/{Path(__file__).name} {given.out}", "cases": results}
+        given.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

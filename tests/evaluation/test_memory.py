@@ -1,0 +1,98 @@
+"""An evaluation's memory: the attacks' own tensors follow the pass, and data are not copied without need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from numpy.testing import assert_array_equal
+from torch import Tensor, nn
+
+from art_robust_plugins import ThreatModel
+from art_robust_plugins.evaluation.autoattack import batches
+from art_robust_plugins.evaluation.autoattack.apgd import APGD
+from art_robust_plugins.evaluation.autoattack.ascent import LinfAscent
+from art_robust_plugins.evaluation.samples import read_samples
+from art_robust_plugins.evaluation.state import merge_changes
+
+from .test_shared_points import CLASSES, POINTS, SHAPE, network
+
+
+def attack(physical: int) -> Tensor:
+    model = network()
+    x = torch.rand(POINTS, *SHAPE, generator=torch.Generator().manual_seed(1))
+    made = APGD(model, ThreatModel("Linf", 0.08), steps=8, loss="dlr-targeted", targets=5, physical_batch_size=physical)
+    found: Tensor = made(x, model(x).argmax(dim=1))
+    assert 0 < int((found != x).flatten(1).any(dim=1).sum()) < POINTS
+    return found
+
+
+def test_an_ascent_has_as_many_rows_as_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    move = LinfAscent.move
+
+    def watch(self: LinfAscent, *, first: bool) -> None:
+        rows.append(len(self.at))
+        move(self, first=first)
+
+    monkeypatch.setattr(LinfAscent, "move", watch)
+    expected = attack(POINTS)
+    assert max(rows) == POINTS
+    rows.clear()
+    assert_array_equal(attack(5).numpy(), expected.numpy())
+    assert max(rows) == 5
+
+
+def test_an_ascent_that_does_not_fit_into_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, move, refused = attack(16), LinfAscent.move, []
+
+    def fail(self: LinfAscent, *, first: bool) -> None:
+        if len(self.at) > 5:
+            refused.append(len(self.at))
+            raise RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 8 bytes.")
+        move(self, first=first)
+
+    monkeypatch.setattr(LinfAscent, "move", fail)
+    assert_array_equal(attack(16).numpy(), expected.numpy())
+    assert refused[0] == 16
+    assert all(5 < rows <= 8 for rows in refused[1:])
+    assert len(refused) > 1
+
+
+@pytest.mark.parametrize(("side", "size"), [(4, 250), (2048, 1)])
+def test_on_a_cpu_a_pass_has_fewer_large_images(side: int, size: int) -> None:
+    image = torch.empty(1, side, side).expand(1, 3, side, side)
+    assert batches.limit_on_cpu(image, 250) == size
+    assert batches.limit_on_cpu(image.to("meta"), 250) == 250
+
+
+@pytest.mark.parametrize("beyond", [0.0, 1e-7])
+def test_images_within_the_range_are_not_copied(beyond: float) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(50, CLASSES))
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), SHAPE, CLASSES, clip_values=(0.0, 1.0))
+    x = torch.rand(3, *SHAPE)
+    x[0, 0, 0, 0] = -beyond
+    samples, _ = read_samples(x.numpy(), [0, 1, 2], classifier)
+    assert (samples.data_ptr() == x.data_ptr()) == (beyond == 0.0)
+    assert float(samples.min()) >= 0.0
+
+
+def test_the_parts_of_a_batch_become_that_of_one_process() -> None:
+    def change(broken: list[int], fooled: list[int], moved: list[str], **more: Any) -> dict[str, Any]:
+        images = torch.tensor(broken)[:, None] + torch.zeros(len(broken), 2)
+        return {
+            **{"mark": "m", "attack": "a", "counts": {"seconds": 0.5, "nan": 1}, "moved": moved, "gradients": False},
+            **{"widest": 0.1, "repeat_difference": 0.0, "farthest": 0.2, "fooled": torch.tensor(fooled)},
+            **{"broken": torch.tensor(broken), "adversarial": images, **more},
+        }
+
+    merged = merge_changes(
+        [change([1, 7], [7, 1], ["b"], farthest=0.3), change([4], [4, 2], ["a", "b"], gradients=True)]
+    )
+    assert merged["counts"] == {"seconds": 1.0, "nan": 2}
+    assert (merged["moved"], merged["gradients"], merged["farthest"], merged["widest"]) == (["a", "b"], True, 0.3, 0.1)
+    assert merged["broken"].tolist() == [1, 4, 7]
+    assert merged["fooled"].tolist() == [1, 2, 4, 7]
+    assert merged["adversarial"][:, 0].tolist() == [1, 4, 7]
