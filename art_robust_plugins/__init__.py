@@ -5,11 +5,10 @@ Names are imported when they are first used: the import of the package itself co
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .moved import register as register_moved_modules
+from .on_demand import import_on_demand
 
 if TYPE_CHECKING:
     from .evaluation import EvaluationReport, Evaluator, evaluate
@@ -98,23 +97,17 @@ _SOURCES = {
 """A module of the package -> the public names that come from it."""
 
 
+_find_name, _list_names = import_on_demand(__name__, _SOURCES)
+
+
 def __getattr__(name: str) -> Any:
-    """A public name, or a module of the package, when it is first used."""
-    value: Any
-    source = next((module for module, names in _SOURCES.items() if name in names), None)
-    if source is not None:
-        value = getattr(import_module(f"{__name__}.{source}"), name)
-    elif name == "__version__":
+    if name == "__version__":
         from importlib.metadata import version
 
-        value = version("art-robust-plugins")
-    elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
-        return import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+        globals()[name] = version("art-robust-plugins")
+        return globals()[name]
+    return _find_name(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return [*_list_names(), "__version__"]

@@ -57,7 +57,7 @@ class Dataset:
         return self.x_train.shape[1:]
 
 
-def load_data(name: str | Path) -> Dataset:
+def load_data(name: str | Path, *, test_only: bool = False) -> Dataset:
     """Load a data set.
 
     - ``"digits"``: the 1797 handwritten digits of 8x8 pixels that come with scikit-learn; 360 of them, the same share
@@ -70,6 +70,8 @@ def load_data(name: str | Path) -> Dataset:
 
     Args:
         name: one of these names, or a path.
+        test_only: of an ``.npz`` file read ``x_test`` and ``y_test`` alone, which are all that it must have then;
+            there are no training images.
 
     Raises:
         ValueError: an unknown name, or a file that is not as described.
@@ -84,7 +86,7 @@ def load_data(name: str | Path) -> Dataset:
     if str(name) in _LOADERS:
         return _LOADERS[str(name)]()
     if path.suffix.lower() == ".npz":
-        return _npz(path)
+        return _npz(path, test_only)
     known = f"{', '.join(_LOADERS)}, or an .npz file"
     raise ValueError(f"name: got the data {str(name)!r}, expected one of {known}{suggest(str(name), _LOADERS)}")
 
@@ -168,19 +170,27 @@ def _art_data(name: str, file: str) -> Iterator[None]:
         ssl._create_default_https_context = context
 
 
-def _npz(path: Path) -> Dataset:
-    arrays = read_npz(path, _ARRAYS)
+def _npz(path: Path, test_only: bool) -> Dataset:
+    arrays = read_npz(path, _ARRAYS[2:] if test_only else _ARRAYS)
+    if test_only:
+        x, y = _images(arrays["x_test"], f"{path}: x_test"), _labels(arrays["y_test"], f"{path}: y_test")
+        _check_number(path, "test", x, y)
+        return Dataset(str(path), x[:0], y[:0], x, y, int(y.max()) + 1)
     x_train, x_test = (_images(arrays[key], f"{path}: {key}") for key in ("x_train", "x_test"))
     y_train, y_test = (_labels(arrays[key], f"{path}: {key}") for key in ("y_train", "y_test"))
     if x_train.shape[1:] != x_test.shape[1:]:
         raise ValueError(f"{path}: x_test: got images {x_test.shape[1:]}, expected {x_train.shape[1:]} as in x_train.")
-    for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        if len(x) != len(y):
-            raise ValueError(f"{path}: y_{part}: got {len(y)} labels for {len(x)} images, expected one for each.")
+    _check_number(path, "train", x_train, y_train)
+    _check_number(path, "test", x_test, y_test)
     nb_classes = int(max(y_train.max(), y_test.max())) + 1
     missing = np.setdiff1d(np.arange(nb_classes), y_train).tolist()
     warn_of_missing_classes(f"{path}: y_train", missing, nb_classes)
     return Dataset(str(path), x_train, y_train, x_test, y_test, nb_classes)
+
+
+def _check_number(path: Path, part: str, x: Images, y: Labels) -> None:
+    if len(x) != len(y):
+        raise ValueError(f"{path}: y_{part}: got {len(y)} labels for {len(x)} images, expected one for each.")
 
 
 def _images(x: NDArray[Any], place: str) -> Images:

@@ -16,7 +16,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -38,11 +38,11 @@ from .bridge import (
     standardisation_of,
 )
 from .checks import check_choice, check_path, is_integer, plain_number
+from .choices import Format
 from .files import write_atomically
 from .keywords import explain_keywords
 from .lipschitz.preprocessing import Standardisation
 
-Format = Literal["torch-export", "onnx", "torchscript"]
 SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
 """How the name of a file of each format ends."""
 

@@ -203,6 +203,15 @@ CASES: dict[str, Callable[[], object]] = {
     "a RobustBench entry with an accuracy that is none": enter_leaderboard,
     "a TorchScript export of a loop over the batch, with its warnings silenced": export_loop,
     "`train stndard`": lambda: command("train", "stndard", "--out", "new"),
+    "`trian`": lambda: command("trian"),
+    "`train` without a method": lambda: command("train"),
+    "`train bang` without `--out`": lambda: command("train", "bang"),
+    "`train bang --outt runs/a`": lambda: command("train", "bang", "--outt", "runs/a"),
+    "`--epochs 2.5`": lambda: command("train", "bang", "--out", "new", "--epochs", "2.5"),
+    "`--epochs` without a number": lambda: command("train", "bang", "--out", "new", "--epochs"),
+    "`--optimizer sgdd`": lambda: command("train", "bang", "--out", "new", "--optimizer", "sgdd"),
+    "`evaluate runs/a --eps 0.1 0.2`": lambda: command("evaluate", "runs/a", "--eps", "0.1", "0.2"),
+    "`--quiet=yes`": lambda: command("evaluate", "runs/a", "--quiet=yes"),
     "`evaluate --norm Linf --eps 8`": lambda: command(
         "evaluate", "run", "--data", "digits", "--norm", "Linf", "--eps", "8"
     ),

@@ -166,6 +166,20 @@ def test_npz_files_that_are_not_data_are_refused(tmp_path, content, sentence):
     assert sentence in str(refusal.value)
 
 
+def test_an_npz_file_of_test_arrays_alone_is_enough_where_nothing_is_trained(tmp_path):
+    x, y = np.zeros((3, 5, 5, 3), np.uint8), np.array([0, 2, 1])
+    np.savez(tmp_path / "d.npz", x_test=x, y_test=y)
+    data = load_data(tmp_path / "d.npz", test_only=True)
+    assert data.x_test.shape == (3, 3, 5, 5)
+    assert data.y_test.tolist() == y.tolist()
+    assert (len(data.x_train), len(data.y_train), data.input_shape) == (0, 0, (3, 5, 5))
+    with pytest.raises(ValueError, match="x_train"):
+        load_data(tmp_path / "d.npz")
+    np.savez(tmp_path / "d.npz", x_test=x, y_test=y[:2])
+    with pytest.raises(ValueError, match="y_test: got 2 labels for 3 images"):
+        load_data(tmp_path / "d.npz", test_only=True)
+
+
 def test_files_that_are_no_npz(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"d\.npz: no such file,"):
         load_data(tmp_path / "d.npz")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..checks import check_count, describe_error
 from ..randomness import cuda_devices, restored_random_states
@@ -64,9 +65,11 @@ def as_estimator(
 ) -> PyTorchClassifier:
     """An ART classifier of a plain network, which shares its weights; an ART classifier is returned as it is.
 
-    The network is not changed, moved, or put into another mode. Images in ``bounds`` reach it as (x - mean) / std, in
-    float32. Outputs with an attribute ``logits`` stand for these. One output for each image is the logit of class 1 of
-    two classes.
+    The network is not changed, moved, or put into another mode. What ``torch.compile`` returned stands for the module
+    that it compiles, whose outputs are the same but for rounding: batches of many sizes would be compiled anew.
+
+    Images in ``bounds`` reach it as (x - mean) / std, in float32. Outputs with an attribute ``logits`` stand for these.
+    One output for each image is the logit of class 1 of two classes.
 
     Args:
         model: a network that maps a batch [N, ...] to logits [N, classes], on the CPU or a CUDA device.
@@ -79,7 +82,8 @@ def as_estimator(
     Raises:
         TypeError: for what is neither a network nor an ART ``PyTorchClassifier``.
         ValueError: images outside of ``bounds`` or of another shape than the network takes, outputs that are no logits,
-            ``mean`` without ``std``, and keywords beside an ART classifier, which has its own.
+            weights without a shape or a place, ``mean`` without ``std``, and keywords beside an ART classifier, which
+            has its own.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
@@ -94,6 +98,7 @@ def as_estimator(
         check_no_conventions(model, **given)
         return model
     assert isinstance(model, nn.Module)
+    model = _find_evaluable(model)
     device = device_of(model)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"model: its weights are on {device}, expected the CPU or a CUDA device.")
@@ -176,9 +181,30 @@ def named_model(name: str = "model") -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         subject, colon, rest = str(error).partition(":")
-        if colon and subject in ("classifier", "model"):
+        if colon and subject in ("classifier", "model", "network"):
             error.args = (f"{name}:{rest}", *error.args[1:])
         raise
+
+
+def _find_evaluable(model: nn.Module) -> nn.Module:
+    """The module that a compiled one stands for; what has no trained weights or no modes is refused."""
+    original = getattr(model, "_orig_mod", None)
+    network = original if isinstance(original, nn.Module) else model
+    unshaped = next((name for name, value in network.named_parameters() if is_lazy(value)), None)
+    if unshaped is not None:
+        raise ValueError(
+            f"model: its {unshaped!r} has no shape yet, as a lazy layer's before its first input, expected trained "
+            f"weights; pass a batch through the network, then load them."
+        )
+    try:
+        with preserved(network):
+            network.eval()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"model: got {type(network).__name__}, which has no eval() ({error}), expected the network that it was "
+            f"made of, as of a torch.export program."
+        ) from error
+    return network
 
 
 def _advise_on_model(model: object) -> str | None:
@@ -235,11 +261,10 @@ def _probe(model: nn.Module, few: Tensor, preprocessing: tuple[Any, Any]) -> tup
             f"attribute logits; wrap it in a torch module whose forward(self, x) returns {inside}."
         )
     if not outputs.is_floating_point():
-        raise ValueError(
-            f"model: its outputs are {outputs.dtype}, expected logits in floating point; a chosen class has none."
-        )
+        advice = "" if outputs.is_complex() else "; a chosen class has none"
+        raise ValueError(f"model: its outputs are {outputs.dtype}, expected logits in floating point{advice}.")
     shape = tuple(outputs.shape)
-    if len(shape) not in (1, 2) or shape[0] != len(few):
+    if len(shape) not in (1, 2) or shape[0] != len(few) or 0 in shape:
         raise ValueError(
             f"model: its output for {len(few)} images of shape {tuple(few.shape[1:])} is of shape {shape}, expected "
             f"logits ({len(few)}, classes){advise_on_layout(tuple(few.shape[1:]))}."

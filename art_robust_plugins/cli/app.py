@@ -21,6 +21,7 @@ import typer.main
 from ..escapes import printable
 from ..memory import keep_freed_memory
 from .arguments import ARGUMENTS
+from .refusals import NO_WORDS, UsageError, explain_usage
 from .spellings import use_present_spellings
 
 COMMANDS = {
@@ -36,13 +37,32 @@ COMMANDS = {
 }
 """Each command, whose module and function have its name, and what it does in at most 55 letters."""
 
+EVERYWHERE = ("--version", "--debug", "--quiet")
+"""Options of all commands."""
+
 
 class Command(typer.core.TyperCommand):
-    """A command that takes earlier spellings of its options too."""
+    """A command that takes earlier spellings of its options too, and refuses words in one sentence."""
+
+    function: Any = None
+    """What it calls."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[ARGUMENTS] = list(args)
-        return super().parse_args(ctx, use_present_spellings(self.name, args))
+        words = use_present_spellings(self.name, args)
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, words)
+        if ctx.parent is not None and ctx.parent.params["quiet"]:
+            words = _be_quiet(self, words)
+        try:
+            return super().parse_args(ctx, list(words))
+        except UsageError as error:
+            raise ValueError(explain_usage(error, self, ctx, words, self.function)) from error
+
+
+def _be_quiet(command: Command, words: list[str]) -> list[str]:
+    """``--quiet`` for a command that shows progress; others are quiet as they are."""
+    return ["--quiet", *words] if any(each.name == "quiet" for each in command.params) else words
 
 
 class LoadedCommands(Mapping[str, Any]):
@@ -54,7 +74,9 @@ class LoadedCommands(Mapping[str, Any]):
         frame = typer.Typer(add_completion=False, rich_markup_mode=None)
         function = getattr(import_module(f"{__package__}.{name}"), name)
         frame.command(name, cls=Command, short_help=COMMANDS[name])(function)
-        return typer.main.get_command(frame)
+        command: Any = typer.main.get_command(frame)
+        command.function = function
+        return command
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
@@ -81,7 +103,27 @@ class Commands(typer.core.TyperGroup):
         text = COMMANDS.get(cmd_name)
         return None if text is None else Command(cmd_name, help=text, short_help=text)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The options that hold for all commands stand before the command or after it."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        end = args.index("--") if "--" in args else len(args)
+        moved = [word for word in args[:end] if word in EVERYWHERE]
+        words = [*moved, *(word for word in args[:end] if word not in EVERYWHERE), *args[end:]]
+        try:
+            return super().parse_args(ctx, list(words))
+        except UsageError as error:
+            if type(error).__name__ == NO_WORDS:
+                raise
+            print(f"error: {printable(explain_usage(error, self, ctx, words, options))}", file=sys.stderr)
+            sys.exit(2)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:
+            from ..checks import suggest  # which imports NumPy
+
+            known = ", ".join(COMMANDS)
+            raise ValueError(f"COMMAND: got {args[0]!r}, expected one of {known}{suggest(args[0], COMMANDS)}")
         name, found, rest = super().resolve_command(ctx, args)
         return name, None if found is None else self.commands[found.name], rest
 
@@ -100,7 +142,8 @@ class Commands(typer.core.TyperGroup):
             if ctx.params["debug"]:
                 raise
             rank = os.environ.get("RANK", "0")
-            told = "\n".join(map(printable, _name_option(str(error)).split("\n")))
+            sentence = _name_option(str(error), ctx.invoked_subcommand)
+            told = "\n".join(map(printable, sentence.split("\n")))
             print(f"error{'' if rank == '0' else f' in process {rank}'}: {told}", file=sys.stderr)
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
@@ -134,9 +177,14 @@ _OPTIONS = {
 """How a sentence about an argument begins -> how it begins where the command line gives the argument."""
 
 
-def _name_option(sentence: str) -> str:
+_NETWORK = dict.fromkeys(("classifier:", "model:", "network:"), "RUN:")
+"""The same for commands whose network is their argument."""
+
+
+def _name_option(sentence: str, command: str | None) -> str:
     """A sentence about an argument that the command line gives by an option of another name, about that option."""
-    for told, shown in _OPTIONS.items():
+    of_network = _NETWORK if command in ("evaluate", "certify", "export") else {}
+    for told, shown in {**_OPTIONS, **of_network}.items():
         if sentence.startswith(told):
             return shown + sentence.removeprefix(told)
     return sentence
@@ -168,8 +216,9 @@ def options(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress, only what came of it.")] = False,
 ) -> None:
-    """``debug`` is read by `Commands`."""
+    """``debug`` is read by `Commands`, ``quiet`` by `Command`; both may stand after the command too."""
     asked_for_several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
     if asked_for_several and "RANK" not in os.environ:
         print(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import get_args
 
-from ..evaluation.libraries import ALIASES, ATTACKS, SUITES, find_norms
-from ..terminal import print_rows
-from ..threat import Norm
-
 
 def attacks() -> None:
     """List the suites with their attacks, and every attack: names for evaluate --attacks and Evaluator(attacks=...).
 
     Several norms of a suite are those of any of its attacks; in a norm that an attack lacks, the report says so.
     """
+    # These import torch and ART, which the help does without.
+    from ..evaluation.libraries import ALIASES, ATTACKS, SUITES, find_norms
+    from ..terminal import print_rows
+    from ..threat import Norm
+
     norms = {name: find_norms(attack) for name, attack in ATTACKS.items()}
     rows = [("suite", "norms", "attacks")]
     for name, members in SUITES.items():

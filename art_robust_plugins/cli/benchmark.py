@@ -8,16 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
 
-from ..escapes import escape_markdown
-from ..experiments.recipes import available_recipes, load_recipe, result_rows, run_recipe
-from ..files import write_json
-from ..locks import check_output_file
-from ..provenance import table as markdown
-from ..terminal import console
 from .arguments import DeviceOption, QuietOption, select_device
-from .running import advise_on_interrupt
 
 
 def benchmark(
@@ -45,6 +37,17 @@ def benchmark(
     Example: art-robust benchmark digits --quick
     """
     select_device(device)
+    # These import torch and ART, which the help does without.
+    from rich.table import Column, Table
+
+    from ..escapes import escape_markdown
+    from ..experiments.recipes import available_recipes, load_recipe, result_rows, run_recipe
+    from ..files import write_json
+    from ..locks import check_output_file
+    from ..provenance import table as markdown
+    from ..terminal import console
+    from .running import advise_on_interrupt
+
     if listed:
         if name is not None:
             raise ValueError(f"NAME: got {name!r} with --list, expected one of the two.")

@@ -47,14 +47,14 @@ def load_test_data(run: Path, name: str | None) -> Dataset:
     chosen = name or trained_on
     if chosen is None:
         raise ValueError(f"--data: {run} does not say what it was trained on, expected the name of the test data.")
-    return load_everywhere(chosen)
+    return load_everywhere(chosen, test_only=True)
 
 
-def load_everywhere(name: str) -> Dataset:
+def load_everywhere(name: str, *, test_only: bool = False) -> Dataset:
     """The data; where several processes run, one of each machine is the first, as it may have to download them."""
     processes = Processes(find_processes().device)
     try:
-        data = load_data(name) if processes.is_local_main else None
+        data = load_data(name, test_only=test_only) if processes.is_local_main else None
     finally:
         processes.wait()
-    return data or load_data(name)
+    return data or load_data(name, test_only=test_only)

@@ -7,13 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..export import SUFFIXES, Format, export_classifier
-from ..locks import check_output_file
-from ..saved_classifier import load_classifier
-from ..terminal import console
+from ..choices import Format
 from .arguments import DataOption, RunArgument
-from .data import check_run, load_test_data
-from .running import check_alone
 
 
 def export(
@@ -30,6 +25,14 @@ def export(
 
     Example: art-robust export runs/bang --format onnx
     """
+    # These import torch and ART, which the help does without.
+    from ..export import SUFFIXES, export_classifier
+    from ..locks import check_output_file
+    from ..saved_classifier import load_classifier
+    from ..terminal import console
+    from .data import check_run, load_test_data
+    from .running import check_alone
+
     check_alone("export")
     if batch != "dynamic" and not batch.isdecimal():
         raise ValueError(f"--batch: got {batch!r}, expected a positive whole number or dynamic.")

@@ -56,8 +56,8 @@ def share_with_workers(context: typer.Context, workers: int) -> None:
     if workers > cores:
         text = f"--workers: {workers} processes share {cores} CPU cores; more than {cores} gain nothing."
         warnings.warn(text, stacklevel=2)
-    debug = ["--debug"] if context.find_root().params.get("debug") else []
-    command = [sys.executable, "-m", "art_robust_plugins", *debug, str(context.info_name), *context.meta[ARGUMENTS]]
+    given = [f"--{option}" for option in ("debug", "quiet") if context.find_root().params.get(option)]
+    command = [sys.executable, "-m", "art_robust_plugins", *given, str(context.info_name), *context.meta[ARGUMENTS]]
     raise typer.Exit(_Workers(command, workers, max(1, cores // workers)).run())
 
 

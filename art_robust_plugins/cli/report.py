@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..evaluation import EvaluationReport
-from ..evaluation.evaluator import STATE_FILE
-from ..evaluation.report import COMPARISON_FILES, REPORT_FILE
-from ..experiments.runs import EVALUATIONS, STATE
-from ..locks import check_output_folder
-from ..terminal import console
 from .arguments import OutOption
-from .running import check_alone
-from .showing import show_comparison
 
 
 def report(
@@ -31,6 +23,16 @@ def report(
 
     Example: art-robust report runs/bang --pages
     """
+    # These import torch and ART, which the help does without.
+    from ..evaluation import EvaluationReport
+    from ..evaluation.evaluator import STATE_FILE
+    from ..evaluation.report import COMPARISON_FILES, REPORT_FILE
+    from ..experiments.runs import EVALUATIONS, STATE
+    from ..locks import check_output_folder
+    from ..terminal import console
+    from .running import check_alone
+    from .showing import show_comparison
+
     check_alone("report")
     check_output_folder("--out", out, COMPARISON_FILES)
     reports: dict[str, EvaluationReport] = {}

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..experiments import TrainingPlan
-from ..experiments.plans import SCHEDULE
-from ..models import MODELS
-from ..registry import available_instruments
-from ..training import TrainingOptions
+from ..choices import NETWORKS
+from ..experiments.plans import SCHEDULE, TrainingPlan
+from ..training.options import TrainingOptions
 from .derived import FieldOption, default_of, list_options
 
+VALIDATION_SHARE = 0.1
+"""Of the training images, where the command line names none."""
+
 PLAN = (
-    FieldOption(TrainingPlan, "network", "--model", f"{', '.join(MODELS)}."),
+    FieldOption(TrainingPlan, "network", "--model", f"{', '.join(NETWORKS)}."),
     FieldOption(TrainingPlan, "weight_map", help="Add weight maps of this kernel to the network, whatever the method."),
     FieldOption(TrainingPlan, "epochs", min=1),
     FieldOption(TrainingPlan, "batch_size", min=1),
@@ -96,6 +97,8 @@ def sort_settings(texts: list[str], instruments: list[str]) -> tuple[dict[str, A
         name, value = parse_setting(text)
         owner, found, own = name.partition(".")
         if found and owner not in joined:
+            from ..registry import available_instruments
+
             known = ", ".join(available_instruments())
             raise ValueError(f"--set: got {name}, expected a name of the method, or --with {owner or known} beside it.")
         (joined[owner] if found else parameters)[own if found else name] = value

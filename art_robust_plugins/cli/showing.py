@@ -1,13 +1,10 @@
-"""Tables that several commands print."""
+"""The comparison that several commands print."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
-from art.defences.preprocessor.preprocessor import Preprocessor
-from art.defences.trainer import Trainer
 from rich.table import Column, Table
 
 from ..evaluation import EvaluationReport, save_comparison
@@ -15,7 +12,6 @@ from ..evaluation.ranking import rank
 from ..evaluation.rendering import conclude
 from ..evaluation.rendering.labels import worst_case_mark
 from ..experiments.training_record import read_histories
-from ..registry import parameters_of
 from ..terminal import console
 
 
@@ -29,7 +25,6 @@ def show_comparison(
 
 
 def print_comparison(reports: dict[str, EvaluationReport]) -> None:
-    """Print the accuracies of named reports, the most robust first, and what follows from them."""
     table = Table(
         Column("run", overflow="fold"),
         "clean",
@@ -51,17 +46,3 @@ def print_comparison(reports: dict[str, EvaluationReport]) -> None:
         )
     console.print(table)
     console.print(conclude(reports), soft_wrap=True)
-
-
-def name_kind(kind: type) -> str:
-    """What ART calls a method of this class: Trainer, Preprocessor or estimator."""
-    if issubclass(kind, Trainer):
-        return "Trainer"
-    return "Preprocessor" if issubclass(kind, Preprocessor) else "estimator"
-
-
-def list_parameters(kind: type) -> str:
-    """A method's parameters with their defaults, as they are shown."""
-    return ", ".join(
-        key if value is inspect.Parameter.empty else f"{key}={value}" for key, value in parameters_of(kind).items()
-    )

@@ -109,7 +109,7 @@ def load_target(argument: str, options: NetworkOptions) -> Target:
     )
     if limits is not None and len(limits) != 2:
         raise ValueError(f"--bounds: got {options.bounds}, expected LOW,HIGH.")
-    loaded = load_everywhere(data)
+    loaded = load_everywhere(data, test_only=True)
     if limits is not None:
         loaded = replace(loaded, x_test=limits[0] + loaded.x_test * (limits[1] - limits[0]))
     classifier = as_estimator(model, loaded.x_test, bounds=limits, mean=subtrahend, std=divisor)

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, get_args
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..bridge import (
     EstimatorModule,
@@ -26,6 +27,7 @@ from ..bridge import (
     check_threat,
     input_range,
     is_plain,
+    named_model,
 )
 from ..checks import check_choice, check_count, check_flag, check_path, check_seed, describe_error
 from ..keywords import KnownKeywords, explain_keywords
@@ -184,9 +186,10 @@ class Evaluator(KnownKeywords):
             ImportError: the library of an attack is not installed.
         """
         estimator = self.estimator
-        _check_state(estimator if isinstance(estimator, nn.Module) else estimator.model)
+        named = named_model() if isinstance(estimator, nn.Module) else nullcontext()
         # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
-        with torch.inference_mode(False):
+        with named, torch.inference_mode(False):
+            _check_state(estimator if isinstance(estimator, nn.Module) else estimator.model)
             if isinstance(estimator, nn.Module):
                 x, y = collect_samples(x, y)
                 estimator = as_estimator(estimator, x, **self.conventions)
@@ -202,7 +205,8 @@ class Evaluator(KnownKeywords):
 
 def _check_state(network: nn.Module) -> None:
     """Refuse a network without gradients, or whose state cannot be read."""
-    if any(value.is_inference() for value in chain(network.parameters(), network.buffers())):
+    values = chain(network.parameters(), network.buffers())
+    if any(value.is_inference() for value in values if not is_lazy(value)):
         raise ValueError("classifier: the network was made in torch.inference_mode(), expected one with gradients.")
     try:
         network.state_dict()

@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from art.defences.trainer import Trainer
-from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..checks import check_choice, check_count, check_number, plain_number, quote_error
-from ..data import Dataset
+from ..choices import Kernel
 from ..memory import in_gigabytes, physical_memory
-from ..models import create_model
-from ..registry import create, create_instrument, method, parameters_of
-from ..training import RobustTrainer, TrainingOptions
-from ..training.options import Schedule
-from ..weight_map import PyTorchWeightMapClassifier
-from ..weight_map.layer import Kernel
+from ..training.options import Schedule, TrainingOptions
+
+# The command line reads the settings without importing torch or ART: what trains is imported where it is used.
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..training import RobustTrainer
 
 SCHEDULE: Schedule = "cosine"
 """The schedule of a plan whose options name none."""
@@ -89,6 +84,14 @@ class TrainingPlan:
         self, data: Dataset, *, seed: int, checkpoint_dir: Path | None = None, resume: bool = False
     ) -> tuple[RobustTrainer, dict[str, Any]]:
         """A trainer of a new network for these data, and the method's parameters with their defaults."""
+        import torch
+        from art.defences.trainer import Trainer
+        from art.estimators.classification import PyTorchClassifier
+
+        from ..models import create_model
+        from ..registry import create, create_instrument, method, parameters_of
+        from ..weight_map import PyTorchWeightMapClassifier
+
         if self.validation >= self.images(data):
             raise ValueError(
                 f"validation: got {self.validation} of {self.images(data)} training images, expected fewer."
@@ -102,7 +105,12 @@ class TrainingPlan:
         else:
             descent = torch.optim.Adam(network.parameters(), self.lr, weight_decay=self.weight_decay)
         classifier = PyTorchClassifier(
-            network, nn.CrossEntropyLoss(), data.input_shape, data.nb_classes, optimizer=descent, clip_values=(0.0, 1.0)
+            network,
+            torch.nn.CrossEntropyLoss(),
+            data.input_shape,
+            data.nb_classes,
+            optimizer=descent,
+            clip_values=(0.0, 1.0),
         )
         given = {"schedule": SCHEDULE, **self.options}
         options = TrainingOptions(**given, seed=seed, checkpoint_dir=checkpoint_dir, resume=resume)
@@ -120,6 +128,10 @@ class TrainingPlan:
 
     def _check_memory(self, data: Dataset) -> None:
         """Refuse a network that is larger than the memory, before it is made."""
+        import torch
+
+        from ..models import create_model
+
         try:
             with torch.device("meta"):
                 twin = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
@@ -146,4 +158,8 @@ class TrainingPlan:
 
 def is_trainable(kind: type) -> bool:
     """Whether a method can be trained: a trainer, or the estimator that changes its network before plain training."""
+    from art.defences.trainer import Trainer
+
+    from ..weight_map import PyTorchWeightMapClassifier
+
     return issubclass(kind, Trainer | PyTorchWeightMapClassifier)

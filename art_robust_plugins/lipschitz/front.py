@@ -75,6 +75,8 @@ def certify(
     conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
     with named_model(), torch.inference_mode(False):
         if is_plain(model):
+            if isinstance(model, torch.jit.ScriptModule):
+                raise ValueError("model: got a ScriptModule, expected the network that it was made of, to be traced.")
             estimator = as_estimator(copy_to(model, device), x, **conventions)
         else:
             assert isinstance(model, PyTorchClassifier)

@@ -1,16 +1,23 @@
 """Training methods: each an ART ``Trainer`` on one loop."""
 
-from .engine.processes import ProcessLostError, Share
-from .instruments import Instrument
-from .methods.bang import BANG, BANGTrainer, bang_gradients
-from .methods.layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturbations
-from .methods.lipschitz_margin import LipschitzMarginTrainer
-from .methods.local_ball import LocalBallTrainer
-from .methods.pgd import PGDTrainer
-from .methods.standard import StandardTrainer
-from .methods.trades import TRADESTrainer
-from .options import TrainingOptions
-from .trainer import RobustTrainer
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..on_demand import import_on_demand
+
+if TYPE_CHECKING:
+    from .engine.processes import ProcessLostError, Share
+    from .instruments import Instrument
+    from .methods.bang import BANG, BANGTrainer, bang_gradients
+    from .methods.layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturbations
+    from .methods.lipschitz_margin import LipschitzMarginTrainer
+    from .methods.local_ball import LocalBallTrainer
+    from .methods.pgd import PGDTrainer
+    from .methods.standard import StandardTrainer
+    from .methods.trades import TRADESTrainer
+    from .options import TrainingOptions
+    from .trainer import RobustTrainer
 
 __all__ = [
     "BANG",
@@ -30,3 +37,20 @@ __all__ = [
     "bang_gradients",
     "layerwise_perturbations",
 ]
+
+__getattr__, __dir__ = import_on_demand(
+    __name__,
+    {
+        "engine.processes": ("ProcessLostError", "Share"),
+        "instruments": ("Instrument",),
+        "methods.bang": ("BANG", "BANGTrainer", "bang_gradients"),
+        "methods.layerwise": ("Layerwise", "LayerwiseAdversarialTrainer", "layerwise_perturbations"),
+        "methods.lipschitz_margin": ("LipschitzMarginTrainer",),
+        "methods.local_ball": ("LocalBallTrainer",),
+        "methods.pgd": ("PGDTrainer",),
+        "methods.standard": ("StandardTrainer",),
+        "methods.trades": ("TRADESTrainer",),
+        "options": ("TrainingOptions",),
+        "trainer": ("RobustTrainer",),
+    },
+)

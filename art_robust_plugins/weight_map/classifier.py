@@ -15,9 +15,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from ..bridge import check_classifier, copy_deeply, device_of
+from ..choices import Kernel
 from ..keywords import KnownKeywords
 from .insert import insert_weight_maps, list_places, weight_maps
-from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
+from .layer import PaddingMode, WeightMap2d, check_settings
 from .trace import Place
 
 _SETTINGS = ("kernel", "kernel_size", "alpha", "bias", "padding_mode")

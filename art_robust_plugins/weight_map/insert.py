@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ..bridge import copy_deeply
 from ..checks import check_flag, check_type
+from ..choices import Kernel
 from ..keywords import explain_keywords
-from .layer import Kernel, PaddingMode, WeightMap2d, check_settings
+from .layer import PaddingMode, WeightMap2d, check_settings
 from .trace import ModuleTrace, Place, is_sequential, make_sample, run_once
 
 logger = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from torch.fx import Proxy
 from torch.nn import functional
 
 from ..checks import check_count, check_number
+from ..choices import Kernel
 from ..keywords import KnownKeywords
 
-Kernel = Literal["smoothing", "unsharp", "identity"]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 KERNELS = ("smoothing", "unsharp", "identity")

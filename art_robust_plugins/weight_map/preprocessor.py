@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserved
 from ..checks import check_count, check_flag, check_share, check_sizes, to_float
+from ..choices import Kernel
 from ..keywords import KnownKeywords
 from .classifier import join_optimizer
-from .layer import Kernel, PaddingMode, WeightMap2d
+from .layer import PaddingMode, WeightMap2d
 
 
 def _setting(name: str) -> property:

@@ -28,9 +28,9 @@ BAD = [
     (["train", "bang", "--optimizer", "adam", "--momentum", "0.5", "--out", "{new}"], "error: --momentum: got 0.5 for"),
     (["train", "bang", "--set", "threat=0.1", "--out", "{new}"], "error: --set: threat is no setting of 'bang'"),
     (["train", "bang", "--set", 'layers={{"*": 3}}', "--out", "{new}"], "error: layers: got 3 for '*',"),
-    (["train", "bang", "--compile", "fast", "--out", "{new}"], "'fast' is not one of 'no', 'default'"),
+    (["train", "bang", "--compile", "fast", "--out", "{new}"], "error: --compile: got 'fast',"),
     (["train", "bang", "--ema-decay", "1", "--out", "{new}"], "error: ema_decay: got 1.0,"),
-    (["train", "bang", "--schedule", "linear", "--out", "{new}"], "'linear' is not one of 'constant'"),
+    (["train", "bang", "--schedule", "linear", "--out", "{new}"], "error: --schedule: got 'linear',"),
     (["train", "bang", "--schedule", "piecewise", "--out", "{new}"], "error: milestones: got () with schedule"),
     (["train", "bang", "--milestone", "3", "--out", "{new}"], "error: milestones: got [3.0] with schedule 'cosine', "),
     (
@@ -39,7 +39,7 @@ BAD = [
     ),
     (["train", "bang", "--clip", "0", "--out", "{new}"], "error: max_gradient_norm: got 0.0,"),
     (["train", "bang", "--accumulate", "0", "--out", "{new}"], "error: accumulation_steps: got 0,"),
-    (["train", "bang", "--augment", "crop", "--out", "{new}"], "'crop' is not one of 'none', 'flip'"),
+    (["train", "bang", "--augment", "crop", "--out", "{new}"], "error: --augmentation: got 'crop',"),
     (
         ["train", "bang", "--keep-best", "--validation", "0", "--out", "{new}"],
         "error: --keep-best: got no held-out images",
@@ -54,7 +54,7 @@ BAD = [
     (["train", "bang", "--norm", "L7", "--eps", "0.1", "--out", "{new}"], "error: norm: got 'L7',"),
     (["methods", "foo"], "error: NAME: got 'foo',"),
     (["methods", "trads"], "'trades'?"),
-    (["attack"], "No such command 'attack'"),
+    (["attack"], "error: COMMAND: got 'attack',"),
     (["train", "bang", "--validation", "5000", "--out", "{new}"], "error: --validation: got 5000 of 1437"),
     (["train", "bang", "--out", "{trained}"], "holds a trained network already"),
     (["evaluate", "{new}", "--eps", "0.1"], "error: RUN: got "),
@@ -145,3 +145,53 @@ def test_commands_refuse_a_device_that_is_not_there(  # type: ignore[no-untyped-
     code, text = run(command, *subject, "--device", "cuda", "--out", tmp_path / "new")
     assert (code, "error: --device: got cuda" in text) == (2, True)
     assert not (tmp_path / "new").exists()
+
+
+USAGE = [
+    (["train"], "METHOD: got none, expected a method's name"),
+    (["train", "bang"], "--out: got none, expected a path"),
+    (["train", "bang", "--out"], "--out: got no value, expected a path"),
+    (
+        ["train", "bang", "--out", "{new}", "--epochs", "2.5"],
+        "--epochs: got '2.5', expected a whole number of at least 1",
+    ),
+    (["train", "bang", "--out", "{new}", "--epochs", "0"], "--epochs: got '0', expected a whole number of at least 1"),
+    (["train", "bang", "--out", "{new}", "--lr", "fast"], "--lr: got 'fast', expected a number"),
+    (
+        ["train", "bang", "--out", "{new}", "--milestones", "1", "--milestones", "x"],
+        "--milestones: got 'x', expected a",
+    ),
+    (
+        ["train", "bang", "--out", "{new}", "--optimizer", "sgdd"],
+        "--optimizer: got 'sgdd', expected one of 'sgd', 'adam'",
+    ),
+    (["train", "bang", "--outt", "{new}"], "--outt: got an unknown option, expected"),
+    (
+        ["train", "bang", "more", "--out", "{new}"],
+        "art-robust train: got the word 'more' too much, expected METHOD",
+    ),
+    (["train", "bang", "--quiet=3", "--out", "{new}"], "--quiet: got '3', expected no value"),
+    (["report"], "RUNS: got none, expected folders of runs"),
+    (["--foo", "report"], "--foo: got an unknown option, expected"),
+    (["--version=3"], "--version: got '3', expected no value"),
+    (["trian"], "COMMAND: got 'trian', expected one of"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), USAGE)
+def test_words_that_a_command_does_not_take_are_refused_in_one_sentence(run, tmp_path, words, sentence):
+    code, text = run(*(word.format(new=tmp_path / "new") for word in words))
+    assert code == 2
+    assert text.startswith(f"error: {sentence}")
+    assert text.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("words", [["--quiet", "certify", "nothere"], ["certify", "nothere", "--quiet"]])
+def test_options_of_all_commands_stand_before_the_command_or_after_it(run, words):
+    assert run(*words)[1].startswith("error: RUN: got nothere")
+    assert run("certify", "--version") == run("--version")
+    with pytest.raises(ValueError, match=r"^--out: got no value"):
+        run("certify", "--out", "--debug")
+    with pytest.raises(OSError, match="nothere"):
+        run(*words, "--debug")

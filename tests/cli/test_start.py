@@ -11,9 +11,11 @@ import pytest
 from typer.main import get_command
 
 from art_robust_plugins import __version__
+from art_robust_plugins.choices import NETWORKS
 from art_robust_plugins.cli import app
 from art_robust_plugins.cli.app import COMMANDS
 from art_robust_plugins.cli.spellings import SPELLINGS, use_present_spellings
+from art_robust_plugins.models import MODELS
 
 HEAVY = ("torch", "art", "matplotlib", "scipy", "sklearn", "numpy")
 PROBE = """
@@ -45,6 +47,25 @@ def test_the_front_imports_nothing_heavy(words: list[str]) -> None:
     printed = imported_by(RUN.format(words=words))
     assert printed.endswith("heavy:\n")
     assert ("certify" in printed) == ("--version" not in words)
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "report", "export", "benchmark", "methods", "attacks"])
+def test_the_help_of_a_command_imports_nothing_that_takes_seconds(command: str) -> None:
+    statement = f"""
+sys.argv = ["art-robust", "{command}", "--help"]
+from art_robust_plugins.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
+    text, _, heavy = imported_by(statement).rpartition("heavy:")
+    assert "Options:" in text
+    assert heavy.split() in ([], ["numpy"])
+
+
+def test_the_help_lists_the_networks_that_there_are() -> None:
+    assert tuple(MODELS) == NETWORKS
 
 
 def test_completion_of_a_command_imports_nothing_heavy() -> None:

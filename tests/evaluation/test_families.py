@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -106,3 +109,66 @@ class Normalised(nn.Module):
 def test_robustbench() -> None:
     torch.manual_seed(0)
     check(Normalised(), 3, 32)
+
+
+@pytest.fixture(scope="module")
+def manual() -> dict[str, Any]:
+    """The functions that docs/index.md shows, as they stand there."""
+    text = (Path(__file__).parents[2] / "docs" / "index.md").read_text(encoding="utf-8")
+    (block,) = [each for each in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "def from_timm" in each]
+    functions: dict[str, Any] = {}
+    exec(compile(block, "docs/index.md", "exec"), functions)
+    return functions
+
+
+def test_the_manuals_line_for_timm(manual: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, *, pretrained: create(name, pretrained=not pretrained))
+    torch.manual_seed(0)
+    network, conventions = manual["from_timm"]("test_resnet")
+    assert len(conventions["mean"]) == len(conventions["std"]) == 3
+    check(network, 3, 32, **conventions)
+
+
+def test_the_manuals_line_for_torchvision(
+    torchvision: Any, manual: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = torchvision.models.get_model
+    asked = []
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, *, weights: asked.append(weights) or get(name))
+    torch.manual_seed(0)
+    network, conventions = manual["from_torchvision"]("squeezenet1_1")
+    assert asked == ["DEFAULT"]
+    check(network, 3, 32, **conventions)
+
+
+def test_the_manuals_line_for_hugging_face(manual: dict[str, Any], tmp_path: Path) -> None:
+    """From a folder, which holds what a name of the hub stands for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import ResNetConfig, ResNetForImageClassification
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=10)
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    images = {"image_processor_type": "ConvNextImageProcessor", "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images), encoding="utf-8")
+    network, conventions = manual["from_hugging_face"](str(tmp_path))
+    assert [list(conventions[name]) for name in ("mean", "std")] == [images["image_mean"], images["image_std"]]
+    check(network, 3, 16, **conventions)
+
+
+def test_the_manuals_line_for_robustbench(manual: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a package of that name in place of RobustBench, whose pins exclude the versions here."""
+
+    def load_model(name: str, *, dataset: str, threat_model: str) -> nn.Module:
+        assert (name, dataset, threat_model) == ("Author2026Small", "cifar10", "L2")
+        return Normalised()
+
+    package = ModuleType("robustbench")
+    vars(package)["load_model"] = load_model
+    monkeypatch.setitem(sys.modules, "robustbench", package)
+    torch.manual_seed(0)
+    network, conventions = manual["from_robustbench"]("Author2026Small", threat_model="L2")
+    check(network, 3, 32, **conventions)

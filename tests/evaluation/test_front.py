@@ -144,6 +144,25 @@ def test_one_output_is_the_logit_of_class_1() -> None:
     assert report.robust.tolist() == [False, True]  # the sums are -0.2 and 0.8, and 0.22 is the most that changes
 
 
+def test_a_compiled_network_stands_for_the_module_that_it_compiles(network: nn.Module, data: tuple[Any, Any]) -> None:
+    """Each of the many sizes of a batch would be compiled."""
+    compiled = []
+
+    def refuse(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    twin = torch.compile(network, backend=refuse)
+    x, y = data
+    report = attack(twin, x, y)
+    np.testing.assert_array_equal(report.robust, attack(network, x, y).robust)
+    np.testing.assert_array_equal(certify(twin, x)[1], certify(network, x)[1])
+    assert Evaluator(twin, ThreatModel("Linf", 0.1), attacks="fgsm", verbose=False).evaluate(x, y).settings["classes"]
+    assert not compiled
+    twin(torch.tensor(x))
+    assert compiled  # otherwise the case is none
+
+
 def test_transfers_from_plain_networks(network: nn.Module, data: tuple[Any, Any]) -> None:
     report = attack(network, *data, transfers={"twin": network})
     assert [result.name for result in report.attacks] == ["apgd-ce", "transfer-twin"]
@@ -213,6 +232,22 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
     "another device": (lambda n, x, y: attack(n, x, y, device="meta"), "device: got 'meta'"),
     "partial": (lambda n, x, y: attack(partial(n), x, y), "model: got the function partial"),
     "a transfer": (lambda n, x, y: attack(n, x, y, transfers={"a": 3}), r"transfers\['a'\]: got int"),
+    "lazy": (lambda n, x, y: attack(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), x, y), "model: .*'1.weight'"),
+    "lazy, in an Evaluator": (
+        lambda n, x, y: Evaluator(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), ThreatModel("Linf", 0.1)).evaluate(
+            x, y
+        ),
+        "model: .*'1.weight'",
+    ),
+    "on no device": (lambda n, x, y: attack(nn.Linear(8, 10, device="meta"), x, y), "model: .*meta"),
+    "complex": (lambda n, x, y: attack(Wrapped(n, lambda o: o.to(torch.complex64)), x, y), "model: .*complex64"),
+    "no outputs": (lambda n, x, y: attack(Wrapped(n, lambda o: o[:, :0]), x, y), r"model: .*\(2, 0\)"),
+    "a program of torch.export": (
+        lambda n, x, y: attack(torch.export.export(n, (torch.tensor(x[:2]),)).module(), x, y),
+        r"model: got GraphModule, which has no eval\(\)",
+    ),
+    "certify TorchScript": (lambda n, x, y: certify(torch.jit.trace(n, torch.tensor(x)), x), "model: got a .*Script"),
+    "certify NaN": (lambda n, x, y: certify(Wrapped(n, lambda o: o * np.nan), x), "model: its outputs hold NaN"),
     "single image": (lambda n, x, y: attack(n, x[0], y[:1]), r"model: .*x\[None\]"),
     "single pairs": (lambda n, x, y: attack(n, zip(x, y, strict=True)), r"x: got an array .*DataLoader\(list\(pairs"),
     "pairs of other lengths": (

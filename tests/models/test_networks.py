@@ -95,6 +95,7 @@ def test_the_quick_net_starts_gaussian_as_its_paper():
 
 @pytest.mark.parametrize("make", [PreActResNet18, lambda: WideResNet(depth=10, widen_factor=2)])
 def test_residual_networks_start_as_he_et_al(make):
+    torch.manual_seed(0)
     for layer in weighted(make()):
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.weight.numel() / layer.in_channels

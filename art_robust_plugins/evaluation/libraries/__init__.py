@@ -1,7 +1,8 @@
 """The attacks that an evaluation may run: a file for each library that they come from."""
 
+from ...choices import Backend
 from ..results import Constraint
-from .attack import TRANSFER, Attack, Backend, NotApplicable, Perturb, Prepare, Setting
+from .attack import TRANSFER, Attack, NotApplicable, Perturb, Prepare, Setting
 from .packages import package_versions, reference_package
 from .registry import ALIASES, ATTACKS, SUITES, find_norms, present_name, resolve, suite_of
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...choices import Backend
 from ...threat import ThreatModel
 from ..results import Constraint
-
-Backend = Literal["native", "reference"]
-"""The implementation of AutoAttack: this package's own, or the authors' package."""
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
 """Images x [N, C, H, W] (or [N, F]) in [0, 1] and labels y [N] int64 -> candidates like x."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from .attack import Attack, Backend
+from ...choices import Backend
+from .attack import Attack
 
 
 def reference_package() -> tuple[ModuleType, str]:
