@@ -13,9 +13,7 @@ import warnings
 from contextlib import ExitStack
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ..experiments.workers import hold_interrupts, release_interrupts
 from .arguments import ARGUMENTS
@@ -47,6 +45,8 @@ def share_with_workers(context: typer.Context, workers: int) -> None:
     launched = os.environ.get("WORLD_SIZE", "1")
     if launched != "1":
         raise ValueError(f"--workers: got {workers} beside {launched} processes of a launcher, expected 1.")
+    import torch
+
     if torch.cuda.is_available() and workers > torch.cuda.device_count():
         raise ValueError(
             f"--workers: got {workers}, expected at most {torch.cuda.device_count()}, one for each GPU; with "
@@ -75,6 +75,8 @@ class _Workers:
         Raises:
             ConnectionError: a worker died.
         """
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
         before = signal.signal(signal.SIGTERM, _exit_on_signal)
         with ExitStack() as stack:
             stack.callback(signal.signal, signal.SIGTERM, before)
