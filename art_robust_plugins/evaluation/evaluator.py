@@ -18,6 +18,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from ..bridge import (
     EstimatorModule,
@@ -262,13 +263,15 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
             clean.passes == 1 and not clean.moved and max(clean.memory, clean.batch_difference) <= RANDOM_DIFFERENCE
         )
         runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared, steady)
-        left = runner.run_all(prepared.attacks, correct)
-
-        # Report: the main process assembles it; each process has the images itself.
-        finished = FinishedEvaluation(
-            options, samples, prepared, judge, clean, certified, state, left, processes.num_processes
-        )
-        report = share_from_main(processes, lambda: assemble_report(finished))
+        # Parametrized weights are computed once for all passes, where each pass would compute the same.
+        fixed = steady and not (passes.changed or passes.weights.taken or any(each.rounds for each in prepared.attacks))
+        with parametrize.cached() if fixed else nullcontext():
+            left = runner.run_all(prepared.attacks, correct)
+            # Report: the main process assembles it; each process has the images itself.
+            finished = FinishedEvaluation(
+                options, samples, prepared, judge, clean, certified, state, left, processes.num_processes
+            )
+            report = share_from_main(processes, lambda: assemble_report(finished))
         assert report.details is not None
         details = replace(report.details, clean=samples.x[state.broken & correct].numpy())
         return replace(report, adversarial=state.adversarial.numpy(), details=details)

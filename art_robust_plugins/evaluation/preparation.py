@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..lipschitz import PyTorchLipschitzCertifier
 from ..randomness import cuda_devices, restored_random_states
+from .autoattack.apgd import APGD
 from .autoattack.batches import BatchedPasses, ChannelsLast, choose_layout, find_fitting_size
 from .diagnostics import RANDOM_DIFFERENCE, find_gradient_obstacle, measure_difference
 from .diagnostics.faithfulness import check_same_function, make_probes
@@ -33,6 +34,11 @@ class PreparedAttack:
     attack: Attack
     perturb: Perturb
     parameters: dict[str, Any]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether some of its passes run under autocast, where a weight may be computed in half precision."""
+        return isinstance(self.perturb, APGD) and self.perturb.passes.precision is not None
 
 
 @dataclass(frozen=True)
