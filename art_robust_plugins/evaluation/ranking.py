@@ -152,7 +152,7 @@ def _collect_images(report: EvaluationResults, part: slice) -> NDArray[Any]:
     if report.details is None or not broken.any():
         return images
     before = int(report.broken[: part.start].sum())
-    clean = images.copy()
+    clean: NDArray[Any] = images.copy()
     clean[broken] = report.details.clean[before : before + int(broken.sum())]
     return clean
 
