@@ -198,8 +198,9 @@ class WindowSearch:
         """The images [m, C, H W] that queries of a block make of the best images of points, at places of the block."""
         c, which = self.x.shape[1], (block.batch[place], query)
         first, second = (each[which][:, None].expand(-1, c, -1) for each in (block.first, block.second))
-        delta = self.delta[point]
-        windows = _measure_length(self.norm, delta * block.inside[which][:, None], 2)
+        delta = self.delta.index_select(0, point)
+        inside = block.inside.flatten(0, 1).index_select(0, which[0] * block.inside.shape[1] + query)[:, None]
+        windows = _measure_length(self.norm, delta * inside, 2)
         part = delta.gather(2, first)
         shape = block.tiles[block.turned[which]][:, None] * block.signs[place, query][..., None]
         shape = shape + part / (1e-12 + _measure_length(self.norm, part, 2))
@@ -209,7 +210,7 @@ class WindowSearch:
         else:
             size = (self.missing[point] / c + windows) * c
         delta.scatter_(2, second, 0.0).scatter_(2, first, shape * size)
-        return self._fill_ball(self.x[point], delta)
+        return self._fill_ball(self.x.index_select(0, point), delta)
 
     def _measure_missing(self, delta: Tensor) -> Tensor:
         """What these changes leave of the radius [m, 1, 1]; in L2, of its square."""
@@ -218,10 +219,10 @@ class WindowSearch:
         return ((radius**2 - image**2) if self.norm == "L2" else (radius - image)).clamp_min(0)
 
     def _fill_ball(self, x: Tensor, delta: Tensor) -> Tensor:
-        """The image x + delta in [0, 1], with the change scaled to fill the ball."""
+        """The image x + delta in [0, 1], with the change scaled to fill the ball, in place."""
         if self.norm == "L2":
             length = _measure_length(self.norm, delta, (1, 2))
-            return (delta / (length + 1e-12)).mul_(self.points.eps).add_(x).clamp_(0, 1)
+            return delta.div_(length + 1e-12).mul_(self.points.eps).add_(x).clamp_(0, 1)
         return x + delta + correct_to_l1_ball(x, delta, self.points.eps * (1 - 1e-6))
 
     def _draw_tiles(self) -> Tensor:
@@ -269,5 +270,6 @@ def _build_hill(height: int, width: int, norm: Norm) -> Tensor:
 def _measure_length(norm: Norm, delta: Tensor, dims: int | tuple[int, ...]) -> Tensor:
     """The length over some axes, which stay with size 1."""
     if norm == "L2":
-        return (delta**2).sum(dim=dims, keepdim=True).sqrt()
+        # The same number as by a power of 2, in less time.
+        return (delta * delta).sum(dim=dims, keepdim=True).sqrt()
     return delta.abs().sum(dim=dims, keepdim=True)
