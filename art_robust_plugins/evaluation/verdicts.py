@@ -123,7 +123,7 @@ class Judge:
         candidates[~finite] = x[~finite]
         # In parts: numbers in float64 and their differences are several times as large as the images.
         at_once = limit_on_cpu(x[:1], len(x))
-        parts = zip(candidates.split(at_once), x.split(at_once), strict=True)
+        parts = zip(torch.split(candidates, at_once), torch.split(x, at_once), strict=True)
         distance = torch.cat([threat.distance(some.double(), own.double()) for some, own in parts])
         # An image that rounding alone may have put outside of the ball is projected back, and judged there.
         near = (distance > threat.eps + self.tolerance.typical) & (distance <= threat.eps + self.tolerance.worst)
