@@ -54,6 +54,7 @@ CASES: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
     ("64->128 3x3 stride 2, 32x32", 64, 128, 3, 32, {"padding": 1, "stride": 2}),
     ("256->256 3x3, 8x8", 256, 256, 3, 8, {"padding": 1}),
     ("512->512 3x3, 4x4", 512, 512, 3, 4, {"padding": 1}),
+    ("64->64 3x3, 32x32", 64, 64, 3, 32, {"padding": 1}),
 ]
 DENSE = 4096
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -72,7 +72,6 @@ def make_blocks() -> dict[str, str]:
         "autoattack_parity": part("autoattack_parity", "total"),
         "conv_norms": summary("conv_norms", conv_norms.summary),
         "conv_norms_random": table(records["conv_norms"]["results"]["random"]),
-        "conv_norms_networks": table(records["conv_norms"]["results"]["networks"]),
         "certify_speed": tables("certify_speed"),
         "bang_mnist": summary("bang_mnist", bang_mnist.summary),
         "lipschitz_mnist": summary("lipschitz_mnist", lipschitz_mnist.summary),

@@ -103,7 +103,8 @@ def compare(kind: str, bound: float, truth: float, case: str, loose: float) -> O
 def _check_module(kind: str, module: nn.Module, shape: tuple[int, ...], rng: random.Random) -> Outcome:
     weight, weights = random_weight(rng, module.weight.shape)
     if rng.random() < 0.3:
-        module, weight = module.double(), weight.double() * rng.choice([1.0, 1e-300, 1e-312, 1e290])
+        module = module.double()
+        weight = (weight.double() * rng.choice([1.0, 1e-300, 1e-312, 1e290])).clamp(-1e300, 1e300)
     module.weight.data = weight
     case = f"{module} on {shape}, {weights}, largest {float(weight.abs().max()):g} {weight.dtype}"
     twin, exponent = _scaled_twin(module)

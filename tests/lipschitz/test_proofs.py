@@ -190,7 +190,7 @@ def test_wide_layers_are_proven_within_a_hundredth_of_a_percent(inputs, outputs,
 @pytest.mark.parametrize(
     ("kernel", "size", "settings"),
     [
-        ((101,), (120,), {"padding": 50}),  # so many pairs of taps that they are not listed
+        ((101,), (120,), {"padding": 50}),  # as one matrix
         ((1,), (3000,), {}),
         ((5,), (3000,), {"stride": 5}),
         ((3, 1), (40, 3), {"padding": (1, 0), "stride": (3, 2)}),

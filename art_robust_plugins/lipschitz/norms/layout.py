@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,43 +77,43 @@ def list_layouts(channels: int, outer: int, parts: Sequence[AxisPart], panel: in
         fixed = 8 * (SUMS_KEPT * (others * channels) ** 2 + taps * others * channels * outer)
         fixed += 8 * 4 * inner_links + _LINK_BYTES * links[axis] + 8 * 3 * table * (channels + 1)
         for folded in (False, True):
-            band = _band(part, folded)
+            strip = _Strip(axis, folded, part.count, size // part.count, _band(part, folded))
             rows = 1
             while True:
-                by_matrix = rows == part.count and entries <= _DENSE
-                held = 8 * 3 * entries if by_matrix else fixed
-                listed = 0 if by_matrix else links[axis]
-                layouts.append(_lay_out(size, axis, folded, by_matrix, part.count, rows, band, panel, held, listed))
+                layouts.append(_lay_out(strip, rows, panel, fixed, links[axis]))
                 if rows == part.count:
                     break
                 rows = min(2 * rows, part.count)
+            if entries <= _DENSE:
+                layouts[-1] = replace(_lay_out(strip, rows, panel, 8 * 3 * entries, 0), by_matrix=True)
     return layouts
 
 
-def _lay_out(
-    size: int,
-    axis: int,
-    folded: bool,
-    by_matrix: bool,
-    count: int,
-    rows: int,
-    band: int,
-    panel: int,
-    held: float,
-    listed: int,
-) -> Layout:
-    blocks = math.ceil(count / rows)
-    half = min(math.ceil(band / rows), blocks - 1)
-    width = size // count * rows
+@dataclass(frozen=True)
+class _Strip:
+    """The positions of one axis in an order: their number, the unknowns of each, and how far they are coupled."""
+
+    axis: int
+    folded: bool
+    count: int
+    unknowns: int
+    band: int
+
+
+def _lay_out(strip: _Strip, rows: int, panel: int, held: float, links: int) -> Layout:
+    """The layout with so many positions in a block row, beside ``held`` bytes and pairs of taps to list."""
+    blocks = math.ceil(strip.count / rows)
+    half = min(math.ceil(strip.band / rows), blocks - 1)
+    width = strip.unknowns * rows
     below = [min(half, blocks - 1 - index) for index in range(max(blocks - half - 1, 0), blocks)]  # the last ones
     full = blocks - len(below)
     operations = width**3 * (full * (1 / 3 + half + half**2) + sum(1 / 3 + h + h**2 for h in below))
     calls = blocks * (math.ceil(width / panel) * _PANEL_CALLS + (half + 1) ** 2)
-    calls += 0 if by_matrix else 8 * count * min(rows, count) * (half + 1)
-    vectors = 8 * STEPS * size
-    memory = held + vectors + 8 * width**2 * ((half + 1) * (half + 2) / 2 + half + 4)
-    cost = operations + _OVERHEAD * calls + _LINK * listed
-    return Layout(axis, folded, by_matrix, rows, half, blocks, operations, memory, cost)
+    calls += 8 * strip.count * rows * (half + 1) if links else 0
+    memory = held + 8 * STEPS * strip.count * strip.unknowns
+    memory += 8 * width**2 * ((half + 1) * (half + 2) / 2 + half + 4)
+    cost = operations + _OVERHEAD * calls + _LINK * links
+    return Layout(strip.axis, strip.folded, False, rows, half, blocks, operations, memory, cost)
 
 
 def _band(part: AxisPart, folded: bool) -> int:
