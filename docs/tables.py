@@ -69,6 +69,8 @@ def make_blocks() -> dict[str, str]:
         "training_step": tables("training_step"),
         "autoattack_speed": part("autoattack_speed", "whole"),
         "autoattack_seconds": part("autoattack_speed", "seconds"),
+        "autoattack_others": summary("autoattack_others", show_others),
+        "memory_settings": summary("memory_settings", list),
         "autoattack_parity": part("autoattack_parity", "total"),
         "conv_norms": summary("conv_norms", conv_norms.summary),
         "conv_norms_random": table(records["conv_norms"]["results"]["random"]),
@@ -87,6 +89,12 @@ def make_blocks() -> dict[str, str]:
         "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary),
         **{f"recipe_{name}": describe_recipe(name, records.get(f"recipe_{name}")) for name in available_recipes()},
     }
+
+
+def show_others(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The columns of the AutoAttack of torchattacks and of ART."""
+    kept = ["network", "points", "eps", "robust, ours", "torchattacks / ours, time", "robust, torchattacks"]
+    return [{key: row[key] for key in [*kept, "ours, s", "ART, s", "robust, ART"]} for row in results["whole"]]
 
 
 def leave_out_not_run(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
