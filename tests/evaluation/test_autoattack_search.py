@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,30 @@ def test_square_finds_the_images_of_the_reference(norm: Any, eps: float, shape: 
     found = Square(network, threat, queries=300, seed=3, batch_size=20, physical_batch_size=60)(x, y)
     assert torch.equal(found, expected)
     assert 3 <= int((found != x).flatten(1).any(dim=1).sum()) <= 27
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.14), ("L2", 0.8), ("L1", 2.6)])
+def test_square_on_a_gpu_and_on_a_cpu(norm: Any, eps: float, network: nn.Module) -> None:
+    x, y = correct(network, *images_of("digits"))
+    copy = deepcopy(network).cuda()
+    attacks = [Square(model, ThreatModel(norm, eps), queries=150, batch_size=9) for model in (network, copy)]
+    found = [attacks[0](x, y), attacks[1](x.cuda(), y.cuda()).cpu()]
+    assert torch.equal(verdicts(network, found[0], y), verdicts(network, found[1], y))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_the_change_onto_a_hyperplane_on_a_gpu(norm: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.rand(20, 700, generator=generator, dtype=torch.float64) for _ in range(2))
+    w = 2 * w - 1
+    offset = 0.7 * w.clamp_max(0).sum(dim=1)
+    expected = project_onto_hyperplane(x, w, offset, norm)
+    found = project_onto_hyperplane(x.cuda(), w.cuda(), offset.cuda(), norm).cpu()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
 def test_square_spends_no_query_on_proposals_that_change_nothing(network: nn.Module) -> None:
