@@ -199,6 +199,16 @@ def quote_error(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
+def describe_error(error: BaseException) -> str:
+    """The kind of an error and the first line of its text, as a refusal quotes what another library raised.
+
+    Example:
+        >>> describe_error(ValueError("too large."))
+        'ValueError: too large'
+    """
+    return f"{type(error).__name__}: {quote_error(error)}"
+
+
 def check_path(name: str, value: Any) -> Path:
     """A path of text or of ``pathlib`` as a `Path`.
 

@@ -16,7 +16,7 @@ from art import config
 from art.utils import load_cifar10, load_mnist
 from numpy.typing import NDArray
 
-from .checks import check_path, suggest
+from .checks import check_path, describe_error, suggest
 from .files import read_npz
 from .labels import warn_of_missing_classes
 
@@ -159,8 +159,7 @@ def _art_data(name: str, file: str) -> Iterator[None]:
     except Exception as error:
         if there:
             raise ValueError(
-                f"{folder / file}: ART cannot read it ({type(error).__name__}: {error}), expected the original data "
-                f"of {name}."
+                f"{folder / file}: ART cannot read it ({describe_error(error)}), expected the original data of {name}."
             ) from error
         raise FileNotFoundError(
             f"{name}: {file} is not in {folder} (ART's data folder) and cannot be downloaded; put it there, or name "

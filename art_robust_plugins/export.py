@@ -10,7 +10,6 @@ inputs as the estimator does, in its clip_values and its order of axes, and retu
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import io
 import re
@@ -31,16 +30,17 @@ from .bridge import (
     EstimatorModule,
     check_classifier,
     clip_range,
+    copy_deeply,
+    copy_network,
     image_tensor,
     predict_outputs,
     preserved,
     standardisation_of,
 )
-from .checks import check_choice, check_path, is_integer, plain_number, quote_error
+from .checks import check_choice, check_path, is_integer, plain_number
 from .choices import Format
 from .files import write_atomically
 from .keywords import explain_keywords
-from .lipschitz.analysis import copy_network
 from .lipschitz.preprocessing import Standardisation
 
 SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
@@ -127,7 +127,7 @@ def export_classifier(
         try:
             content = _serialise(network, batches[0].clone(), format, batch)
         except Exception as error:  # whatever of the network's code cannot be traced
-            reason = _describe_error(error)
+            reason = _find_cause(error)
             advice = "" if batch is not None or format == "torchscript" else ", or a fixed batch"
             raise ValueError(
                 f"classifier: its network cannot be exported as {format} ({reason}), "
@@ -168,13 +168,13 @@ def _make_batches(images: Tensor, classifier: PyTorchClassifier, batch: int | No
     return [*every, images[:1], random[:1].float(), flat[:1].float(), flat[-1:].float(), random[:3].float()]
 
 
-def _describe_error(error: BaseException) -> str:
+def _find_cause(error: BaseException) -> str:
     """An error of torch in one sentence: the first error of a chain, which has the reason."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     lines = [line.strip() for line in str(error).strip().split("\n")]
-    told = next((line for line in lines if line and not line.startswith(("#", "[", "Failed to export"))), "")
-    return (told if told.startswith("TracerWarning: ") else f"{type(error).__name__}: {told}")[:300]
+    first = next((line for line in lines if line and not line.startswith(("#", "[", "Failed to export"))), "")
+    return (first if first.startswith("TracerWarning: ") else f"{type(error).__name__}: {first}")[:300]
 
 
 def copy_with_preprocessing(classifier: PyTorchClassifier) -> nn.Module:
@@ -193,9 +193,7 @@ def copy_with_preprocessing(classifier: PyTorchClassifier) -> nn.Module:
         >>> [type(step).__name__ for step in copy_with_preprocessing(classifier)]
         ['Standardisation', 'Sequential']
     """
-    EstimatorModule(
-        classifier, unit_range=False, probabilities=True
-    )  # which refuses what cannot be copy_with_preprocessing
+    EstimatorModule(classifier, unit_range=False, probabilities=True)  # which refuses what has no gradient
     steps: list[nn.Module] = []
     for operation in classifier.preprocessing_operations:
         if not operation.apply_predict:
@@ -205,20 +203,10 @@ def copy_with_preprocessing(classifier: PyTorchClassifier) -> nn.Module:
             if bool((mean != 0).any() or (std != 1).any()):
                 steps.append(Standardisation(mean.float(), std.float()))
         else:
-            steps.append(_Defence(_copy(operation)))
+            subject = f"classifier: its {type(operation).__name__}"
+            steps.append(_Defence(copy_deeply(subject, operation, "a defence that copy.deepcopy copies")))
     network = nn.Sequential(*steps, copy_network(classifier.model)).cpu().eval()
     return network.requires_grad_(False)
-
-
-def _copy(defence: Any) -> Any:
-    try:
-        return copy.deepcopy(defence)
-    except Exception as error:  # whatever its attributes raise
-        reason = quote_error(error)
-        raise ValueError(
-            f"classifier: its {type(defence).__name__} cannot be copied ({type(error).__name__}: {reason}), expected a "
-            f"defence that copy.deepcopy copies."
-        ) from error
 
 
 class _Defence(nn.Module):
@@ -260,13 +248,13 @@ def _trace(network: nn.Module, x: Tensor) -> Any:
     a warning that is raised as an error. A forward that silences warnings is found by the conversions themselves. Torch
     ignores warnings from its own modules, which only ask for sizes; they are ignored here too.
     """
-    with warnings.catch_warnings(record=True) as told, _Conversions() as conversions:
+    with warnings.catch_warnings(record=True) as warned, _Conversions() as conversions:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=_OF_TORCH)  # type: ignore[attr-defined]
         # The tracer's own check compares with the network that it traces; ours is with the estimator.
         traced = torch.jit.trace(network, (x,), check_trace=False)  # type: ignore[no-untyped-call]
-    for warning in told:
+    for warning in warned:
         if issubclass(warning.category, torch.jit.TracerWarning):  # type: ignore[attr-defined]
             raise ValueError(f"TracerWarning: {warning.message}")
     if conversions.found:
@@ -309,7 +297,7 @@ def _run_file(path: Path, x: Tensor, format: Format) -> NDArray[Any]:
         raise
     except Exception as error:  # whatever the runtime says
         raise ValueError(
-            f"classifier: the file of its network fails for {len(x)} inputs ({_describe_error(error)}), expected one "
+            f"classifier: the file of its network fails for {len(x)} inputs ({_find_cause(error)}), expected one "
             f"that takes them; nothing was written."
         ) from error
 

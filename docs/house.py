@@ -35,14 +35,8 @@ that is."""
 DOORS = ("__main__",)
 """Modules that open the package, and hold nothing."""
 
-WIDTH, HEIGHT, GAP, PITCH, MARGIN, LABELS = (
-    150,
-    32,
-    16,
-    76,
-    20,
-    140,
-)  # pixels: rooms, between them, rows, around, labels
+WIDTH, HEIGHT, GAP, PITCH, MARGIN, LABELS = 150, 32, 16, 76, 20, 140
+"""Pixels: a room's width and height, between rooms, from row to row, around all, and for the floors' names."""
 LINE_HEIGHT = 18
 SWEEPS = 24
 """How often the rows are ordered."""

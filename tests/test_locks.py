@@ -53,7 +53,7 @@ def killed(process: subprocess.Popen[bytes]) -> None:
 def test_a_folder_is_held_by_one_process_until_it_is_killed(tmp_path: Path) -> None:
     process = holder(tmp_path)
     assert said(process) == [b"held"]
-    with pytest.raises(FolderInUseError, match=rf"^out: .* process {process.pid}, expected"):  # noqa: SIM117
+    with pytest.raises(FolderInUseError, match=rf"^out: .* process {process.pid},"):  # noqa: SIM117
         with locked_folder("out", tmp_path, "training"):
             pytest.fail("two processes hold one folder")
     with locked_folder("out", tmp_path, "report"):  # another purpose
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(place: str, tmp_path: Pat
     (tmp_path / "file").touch()
     folder = tmp_path / place
     for check in (check_output_folder, lambda name, path: check_output_file(name, path / "net.pt2")):
-        with pytest.raises(ValueError, match=r"^out: got .* expected another\.$"):
+        with pytest.raises(ValueError, match=r"^out: got"):
             check("out", folder)
     with pytest.raises(ValueError, match=r"^out: got "), locked_folder("out", folder, "training"):
         pytest.fail("locked")
@@ -140,7 +140,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()
     with pytest.raises(ValueError, match=r"out: got .* report.json is a folder"):
         check_output_folder("out", tmp_path, ["report.json"])
-    with pytest.raises(ValueError, match=r"out: got .*report.json, which is a folder, expected a file"):
+    with pytest.raises(ValueError, match=r"out: got .*report.json, which is a folder,"):
         check_output_file("out", tmp_path / "report.json")
 
 

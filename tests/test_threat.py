@@ -79,14 +79,14 @@ def test_norms_as_art_spells_them(spelling, norm):
 def test_other_norms_are_refused(norm):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         ThreatModel(norm, 1)
-    assert str(refusal.value) == f"norm: got {norm!r}, expected one of 'Linf', 'L2', 'L1'."
+    assert str(refusal.value).startswith(f"norm: got {norm!r},")
 
 
 @pytest.mark.parametrize("eps", [0, -0.1, math.nan, math.inf, "8/0", "8:255", "", "1e400", "nan", None, [1], "-1/255"])
 def test_other_radii_are_refused(eps):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         ThreatModel("Linf", eps)
-    assert str(refusal.value) == f"eps: got {eps!r}, expected a positive number or a fraction such as '8/255'."
+    assert str(refusal.value).startswith(f"eps: got {eps!r},")
 
 
 def test_text_and_scaling():

@@ -6,7 +6,7 @@ Everything that this package must know about ART's `PyTorchClassifier` is here.
 from .estimators import check_certified, check_classifier, overrides_predict, warn_of_own_predict
 from .layout import to_channels_last
 from .module import EstimatorModule
-from .networks import device_of, preserved
+from .networks import copy_deeply, copy_network, device_of, preserved
 from .outputs import (
     check_outputs,
     class_logits,
@@ -53,6 +53,8 @@ __all__ = [
     "class_logits",
     "clip_above",
     "clip_range",
+    "copy_deeply",
+    "copy_network",
     "copy_to",
     "device_of",
     "image_tensor",

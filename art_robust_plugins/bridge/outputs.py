@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checks import quote_error
+from ..checks import describe_error
 from ..randomness import restored_random_states
 from .estimators import find_own_forward
 from .networks import device_of, preserved
@@ -110,7 +110,6 @@ def probe_outputs(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the network raises
-            reason = quote_error(error)
             weights = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
             advice = ""
             if x.dtype != torch.float32:
@@ -119,7 +118,7 @@ def probe_outputs(
                 advice = f"; its weights are {min(map(str, weights))}: use network.float(), or convert in forward"
             raise ValueError(
                 f"classifier: the network fails on inputs {tuple(x.shape)} of type {x.dtype} "
-                f"({type(error).__name__}: {reason}), expected one that takes them{advice}."
+                f"({describe_error(error)}), expected one that takes them{advice}."
             ) from error
     # Losses of class indices have none for a single output.
     check_outputs(outputs, classifier.nb_classes, single=not (classifier._reduce_labels and classifier._int_labels))

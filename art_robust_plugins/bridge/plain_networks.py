@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..checks import check_count
+from ..checks import check_count, describe_error
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import restored_state
 from .estimators import check_classifier
@@ -164,10 +164,9 @@ def copy_to(model: nn.Module | PyTorchClassifier, device: Any) -> nn.Module | Py
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the network's attributes raise
-        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(
             f"device: got {device!r}, and the network on {device_of(model)} cannot be copied there "
-            f"({type(error).__name__}: {reason}), expected None; move it with model.to(...)."
+            f"({describe_error(error)}), expected None; move it with model.to(...)."
         ) from error
 
 
@@ -209,7 +208,7 @@ def _find_evaluable(model: nn.Module) -> nn.Module:
 
 
 def _advise_on_model(model: object) -> str | None:
-    """What is told of things that are taken for networks: what came and what is expected, without the end."""
+    """How a refusal of what people take for networks begins: what came and what is expected, without the end."""
     if isinstance(model, type):
         instance = "an instance of it" if issubclass(model, nn.Module) else "an instance of a torch.nn.Module"
         return f"the class {model.__name__}, expected {instance}, such as {model.__name__}(...)"
@@ -248,9 +247,8 @@ def _probe(model: nn.Module, few: Tensor, preprocessing: tuple[Any, Any]) -> tup
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the network raises
-            reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ValueError(
-                f"model: it fails on images of shape {tuple(few.shape)} ({type(error).__name__}: {reason}), expected "
+                f"model: it fails on images of shape {tuple(few.shape)} ({describe_error(error)}), expected "
                 f"one that takes them{_advise_on_failure(model, tuple(few.shape[1:]))}."
             ) from error
     network = model

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from ..experiments.runs import BATCH_SIZE, CERTIFICATE_FILE, CERTIFICATES, RADII_FILE, certify_classifier
-from ..terminal import console
-from .arguments import DataOption, DeviceOption, select_device
-from .running import check_alone, check_output
-from .targets import BoundsOption, MeanOption, NetworkArgument, StdOption, WeightsOption, choose_threats, load_target
+from ..experiments.evaluation_plans import BATCH_SIZE
+from .arguments import DeviceOption, NetworkArgument, NetworkOptions, select_device
+from .derived import take_settings
 
 
+@take_settings()
 def certify(
     run: NetworkArgument,
     eps: Annotated[
@@ -27,11 +25,7 @@ def certify(
     norm: Annotated[
         str | None, typer.Option(help="L2, L1 or Linf; by default that of the run's training, or L2.")
     ] = None,
-    data: DataOption = None,
-    weights: WeightsOption = None,
-    bounds: BoundsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
+    network: NetworkOptions = NetworkOptions(),
     points: Annotated[int | None, typer.Option(help="How many test images, the first ones; all by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images in a forward pass.", min=1)] = BATCH_SIZE,
     device: DeviceOption = None,
@@ -47,12 +41,20 @@ def certify(
     Example: art-robust certify runs/bang --norm L2 --eps 0.5 --eps 1.0
     """
     select_device(device)
+    # These import torch and ART, which the help does without.
+    from rich.table import Table
+
+    from ..experiments.runs import CERTIFICATE_FILE, CERTIFICATES, RADII_FILE, certify_classifier
+    from ..terminal import console
+    from .running import check_alone, check_output
+    from .targets import choose_threats, load_target
+
     check_alone("certify")
     if points is not None and points < 1:
         raise ValueError(f"--points: got {points}, expected at least 1.")
     if out is not None:
         check_output("--out", out, (CERTIFICATE_FILE, RADII_FILE))
-    target = load_target(run, data, weights=weights, bounds=bounds, mean=mean, std=std)
+    target = load_target(run, network)
     # Proofs are in L2: radii without a norm are meant so, whatever the training's.
     threats, source = choose_threats(target, "L2" if eps and norm is None else norm, eps or [], default="L2")
     norm, radii = threats[0].norm, eps or [f"{threats[0].eps:g}"]

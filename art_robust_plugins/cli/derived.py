@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
@@ -45,28 +45,34 @@ class FieldOption:
         """The parameter of a command, as typer reads it."""
         names = [] if self.option is None else [self.option]
         option = typer.Option(*names, help=self.help, metavar=self.metavar, min=self.min)
-        kind = get_type_hints(self.owner)[self.field] if self.kind is None else self.kind
+        kind = _read_type(self.owner, self.field) if self.kind is None else self.kind
         default = default_of(self.owner, self.field) if self.default is _FIELD else self.default
         return inspect.Parameter(
             self.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
         )
 
 
+def _read_type(owner: type, name: str) -> Any:
+    """The type of a field; those of the others may be known to type checkers alone."""
+    alone = type(name, (), {"__module__": owner.__module__, "__annotations__": {name: owner.__annotations__[name]}})
+    return get_type_hints(alone)[name]
+
+
 def list_options(
-    owner: type, told: Mapping[str, Mapping[str, Any]], *, without: Collection[str]
+    owner: type, changes: Mapping[str, Mapping[str, Any]], *, without: Collection[str]
 ) -> tuple[FieldOption, ...]:
     """An option for each field of a dataclass, in its order, except those ``without`` one.
 
-    What ``told`` gives for a field goes to its `FieldOption`. Otherwise a switch has no negation, and the help is the
-    first sentence about the field in the dataclass's docstring.
+    A field's `FieldOption` gets the arguments that ``changes`` has for it. Otherwise a switch has no negation, and the
+    help is the first sentence about the field in the dataclass's docstring.
     """
-    if unknown := {*told, *without} - {field.name for field in fields(owner)}:
-        raise ValueError(f"told: got {', '.join(sorted(unknown))}, expected fields of {owner.__name__}.")
+    if unknown := {*changes, *without} - {field.name for field in fields(owner)}:
+        raise ValueError(f"changes: got {', '.join(sorted(unknown))}, expected fields of {owner.__name__}.")
     options = []
     for field in fields(owner):
         if field.name in without:
             continue
-        given = {"help": _read_purpose(owner, field.name), **told.get(field.name, {})}
+        given = {"help": _read_purpose(owner, field.name), **changes.get(field.name, {})}
         if field.default is False:
             given.setdefault("option", f"--{field.name.replace('_', '-')}")
         options.append(FieldOption(owner, field.name, **given))
@@ -89,20 +95,31 @@ def default_of(owner: type, name: str) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def take_settings(settings: Sequence[FieldOption]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command have an option for each setting, in the place of its ``**settings``."""
+def take_settings(settings: Sequence[FieldOption] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command have an option for each setting, in the place of its ``**settings``.
+
+    A parameter whose type is a dataclass becomes the options that annotate its fields.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        groups: dict[str, type] = {}
+
         @wraps(command)
         def run(**given: Any) -> None:
+            for name, group in groups.items():
+                given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
             command(**given)
 
         parameters: list[inspect.Parameter] = []
         for parameter in inspect.signature(command, eval_str=True).parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 parameters += [setting.parameter() for setting in settings]
+            elif is_dataclass(group := parameter.annotation) and isinstance(group, type):
+                groups[parameter.name] = group
+                parameters += inspect.signature(group, eval_str=True).parameters.values()
             else:
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                parameters.append(parameter)
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         vars(run)["__signature__"] = inspect.Signature(parameters)
         return run

@@ -5,36 +5,31 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..bridge import input_range
-from ..evaluation import EvaluationReport
-from ..evaluation.front import warn_of_guessing
-from ..evaluation.libraries import Backend
-from ..evaluation.report import COMPARISON_FILES, PAGE_FILE, REPORT_FILES
-from ..evaluation.robustbench import ROBUSTBENCH_POINTS
-from ..experiments.runs import BATCH_SIZE, EVALUATIONS, evaluate_classifier
-from ..terminal import console
-from ..threat import ThreatModel
-from .arguments import DataOption, DeviceOption, QuietOption, SeedOption, select_device
-from .data import check_run
-from .running import advise_on_interrupt, check_output, is_main
-from .targets import (
-    BoundsOption,
-    MeanOption,
-    NetworkArgument,
-    StdOption,
-    Target,
-    WeightsOption,
-    choose_threats,
-    load_target,
+from ..experiments.evaluation_plans import EvaluationPlan
+from .arguments import DeviceOption, NetworkArgument, NetworkOptions, QuietOption, Submission, select_device
+from .derived import FieldOption, take_settings
+
+EVALUATION = (
+    FieldOption(EvaluationPlan, "points", help="How many test images, the first ones.", min=1),
+    FieldOption(EvaluationPlan, "batch_size", help="Points an attack gets at once; it fixes the randomness."),
+    FieldOption(
+        EvaluationPlan,
+        "physical_batch_size",
+        help="The most points in a pass; by default what a GPU's memory holds.",
+        min=1,
+    ),
+    FieldOption(
+        EvaluationPlan, "backend", help="Whose AutoAttack: this package's, or its authors' where it is installed."
+    ),
+    FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0),
 )
 
-IMAGES = "images"
 
-
+@take_settings(EVALUATION)
 def evaluate(
     run: NetworkArgument,
     eps: Annotated[
@@ -57,22 +52,7 @@ def evaluate(
         list[Path] | None,
         typer.Option("--transfer", help="Another run, whose network's gradients are followed as well; repeatable."),
     ] = None,
-    data: DataOption = None,
-    weights: WeightsOption = None,
-    bounds: BoundsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    points: Annotated[int, typer.Option(help="How many test images, the first ones.", min=1)] = 1000,
-    batch_size: Annotated[
-        int, typer.Option(help="Points an attack gets at once; it fixes the randomness.")
-    ] = BATCH_SIZE,
-    physical_batch_size: Annotated[
-        int | None, typer.Option(help="The most points in a pass; by default what a GPU's memory holds.", min=1)
-    ] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="Whose AutoAttack: this package's, or its authors' where it is installed.")
-    ] = "native",
-    seed: SeedOption = 0,
+    network: NetworkOptions = NetworkOptions(),
     device: DeviceOption = None,
     quiet: QuietOption = False,
     certify: Annotated[bool, typer.Option("--certify", help="Add the certified radii to the report.")] = False,
@@ -82,18 +62,12 @@ def evaluate(
             "--png", help="Also write the attacked images as 8-bit PNG files, and judge these after rounding."
         ),
     ] = False,
-    robustbench: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Also write a submission to RobustBench there, as JSON and images."),
-    ] = None,
-    title: Annotated[
-        str | None, typer.Option(help="Title of the paper, for --robustbench; the network's name by default.")
-    ] = None,
-    authors: Annotated[str, typer.Option(help="Its authors, for --robustbench.")] = "unknown",
+    submission: Submission = Submission(),
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for the report; by default one in the run's, or in runs/NAME."),
     ] = None,
+    **settings: Any,
 ) -> None:
     """Attack a trained network and write a report. Stopped, the same command goes on where it was.
 
@@ -105,18 +79,29 @@ def evaluate(
     Example: art-robust evaluate my_file.py:build --weights w.safetensors --data cifar10 --eps 8/255
     """
     select_device(device)
+    # These import torch and ART, which the help does without.
+    from ..evaluation.front import warn_of_guessing
+    from ..evaluation.report import COMPARISON_FILES, PAGE_FILE, REPORT_FILES
+    from ..experiments.runs import EVALUATIONS, evaluate_classifier
+    from ..terminal import console
+    from .data import check_run
+    from .evaluation_files import check_pictures, check_submission, write_images, write_submission
+    from .running import advise_on_interrupt, check_output, is_main
+    from .targets import choose_threats, load_target
+
     if out is not None:
         check_output("--out", out, REPORT_FILES)
     for source_of_gradients in transfers or []:
         check_run("--transfer", source_of_gradients)
-    target = load_target(run, data, weights=weights, bounds=bounds, mean=mean, std=std)
+    target = load_target(run, network)
     threats, source = choose_threats(target, norm, eps or [], default="Linf")
     chosen = [name.strip() for names in attacks or ["standard"] for name in names.split(",")]
-    if robustbench is not None:
-        _check_submission(target, threats, chosen)
-        check_output("--robustbench", robustbench, ())
+    if submission.robustbench is not None:
+        check_submission(target, threats, chosen)
+        check_output("--robustbench", submission.robustbench, ())
     if png:
-        _check_pictures(target)
+        check_pictures(target)
+    plan = EvaluationPlan(threats, chosen, transfers or [], certify="always" if certify else "never", **settings)
     if out is None:
         check_output("--out", target.home / EVALUATIONS, ())
     if source and is_main():
@@ -126,17 +111,9 @@ def evaluate(
             target.classifier,
             target.home,
             target.data,
-            threats,
-            chosen,
-            transfers or [],
-            points=points,
-            seed=seed,
-            batch_size=batch_size,
-            physical_batch_size=physical_batch_size,
-            backend=backend,
-            certify="always" if certify else "never",
-            out=out,
+            plan,
             trained_on=target.trained_on,
+            out=out,
             verbose=not quiet,
         )
     if not is_main():
@@ -146,54 +123,10 @@ def evaluate(
     if png:
         single = len(reports) == 1
         places = [folder if single else folder / f"{report.settings['threat']['eps']:g}" for report in reports]
-        reports = [_write_images(report, place, target) for report, place in zip(reports, places, strict=True)]
+        reports = [write_images(report, place, target) for report, place in zip(reports, places, strict=True)]
     for report in reports:
         console.print(str(report), markup=False, highlight=False)
-    if robustbench is not None:
-        _write_submission(reports[0], target, robustbench, title or target.home.name, authors)
+    if submission.robustbench is not None:
+        write_submission(reports[0], target, submission.robustbench, submission)
     page = folder / (PAGE_FILE if len(reports) == 1 else COMPARISON_FILES[-1])
     console.print(str(page), markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_pictures(target: Target) -> None:
-    """Refuse, before any attack, inputs that are no images."""
-    shape, box = tuple(target.classifier.input_shape), input_range(target.classifier)
-    if len(shape) != 3 or shape[0 if target.classifier.channels_first else -1] not in (1, 3) or not box.uniform:
-        raise ValueError(
-            f"--png: got inputs of shape {shape} in {box}, expected images of 1 or 3 channels in one range."
-        )
-
-
-def _write_images(report: EvaluationReport, folder: Path, target: Target) -> EvaluationReport:
-    """The attacked images beside a saved report, which then says what rounding left of them."""
-    judged = report.save_images(folder / IMAGES, target.classifier)
-    judged.save(folder)
-    return judged
-
-
-def _check_submission(target: Target, threats: list[ThreatModel], attacks: list[str]) -> None:
-    """Refuse, before any attack, an evaluation that RobustBench has no leaderboard for."""
-    name = Path(target.data.name).stem
-    if name not in ROBUSTBENCH_POINTS:
-        known = ", ".join(ROBUSTBENCH_POINTS)
-        raise ValueError(f"--robustbench: got the data {name}, expected {known}, or an .npz file of that name.")
-    if attacks != ["standard"]:
-        raise ValueError(f"--robustbench: got the attacks {', '.join(attacks)}, expected standard alone.")
-    if len(threats) > 1 or threats[0].norm == "L1":
-        told = ", ".join(map(str, threats))
-        raise ValueError(f"--robustbench: got the threats {told}, expected a single one in Linf or L2.")
-
-
-def _write_submission(report: EvaluationReport, target: Target, folder: Path, title: str, authors: str) -> None:
-    path = report.to_robustbench(
-        folder,
-        name=title,
-        authors=authors,
-        dataset=Path(target.data.name).stem,
-        architecture=report.settings["network"],
-        model_id=target.home.name,
-    )
-    console.print(
-        f"RobustBench: {path}, with its images beside it; look through its entries before you submit it.",
-        soft_wrap=True,
-    )

@@ -65,11 +65,11 @@ def check_output(name: str, folder: Path, files: Collection[str]) -> None:
 def advise_on_interrupt(advice: str) -> Iterator[None]:
     """Say how to go on when Ctrl-C stops the work inside, or SIGTERM, which a launcher sends where another one died."""
 
-    def terminated(*_: object) -> None:
+    def end(*_: object) -> None:
         print(f"\nended by SIGTERM; {advice}", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, terminated)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     except KeyboardInterrupt:

@@ -25,6 +25,7 @@ def show_comparison(
 
 
 def print_comparison(reports: dict[str, EvaluationReport]) -> None:
+    """Print the accuracies of named reports, the most robust first, and what follows from them."""
     table = Table(
         Column("run", overflow="fold"),
         "clean",

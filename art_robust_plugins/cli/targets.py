@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
@@ -25,30 +24,8 @@ from ..files import load_state, load_tensors
 from ..saved_classifier import load_classifier
 from ..saved_classifier.networks import find_difference
 from ..threat import ThreatModel, parse_norm
+from .arguments import NetworkOptions
 from .data import load_everywhere, load_test_data
-
-NetworkArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN | FILE.py:NAME",
-        help="A folder that art-robust train, or save_classifier, wrote; or a file, or package.module, and in it a "
-        "network, or a function without arguments that returns one.",
-    ),
-]
-WeightsOption = Annotated[
-    Path | None, typer.Option(help="Weights for FILE.py:NAME: .safetensors, or a state dict that torch.save wrote.")
-]
-BoundsOption = Annotated[
-    str | None,
-    typer.Option(metavar="LOW,HIGH", help="Range that FILE.py:NAME takes, to which images are scaled; 0,1 by default."),
-]
-MeanOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Subtracted from images before FILE.py:NAME takes them: a number, or one for each channel: A,B,C."
-    ),
-]
-StdOption = Annotated[str | None, typer.Option(help="By which the difference is divided, as --mean.")]
 
 
 @dataclass(frozen=True)
@@ -72,29 +49,21 @@ class Target:
     is_run: bool
 
 
-def load_target(
-    argument: str,
-    data: str | None,
-    *,
-    weights: Path | None = None,
-    bounds: str | None = None,
-    mean: str | None = None,
-    std: str | None = None,
-) -> Target:
+def load_target(argument: str, options: NetworkOptions) -> Target:
     """The network, and the data.
 
     Raises:
         ValueError: an argument that names neither, options that do not go with it, a file that fails, other weights.
         FileNotFoundError: there is no such file or folder.
     """
-    given = {"--weights": weights, "--bounds": bounds, "--mean": mean, "--std": std}
+    data, weights = options.data, options.weights
     place, colon, name = argument.rpartition(":")
     if not colon or Path(argument).is_dir():
         if argument.endswith(".py"):
             raise ValueError(f"RUN: got {argument}, expected what in it is the network: {argument}:NAME.")
-        for option, value in given.items():
-            if value is not None:
-                raise ValueError(f"{option}: got {value} beside a run, expected it beside FILE.py:NAME alone.")
+        for option in ("weights", "bounds", "mean", "std"):
+            if (value := getattr(options, option)) is not None:
+                raise ValueError(f"--{option}: got {value} beside a run, expected it beside FILE.py:NAME alone.")
         return _load_run(Path(argument), data)
     if data is None:
         raise ValueError(f"--data: got none beside {argument}, expected the name of the test data.")
@@ -103,10 +72,10 @@ def load_target(
         _load_weights(model if isinstance(model, nn.Module) else model.model, weights)
     home = Path("runs") / (name if weights is None else f"{name}-{weights.stem}")
     limits, subtrahend, divisor = (
-        _read_numbers(*each) for each in (("--bounds", bounds), ("--mean", mean), ("--std", std))
+        _read_numbers(f"--{option}", getattr(options, option)) for option in ("bounds", "mean", "std")
     )
     if limits is not None and len(limits) != 2:
-        raise ValueError(f"--bounds: got {bounds}, expected LOW,HIGH.")
+        raise ValueError(f"--bounds: got {options.bounds}, expected LOW,HIGH.")
     loaded = load_everywhere(data, test_only=True)
     if limits is not None:
         loaded = replace(loaded, x_test=limits[0] + loaded.x_test * (limits[1] - limits[0]))

@@ -101,10 +101,10 @@ def tell_result(out: Path, plan: TrainingPlan) -> None:
         # Epochs that a method undid are no result, as in `RunState.keep_if_best`.
         standing = [epoch for epoch in history if not epoch.get("rolled_back")]
         best = max(standing, key=lambda epoch: epoch[key]) if plan.options["keep_best"] and standing else history[-1]
-        told = f"{best['validation_accuracy']:.2%} clean"
-        told += f", {best[robust]:.2%} under a short attack ({plan.parameters['threat']})" if robust in best else ""
+        found = f"{best['validation_accuracy']:.2%} clean"
+        found += f", {best[robust]:.2%} under a short attack ({plan.parameters['threat']})" if robust in best else ""
         console.print(
-            f"Accuracy on {plan.validation} training images that were held out: {told}. --validation 0 trains on all.",
+            f"Accuracy on {plan.validation} training images that were held out: {found}. --validation 0 trains on all.",
             soft_wrap=True,
         )
     threat = plan.parameters.get("threat")

@@ -29,7 +29,7 @@ from ..bridge import (
     is_plain,
     named_model,
 )
-from ..checks import check_choice, check_count, check_flag, check_path, check_seed
+from ..checks import check_choice, check_count, check_flag, check_path, check_seed, describe_error
 from ..keywords import KnownKeywords, explain_keywords
 from ..processes import find_processes
 from ..snapshot import Snapshot
@@ -210,7 +210,7 @@ def _check_state(network: nn.Module) -> None:
         network.state_dict()
     except Exception as error:  # whatever a get_extra_state raises
         raise ValueError(
-            f"classifier: the state of the network cannot be read ({type(error).__name__}: {error}), expected one "
+            f"classifier: the state of the network cannot be read ({describe_error(error)}), expected one "
             f"whose state_dict() works, by which a report knows the network again."
         ) from error
 

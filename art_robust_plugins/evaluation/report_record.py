@@ -257,8 +257,8 @@ def _check_details(arrays: Arrays, settings: Entry, attacks: int, place: str) ->
     for name, (kind, sizes) in wanted.items():
         found = arrays.get(f"points.{name}")
         if found is None or found.dtype != kind or list(found.shape) != sizes:
-            told = "no such array" if found is None else f"{found.dtype} {list(found.shape)}"
-            raise ValueError(f"{place}: points.{name}: got {told}, expected {kind} {sizes}.")
+            got = "no such array" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise ValueError(f"{place}: points.{name}: got {got}, expected {kind} {sizes}.")
     if not np.isfinite(arrays["points.clean"]).all():
         raise ValueError(f"{place}: points.clean: got NaN or infinity, expected images.")
     breakers = arrays["points.breakers"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import chain, islice
 from typing import Any
 
@@ -41,18 +41,7 @@ def collect_samples(x: Any, y: Any) -> tuple[Any, Any]:
     """
     if not _is_batched(x, y):
         return x, y
-    parts = []
-    with restored_random_states(cuda_devices()):
-        for images, targets in _batches(x):
-            parts.append((images.cpu(), targets.cpu()))
-    if not parts:
-        raise ValueError(f"x: got a {type(x).__name__} without samples, expected at least one.")
-    for name, pieces in zip(("x", "y"), zip(*parts, strict=True), strict=True):
-        shapes = list(dict.fromkeys(tuple(piece.shape[1:]) for piece in pieces))
-        if len(shapes) > 1:
-            raise ValueError(f"{name}: got batches of shapes (N, ...) with {shapes[0]} and {shapes[1]}, expected one.")
-    samples, labels = (torch.cat(same) for same in zip(*parts, strict=True))
-    return samples, labels
+    return _join(x, lambda images, targets: (images.cpu(), targets.cpu()))
 
 
 def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, Tensor]:
@@ -71,17 +60,32 @@ def read_samples(x: Any, y: Any, estimator: PyTorchClassifier) -> tuple[Tensor, 
         samples = image_tensor(x, estimator)
         labels = label_tensor(y, estimator.nb_classes, samples=len(samples))
         return input_range(estimator).clip(samples.cpu()), labels.cpu().clone()
-    parts = []
+
+    def convert(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        samples = image_tensor(images, estimator).cpu()
+        return samples, label_tensor(targets, estimator.nb_classes, samples=len(samples)).cpu()
+
+    samples, labels = _join(x, convert)
+    return input_range(estimator).clip(samples), labels
+
+
+def _join(x: Any, convert: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The samples and labels of all batches of ``x``, each batch through ``convert``.
+
+    Raises:
+        ValueError: no batches, or batches of several shapes.
+    """
     # A DataLoader draws a random number for its workers.
     with restored_random_states(cuda_devices()):
-        for images, targets in _batches(x):
-            samples = image_tensor(images, estimator).cpu()
-            labels = label_tensor(targets, estimator.nb_classes, samples=len(samples)).cpu()
-            parts.append((samples, labels))
+        parts = [convert(images, targets) for images, targets in _batches(x)]
     if not parts:
         raise ValueError(f"x: got a {type(x).__name__} without samples, expected at least one.")
+    for name, pieces in zip(("x", "y"), zip(*parts, strict=True), strict=True):
+        shapes = list(dict.fromkeys(tuple(piece.shape[1:]) for piece in pieces))
+        if len(shapes) > 1:
+            raise ValueError(f"{name}: got batches of shapes (N, ...) with {shapes[0]} and {shapes[1]}, expected one.")
     samples, labels = (torch.cat(same) for same in zip(*parts, strict=True))
-    return input_range(estimator).clip(samples), labels
+    return samples, labels
 
 
 def _is_batched(x: Any, y: Any) -> bool:

@@ -65,7 +65,7 @@ def transfer(
     conventions = {"bounds": bounds, "mean": mean, "std": std}
     if not isinstance(source, nn.Module):
         check_no_conventions(source, **conventions)
-        EstimatorModule(source)  # what cannot be followed is told at once
+        EstimatorModule(source)  # which refuses at once what cannot be followed
 
     def prepare(setting: Setting) -> tuple[Perturb, dict[str, Any]]:
         if isinstance(source, nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..checks import check_choice, check_count, check_number, plain_number
+from ..checks import check_choice, check_count, check_number, plain_number, quote_error
 from ..choices import Kernel
 from ..memory import in_gigabytes, physical_memory
 from ..training.options import Schedule, TrainingOptions
@@ -136,8 +136,9 @@ class TrainingPlan:
             with torch.device("meta"):
                 twin = create_model(self.network, data.input_shape, data.nb_classes, **self.network_arguments)
         except RuntimeError as error:  # sizes below 0, or beyond any memory
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"network: got arguments that make no network ({reason}), expected others.") from error
+            raise ValueError(
+                f"network: got arguments that make no network ({quote_error(error)}), expected others."
+            ) from error
         size = sum(tensor.numel() * tensor.element_size() for tensor in twin.state_dict().values())
         if size > physical_memory():
             raise ValueError(

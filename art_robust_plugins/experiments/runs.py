@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from ..bridge import check_threat
 from ..checks import plain_number
 from ..data import Dataset, Images, Labels
 from ..evaluation import EvaluationReport, Evaluator, save_comparison, sweep, transfer
-from ..evaluation.diagnostics import TRANSFER
 from ..evaluation.evaluator import STATE_FILE
-from ..evaluation.libraries import Backend, present_name
 from ..evaluation.report import REPORT_FILE, REPORT_FILES
 from ..files import read_json, save_tensors, write_json
 from ..labels import MissingClassWarning
@@ -28,6 +26,7 @@ from ..terminal import console
 from ..threat import ThreatModel
 from ..training.engine.checkpointer import CHECKPOINT
 from ..training.engine.processes import Processes
+from .evaluation_plans import BATCH_SIZE, EvaluationPlan
 from .plans import TrainingPlan
 from .training_record import read_training_record
 
@@ -43,8 +42,6 @@ RUN_FILES = (CHECKPOINT, WEIGHTS_FILE, CLASSIFIER_FILE)
 """The files that `train_run` writes."""
 
 STATE = "state"
-
-BATCH_SIZE = 250
 
 
 def train_run(
@@ -107,32 +104,18 @@ def evaluate_run(
     attacks: Sequence[str],
     transfers: Sequence[Path] = (),
     *,
-    points: int,
-    seed: int,
-    batch_size: int = BATCH_SIZE,
-    physical_batch_size: int | None = None,
-    backend: Backend = "native",
-    certify: Literal["always", "if possible", "never"] = "never",
     out: Path | None = None,
     verbose: bool = True,
+    **settings: Any,
 ) -> list[EvaluationReport]:
-    """The report of each threat, saved; several threats in folders of their own, with a page that compares them."""
+    """The report of each threat, saved; several threats in folders of their own, with a page that compares them.
+
+    ``settings`` are the further fields of an `EvaluationPlan`.
+    """
+    plan = EvaluationPlan(threats, attacks, transfers, **settings)
+    trained_on = read_training_record(run).get("data")
     reports, _ = evaluate_classifier(
-        load_classifier(run),
-        run,
-        data,
-        threats,
-        attacks,
-        transfers,
-        points=points,
-        seed=seed,
-        batch_size=batch_size,
-        physical_batch_size=physical_batch_size,
-        backend=backend,
-        certify=certify,
-        out=out,
-        trained_on=read_training_record(run).get("data"),
-        verbose=verbose,
+        load_classifier(run), run, data, plan, trained_on=trained_on, out=out, verbose=verbose
     )
     return reports
 
@@ -141,33 +124,20 @@ def evaluate_classifier(
     classifier: PyTorchClassifier,
     home: Path,
     data: Dataset,
-    threats: Sequence[ThreatModel],
-    attacks: Sequence[str],
-    transfers: Sequence[Path] = (),
+    plan: EvaluationPlan,
     *,
-    points: int,
-    seed: int,
-    batch_size: int = BATCH_SIZE,
-    physical_batch_size: int | None = None,
-    backend: Backend = "native",
-    certify: Literal["always", "if possible", "never"] = "never",
-    out: Path | None = None,
     trained_on: str | None = "",
+    out: Path | None = None,
     verbose: bool = True,
 ) -> tuple[list[EvaluationReport], Path]:
     """As `evaluate_run`, for a classifier whose results belong in the folder ``home``; and where the reports are.
 
     ``trained_on`` are the data of its training, where they are known: the names of reports on other data say which.
     """
-    others = {path.resolve().name: path for path in transfers}
-    if len(others) < len(transfers):
-        raise ValueError(f"--transfer: got {', '.join(map(str, transfers))}, expected runs of different names.")
-    names = [*map(present_name, attacks), *(f"{TRANSFER}{other}" for other in others)]
-    name = _label(trained_on, data, threats, names, points=points, seed=seed, batch=batch_size, backend=backend)
-    folder = out or home / EVALUATIONS / name
+    folder = out or home / EVALUATIONS / plan.name_folder(data, trained_on)
     processes = find_processes()
-    if _holds_certificate(folder / REPORT_FILE):
-        certify = "always"  # a report that is made again keeps what it has
+    # A report that is made again keeps the certificate that it has.
+    certify = "always" if _holds_certificate(folder / REPORT_FILE) else plan.certify
     if certify != "never":
         try:
             classifier = PyTorchLipschitzCertifier.from_classifier(classifier)
@@ -176,22 +146,21 @@ def evaluate_classifier(
                 raise
             if processes.is_main_process:
                 console.print(f"{home.name}: not certified, {reason}", soft_wrap=True)
-    chosen = [*attacks, *(transfer(load_classifier(path), other) for other, path in others.items())]
     settings: dict[str, Any] = {
-        "attacks": chosen,
-        "backend": backend,
-        "batch_size": batch_size,
-        "physical_batch_size": physical_batch_size,
-        "seed": seed,
+        "attacks": [*plan.attacks, *(transfer(load_classifier(path), run) for run, path in plan.sources().items())],
+        "backend": plan.backend,
+        "batch_size": plan.batch_size,
+        "physical_batch_size": plan.physical_batch_size,
+        "seed": plan.seed,
         "verbose": verbose,
     }
-    x, y = data.x_test[:points], data.y_test[:points]
+    x, y = data.x_test[: plan.points], data.y_test[: plan.points]
     begun = (folder / STATE).is_dir() or any(folder.glob(f"*/{STATE_FILE}"))
     if verbose and processes.is_main_process and begun:
-        told = "an evaluation was begun here; of the same one, what is done is taken up, not computed again."
-        console.print(f"{folder}: {told}", soft_wrap=True)
+        note = "an evaluation was begun here; of the same one, what is done is taken up, not computed again."
+        console.print(f"{folder}: {note}", soft_wrap=True)
     with Processes(processes.device).hold_folder("--out", folder, "report", REPORT_FILES):
-        return _reports(classifier, x, y, threats, folder, settings), folder
+        return _reports(classifier, x, y, plan.threats, folder, settings), folder
 
 
 def _reports(
@@ -280,28 +249,6 @@ def _holds_certificate(report: Path) -> bool:
         return report.exists() and read_json(report)["settings"]["certificate"] is not None
     except (ValueError, KeyError, TypeError):  # a damaged or older report, which the new one replaces
         return False
-
-
-def _label(
-    trained_on: str | None,
-    data: Dataset,
-    threats: Sequence[ThreatModel],
-    attacks: Sequence[str],
-    *,
-    points: int,
-    seed: int,
-    batch: int,
-    backend: Backend,
-) -> str:
-    """The folder name of an evaluation; different evaluations of a run have different names."""
-    radii = [str(threat).split(" ")[1] for threat in threats[1:]]
-    parts = [str(threats[0]), *radii, *attacks, str(min(points, len(data.x_test)))]
-    if trained_on is not None and Path(data.name).name != Path(trained_on).name:
-        parts.append(Path(data.name).stem)
-    parts += [f"seed{seed}"] if seed else []
-    parts += [f"batch{batch}"] if batch != BATCH_SIZE else []
-    parts += [backend] if backend != "native" else []
-    return "-".join(parts).replace("/", "_").replace(" ", "-")
 
 
 def _to_json(value: Any) -> Any:

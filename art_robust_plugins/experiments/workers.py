@@ -48,7 +48,7 @@ def share_out(
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(numbers,)) as pool:
         places: dict[Future[Result], int] = {}
         try:
-            with _interrupts_held():
+            with _hold_interrupts():
                 places |= {pool.submit(work, *job): place for place, job in enumerate(jobs)}
             for future in as_completed(places):
                 finished(places[future], future.result())
@@ -65,8 +65,8 @@ def share_out(
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes that are started inside get Ctrl-C when they unblock it, not as a traceback of their imports."""
+def _hold_interrupts() -> Iterator[None]:
+    """A context: processes started in it get Ctrl-C when they unblock it, not as a traceback of their imports."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import check_outputs, clip_range, device_of, preprocessing_modules
-from ..checks import quote_error
+from ..bridge import check_outputs, clip_range, copy_network, device_of, preprocessing_modules
+from ..checks import describe_error
 from .agreement import check_agreement, check_own_precision, make_probes
 from .certificate import certify_logits
 from .graph import LipschitzGraph
@@ -140,10 +139,9 @@ class NetworkAnalysis:
         try:
             outputs = self._network(self._inputs(torch.zeros(2, *self._shape)))
         except Exception as error:  # whatever the network raises
-            reason = quote_error(error)
             raise ValueError(
                 f"classifier: the network in float64 fails on inputs (2, {', '.join(map(str, self._shape))}) "
-                f"({type(error).__name__}: {reason}), expected one of this input_shape, without a data type of its own."
+                f"({describe_error(error)}), expected one of this input_shape, without a data type of its own."
             ) from error
         check_outputs(
             outputs,
@@ -171,22 +169,3 @@ def _copy_in_float64(network: nn.Module) -> nn.Module:
     twin = copy_network(network)
     twin.zero_grad(set_to_none=True)
     return twin.double().eval()
-
-
-def copy_network(network: nn.Module) -> nn.Module:
-    """A deep copy, in which tensors that hooks compute are copied by value."""
-    # Weights that a hook computes (weight normalisation, pruning) are results with a history, which cannot be copied.
-    results = [
-        value
-        for module in network.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    try:
-        return copy.deepcopy(network, {id(value): value.detach().clone() for value in results})
-    except Exception as error:  # whatever the network's attributes raise
-        reason = quote_error(error)
-        raise ValueError(
-            f"classifier: the network cannot be copied ({type(error).__name__}: {reason}), expected one that "
-            f"copy.deepcopy copies."
-        ) from error

@@ -93,7 +93,7 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module, sample: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.read: set[str] = set()
-        self.told = False  # whether Python knows something of the input: a number, or a shape that depends on values
+        self.knows_input = False  # whether Python code does: a number, or a shape that depends on values
         self._of: dict[int, frozenset[str | None]] = {}  # None: the network's input, or random numbers
         self._alive: list[Tensor] = []  # a storage that is freed would give its address to another one
         for name, tensor in _named_tensors(network).items():
@@ -111,7 +111,7 @@ class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.nondeterministic_seeded in func.tags:
             found |= {None}
         if not _TELLING.isdisjoint(func.tags) and None in self.of(args[1:] if func in _BY_INDEX else args):
-            self.told = True
+            self.knows_input = True
         written = [
             value
             for value, argument in zip(args, func._schema.arguments, strict=False)
@@ -138,8 +138,8 @@ class _Watching(TorchFunctionMode):
         read = _what_is_read(func, args, kwargs)
         if read is not None:
             origins = self._origins.of(read)
-            self._origins.told |= None in origins
-            known = not self._origins.told
+            self._origins.knows_input |= None in origins
+            known = not self._origins.knows_input
             if known:
                 self._origins.read.update(name for name in origins if name is not None)
             answers = np.array(result).ravel().tolist() if func in _LISTS else [_answer(func, args, kwargs, result)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from ..bridge import device_of
-from ..checks import quote_error
+from ..checks import describe_error
 from .tracing import NetworkTrace
 
 
@@ -72,9 +72,8 @@ def _run_one_by_one(run_sample: Callable[[Tensor], tuple[Tensor, Tensor]], x: Te
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the operations raise
-        reason = quote_error(error)
         raise ValueError(
-            f"network: its graph fails on a sample of shape {tuple(x.shape[1:])} ({type(error).__name__}: {reason}), "
+            f"network: its graph fails on a sample of shape {tuple(x.shape[1:])} ({describe_error(error)}), "
             f"expected operations that run on the network's device."
         ) from error
     return torch.stack([logits for logits, _ in rows]), torch.stack([norms for _, norms in rows])
@@ -93,7 +92,7 @@ def _compute(trace: NetworkTrace, network: nn.Module, node: Node, values: Mappin
     if trace.is_input(node):
         return sample
     if node.op != "call_function":
-        return trace.constant(node, network)
+        return trace.read_constant(node, network)
     arguments: Any = torch.fx.map_arg(node.args, lambda n: values[n])
     options: Any = dict(torch.fx.map_arg(node.kwargs, lambda n: values[n]))
     if "device" in options:

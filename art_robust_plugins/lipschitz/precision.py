@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of
-from ..checks import quote_error
+from ..checks import describe_error
 from .tensors import dtype_of
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -47,10 +47,9 @@ def check_precision(network: nn.Module, input_shape: tuple[int, ...]) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the network raises
-        reason = quote_error(error)
         raise ValueError(
             f"classifier: the network fails on inputs {tuple(x.shape)} of type {dtype} while the types of its "
-            f"operations are looked at ({type(error).__name__}: {reason}), expected a forward of plain operations in "
+            f"operations are looked at ({describe_error(error)}), expected a forward of plain operations in "
             f"one data type."
         ) from error
     if seen.half:

@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..bridge import device_of
-from ..checks import quote_error
+from ..checks import describe_error
 from .batch_statistics import Variances
 from .network_bound import OperatorNorm
 from .norms import ROUND_UP, Operator, lower_estimate
@@ -85,7 +85,7 @@ class Propagation:
             elif node.op == "call_function":
                 values[node] = self._apply(node, values)
             else:
-                constant = trace.constant(node, self._network)
+                constant = trace.read_constant(node, self._network)
                 values[node] = self._convert(constant) if isinstance(constant, Tensor) else constant
         return values[trace.output]
 
@@ -219,8 +219,7 @@ def _refuse_foreign_errors(call: Call) -> Iterator[None]:
     except ValueError:
         raise
     except Exception as error:
-        reason = quote_error(error)
-        call.refuse(f"it cannot be bounded with these arguments ({type(error).__name__}: {reason})", error)
+        call.refuse(f"it cannot be bounded with these arguments ({describe_error(error)})", error)
 
 
 def _outputs(results: Any) -> Sequence[Any]:

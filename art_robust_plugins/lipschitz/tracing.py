@@ -18,7 +18,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
-from ..checks import quote_error
+from ..checks import describe_error
 from .constants import Decisions, replay, watch
 from .rules import RULES, UNBOUNDED
 from .tensors import make_samples
@@ -76,7 +76,7 @@ class NetworkTrace:
                 found[node] = None
         return list(found)
 
-    def constant(self, node: Node, network: nn.Module) -> Any:
+    def read_constant(self, node: Node, network: nn.Module) -> Any:
         """The current value of a node that is neither the input nor an operation.
 
         A parameter, a buffer, a constant, or the graph that a control-flow operation calls.
@@ -114,10 +114,9 @@ def _export(network: nn.Module, sample: Tensor) -> tuple[Any, Decisions]:
             with torch.inference_mode():  # under autograd, softshrink is always decomposed
                 return program.run_decompositions(table), decisions
         except Exception as error:
-            reason = quote_error(error)
             raise ValueError(
                 f"network: torch.export cannot trace it for one sample of shape {tuple(sample.shape[1:])} "
-                f"({type(error).__name__}: {reason}), expected a forward whose steps do not depend on the data."
+                f"({describe_error(error)}), expected a forward whose steps do not depend on the data."
             ) from error
 
 

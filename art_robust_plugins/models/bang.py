@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from .building import check_dropout, check_image_shape, describe_recipe, weighted_layers
+from .building import Layered, check_dropout, check_image_shape, describe_recipe, weighted_layers
 
 
-class LeNet(nn.Module):
+class LeNet(Layered):
     """The LeNet of BANG's MNIST experiments (Rozsa et al., arXiv 1612.00138): no ReLU after the convolutions.
 
     Weights start uniform in +-sqrt(3 / fan_in), biases at 0.
@@ -50,12 +50,8 @@ class LeNet(nn.Module):
             bound = math.sqrt(3 / layer.weight[0].numel())
             nn.init.uniform_(layer.weight, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x)
-        return logits
 
-
-class QuickNet(nn.Module):
+class QuickNet(Layered):
     """The CIFAR-10 quick net of BANG's experiments (Rozsa et al., arXiv 1612.00138), with ceil-mode pooling.
 
     Weights start gaussian with standard deviations 1e-4, 1e-2, 1e-2, 0.1, 0.1, biases at 0. The paper feeds it pixels
@@ -98,10 +94,6 @@ class QuickNet(nn.Module):
         )
         for layer, std in zip(weighted_layers(self), (1e-4, 1e-2, 1e-2, 0.1, 0.1), strict=True):
             nn.init.normal_(layer.weight, std=std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x)
-        return logits
 
 
 def _lenet_size(pixels: int) -> int:

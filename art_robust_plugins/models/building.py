@@ -1,13 +1,23 @@
-"""Helpers that the networks share: the check of an image's shape, the recipe, the layers to initialise."""
+"""What the networks share: a row of layers, the check of an image's shape, the recipe, the layers to initialise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..checks import check_count, check_sizes, to_float
+
+
+class Layered(nn.Module):
+    """A network that is its ``layers``, one after the other."""
+
+    layers: nn.Sequential
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
 
 
 def describe_recipe(name: str, input_shape: Sequence[int], nb_classes: int, **arguments: Any) -> dict[str, Any]:

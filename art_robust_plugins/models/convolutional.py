@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import check_choice, check_count
 from .activations import MinMax
-from .building import check_dropout, check_image_shape, describe_recipe, weighted_layers
+from .building import Layered, check_dropout, check_image_shape, describe_recipe, weighted_layers
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "minmax": MinMax}
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Layered):
     """Two 3x3 convolutions, each with ReLU and 2x2 max-pooling, and two linear layers; for digits of 8x8 to 28x28.
 
     Weights start gaussian with standard deviation sqrt(2 / fan_in) (He et al., 2015), biases at 0.
@@ -68,12 +68,8 @@ class SmallCNN(nn.Module):
         for layer in weighted_layers(self):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x)
-        return logits
 
-
-class _ConvolutionsThenLinear(nn.Module):
+class _ConvolutionsThenLinear(Layered):
     """Convolutions with padding 1 and linear layers, an activation between any two."""
 
     name: ClassVar[str]
@@ -105,10 +101,6 @@ class _ConvolutionsThenLinear(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             else:
                 nn.init.orthogonal_(layer.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x)
-        return logits
 
 
 class CNN2C2F(_ConvolutionsThenLinear):

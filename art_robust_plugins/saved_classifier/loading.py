@@ -12,7 +12,7 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from ..checks import check_path, quote_error
+from ..checks import check_path, describe_error
 from ..files import load_tensors, read_sealed, sha256_of
 from ..keywords import explain_keywords
 from ..models import MODELS
@@ -79,7 +79,7 @@ def load_classifier(
     for name, given in (("model", model), ("loss", loss)):
         if given is not None and not isinstance(given, nn.Module):
             raise TypeError(f"{name}: got a {type(given).__name__}, expected a torch module, or None.")
-    device_type = _device_type(device)
+    device_type = _choose_device_type(device)
     weights = load_tensors(folder / WEIGHTS_FILE)
     if sha256_of(folder / WEIGHTS_FILE) != record.get("weights_sha256"):
         raise ValueError(f"{folder / WEIGHTS_FILE}: got other weights than {CLASSIFIER_FILE} was written with.")
@@ -135,16 +135,15 @@ def _check_outputs(classifier: PyTorchClassifier, path: Path) -> None:
             else:
                 found = classifier.predict(np.zeros((2, *shape), dtype=np.float32)).shape
     except Exception as error:  # whatever the network or ART raises for inputs that do not fit
-        reason = quote_error(error)
         raise ValueError(
-            f"{path}: input_shape: got {shape}, which the network does not take ({type(error).__name__}: {reason}), "
+            f"{path}: input_shape: got {shape}, which the network does not take ({describe_error(error)}), "
             f"expected the shape of its inputs."
         ) from error
     if found != (2, classes) and not (classes == 2 and found == (2, 1)):
         raise ValueError(f"{path}: nb_classes: got {classes}, but the network's outputs for 2 inputs are {found}.")
 
 
-def _device_type(device: str | torch.device | None) -> str:
+def _choose_device_type(device: str | torch.device | None) -> str:
     if device is None:
         return "gpu"
     current = f" or 'cuda:{torch.cuda.current_device()}'" if torch.cuda.is_available() else ""

@@ -38,7 +38,7 @@ from .engine.learning_rates import schedule_factor
 from .engine.loop import FitArguments, Loop
 from .engine.processes import Processes, Share
 from .engine.targets import training_labels
-from .instruments import Instrument
+from .instruments import Instrument, check_instruments
 from .options import TrainingOptions
 
 _READ_FROM_CLASSIFIER = {"estimator_module", "forward_pass", "training_defences", "_frozen_layers"}
@@ -115,7 +115,7 @@ class RobustTrainer(Trainer, KnownKeywords):
             raise TypeError(f"options: got {type(options).__name__}, expected TrainingOptions.")
         super().__init__(classifier)
         self.threat = threat
-        self.instruments = _check_instruments(instruments)
+        self.instruments = check_instruments(instruments)
         self.options = options
         self.history: list[dict[str, float]] = []
         self.epochs_done = 0.0
@@ -370,12 +370,3 @@ class RobustTrainer(Trainer, KnownKeywords):
         self.prepare()
         batches = LoadedBatches.from_loader(self.classifier, loader)
         Loop(self, batches, FitArguments(nb_epochs, validation_data, scheduler, verbose)).run()
-
-
-def _check_instruments(instruments: Iterable[Instrument]) -> tuple[Instrument, ...]:
-    given = tuple(instruments) if isinstance(instruments, Iterable) else None
-    if given is None or not all(isinstance(each, Instrument) for each in given):
-        raise TypeError(f"instruments: got {instruments!r}, expected a list of Instrument objects, as [BANG()].")
-    if len(set(map(id, given))) < len(given):
-        raise ValueError(f"instruments: got one object twice in {list(given)}, expected each once.")
-    return given

@@ -14,10 +14,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from ..bridge import check_classifier, device_of
+from ..bridge import check_classifier, copy_deeply, device_of
 from ..choices import Kernel
 from ..keywords import KnownKeywords
-from .insert import copy_deeply, insert_weight_maps, list_places, weight_maps
+from .insert import insert_weight_maps, list_places, weight_maps
 from .layer import PaddingMode, WeightMap2d, check_settings
 from .trace import Place
 
@@ -173,9 +173,9 @@ class PyTorchWeightMapClassifier(PyTorchClassifier, KnownKeywords):
         check_classifier(classifier)
         # They are copied together, so that the optimizer holds the copies' parameters, a map of the input included.
         network, optimizer, defences = copy_deeply(
-            "classifier",
+            "classifier: it",
             (classifier.model, classifier.optimizer, classifier.preprocessing_defences),
-            "PyTorchWeightMapClassifier itself, which changes the network in place",
+            "one that copy.deepcopy copies, or PyTorchWeightMapClassifier itself, which changes the network in place",
         )
         device = device_of(network)
         # ART moves the network to the CPU or to the current GPU: let that be where it is.

@@ -7,7 +7,6 @@ what they are; copies, pickles, traces and exports of the network hold the map.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Tuple  # noqa: UP035 (TorchScript reads the annotation of the hook)
@@ -15,7 +14,8 @@ from typing import Any, Tuple  # noqa: UP035 (TorchScript reads the annotation o
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_flag, check_type, quote_error
+from ..bridge import copy_deeply
+from ..checks import check_flag, check_type
 from ..choices import Kernel
 from ..keywords import explain_keywords
 from .layer import PaddingMode, WeightMap2d, check_settings
@@ -115,7 +115,7 @@ def insert_weight_maps(
     check_type("model", model, nn.Module, "a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got TorchScript, expected a plain module; script it after the insertion.")
-    network = model if inplace else copy_deeply("model", model, "inplace=True")
+    network = model if inplace else copy_deeply("model: it", model, "one that copy.deepcopy copies, or inplace=True")
     sample = make_sample(network, input_shape)
     trace = ModuleTrace(network, sample)
     places = trace.find_stages(kernel_size) if where is None else trace.choose(list_places(where))
@@ -208,18 +208,6 @@ def _let_older_weights_load(network: nn.Module) -> None:
     hooks = network._load_state_dict_pre_hooks.values()
     if weight_maps(network) and not any(getattr(hook, "hook", None) is keep_weight_maps for hook in hooks):
         network.register_load_state_dict_pre_hook(keep_weight_maps)  # type: ignore[no-untyped-call]
-
-
-def copy_deeply(name: str, value: Any, otherwise: str) -> Any:
-    """A deep copy of the caller's object; if copying fails, the error advises ``otherwise``."""
-    try:
-        return copy.deepcopy(value)
-    except Exception as error:  # whatever the network's attributes raise
-        reason = quote_error(error)
-        raise ValueError(
-            f"{name}: it cannot be copied ({type(error).__name__}: {reason}), expected one that copy.deepcopy copies, "
-            f"or {otherwise}."
-        ) from error
 
 
 def _detach(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch.nn.modules import conv, dropout, flatten, fold, linear, padding, pixe
 from torch.utils._pytree import tree_leaves
 
 from ..bridge import device_of, preserved
-from ..checks import check_sizes, quote_error, suggest
+from ..checks import check_sizes, describe_error, suggest
 from .layer import WeightMap2d
 
 Place = str | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -189,10 +189,9 @@ def run_once(network: nn.Module, sample: Tensor, subject: str) -> None:
         try:
             network(sample.clone())
         except Exception as error:  # whatever the network raises
-            reason = quote_error(error)
             raise ValueError(
-                f"{subject} fails on two samples of input_shape {tuple(sample.shape[1:])} ({type(error).__name__}: "
-                f"{reason}), expected a network for such inputs."
+                f"{subject} fails on two samples of input_shape {tuple(sample.shape[1:])} ({describe_error(error)}), "
+                f"expected a network for such inputs."
             ) from error
 
 
@@ -214,9 +213,8 @@ def _fits(name: str, module: nn.Module, place: Place) -> bool:
     try:
         return bool(place(name, module))
     except Exception as error:  # whatever the function raises
-        reason = quote_error(error)
         raise ValueError(
-            f"where: got {place!r}, which fails for the module {name!r} ({type(error).__name__}: {reason}), expected a "
+            f"where: got {place!r}, which fails for the module {name!r} ({describe_error(error)}), expected a "
             f"function of a name and a module that gives True or False."
         ) from error
 

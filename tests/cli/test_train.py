@@ -91,13 +91,10 @@ def test_weight_maps_by_a_method_of_their_own_or_with_any_other(run, tmp_path: P
     code, _ = run("evaluate", tmp_path / "bang", "--eps", "0.1", "--attacks", "apgd-ce", "--points", 5)
     assert code == 0
     for arguments, sentence in (
-        (
-            ("weight-map", "--weight-map", "unsharp"),
-            "--weight-map: got unsharp for 'weight-map', expected --set kernel",
-        ),
-        (("weight-map", "--set", "kernel=blur"), "kernel: got 'blur', expected one of"),
-        (("weight-map-preprocessor",), "METHOD: 'weight-map-preprocessor' is an ART Preprocessor, expected a Trainer."),
-        (("lipschitz-certifier",), "METHOD: 'lipschitz-certifier' is an ART estimator, expected a Trainer."),
+        (("weight-map", "--weight-map", "unsharp"), "--weight-map: got unsharp for 'weight-map',"),
+        (("weight-map", "--set", "kernel=blur"), "kernel: got 'blur',"),
+        (("weight-map-preprocessor",), "METHOD: 'weight-map-preprocessor' is an ART Preprocessor,"),
+        (("lipschitz-certifier",), "METHOD: 'lipschitz-certifier' is an ART estimator,"),
     ):
         code, text = run("train", *arguments, *epoch, "--out", tmp_path / "bad")
         assert code == 2

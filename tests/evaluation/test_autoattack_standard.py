@@ -110,28 +110,24 @@ def test_nothing_is_left_to_attack(network: nn.Module) -> None:
 
 
 def test_what_is_asked_for_must_exist(network: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"^version: got 'standart', expected one of 'standard', 'plus', 'rand', "):
+    with pytest.raises(ValueError, match=r"^version: got 'standart',"):
         AutoAttack(network, THREAT, version="standart")
-    with pytest.raises(ValueError, match=r"^stages: got 'pgd', expected some of 'apgd-ce', "):
+    with pytest.raises(ValueError, match=r"^stages: got 'pgd',"):
         AutoAttack(network, THREAT, version="custom", stages=["pgd"])
-    with pytest.raises(ValueError, match=r"^stages: got \['fab'\] for the version 'standard', expected them for 'cus"):
+    with pytest.raises(ValueError, match=r"^stages: got \['fab'\] for the version 'standard',"):
         AutoAttack(network, THREAT, stages=["fab"])
 
 
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (
-            torch.rand(2, 1, 8, 8).double(),
-            torch.zeros(2).long(),
-            r"^x: got torch\.float64 \(2, 1, 8, 8\), expected ima",
-        ),
-        (torch.rand(0, 1, 8, 8), torch.zeros(0).long(), r"^x: got torch\.float32 \(0, 1, 8, 8\), expected images"),
-        (255 * torch.ones(2, 1, 8, 8), torch.zeros(2).long(), r"^x: got values in \[255, 255\], expected \[0, 1\]"),
-        (torch.rand(2, 1, 8, 8) * torch.nan, torch.zeros(2).long(), r"^x: got values in \[nan, nan\], expected"),
-        (torch.rand(2, 1, 8, 8), torch.zeros(1).long(), r"^y: got torch\.int64 \(1,\), expected 2 class indices"),
-        (torch.rand(2, 1, 8, 8), torch.zeros(2, 10), r"^y: got torch\.float32 \(2, 10\), expected 2 class indices"),
-        (torch.rand(2, 1, 8, 8), torch.tensor([0, 10]), r"^y: got labels from 0 to 10, expected 0 to 9"),
+        (torch.rand(2, 1, 8, 8).double(), torch.zeros(2).long(), r"^x: got torch\.float64 \(2, 1, 8, 8\),"),
+        (torch.rand(0, 1, 8, 8), torch.zeros(0).long(), r"^x: got torch\.float32 \(0, 1, 8, 8\),"),
+        (255 * torch.ones(2, 1, 8, 8), torch.zeros(2).long(), r"^x: got values in \[255, 255\],"),
+        (torch.rand(2, 1, 8, 8) * torch.nan, torch.zeros(2).long(), r"^x: got values in \[nan, nan\],"),
+        (torch.rand(2, 1, 8, 8), torch.zeros(1).long(), r"^y: got torch\.int64 \(1,\),"),
+        (torch.rand(2, 1, 8, 8), torch.zeros(2, 10), r"^y: got torch\.float32 \(2, 10\),"),
+        (torch.rand(2, 1, 8, 8), torch.tensor([0, 10]), r"^y: got labels from 0 to 10,"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(x: Tensor, y: Tensor, message: str, network: nn.Module) -> None:
@@ -141,9 +137,9 @@ def test_data_that_do_not_fit_are_refused(x: Tensor, y: Tensor, message: str, ne
 
 def test_settings_that_do_not_fit_are_refused(network: nn.Module) -> None:
     for name in ("batch_size", "physical_batch_size"):
-        with pytest.raises(ValueError, match=f"^{name}: got 0, expected a positive whole number"):
+        with pytest.raises(ValueError, match=f"^{name}: got 0,"):
             AutoAttack(network, THREAT, **{name: 0})
-    with pytest.raises(ValueError, match=r"^eps: got 8 for inputs in \[0, 1\], .* did you mean '8/255'"):
+    with pytest.raises(ValueError, match=r"^eps: got 8 for inputs in \[0, 1\], .*'8/255'"):
         AutoAttack(network, ThreatModel("Linf", 8)).run(torch.rand(1, 1, 8, 8), torch.zeros(1).long())
 
 

@@ -214,7 +214,7 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda n, x, y: attack(nn.Sequential(nn.Flatten(), nn.Linear(64, 10).double()), x, y),
         "model: .*float64",
     ),
-    "classes": (lambda n, x, y: attack(n, x, y, nb_classes=1000), "nb_classes: got 1000, expected 10"),
+    "classes": (lambda n, x, y: attack(n, x, y, nb_classes=1000), "nb_classes: got 1000,"),
     "mean alone": (lambda n, x, y: attack(n, x, y, mean=0.5), "std: got None"),
     "three means": (lambda n, x, y: attack(n, x, y, mean=(0.5,) * 3, std=(1,) * 3), "mean: got "),
     "mean in levels": (lambda n, x, y: attack(n, x, y, mean=125, std=60), "mean: got 125 "),

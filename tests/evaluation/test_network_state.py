@@ -81,7 +81,7 @@ def test_a_quantised_network_meets_square_alone(network: nn.Module, few: Data, t
     assert read_flags(report)["no-gradients"] == "severe"
     again = evaluate(classifier, few, attacks=["standard"], state_dir=tmp_path)
     assert_array_equal(again.robust, report.robust)
-    with pytest.raises(ValueError, match=r"^attacks: the source of 'transfer-own' cannot be followed \("):
+    with pytest.raises(ValueError, match=r"^attacks: the source of 'transfer-own' "):
         evaluate(wrap(network), few, attacks=transfer(classifier, "own"))
 
 
@@ -94,7 +94,7 @@ def test_extra_state(state: Any, network: nn.Module, few: Data, tmp_path: Any) -
     assert isinstance(state, np.ndarray) or extra.state == before
     assert_array_equal(evaluate(wrap(extra), few, state_dir=tmp_path).robust, report.robust)
     if isinstance(state, bytes):
-        with pytest.raises(ValueError, match=r"^state_dir: .* another network, expected"):
+        with pytest.raises(ValueError, match=r"^state_dir: .* another network,"):
             evaluate(wrap(Extra(network, b"other")), few, state_dir=tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_extra_state_that_cannot_be_copied_or_read(network: nn.Module, few: Data
             raise NotImplementedError("no state")
 
     assert "dynamic" not in read_flags(evaluate(wrap(Extra(network, threading.Lock())), few))
-    with pytest.raises(ValueError, match=r"^classifier: the state of the network cannot be read \(NotImpl.*no state"):
+    with pytest.raises(ValueError, match=r"^classifier: .*NotImpl.*no state"):
         evaluate(wrap(Unreadable(network, None)), few)
 
 

@@ -306,19 +306,19 @@ def test_settings_tell_the_order_of_axes(network: nn.Module, data: Data, report:
 
 
 def test_what_is_no_submission(report: EvaluationReport, standard: EvaluationReport, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="report: it is not one of standard AutoAttack alone"):
+    with pytest.raises(ValueError, match="report: "):
         report.to_robustbench(tmp_path, **SUBMISSION)
-    with pytest.raises(ValueError, match="dataset: got 'mnist', expected one of 'cifar10'"):
+    with pytest.raises(ValueError, match="dataset: got 'mnist',"):
         standard.to_robustbench(tmp_path, **{**SUBMISSION, "dataset": "mnist"})
-    with pytest.raises(ValueError, match=r"model_id: got '\.\./x', expected"):
+    with pytest.raises(ValueError, match=r"model_id: got '\.\./x',"):
         standard.to_robustbench(tmp_path, **SUBMISSION, model_id="../x")
-    with pytest.raises(ValueError, match=r"dataset: got 'cifar100' for 10 classes .* expected 100 classes"):
+    with pytest.raises(ValueError, match=r"dataset: got 'cifar100' for 10 classes"):
         standard.to_robustbench(tmp_path, **{**SUBMISSION, "dataset": "cifar100"})
     gray = replace(standard, settings={**standard.settings, "input_shape": [1, 8, 8]})
-    with pytest.raises(ValueError, match=r"inputs of shape \(1, 8, 8\), expected 10 classes and images of 3 channels"):
+    with pytest.raises(ValueError, match=r"inputs of shape \(1, 8, 8\)"):
         gray.to_robustbench(tmp_path, **SUBMISSION)
     swept = replace(standard, settings={**standard.settings, "reused": {"eps": 0.01, "points": 2}})
-    with pytest.raises(ValueError, match="report: it is one of a sweep, with points known from a smaller eps"):
+    with pytest.raises(ValueError, match=r"report: .*sweep"):
         swept.to_robustbench(tmp_path, **SUBMISSION)
     assert list(tmp_path.iterdir()) == []
 

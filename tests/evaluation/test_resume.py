@@ -145,7 +145,7 @@ def test_a_foreign_state_is_refused_with_its_difference(
     other = trained(steps=1)
 
     def refused(what: str, run: Evaluator, samples: Data = data) -> None:
-        with pytest.raises(ValueError, match=f"^state_dir: the state in .* with another {what}, expected the same;"):
+        with pytest.raises(ValueError, match=f"^state_dir: the state in .* with another {what},"):
             run.evaluate(*samples)
 
     refused("network", evaluator(other, made, tmp_path))
@@ -196,7 +196,7 @@ def test_a_state_of_a_network_that_computes_something_else_is_refused(
     with_constant = Scaled(network, 1.0)
     evaluator(with_constant, made, tmp_path / "constant").evaluate(*data)
     evaluator(with_constant, made, tmp_path / "constant").evaluate(*data)
-    with pytest.raises(ValueError, match=r"^state_dir: .* is of a network with other outputs for the same images"):
+    with pytest.raises(ValueError, match=r"^state_dir: .* other outputs"):
         evaluator(Scaled(network, 0.9), made, tmp_path / "constant").evaluate(*data)
 
     def run(weight: float) -> None:
@@ -206,7 +206,7 @@ def test_a_state_of_a_network_that_computes_something_else_is_refused(
         ).evaluate(*data)
 
     run(1.0)
-    with pytest.raises(ValueError, match=r"^state_dir: the state in .* with another preprocessing, expected the same;"):
+    with pytest.raises(ValueError, match=r"^state_dir: the state in .* with another preprocessing,"):
         run(0.999)
 
 
@@ -220,7 +220,7 @@ def test_a_file_that_is_no_state_is_refused(network: nn.Module, data: Data, tmp_
         with pytest.raises(ValueError, match=r"is not the state of an evaluation"):
             evaluator(network, made, tmp_path).evaluate(*data)
     torch.save({"format": "art-robust-plugins evaluation 1"}, tmp_path / "evaluation.pt")
-    with pytest.raises(ValueError, match=r"by an earlier version of art-robust-plugins, expected this one"):
+    with pytest.raises(ValueError, match=r"earlier version"):
         evaluator(network, made, tmp_path).evaluate(*data)
 
 

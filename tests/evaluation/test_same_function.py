@@ -47,7 +47,7 @@ def rolled_off_the_grid(predict: Any, x: Any, size: int) -> Any:
 def test_a_predict_that_does_more_is_refused(change: Any, network: nn.Module, few: Data) -> None:
     called: list[Any] = []
     attack = custom(lambda x, y, setting: called.append(x) or x)
-    with pytest.raises(ValueError, match=r"^classifier: predict of Own gives other outputs than its network"):
+    with pytest.raises(ValueError, match=r"^classifier: predict of Own "):
         evaluate(subclassed(network, change), few, attacks=attack)
     assert not called
 
@@ -63,7 +63,7 @@ def test_a_predict_that_does_the_same_is_none(network: nn.Module, classifier: Py
 def test_a_predict_of_an_instance_is_refused(classifier: PyTorchClassifier, few: Data) -> None:
     predict = classifier.predict
     classifier.predict = lambda x, batch_size=128, **other: predict(1 - x, batch_size)
-    with pytest.raises(ValueError, match=r"^classifier: predict of PyTorchClassifier gives other outputs"):
+    with pytest.raises(ValueError, match=r"^classifier: predict of PyTorchClassifier "):
         evaluate(classifier, few)
 
 
@@ -97,7 +97,7 @@ def test_a_hook_that_arts_predict_passes_over(network: nn.Module, few: Data) -> 
     changed.register_forward_hook(lambda module, inputs, outputs: -outputs)
     assert_array_equal(evaluate(wrap(watched), few).robust, evaluate(wrap(network), few).robust)
     assert seen
-    with pytest.raises(ValueError, match=r"^classifier: predict of PyTorchClassifier gives other outputs"):
+    with pytest.raises(ValueError, match=r"^classifier: predict of PyTorchClassifier "):
         evaluate(wrap(changed), few)
 
 
@@ -106,6 +106,6 @@ def test_preprocessing_that_makes_several_inputs_of_one(network: nn.Module, few:
         defence = EoTBrightnessPyTorch(nb_samples=samples, delta=0.1, clip_values=(0.0, 1.0))
         return wrap(network, preprocessing_defences=defence)
 
-    with pytest.raises(ValueError, match=r"^classifier: the preprocessing EoTBrightnessPyTorch makes 6 inputs of 2, "):
+    with pytest.raises(ValueError, match=r"^classifier: the preprocessing EoTBrightnessPyTorch .*6 .*2, "):
         evaluate(brightened(3), few)
     assert "randomised" in read_flags(evaluate(brightened(1), few))

@@ -96,9 +96,7 @@ def test_a_sweep_goes_on_where_it_was(network: nn.Module, data: Data, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.02", "0.05", "sweep.json"]
     sweep(wrap(network), "Linf", [0.02], *few, **arguments)
     for radii in ([0.01, 0.02, 0.05], [0.02, 0.03], [0.05]):
-        with pytest.raises(
-            ValueError, match=r"^state_dir: the state in .* is of a sweep over Linf 0\.02, Linf 0\.05, "
-        ):
+        with pytest.raises(ValueError, match=r"^state_dir: .* Linf 0\.02, Linf 0\.05, "):
             sweep(wrap(network), "Linf", radii, *few, **arguments)
 
 
@@ -130,10 +128,10 @@ def test_flags_and_the_curve_of_earlier_radii_are_kept(reports: dict[float, Eval
 
 def test_what_cannot_be_swept(network: nn.Module, data: Data) -> None:
     classifier = wrap(network)
-    with pytest.raises(ValueError, match=r"attacks: got fgsm, expected stages of AutoAttack"):
+    with pytest.raises(ValueError, match=r"attacks: got fgsm,"):
         sweep(classifier, "Linf", [0.1], *data, attacks=["apgd-ce", "fgsm"])
     for radii in ([], [0.1, "0.1"], ["8/255", 0.0313725]):
-        with pytest.raises(ValueError, match=r"eps: got .* expected at least one radius, and each once"):
+        with pytest.raises(ValueError, match=r"eps: got"):
             sweep(classifier, "Linf", radii, *data)
     with pytest.raises(ValueError, match="a ball that holds every image"):
         sweep(classifier, "Linf", [0.1, 8], *data)

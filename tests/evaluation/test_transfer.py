@@ -75,7 +75,7 @@ class Shift(nn.Module):
 
 def test_a_source_of_another_kind_is_refused(network: nn.Module, data: Data) -> None:
     flat = wrap(nn.Sequential(nn.Linear(64, 10)), input_shape=(64,))
-    with pytest.raises(ValueError, match=r"the source of 'transfer-flat' takes inputs \(64,\) of 10 classes, expected"):
+    with pytest.raises(ValueError, match=r"'transfer-flat' .*\(64,\)"):
         evaluated(wrap(network), data, transfer(flat, "flat"))
 
 

@@ -137,7 +137,7 @@ def test_states(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(10**12)}, path)
     refused(load_state, path, "larger than its memory")
     torch.save({"a": torch.eye(2).to_sparse()}, path)
-    refused(load_state, path, "expected a training state")
+    refused(load_state, path, "training state")
 
 
 def test_tensors_of_sizes_that_are_not_there(tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_npz_files_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("a = " + "[" * 5000 + "]" * 5000, "expected TOML"),
+        ("a = " + "[" * 5000 + "]" * 5000, "TOML"),
         ("a = " + "[" * 150 + "]" * 150, "nested more than 100 deep"),
-        ("seeds = [" + "9" * 5000 + "]", "expected TOML"),
+        ("seeds = [" + "9" * 5000 + "]", "TOML"),
         ("#" * 2**21, "more than 1 MB"),
     ],
 )

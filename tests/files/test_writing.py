@@ -49,13 +49,13 @@ def test_json_round_trip(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), {"loss": np.float32("nan")}])
 def test_json_has_no_nan(tmp_path, bad):
-    with pytest.raises(ValueError, match=r"a\.json: got data with NaN, infinity or a cycle, expected JSON data\."):
+    with pytest.raises(ValueError, match=r"a\.json: got data with NaN, infinity or a cycle,"):
         write_json(tmp_path / "a.json", bad)
     assert not list(tmp_path.iterdir())
 
 
 def test_json_takes_no_tensors(tmp_path):
-    with pytest.raises(TypeError, match="data: got a Tensor, expected JSON data"):
+    with pytest.raises(TypeError, match="data: got a Tensor,"):
         write_json(tmp_path / "a.json", {"x": torch.zeros(1)})
 
 
@@ -74,9 +74,9 @@ def test_tensors_that_share_memory_or_are_not_contiguous(tmp_path):
 
 
 def test_only_dense_tensors_are_saved(tmp_path):
-    with pytest.raises(TypeError, match="tensors: got a ndarray at 'x', expected a dense tensor"):
+    with pytest.raises(TypeError, match="tensors: got a ndarray at 'x',"):
         save_tensors(tmp_path / "t.safetensors", {"x": X})
-    with pytest.raises(TypeError, match="tensors: got a Tensor at 'x', expected a dense tensor"):
+    with pytest.raises(TypeError, match="tensors: got a Tensor at 'x',"):
         save_tensors(tmp_path / "t.safetensors", {"x": torch.eye(2).to_sparse()})
 
 
@@ -109,9 +109,9 @@ def test_state_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ({"rng": {"keys": X}}, "state['rng']['keys']: got a ndarray, expected tensors, numbers"),
-        ([1, nn.ReLU()], "state[1]: got a ReLU, expected tensors, numbers"),
-        ({"a": np.datetime64("2026")}, "state['a']: got a datetime64, expected tensors, numbers"),
+        ({"rng": {"keys": X}}, "state['rng']['keys']: got a ndarray,"),
+        ([1, nn.ReLU()], "state[1]: got a ReLU,"),
+        ({"a": np.datetime64("2026")}, "state['a']: got a datetime64,"),
     ],
 )
 def test_state_of_other_objects_is_refused(tmp_path, state, sentence):

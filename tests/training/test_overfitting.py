@@ -18,7 +18,7 @@ from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, Traini
 from art_robust_plugins.training import Instrument
 from art_robust_plugins.training.overfitting import OverfittingWatch
 
-from .builders import IMAGES, LABELS, make_classifier, same, weights
+from .builders import IMAGES, LABELS, make_builder, same, weights
 
 X = torch.from_numpy(IMAGES)
 Y = torch.from_numpy(LABELS)
@@ -39,9 +39,7 @@ def network(width: int = 4) -> nn.Sequential:
     )
 
 
-def classifier(model: nn.Module | None = None, optimizer: str = "Adam", lr: float = 0.01) -> PyTorchClassifier:
-    rule = partial(getattr(torch.optim, optimizer), lr=lr)
-    return make_classifier(network() if model is None else model, rule)
+classifier = make_builder(network, partial(torch.optim.Adam, lr=0.01))
 
 
 def moments(trained: PyTorchClassifier) -> list[Tensor]:
@@ -346,7 +344,8 @@ def test_a_rollback_brings_back_a_weight_map_on_the_input_too(script: Any) -> No
 def test_a_rollback_is_kept_apart_from_the_training_that_follows(script: Any, optimizer: str) -> None:
     """The optimizer goes on in tensors of its own: a second rollback finds the good state unchanged."""
     script(GOOD, BAD, BAD, BAD)
-    trainer = Remembering(classifier(optimizer=optimizer), threat=THREAT, overfitting="rollback")
+    estimator = classifier(optimizer=partial(getattr(torch.optim, optimizer), lr=0.01))
+    trainer = Remembering(estimator, threat=THREAT, overfitting="rollback")
     with messages():
         fit(trainer, 4)
     for epoch in (1, 2, 3):

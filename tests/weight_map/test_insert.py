@@ -278,9 +278,9 @@ def test_torchscript_inside_stays_as_it_is() -> None:
     network = nn.Sequential(scripted, nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), traced)
     augmented = insert_weight_maps(network, SHAPE)
     assert list(weight_maps(augmented)) == ["2"]
-    with pytest.raises(ValueError, match="the module '0' is TorchScript, expected a module that gives images"):
+    with pytest.raises(ValueError, match="the module '0' is TorchScript,"):
         insert_weight_maps(network, SHAPE, where="0")
-    with pytest.raises(ValueError, match="model: got TorchScript, expected a plain module"):
+    with pytest.raises(ValueError, match="model: got TorchScript,"):
         insert_weight_maps(scripted, SHAPE)
 
 
@@ -289,14 +289,14 @@ def test_torchscript_inside_stays_as_it_is() -> None:
     [
         (Shared(), "again", r"where: got 'again', but the module 'again' runs 2 times in a forward pass"),
         (ResNet(), "relu2", r"where: got 'relu2', which no module of the network fits"),
-        (ResNet(), "fc", r"where: got 'fc', but the module 'fc' gives \(2, 10\), expected a module that gives images"),
+        (ResNet(), "fc", r"where: got 'fc', but the module 'fc' gives \(2, 10\),"),
         (ResNet(), nn.MaxPool2d, r"where: got MaxPool2d, which no module"),
         (ResNet(), [], r"where: got nothing"),
-        (ResNet(), [3], r"where: got 3, expected a name, a type of module, or a function"),
-        (ResNet(), int, r"where: got <class 'int'>, expected a name"),
-        (ResNet(), 5, r"where: got 5, expected a name"),
-        (ResNet(), nn.ReLU(), r"where: got ReLU\(\), expected a name"),
-        (ResNet(), "layer1.9", r"where: got 'layer1.9', which no module of the network fits; did you mean 'layer1.1'"),
+        (ResNet(), [3], r"where: got 3,"),
+        (ResNet(), int, r"where: got <class 'int'>,"),
+        (ResNet(), 5, r"where: got 5,"),
+        (ResNet(), nn.ReLU(), r"where: got ReLU\(\),"),
+        (ResNet(), "layer1.9", r"where: got 'layer1.9', .*'layer1.1'"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, r"model: got a Sequential in which no convolutional"),
         (nn.Conv2d(3, 2, 3), None, r"model: it fails on two samples of input_shape \(1, 8, 8\)"),
         (nn.Sequential(Iterating()), "0", r"where: the map after '0' \(Iterating\) acts 2 times"),
@@ -315,10 +315,10 @@ def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="kernel: got 'blur'"):
         insert_weight_maps(sequential(), SHAPE, kernel="blur")
     for shape in ((1, 0, 8), 8, None, (1, 8.0, 8), ()):
-        with pytest.raises(ValueError, match=r"input_shape: got .* expected positive whole numbers such as"):
+        with pytest.raises(ValueError, match=r"input_shape: got"):
             insert_weight_maps(sequential(), shape)
     assert list(weight_maps(insert_weight_maps(sequential(), np.array(SHAPE)))) == ["2", "6"]
-    with pytest.raises(TypeError, match=r"model: got str, expected a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"model: got str,"):
         insert_weight_maps("abc", SHAPE)
     network = sequential()
     network.stream = (number for number in range(3))

@@ -16,6 +16,7 @@ Job = tuple[Recipe, Row, int, Path]
 
 
 def measure_in_turn(jobs: Sequence[Job], verbose: bool = True) -> list[dict[str, Any]]:
+    """The results of the jobs in their order, one job after the other in this process."""
     results = []
     for number, job in enumerate(jobs, 1):
         if verbose:
@@ -25,6 +26,7 @@ def measure_in_turn(jobs: Sequence[Job], verbose: bool = True) -> list[dict[str,
 
 
 def measure_in_workers(jobs: Sequence[Job], workers: int, verbose: bool = True) -> list[dict[str, Any]]:
+    """The results of the jobs in their order, from ``workers`` processes at a time."""
     done: list[int] = []
 
     def tell(place: int, _: dict[str, Any]) -> None:

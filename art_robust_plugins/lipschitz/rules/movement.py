@@ -106,7 +106,7 @@ def _move(call: Call, x: Any, *arguments: Any, **options: Any) -> Value | tuple[
         moved = call.target(numbers, *arguments, **options)
         return [part.cpu().long() - 1 for part in ([moved] if isinstance(moved, Tensor) else moved)]
 
-    parts = tuple(entries_of(call, x, number, part) for number, part in enumerate(call.cached(indices)))
+    parts = tuple(entries_of(call, x, number, part) for number, part in enumerate(call.compute_once(indices)))
     return parts if isinstance(call.target._schema.returns[0].type, torch.ListType) else parts[0]
 
 
@@ -127,7 +127,7 @@ def _pad(call: Call, x: Value, pad: list[int], mode: str = "constant", value: fl
     if min(pad, default=0) >= 0 and 1 <= len(pairs) <= spatial <= 3:
         sides = [(0, 0)] * (spatial - len(pairs)) + pairs
         padding = ("zeros" if mode == "constant" else mode, tuple(sides))
-    return entries_of(call, x, 0, call.cached(indices), padding)
+    return entries_of(call, x, 0, call.compute_once(indices), padding)
 
 
 MOVES = frozenset(operation for operation, rule in RULES.items() if rule in (_move, _constant_pad, _pad))
@@ -145,7 +145,7 @@ def entries_of(call: Call, x: Value, key: Hashable, indices: Tensor, padding: An
             return of_root[indices], most_copies(of_root[indices]), same
         return indices, most_copies(indices), same
 
-    of_root, copies, same = call.cached(compose, ("entries", key))
+    of_root, copies, same = call.compute_once(compose, ("entries", key))
     if same:
         return x
     root = x.root

@@ -44,7 +44,7 @@ def _max_pool(
         return math.sqrt(count)
 
     # A maximum moves by at most the largest move in its window; an entry counts in each window that holds it.
-    return call.function(x, call.cached(windows)), None
+    return call.function(x, call.compute_once(windows)), None
 
 
 @lipschitz_rule(aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
@@ -57,7 +57,7 @@ def _adaptive_max_pool(call: Call, x: Value, output_size: list[int]) -> tuple[Va
             count *= most_copies(torch.cat(held))
         return math.sqrt(count)
 
-    return call.function(x, call.cached(windows)), None
+    return call.function(x, call.compute_once(windows)), None
 
 
 @lipschitz_rule(aten.avg_pool2d.default, aten.avg_pool3d.default)
@@ -82,7 +82,7 @@ def _avg_pool(
         return result / abs(divisor_override or 1)
 
     # Each window's divisor is a product over the axes, so the map is the Kronecker product of one for each axis.
-    return call.function(x, call.cached(norm))
+    return call.function(x, call.compute_once(norm))
 
 
 @lipschitz_rule(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default)
@@ -95,7 +95,7 @@ def _adaptive_avg_pool(call: Call, x: Value, output_size: list[int]) -> Value:
             result *= float(torch.linalg.matrix_norm(pool, 2))
         return result
 
-    return call.function(x, call.cached(norm))
+    return call.function(x, call.compute_once(norm))
 
 
 @lipschitz_rule(aten.mean.dim, aten.mean.default)

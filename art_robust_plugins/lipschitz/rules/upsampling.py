@@ -55,4 +55,4 @@ def interpolate(
             call.refuse("it does not interpolate along each axis by itself at this size")
         return largest
 
-    return call.function(x, call.cached(norm))
+    return call.function(x, call.compute_once(norm))

@@ -238,7 +238,7 @@ class Call:
                 indices = [part.operator.indices.flatten() if part is not root else every for part in parts]  # type: ignore[union-attr]
                 return most_copies(torch.cat(indices))
 
-            copies = 1 if parts == [root] else self.cached(occurrences, len(bounds))
+            copies = 1 if parts == [root] else self.compute_once(occurrences, len(bounds))
             bounds.append(root.bound * math.sqrt(copies))
         if any(isinstance(bound, Tensor) for bound in bounds):
             like = next(bound for bound in bounds if isinstance(bound, Tensor))
@@ -247,7 +247,7 @@ class Call:
             return norm
         return math.hypot(*[float(bound) for bound in bounds])
 
-    def cached(self, compute: Callable[[], _T], key: Hashable = None) -> _T:
+    def compute_once(self, compute: Callable[[], _T], key: Hashable = None) -> _T:
         """The result of ``compute``, which depends on shapes and constants alone, computed once for the graph."""
         place = (self.name, key)
         if place not in self.evaluation.static:

@@ -69,16 +69,16 @@ def _bound_writing(call: Call, x: Any, source: Any, write: Write, add: Write) ->
 
     The operation is applied to numbered entries to find out which; the norm is the root of the number of copies.
     """
-    if isinstance(source, Value) and int(call.cached(lambda: _counts(call, source, add), "counts").max()) > 1:
+    if isinstance(source, Value) and int(call.compute_once(lambda: _counts(call, source, add), "counts").max()) > 1:
         call.refuse("it writes several values to one place, so which of them stays is not defined")
     parts = []
     if isinstance(x, Value):
         nothing = _numbers(call, source.shape) * 0
-        left = call.cached(lambda: write(_numbers(call, call.shape), nothing).cpu() - 1, "left")
+        left = call.compute_once(lambda: write(_numbers(call, call.shape), nothing).cpu() - 1, "left")
         parts.append(entries_of(call, x, "x", left))
     if isinstance(source, Value):
         empty = _numbers(call, call.shape) * 0
-        places = call.cached(lambda: write(empty, _numbers(call, source.shape)).cpu() - 1, "places")
+        places = call.compute_once(lambda: write(empty, _numbers(call, source.shape)).cpu() - 1, "places")
         parts.append(entries_of(call, source, "source", places))
     return parts[0] if len(parts) == 1 else call.joint(parts)
 
@@ -96,7 +96,7 @@ def _bound_adding(call: Call, x: Any, source: Any, add: Write) -> Value:
         copies = -(-int(counts.sum()) // max(math.prod(source.shape), 1))
         return math.sqrt(int(counts.max()) * max(copies, 1))
 
-    slope = call.cached(norm)
+    slope = call.compute_once(norm)
     if not isinstance(x, Value):
         return call.function(source, slope)
     return Value(call.shape, lambda: x.bound + source.bound * slope)

@@ -93,14 +93,14 @@ class FirstBatch:
         if not bool((sums.abs() > _SUM_TOLERANCE).any()):
             return
         name, largest = type(loss).__name__, sums[sums.abs().argmax()].exp().item()
-        told = (
+        message = (
             f"classifier: its {name} takes log-probabilities, got outputs of the network whose exponentials sum to "
             f"{largest:.3g}, expected 1; let the network end in LogSoftmax(dim=1), or take CrossEntropyLoss."
         )
         if is_own(getattr(type(self.method).training_loss, "__module__", None)):
-            warnings.warn(told, stacklevel=2)  # a user's method may normalise them before its loss
+            warnings.warn(message, stacklevel=2)  # a user's method may normalise them before its loss
         else:
-            raise ValueError(told)
+            raise ValueError(message)
 
     def _explain_failure(self, x: Tensor, y: Tensor, error: Exception) -> None:
         """Raise an error that names the classifier's loss, if the loss is what fails for the network's outputs."""

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ...bridge import preserved
-from ...checks import quote_error
+from ...checks import describe_error, quote_error
 from ...randomness import restored_random_states
 from ..instruments import select_modules
 
@@ -52,8 +52,8 @@ def take_first_step(optimizer: Optimizer) -> None:
         if "CUDA error" in reason:  # CUDA reports late: the cause may be any earlier operation
             raise
         raise ValueError(
-            f"classifier: its optimizer {name} does not step from these gradients alone ({type(error).__name__}: "
-            f"{reason}), expected one that takes dense gradients and whose step() needs no closure."
+            f"classifier: its optimizer {name} does not step from these gradients alone ({describe_error(error)}), "
+            f"expected one that takes dense gradients and whose step() needs no closure."
         ) from error
 
 

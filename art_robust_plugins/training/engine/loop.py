@@ -302,9 +302,9 @@ class Loop:
         # The passes of a randomised network must not advance the caller's random state.
         with self._restore_random_states():
             batch_size = min(self.batch_loss.largest, _LARGEST_PASS)
-            told = self.chance.describe(self.classifier, self.method.estimator_module, batch_size, self.nb_epochs)
-        if told is not None:
-            warnings.warn(told, stacklevel=2)
+            message = self.chance.describe(self.classifier, self.method.estimator_module, batch_size, self.nb_epochs)
+        if message is not None:
+            warnings.warn(message, stacklevel=2)
 
 
 def _describe_epoch(record: dict[str, float]) -> str:

@@ -7,7 +7,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from ...bridge import loss_of, outputs_are_probabilities
-from ...checks import quote_error
+from ...checks import describe_error
 from ...randomness import restored_random_states
 
 _NORMALISED = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -90,10 +90,9 @@ def check_averages(classifier: PyTorchClassifier, outputs: Tensor, reason: str) 
             whole, again = loss_of(classifier, drawn, y), loss_of(classifier, drawn, y)
             parts = [loss_of(classifier, drawn[rows], y[rows]) for rows in (slice(cut), slice(cut, None))]
     except Exception as error:  # a user's loss may raise anything
-        reason_given = quote_error(error)
         raise ValueError(
-            f"classifier: its {name} fails for {count} samples of all classes ({type(error).__name__}: {reason_given}),"
-            f" expected one that does not, as {reason} average over samples."
+            f"classifier: its {name} fails for {count} samples of all classes ({describe_error(error)}), "
+            f"expected one that does not, as {reason} average over samples."
         ) from error
     whole = check_scalar(whole, count)
     mean = (cut * parts[0] + (count - cut) * parts[1]) / count

@@ -3,6 +3,7 @@
 from .protocol import (
     Instrument,
     LayerPattern,
+    check_instruments,
     check_pattern,
     in_order,
     join_instruments,
@@ -13,6 +14,7 @@ from .protocol import (
 __all__ = [
     "Instrument",
     "LayerPattern",
+    "check_instruments",
     "check_pattern",
     "in_order",
     "join_instruments",

@@ -77,15 +77,29 @@ def select_modules(
     return {name: selected[name] for name in candidates if name in selected}
 
 
+def check_instruments(given: Iterable[Instrument]) -> tuple[Instrument, ...]:
+    """The instruments that the user gave.
+
+    Raises:
+        TypeError: something other than instruments.
+        ValueError: one object twice.
+    """
+    instruments = tuple(given) if isinstance(given, Iterable) and not isinstance(given, type) else None
+    if instruments is None or not all(isinstance(each, Instrument) for each in instruments):
+        raise TypeError(f"instruments: got {given!r}, expected a list of Instrument objects, as [BANG()].")
+    if len(set(map(id, instruments))) < len(instruments):
+        raise ValueError(f"instruments: got one object twice in {list(instruments)}, expected each once.")
+    return instruments
+
+
 def join_instruments(own: Instrument, others: Iterable[Instrument]) -> tuple[Instrument, ...]:
     """A method's own instrument, and those that the user gave.
 
     Raises:
-        TypeError: the others cannot be iterated.
+        TypeError: the others are no instruments.
+        ValueError: one object twice among them.
     """
-    if isinstance(others, type) or not isinstance(others, Iterable):
-        raise TypeError(f"instruments: got {others!r}, expected a list of Instrument objects, as [BANG()].")
-    return (own, *others)
+    return (own, *check_instruments(others))
 
 
 def in_order(patterns: Iterable[LayerPattern]) -> list[LayerPattern]:

@@ -1,4 +1,4 @@
-"""Signs of tensors in two bits each, and their addition to other tensors.
+"""Signs of tensors in two bits each.
 
 Of a sample's R numbers, in the order of a layout, byte i keeps the numbers i, w + i, 2 w + i and 3 w + i, where w is
 R / 4 rounded up: number k w + i as its sign + 1 in the bits 2 k and 2 k + 1. Numbers of one byte lie w apart, so that
@@ -70,8 +70,3 @@ class PackedSigns:
                 f"layers: the output of {name!r} has the shape {tuple(output.shape)}, expected (N, "
                 f"{', '.join(map(str, self.shape))}) as in the step before, or in the state that was loaded."
             )
-
-    def add_to(self, tensor: Tensor, slots: Tensor, factors: Tensor, eps: float) -> None:
-        """``tensor[n] += eps * factors[n] * signs[slots[n]]`` in place, with slots and factors [M]."""
-        signs = self.unpack(slots).to(tensor.dtype)
-        tensor.addcmul_(signs, factors.view(-1, *[1] * len(self.shape)), value=eps)

@@ -55,7 +55,8 @@ def perturb(h: Tensor, gradients: PackedSigns, pairing: Tensor, weights: Tensor,
         weights: eps_l / eps for each sample, [N]; 0 for a sample without a partner.
         eps: a non-negative number.
     """
-    gradients.add_to(h, pairing, weights, eps)
+    signs = gradients.unpack(pairing).to(h.dtype)
+    h.addcmul_(signs, weights.view(-1, *[1] * (h.dim() - 1)), value=eps)
 
 
 class Layerwise(Instrument):

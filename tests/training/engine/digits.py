@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from art_robust_plugins import BANGTrainer, TrainingOptions
 
-from ..builders import IMAGES, LABELS, make_classifier, weights
+from ..builders import IMAGES, LABELS, make_builder, momentum, weights
 
 X = IMAGES[:600]
 Y = LABELS[:600]
@@ -31,9 +31,12 @@ def network(seed: int = 0) -> nn.Sequential:
     )
 
 
-def classifier(loss: nn.Module | None = None, optimizer: str = "SGD", **settings: Any) -> PyTorchClassifier:
-    rates = {"SGD": {"lr": 0.05, "momentum": 0.9}, "Adam": {"lr": 0.003}, "RMSprop": {"lr": 0.001}}
-    return make_classifier(network(), partial(getattr(torch.optim, optimizer), **rates[optimizer]), loss, **settings)
+classifier = make_builder(network)
+OPTIMIZERS = {
+    "SGD": momentum(0.05),
+    "Adam": partial(torch.optim.Adam, lr=0.003),
+    "RMSprop": partial(torch.optim.RMSprop, lr=0.001),
+}
 
 
 def accuracy(trained: PyTorchClassifier) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_robust_plugins import (
@@ -19,7 +18,7 @@ from art_robust_plugins import (
     TrainingOptions,
 )
 
-from ..builders import IMAGES, LABELS, make_classifier, momentum
+from ..builders import IMAGES, LABELS, make_builder
 
 X = IMAGES[:200]
 Y = LABELS[:200]
@@ -44,10 +43,7 @@ def two_convolutions(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(72, 10))
 
 
-def classifier(model: nn.Module | None = None, optimizer: Any = None, **settings: Any) -> PyTorchClassifier:
-    model = network() if model is None else model
-    rule = momentum(0.05) if optimizer is None else lambda _: optimizer(model)
-    return make_classifier(model, rule, device_type="cpu", **settings)
+classifier = make_builder(network, device_type="cpu")
 
 
 def trained(
@@ -65,7 +61,9 @@ def trained(
     **options: Any,
 ) -> RobustTrainer:
     """A finished run on some digits."""
-    estimator = classifier(model, optimizer, **(preparation or {}))
+    model = network() if model is None else model
+    rule = None if optimizer is None else lambda _: optimizer(model)
+    estimator = classifier(model, optimizer=rule, **(preparation or {}))
     trainer = kind(estimator, **(method or {}), options=TrainingOptions(**{"seed": 0, **options}))
     trainer.fit(
         X[:samples],

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import nn
-from torch.optim import Optimizer
 
 from art_robust_plugins import (
     RobustTrainer,
     ThreatModel,
 )
 
-from ..builders import IMAGES, LABELS, make_classifier, same, weights
+from ..builders import IMAGES, LABELS, make_builder, same, weights
 
 X = IMAGES[:300]
 Y = LABELS[:300]
@@ -32,14 +29,7 @@ def network(*, normalised_at_end: bool = False) -> nn.Sequential:
     )
 
 
-def classifier(
-    model: nn.Module | None = None,
-    loss: nn.Module | None = None,
-    optimizer: Callable[[Any], Optimizer] | None = None,
-    **settings: Any,
-) -> PyTorchClassifier:
-    model = network() if model is None else model
-    return make_classifier(model, optimizer, loss, **{"device_type": "cpu", **settings})
+classifier = make_builder(network, device_type="cpu")
 
 
 def fit(trainer: RobustTrainer, x: Any = X, y: Any = Y, **arguments: Any) -> RobustTrainer:

@@ -160,11 +160,11 @@ def test_what_is_no_image_cannot_be_cropped() -> None:
     model = nn.Linear(64, 10)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     flat = PyTorchClassifier(model, nn.CrossEntropyLoss(), (64,), 10, optimizer=optimizer)
-    with pytest.raises(ValueError, match=r"augmentation: got 'flip' for inputs of shape \(64,\), expected images of"):
+    with pytest.raises(ValueError, match=r"augmentation: got 'flip' for inputs of shape \(64,\),"):
         StandardTrainer(flat, options=TrainingOptions(augmentation="flip")).fit(X[:9].reshape(9, 64), Y[:9])
-    with pytest.raises(ValueError, match="crop_padding: got 8 for images of 8 x 8 pixels, expected fewer"):
+    with pytest.raises(ValueError, match="crop_padding: got 8 for images of 8 x 8 pixels,"):
         trained(augmentation="crop-flip", crop_padding=8)
-    with pytest.raises(ValueError, match="augmentation: got 'crop', expected one of 'none', 'flip', 'crop-flip'"):
+    with pytest.raises(ValueError, match="augmentation: got 'crop',"):
         TrainingOptions(augmentation="crop")
-    with pytest.raises(ValueError, match="crop_padding: got 0, expected a positive whole number"):
+    with pytest.raises(ValueError, match="crop_padding: got 0,"):
         TrainingOptions(crop_padding=0)

@@ -82,11 +82,11 @@ def test_streams_have_no_length() -> None:
 
 def test_loaders_are_checked() -> None:
     trainer = StandardTrainer(classifier())
-    with pytest.raises(TypeError, match="generator: got list, expected an ART DataGenerator"):
+    with pytest.raises(TypeError, match="generator: got list,"):
         trainer.fit_generator([(X, Y)], verbose=False)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="loader: got list_iterator, expected an iterable"):
+    with pytest.raises(TypeError, match="loader: got list_iterator,"):
         trainer.fit_loader(iter([(X, Y)]), verbose=False)
-    with pytest.raises(ValueError, match=r"loader: got a batch of type Tensor, expected a pair"):
+    with pytest.raises(ValueError, match=r"loader: got a batch of type Tensor,"):
         trainer.fit_loader([torch.zeros(3)], verbose=False)
     with pytest.raises(ValueError, match="loader: got no batch in an epoch"):
         trainer.fit_loader([], verbose=False)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from art_robust_plugins import BANGTrainer, StandardTrainer, ThreatModel, TrainingOptions
 
 from ..builders import weights
-from .digits import X, Y, accuracy, classifier, network
+from .digits import OPTIMIZERS, X, Y, accuracy, classifier, network
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "RMSprop"])
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MultiMarginLoss(), nn.MSELoss()])
 def test_losses_and_optimizers(loss: nn.Module, optimizer: str) -> None:
-    trained = classifier(loss, optimizer)
+    trained = classifier(loss=loss, optimizer=OPTIMIZERS[optimizer])
     StandardTrainer(trained, options=TrainingOptions(seed=0)).fit(X, Y, nb_epochs=8, batch_size=32, verbose=False)
     assert accuracy(trained) > 0.7
 
@@ -89,7 +89,7 @@ def test_defences_that_act_in_fit_alone_act_in_every_batch_and_not_in_validation
 def test_defences_in_an_order_that_cannot_be_kept_are_refused() -> None:
     both, fit_only = Brighten(0.1), Brighten(0.2, apply_fit=True, apply_predict=False)
     StandardTrainer(classifier(preprocessing_defences=[fit_only, both]))
-    with pytest.raises(ValueError, match="the training-only defence Brighten comes after Brighten, expected it before"):
+    with pytest.raises(ValueError, match="the training-only defence Brighten comes after Brighten"):
         StandardTrainer(classifier(preprocessing_defences=[both, fit_only]))
 
 

@@ -83,7 +83,7 @@ def test_what_cannot_be_compiled_is_trained_uncompiled_with_one_warning(which: s
         instruments = [Layerwise(0.1)] if which == "instrument" else []
         return named_weights(trained(model, method={"instruments": instruments}, compile=compile))
 
-    with pytest.warns(UserWarning, match="compile: torch.compile does not take this network, training goes on") as said:
+    with pytest.warns(UserWarning, match="compile: ") as said:
         compiled = run("default")
     assert len([w for w in said if "compile:" in str(w.message)]) == 1
     assert same_named(compiled, run("no"))

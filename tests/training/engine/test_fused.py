@@ -77,9 +77,9 @@ def test_other_optimizers_have_no_fused_step() -> None:
         pass
 
     for kind in (torch.optim.RMSprop, OwnStep):
-        with pytest.raises(ValueError, match=f"got the optimizer {kind.__name__}, expected one of SGD, Adam"):
+        with pytest.raises(ValueError, match=f"got the optimizer {kind.__name__},"):
             trained(optimizer=lambda model, kind=kind: kind(model.parameters(), 0.01), fused_optimizer=True)
-    with pytest.raises(ValueError, match="fused_optimizer: got 1, expected True or False"):
+    with pytest.raises(ValueError, match="fused_optimizer: got 1,"):
         TrainingOptions(fused_optimizer=1)
 
 

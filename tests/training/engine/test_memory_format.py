@@ -24,7 +24,7 @@ def test_fused_steps_in_channels_last_go_on_from_an_earlier_training(optimizer: 
     results = []
     for options in ({}, {"channels_last": True}, {"channels_last": True, "fused_optimizer": True}):
         model = two_convolutions()
-        estimator = classifier(model, lambda model: optimizer(model.parameters()))
+        estimator = classifier(model, optimizer=optimizer)
         for further in ({}, options):
             trainer = StandardTrainer(estimator, options=TrainingOptions(seed=0, **further))
             trainer.fit(X[:64], Y[:64], batch_size=32, nb_epochs=2, verbose=False)

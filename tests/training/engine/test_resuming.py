@@ -8,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch.nn import functional
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
-from art_robust_plugins import PGDTrainer, StandardTrainer, ThreatModel, TrainingOptions
+from art_robust_plugins import PGDTrainer, RobustTrainer, StandardTrainer, ThreatModel, TrainingOptions
 from art_robust_plugins.files import load_state, save_state
 from art_robust_plugins.locks import FolderInUseError
 from art_robust_plugins.training import BANG
@@ -112,128 +114,128 @@ def loader(x: Any, **settings: Any) -> DataLoader[Any]:
     return DataLoader(data, **{"batch_size": 16, "shuffle": True, **settings})
 
 
-def trained(
-    folder: Path | None,
-    epochs: int,
-    *,
-    resume: bool = True,
-    model: Callable[[], nn.Module] = network,
-    loss: Any = None,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
-    scheduler: Callable[[Any], Any] | None = None,
-    clip_values: Any = (0, 1),
-    preprocessing: Any = (0.0, 1.0),
-    trainer: Any = StandardTrainer,
-    data: Any = None,
-    validation: Any = (X, Y),
-    made: list[Any] | None = None,
-    options: dict[str, Any] | None = None,
-    **settings: Any,
-) -> list[Tensor]:
-    torch.manual_seed(0)
-    made = [] if made is None else made
-    made.append(model())
-    made.append(optimizer(made[0]))
-    estimator = PyTorchClassifier(
-        made[0],
-        loss or nn.CrossEntropyLoss(),
-        (1, 4, 4),
-        3,
-        optimizer=made[1],
-        clip_values=clip_values,
-        preprocessing=preprocessing,
-    )
-    choices = TrainingOptions(seed=0, checkpoint_dir=folder, resume=resume and folder is not None, **(options or {}))
-    method = trainer(estimator, options=choices, **settings)
-    steps = None if scheduler is None else scheduler(made[1])
-    if data is None or isinstance(data, tuple):
-        x, y = data or (X, Y)
-        method.fit(x, y, validation, 16, epochs, steps, verbose=False)
-    else:
-        method.fit_loader(data, epochs, validation, steps, verbose=False)
-    return [tensor.clone() for tensor in made[0].state_dict().values()]
+@dataclass(frozen=True)
+class Run:
+    """A training run: its fields are what a run that takes up its checkpoint must have in common with it."""
+
+    model: Callable[[], nn.Module] = network
+    loss: nn.Module = field(default_factory=nn.CrossEntropyLoss)
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd
+    scheduler: Callable[[Any], Any] | None = None
+    clip_values: tuple[float, float] = (0, 1)
+    preprocessing: tuple[float, float] = (0.0, 1.0)
+    trainer: Callable[..., RobustTrainer] = StandardTrainer
+    data: Any = (X, Y)
+    validation: Any = (X, Y)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def train(self, folder: Path | None, epochs: int, made: list[Any] | None = None) -> list[Tensor]:
+        """The network's tensors after ``epochs``; the checkpoint in ``folder``, if there is one, is taken up.
+
+        The network and the optimizer are added to ``made`` before the training begins.
+        """
+        torch.manual_seed(0)
+        model = self.model()
+        optimizer = self.optimizer(model)
+        if made is not None:
+            made += [model, optimizer]
+        estimator = PyTorchClassifier(
+            model,
+            self.loss,
+            (1, 4, 4),
+            3,
+            optimizer=optimizer,
+            clip_values=self.clip_values,
+            preprocessing=self.preprocessing,
+        )
+        options = TrainingOptions(seed=0, checkpoint_dir=folder, resume=folder is not None, **self.options)
+        method = self.trainer(estimator, options=options)
+        scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+        if isinstance(self.data, tuple):
+            method.fit(*self.data, self.validation, 16, epochs, scheduler, verbose=False)
+        else:
+            method.fit_loader(self.data, epochs, self.validation, scheduler, verbose=False)
+        return [tensor.clone() for tensor in model.state_dict().values()]
 
 
 def half(epoch: int) -> float:
     return 0.5**epoch
 
 
-OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("x float32 ", {}, {"data": (X_CHANGED, Y)}),
-    ("y int64 ", {}, {"data": (X, Y_CHANGED)}),
-    ("validation_data x float32", {}, {"validation": (X_CHANGED, Y)}),
-    ("validation_data y int64", {}, {"validation": (X, Y_CHANGED)}),
-    ("validation data given", {}, {"validation": None}),
-    ("ReLU.*Tanh", {}, {"model": lambda: network(nn.Tanh)}),
-    (r"Dropout\(p=0.1.*Dropout\(p=0.3", {}, {"model": lambda: network(drop=0.3)}),
-    ("label_smoothing=0.0.*label_smoothing=0.1", {}, {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}),
-    ("weight=None.*weight=", {}, {"loss": nn.CrossEntropyLoss(torch.tensor([1.0, 2, 3]))}),
-    ("CrossEntropyLoss.*MultiMarginLoss", {}, {"loss": nn.MultiMarginLoss()}),
-    ("clip_values", {}, {"clip_values": (0, 2)}),
-    (r"mean=\[0.0\].*mean=\[0.5\]", {}, {"preprocessing": (0.5, 0.5)}),
-    ("optimizer group 1 lr 0.01.*0.02", {"optimizer": groups(0.1, 0.01)}, {"optimizer": groups(0.1, 0.02)}),
-    ("parameters 1.weight.*has 4.weight", {}, {"optimizer": exchanged}),
+OTHERS: list[tuple[str, Run, Run]] = [
+    ("x float32 ", Run(), Run(data=(X_CHANGED, Y))),
+    ("y int64 ", Run(), Run(data=(X, Y_CHANGED))),
+    ("validation_data x float32", Run(), Run(validation=(X_CHANGED, Y))),
+    ("validation_data y int64", Run(), Run(validation=(X, Y_CHANGED))),
+    ("validation data given", Run(), Run(validation=None)),
+    ("ReLU.*Tanh", Run(), Run(model=lambda: network(nn.Tanh))),
+    (r"Dropout\(p=0.1.*Dropout\(p=0.3", Run(), Run(model=lambda: network(drop=0.3))),
+    ("label_smoothing=0.0.*label_smoothing=0.1", Run(), Run(loss=nn.CrossEntropyLoss(label_smoothing=0.1))),
+    ("weight=None.*weight=", Run(), Run(loss=nn.CrossEntropyLoss(torch.tensor([1.0, 2, 3])))),
+    ("CrossEntropyLoss.*MultiMarginLoss", Run(), Run(loss=nn.MultiMarginLoss())),
+    ("clip_values", Run(), Run(clip_values=(0, 2))),
+    (r"mean=\[0.0\].*mean=\[0.5\]", Run(), Run(preprocessing=(0.5, 0.5))),
+    ("optimizer group 1 lr 0.01.*0.02", Run(optimizer=groups(0.1, 0.01)), Run(optimizer=groups(0.1, 0.02))),
+    ("parameters 1.weight.*has 4.weight", Run(), Run(optimizer=exchanged)),
     (
         "gamma 0.5.*0.1",
-        {"scheduler": lambda o: lr_scheduler.StepLR(o, 1, 0.5)},
-        {"scheduler": lambda o: lr_scheduler.StepLR(o, 1, 0.1)},
+        Run(scheduler=lambda o: lr_scheduler.StepLR(o, 1, 0.5)),
+        Run(scheduler=lambda o: lr_scheduler.StepLR(o, 1, 0.1)),
     ),
     (
         "patience 0.*2",
-        {"scheduler": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0)},
-        {"scheduler": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=2)},
+        Run(scheduler=lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0)),
+        Run(scheduler=lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=2)),
     ),
     (
         r"_schedulers\[1\].gamma 0.9.*0.8",
         *(
-            {
-                "scheduler": lambda o, gamma=gamma: lr_scheduler.SequentialLR(
+            Run(
+                scheduler=lambda o, gamma=gamma: lr_scheduler.SequentialLR(  # type: ignore[misc]
                     o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, gamma)], [1]
                 )
-            }
+            )
             for gamma in (0.9, 0.8)
         ),
     ),
     (
         r"code of the schedule.lr_lambdas\[0\]",
-        {"scheduler": lambda o: lr_scheduler.LambdaLR(o, half)},
-        {"scheduler": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch)},
+        Run(scheduler=lambda o: lr_scheduler.LambdaLR(o, half)),
+        Run(scheduler=lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch)),
     ),
-    ("network.slope 0.1.*0.3", {"model": Plain}, {"model": lambda: Plain(0.3)}),
-    ("relu.*tanh", {"model": Plain}, {"model": lambda: Plain(act=torch.tanh)}),
-    ("network.times 1.*2", {"model": Plain}, {"model": lambda: Plain(times=2)}),
-    ("code of the network class Dropping: forward", {"model": Dropping}, {"model": DroppingLess}),
-    ("code of the method: training_loss", {"trainer": Times}, {"trainer": OtherTimes}),
+    ("network.slope 0.1.*0.3", Run(model=Plain), Run(model=lambda: Plain(0.3))),
+    ("relu.*tanh", Run(model=Plain), Run(model=lambda: Plain(act=torch.tanh))),
+    ("network.times 1.*2", Run(model=Plain), Run(model=lambda: Plain(times=2))),
+    ("code of the network class Dropping: forward", Run(model=Dropping), Run(model=DroppingLess)),
+    ("code of the method: training_loss", Run(trainer=Times), Run(trainer=OtherTimes)),
     (
         "eps=0.1.*eps=0.2",
-        *({"trainer": Passing, "threat": ThreatModel("Linf", e), "step_size": 0.1} for e in (0.1, 0.2)),
+        *(Run(trainer=partial(Passing, threat=ThreatModel("Linf", e), step_size=0.1)) for e in (0.1, 0.2)),
     ),
-    ("steps=1.*steps=2", *({"trainer": Passing, "threat": LINF, "steps": k, "step_size": 0.1} for k in (1, 2))),
-    ("loader.dataset.tensors", {"data": loader(X)}, {"data": loader(X_CHANGED)}),
-    ("loader.batch_size 16.*14", {"data": loader(X)}, {"data": loader(X, batch_size=14)}),
-    ("RandomSampler.*SequentialSampler", {"data": loader(X)}, {"data": loader(X, shuffle=False)}),
-    (r"loader\[0\]\[0\]", {"data": [(X, Y)]}, {"data": [(X_CHANGED, Y)]}),
-    ("data from arrays", {}, {"data": [(X, Y)]}),
+    ("steps=1.*steps=2", *(Run(trainer=partial(Passing, threat=LINF, steps=k, step_size=0.1)) for k in (1, 2))),
+    ("loader.dataset.tensors", Run(data=loader(X)), Run(data=loader(X_CHANGED))),
+    ("loader.batch_size 16.*14", Run(data=loader(X)), Run(data=loader(X, batch_size=14))),
+    ("RandomSampler.*SequentialSampler", Run(data=loader(X)), Run(data=loader(X, shuffle=False))),
+    (r"loader\[0\]\[0\]", Run(data=[(X, Y)]), Run(data=[(X_CHANGED, Y)])),
+    ("data from arrays", Run(), Run(data=[(X, Y)])),
 ]
 
 
 @pytest.mark.parametrize(("difference", "one", "other"), OTHERS, ids=[difference for difference, _, _ in OTHERS])
-def test_another_run_is_refused_and_left_as_it_was(
-    difference: str, one: dict[str, Any], other: dict[str, Any], tmp_path: Path
-) -> None:
-    trained(tmp_path, 1, **one)
+def test_another_run_is_refused_and_left_as_it_was(difference: str, one: Run, other: Run, tmp_path: Path) -> None:
+    one.train(tmp_path, 1)
     before = (tmp_path / "training.pt").read_bytes()
     made: list[Any] = []
     with pytest.raises(ValueError, match=rf"^resume: .*training.pt was written with .*{difference}") as refusal:
-        trained(tmp_path, 2, made=made, **other)
+        other.train(tmp_path, 2, made)
     assert "\n" not in str(refusal.value)
     torch.manual_seed(0)
-    fresh = other.get("model", network)()
+    fresh = other.model()
     for one_tensor, other_tensor in zip(made[0].state_dict().values(), fresh.state_dict().values(), strict=True):
         assert torch.equal(one_tensor, other_tensor)
     assert not made[1].state
     assert (tmp_path / "training.pt").read_bytes() == before
-    trained(tmp_path, 2, **one)
+    one.train(tmp_path, 2)
 
 
 @pytest.mark.parametrize("instruments", [[], [BANG()]], ids=["alone", "with an instrument"])
@@ -248,7 +250,10 @@ def test_the_same_objects_go_on_after_their_rates_have_moved(instruments: list[A
     trainer = StandardTrainer(estimator, options=options, instruments=instruments)
     for epochs in (1, 3):
         trainer.fit(X, Y, None, 16, epochs, scheduler, verbose=False)
-    whole = trained(None, 3, scheduler=lambda o: lr_scheduler.StepLR(o, 1, 0.5), instruments=instruments)
+    again = Run(
+        scheduler=lambda o: lr_scheduler.StepLR(o, 1, 0.5), trainer=partial(StandardTrainer, instruments=instruments)
+    )
+    whole = again.train(None, 3)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole, strict=True))
 
 
@@ -272,17 +277,17 @@ def test_the_same_objects_go_on_after_their_rates_have_moved(instruments: list[A
 def test_nothing_is_loaded_of_a_checkpoint_that_does_not_fit(
     entry: str, change: Callable[[Any], Any], tmp_path: Path
 ) -> None:
-    shared: dict[str, Any] = {
-        "instruments": [BANG()],
-        "options": {"ema_decay": 0.5, "keep_best": True},
-        "scheduler": lambda o: lr_scheduler.StepLR(o, 1),
-    }
-    trained(tmp_path, 1, **shared)
+    run = Run(
+        trainer=partial(StandardTrainer, instruments=[BANG()]),
+        options={"ema_decay": 0.5, "keep_best": True},
+        scheduler=lambda o: lr_scheduler.StepLR(o, 1),
+    )
+    run.train(tmp_path, 1)
     state = load_state(tmp_path / "training.pt")
     save_state(tmp_path / "training.pt", {**state, entry: change(state[entry])})
     made: list[Any] = []
     with pytest.raises(ValueError, match=r"^(resume|checkpoint_dir): .*training.pt "):
-        trained(tmp_path, 2, made=made, **shared)
+        run.train(tmp_path, 2, made)
     torch.manual_seed(0)
     for one, other in zip(made[0].state_dict().values(), network().state_dict().values(), strict=True):
         assert torch.equal(one, other)
@@ -291,12 +296,12 @@ def test_nothing_is_loaded_of_a_checkpoint_that_does_not_fit(
 
 
 def test_checkpoints_of_before_these_comparisons_resume(tmp_path: Path) -> None:
-    trained(tmp_path, 1)
+    Run().train(tmp_path, 1)
     state = load_state(tmp_path / "training.pt")
     older = {name: value for name, value in state.items() if name not in ("identity", "progress", "probe")}
     save_state(tmp_path / "training.pt", older)
-    resumed = trained(tmp_path, 3)
-    assert all(torch.equal(a, b) for a, b in zip(resumed, trained(None, 3), strict=True))
+    resumed = Run().train(tmp_path, 3)
+    assert all(torch.equal(a, b) for a, b in zip(resumed, Run().train(None, 3), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------- folders and kills
@@ -315,11 +320,11 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
 
     def other() -> None:
         try:
-            trained(tmp_path, 1)
+            Run().train(tmp_path, 1)
         except FolderInUseError as error:
             found.append(error)
 
-    trained(tmp_path, 1, trainer=Meanwhile)
+    Run(trainer=Meanwhile).train(tmp_path, 1)
     assert len(found) == 1
     assert str(found[0]).startswith(f"checkpoint_dir: {tmp_path} is in use by process {os.getpid()}")
     assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
@@ -332,10 +337,10 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_pa
 
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"^checkpoint_dir: got .*file is a file"):
-        trained(tmp_path / "file" / "below", 1, trainer=Never)
+        Run(trainer=Never).train(tmp_path / "file" / "below", 1)
     (tmp_path / "run" / "training.pt").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"^checkpoint_dir: got .*training.pt is a folder"):
-        trained(tmp_path / "run", 1, trainer=Never)
+        Run(trainer=Never).train(tmp_path / "run", 1)
 
 
 KILLED = textwrap.dedent(
@@ -346,7 +351,7 @@ KILLED = textwrap.dedent(
     from training.engine import test_resuming
 
     os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between the write and the move
-    test_resuming.trained(Path(sys.argv[2]), 1)
+    test_resuming.Run().train(Path(sys.argv[2]), 1)
     """
 )
 
@@ -357,6 +362,6 @@ def test_a_run_killed_as_it_wrote_its_first_checkpoint_begins_anew(tmp_path: Pat
     left = {path.name for path in tmp_path.iterdir()}
     assert any(name.endswith(".training.pt") for name in left)
     assert "training.pt" not in left
-    resumed = trained(tmp_path, 2)
+    resumed = Run().train(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
-    assert all(torch.equal(a, b) for a, b in zip(resumed, trained(None, 2), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(resumed, Run().train(None, 2), strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from art_robust_plugins.training.engine.memory_format import layout_of
 from art_robust_plugins.training.instruments.signs import PackedSigns
+from art_robust_plugins.training.methods.layerwise import perturb
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -77,7 +78,7 @@ def test_signs_are_added_to_their_samples(
     factors = torch.randn(samples, generator=generator, dtype=torch.float64)
     h = torch.randn((samples, *shape), generator=generator, dtype=torch.float64)
     moved = h.contiguous(memory_format=last if added_last else torch.contiguous_format).clone()
-    signs.add_to(moved, slots, factors, 0.25)
+    perturb(moved, signs, slots, factors, 0.25)
     expected = h + 0.25 * factors.view(-1, *[1] * len(shape)) * gradient[slots].sign()
     assert torch.allclose(moved, expected, rtol=0, atol=1e-15)
 
@@ -93,5 +94,6 @@ def test_the_layout_of_a_tensor() -> None:
 
 def test_signs_are_added_to_tensors_that_are_not_dense() -> None:
     gradient, h = numbers((2, 3, 4, 5), 0), torch.zeros(2, 3, 5, 8)[:, :, :, ::2].transpose(2, 3)
-    PackedSigns.of(gradient, torch.channels_last).add_to(h, torch.tensor([1, 0]), torch.tensor([1.0, 2.0]), 0.5)
+    signs = PackedSigns.of(gradient, torch.channels_last)
+    perturb(h, signs, torch.tensor([1, 0]), torch.tensor([1.0, 2.0]), 0.5)
     assert torch.equal(h, torch.tensor([0.5, 1.0]).view(2, 1, 1, 1) * gradient[[1, 0]].sign())

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_robust_plugins import (
     ThreatModel,
 )
 
-from ..builders import IMAGES, LABELS, make_classifier, momentum
+from ..builders import IMAGES, LABELS, make_builder, momentum
 
 X = torch.from_numpy(IMAGES)
 Y = torch.from_numpy(LABELS)
@@ -40,8 +39,7 @@ def plain(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Softplus(), nn.Flatten(), nn.Linear(36, 10))
 
 
-def classifier(model: nn.Module | None = None, lr: float = 0.1, **arguments: Any) -> PyTorchClassifier:
-    return make_classifier(normed() if model is None else model, momentum(lr), **arguments)
+classifier = make_builder(normed, momentum(0.1))
 
 
 def quiet(epochs: int = 2, batch_size: int = 50) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from art_robust_plugins import (
 )
 from art_robust_plugins.training.engine.validator import Validator
 
-from ..builders import same, weights
+from ..builders import momentum, same, weights
 from .adversaries import L2, LINF, X, Y, classifier, normed, plain, projected, quiet, seen_in, slope
 
 
@@ -161,7 +161,7 @@ def test_bf16_reaches_all_weights(changes: dict[str, Any]) -> None:
     """Passes without gradients come first in a step; their casts of the weights must not serve the others."""
     results = []
     for precision in ("no", "bf16"):
-        estimator = classifier(plain(), lr=1.0)
+        estimator = classifier(plain(), optimizer=momentum(1.0))
         before = weights(estimator)
         options = TrainingOptions(seed=0, mixed_precision=precision)
         trainer = LocalBallTrainer(estimator, threat=L2, steps=2, options=options, **changes)

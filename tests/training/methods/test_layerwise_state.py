@@ -52,54 +52,51 @@ def test_the_state_is_taken_up_again_and_is_safe_to_keep() -> None:
 
 def test_states_that_do_not_fit_are_refused() -> None:
     network, state = small(), recorded(small())
-    with pytest.raises(ValueError, match=r"state: got the entry 'seen', expected those of Layerwise.state_dict"):
+    with pytest.raises(ValueError, match=r"state: got the entry 'seen',"):
         Layerwise(0.1).load_state_dict({"seen": torch.zeros(())})
     with pytest.raises(ValueError, match=r"state: got torch.int8 of shape \(6, 3, 3, 3\) for the layer '1' and 7"):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"][:6]})
-    with pytest.raises(ValueError, match="expected int8 signs of as many samples or a multiple"):
+    with pytest.raises(ValueError, match="state: got "):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"][:0]})
     with pytest.raises(ValueError, match=r"state: got torch.float32 of shape"):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"].float()})
     elsewhere = Layerwise(0.1)
     elsewhere.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"state: got the layer '1', expected those that Layerwise\(eps=0.1"):
+    with pytest.raises(ValueError, match=r"state: got the layer '1',"):
         elsewhere.attached(tiny()).__enter__()
     shaped = Layerwise(0.1)
     shaped.load_state_dict({**state, "sign:0:1": state["sign:0:1"][:, :2].contiguous()})
     x, y = batches(1)[0]
     with shaped.attached(network):
         shaped.begin_step(y)
-        with pytest.raises(RuntimeError, match=r"output of '1' has the shape \(7, 3, 3, 3\), expected \(N, 2, 3, 3\)"):
+        with pytest.raises(RuntimeError, match=r"output of '1' has the shape \(7, 3, 3, 3\)"):
             network(x)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"eps": -0.1}, "eps: got -0.1, expected a number that is not negative."),
-        ({"eps": float("nan")}, "eps: got nan, expected a number that is not negative."),
-        ({"eps": "large"}, "eps: got 'large', expected a number that is not negative."),
-        ({"relative": 1}, "relative: got 1, expected True or False."),
-        ({"layers": []}, "layers: got none, expected at least one name or type, or None."),
-        ({"layers": 7}, "layers: got 7, expected names of layers or types of modules."),
-        ({"layers": [3]}, "layers: got 3, expected names of layers or types of modules."),
-        (
-            {"layers": "features"},
-            "layers: got 'features', which no layer of the network fits, expected a name or type such as '3'.",
-        ),
+        ({"eps": -0.1}, "eps: got -0.1,"),
+        ({"eps": float("nan")}, "eps: got nan,"),
+        ({"eps": "large"}, "eps: got 'large',"),
+        ({"relative": 1}, "relative: got 1,"),
+        ({"layers": []}, "layers: got none,"),
+        ({"layers": 7}, "layers: got 7,"),
+        ({"layers": [3]}, "layers: got 3,"),
+        ({"layers": "features"}, "layers: got 'features',"),
     ],
 )
 def test_bad_settings_are_refused(arguments: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole sentence is compared)
+    with pytest.raises(ValueError) as error:  # noqa: PT011
         LayerwiseAdversarialTrainer(classifier(), **{"eps": 0.1, **arguments})
-    assert str(error.value).split(", expected")[0] == sentence.split(", expected", maxsplit=1)[0]
+    assert str(error.value).startswith(sentence)
 
 
 def test_a_network_without_convolutions_needs_named_layers() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 4))
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     trained = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 6, 6), 4, optimizer=optimizer, clip_values=(0, 1))
-    message = "layers: got None for a network without convolutions, expected names or types of layers"
+    message = "layers: got None for a network without convolutions,"
     with pytest.raises(ValueError, match=message):
         LayerwiseAdversarialTrainer(trained, eps=0.1)
     with pytest.raises(ValueError, match=message), layerwise_perturbations(network, eps=0.1):
@@ -110,11 +107,9 @@ def test_a_network_without_convolutions_needs_named_layers() -> None:
 def test_passes_that_do_not_fit_the_labels_are_refused() -> None:
     network, (x, y) = small(), batches(1)[0]
     with layerwise_perturbations(network, eps=0.1) as layerwise:
-        with pytest.raises(RuntimeError, match=r"no labels are known for this forward pass, expected begin_step\(y\)"):
+        with pytest.raises(RuntimeError, match=r"begin_step\(y\)"):
             network(x)
-        with pytest.raises(
-            ValueError, match=r"y: got labels of shape \(7, 1\), expected \(N,\) or \(N, C\) with C > 1"
-        ):
+        with pytest.raises(ValueError, match=r"y: got labels of shape \(7, 1\),"):
             layerwise.begin_step(y[:, None])
         layerwise.begin_step(y[:5])
         with pytest.raises(RuntimeError, match=r"y: got 5 labels, and in '0' an output of shape \(7, 3, 3, 3\)"):
@@ -131,9 +126,7 @@ def test_layers_without_a_tensor_of_numbers_are_refused() -> None:
     network = nn.Sequential(nn.Conv2d(1, 3, 2), Pair()).double()
     with layerwise_perturbations(network, eps=0.1, layers=[Pair]) as layerwise:
         layerwise.begin_step(y)
-        with pytest.raises(
-            ValueError, match="layers: the output of the Pair '1' is a tuple, expected layers with a fl"
-        ):
+        with pytest.raises(ValueError, match="layers: the output of the Pair '1' is a tuple,"):
             network(x)
 
 
@@ -142,7 +135,7 @@ def test_activation_checkpointing_is_refused_where_it_would_repeat_a_pass() -> N
     with layerwise_perturbations(network, eps=0.1) as layerwise:
         layerwise.begin_step(y)
         loss = functional.cross_entropy(network[3:](checkpoint(network[:3], x, use_reentrant=False)), y)
-        with pytest.raises(RuntimeError, match="was called during a backward pass, as activation checkpointing does"):
+        with pytest.raises(RuntimeError, match="backward pass"):
             loss.backward()
 
 

@@ -60,7 +60,7 @@ def test_presets() -> None:
     assert terms(preset("trades")) == (10, pytest.approx(0.025), "kl", 6, 0, 1)
     assert terms(preset("trades", steps=2, global_weight=3.0)) == (2, pytest.approx(0.125), "kl", 3, 0, 1)
     assert preset("weak", radius=0.25).radius == 0.25
-    with pytest.raises(ValueError, match="name: got 'madry', expected one of 'weak', 'strong', 'pgd', 'trades'"):
+    with pytest.raises(ValueError, match="name: got 'madry',"):
         preset("madry")
 
 
