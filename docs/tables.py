@@ -49,7 +49,7 @@ def make_blocks() -> dict[str, str]:
         """All tables of a record, then its conditions."""
         record = records[name]
         rows = record["results"].values() if isinstance(record["results"], dict) else [record["results"]]
-        return "\n\n".join([*map(table, rows), f"{describe_conditions(record)} {record['threads']} threads."])
+        return "\n\n".join([*map(table, rows), f"{describe_conditions(record)} {count_threads(record)}."])
 
     def summary(name: str, rows: Callable[[Any], list[dict[str, str]]]) -> str:
         return f"{table(rows(records[name]['results']))}\n\n{describe_conditions(records[name])}"
@@ -76,9 +76,14 @@ def make_blocks() -> dict[str, str]:
         "weight_map_digits": summary("weight_map_digits", weight_maps.summary),
         "weight_map_mnist": summary("weight_map_mnist", weight_maps.summary),
         "weight_map_speed": tables("weight_map_speed"),
+        "first_number": tables("first_number"),
         "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary),
         **{f"recipe_{name}": describe_recipe(name, records.get(f"recipe_{name}")) for name in available_recipes()},
     }
+
+
+def count_threads(record: Mapping[str, Any]) -> str:
+    return "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
 
 
 def describe_recipe(name: str, record: dict[str, Any] | None) -> str:

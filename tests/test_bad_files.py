@@ -211,6 +211,7 @@ CASES: dict[str, Callable[[], object]] = {
     "`--epochs` without a number": lambda: command("train", "bang", "--out", "new", "--epochs"),
     "`--optimizer sgdd`": lambda: command("train", "bang", "--out", "new", "--optimizer", "sgdd"),
     "`evaluate runs/a --eps 0.1 0.2`": lambda: command("evaluate", "runs/a", "--eps", "0.1", "0.2"),
+    '`train bang --out "$OUT"`, where `OUT` is not set': lambda: command("train", "bang", "--out", ""),
     "`--quiet=yes`": lambda: command("evaluate", "runs/a", "--quiet=yes"),
     "`evaluate --norm Linf --eps 8`": lambda: command(
         "evaluate", "run", "--data", "digits", "--norm", "Linf", "--eps", "8"

@@ -19,7 +19,7 @@ import typer.core
 import typer.main
 
 from ..escapes import printable
-from .refusals import NO_WORDS, UsageError, explain_usage
+from .refusals import NO_WORDS, UsageError, check_paths, explain_usage
 from .spellings import use_present_spellings
 
 COMMANDS = {
@@ -52,7 +52,9 @@ class Command(typer.core.TyperCommand):
         if ctx.parent is not None and ctx.parent.params["quiet"]:
             words = _be_quiet(self, words)
         try:
-            return super().parse_args(ctx, list(words))
+            rest = super().parse_args(ctx, list(words))
+            check_paths(self, ctx, words, self.function)
+            return rest
         except UsageError as error:
             raise ValueError(explain_usage(error, self, ctx, words, self.function)) from error
 
@@ -119,8 +121,8 @@ class Commands(typer.core.TyperGroup):
         if args[0] not in COMMANDS and not ctx.resilient_parsing:
             from ..checks import suggest  # which imports NumPy
 
-            known = ", ".join(COMMANDS)
-            raise ValueError(f"COMMAND: got {args[0]!r}, expected one of {known}{suggest(args[0], COMMANDS)}")
+            known, known_words = ", ".join(COMMANDS), [*COMMANDS, "--help", "--version"]
+            raise ValueError(f"COMMAND: got {args[0]!r}, expected one of {known}{suggest(args[0], known_words)}")
         name, found, rest = super().resolve_command(ctx, args)
         return name, None if found is None else self.commands[found.name], rest
 

@@ -17,7 +17,7 @@ UsageError: type[Exception] = _exceptions.UsageError
 NO_WORDS = "NoArgsIsHelpError"
 """The class of the exception whose text is the help."""
 
-_KINDS = {int: "a whole number", float: "a number", Path: "a path", str: "a text"}
+_KINDS = {int: "a whole number", float: "a number", Path: "a path", str: "a value"}
 
 
 def explain_usage(error: Exception, command: Any, context: Any, words: Sequence[str], function: Any) -> str:
@@ -46,6 +46,20 @@ def explain_usage(error: Exception, command: Any, context: Any, words: Sequence[
     if isinstance(error, _exceptions.MissingParameter):
         return f"{show_name(parameter)}: got none, expected {_describe(parameter, function)}."
     return _explain_value(error, parameter, _read_words(command, context, words)[0].get(parameter.name), function)
+
+
+def check_paths(command: Any, context: Any, words: Sequence[str], function: Any) -> None:
+    """Refuse an empty path, as of a shell's variable that is not set, which would be the current folder.
+
+    Raises:
+        ValueError: names the option or argument.
+    """
+    values = _read_words(command, context, words)[0]
+    for parameter in command.params:
+        given = values.get(parameter.name)
+        several = given if isinstance(given, list | tuple) else [given]
+        if _annotation(parameter.name, function)[0] is Path and "" in several:
+            raise ValueError(f"{show_name(parameter)}: got '', expected a path.")
 
 
 def show_name(parameter: Any) -> str:

@@ -174,6 +174,9 @@ USAGE = [
     (["report"], "RUNS: got none, expected folders of runs"),
     (["--foo", "report"], "--foo: got an unknown option, expected"),
     (["--version=3"], "--version: got '3', expected no value"),
+    (["train", "bang", "--out", ""], "--out: got '', expected a path"),
+    (["report", "{new}", ""], "RUNS: got '', expected a path"),
+    (["help"], "COMMAND: got 'help', expected one of"),
     (["trian"], "COMMAND: got 'trian', expected one of"),
 ]
 
