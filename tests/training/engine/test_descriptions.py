@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from art_robust_plugins.training import BANG
 
 from . import held
-from .test_resuming import X_CHANGED, X, Y, network, trained
+from .resumable import X_CHANGED, Run, X, Y, network
 
 IMAGES, CHANGED, LABELS = torch.from_numpy(X), torch.from_numpy(X_CHANGED), torch.from_numpy(Y)
 
@@ -77,10 +77,10 @@ DIFFERENT: dict[str, tuple[str, Any, Any]] = {
 @pytest.mark.parametrize("difference", DIFFERENT)
 def test_what_is_held_must_be_the_same(difference: str, tmp_path: Path) -> None:
     name, one, other = DIFFERENT[difference]
-    trained(tmp_path, 1, **{name: one})
+    Run(**{name: one}).train(tmp_path, 1)
     with pytest.raises(ValueError, match=rf"^resume: .*training.pt was written with .*{difference}"):
-        trained(tmp_path, 2, **{name: other})
-    trained(tmp_path, 2, **{name: one})
+        Run(**{name: other}).train(tmp_path, 2)
+    Run(**{name: one}).train(tmp_path, 2)
 
 
 @pytest.mark.parametrize(
@@ -96,20 +96,20 @@ def test_what_is_held_must_be_the_same(difference: str, tmp_path: Path) -> None:
 def test_variables_that_functions_name_must_be_the_same(
     name: str, value: Any, loss: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(tmp_path, 1, loss=loss)
+    Run(loss=loss).train(tmp_path, 1)
     monkeypatch.setattr(held, name, value)
     with pytest.raises(ValueError, match=rf"^resume: .*global {name}"):
-        trained(tmp_path, 2, loss=loss)
+        Run(loss=loss).train(tmp_path, 2)
 
 
 def test_variables_that_merely_share_a_name_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for loss in (held.of_mapping, held.of_namespace):
         folder = tmp_path / loss.__name__
-        trained(folder, 1, loss=loss, trainer=held.Scaled)
+        Run(loss=loss, trainer=held.Scaled).train(folder, 1)
         monkeypatch.setattr(held, "epochs", 2)
         monkeypatch.setitem(held.CHOICES, "epochs", 2)
         monkeypatch.setattr(held.GIVEN, "epochs", 2)
-        trained(folder, 2, loss=loss, trainer=held.Scaled)
+        Run(loss=loss, trainer=held.Scaled).train(folder, 2)
 
 
 HONEST: dict[str, Callable[[], dict[str, Any]]] = {
@@ -149,10 +149,10 @@ def test_honest_resumes_go_on(case: str, tmp_path: Path, monkeypatch: pytest.Mon
     same = HONEST[case]()
     for folder, first, then in ((tmp_path / "a", HONEST[case](), HONEST[case]()), (tmp_path / "b", same, same)):
         monkeypatch.setitem(held.COUNTED, "calls", 0)
-        trained(folder, 1, **first)
+        Run(**first).train(folder, 1)
         if first is not then:
             monkeypatch.setitem(held.COUNTED, "calls", 0)
-        resumed = trained(folder, 3, **then)
+        resumed = Run(**then).train(folder, 3)
         monkeypatch.setitem(held.COUNTED, "calls", 0)
-        whole = trained(None, 3, **HONEST[case]())
+        whole = Run(**HONEST[case]()).train(None, 3)
         assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))

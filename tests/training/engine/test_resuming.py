@@ -8,13 +8,11 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -23,21 +21,14 @@ from torch.nn import functional
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
-from art_robust_plugins import PGDTrainer, RobustTrainer, StandardTrainer, ThreatModel, TrainingOptions
+from art_robust_plugins import PGDTrainer, StandardTrainer, ThreatModel, TrainingOptions
 from art_robust_plugins.files import load_state, save_state
 from art_robust_plugins.locks import FolderInUseError
 from art_robust_plugins.training import BANG
 
-X = np.random.default_rng(0).random((40, 1, 4, 4)).astype("float32")
-Y = np.arange(40) % 3
-X_CHANGED, Y_CHANGED = X.copy(), Y.copy()
-X_CHANGED[3, 0, 1, 1] = 0.125
-Y_CHANGED[5] = (Y[5] + 1) % 3
+from .resumable import X_CHANGED, Y_CHANGED, Run, X, Y, network, sgd
+
 LINF = ThreatModel("Linf", 0.1)
-
-
-def network(act: type[nn.Module] = nn.ReLU, drop: float = 0.1) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 16), act(), nn.Dropout(drop), nn.Linear(16, 16), nn.Linear(16, 3))
 
 
 class Plain(nn.Module):
@@ -90,10 +81,6 @@ class Passing(PGDTrainer):
         super().__init__(classifier, **settings)
 
 
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), 0.1, 0.9)
-
-
 def exchanged(model: nn.Module) -> torch.optim.Optimizer:
     parameters = list(model.parameters())
     parameters[0], parameters[2] = parameters[2], parameters[0]  # of one shape
@@ -112,50 +99,6 @@ def groups(*rates: float) -> Callable[[nn.Module], torch.optim.Optimizer]:
 def loader(x: Any, **settings: Any) -> DataLoader[Any]:
     data = TensorDataset(torch.from_numpy(x), torch.from_numpy(Y))
     return DataLoader(data, **{"batch_size": 16, "shuffle": True, **settings})
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training run: its fields are what a run that takes up its checkpoint must have in common with it."""
-
-    model: Callable[[], nn.Module] = network
-    loss: nn.Module = field(default_factory=nn.CrossEntropyLoss)
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd
-    scheduler: Callable[[Any], Any] | None = None
-    clip_values: tuple[float, float] = (0, 1)
-    preprocessing: tuple[float, float] = (0.0, 1.0)
-    trainer: Callable[..., RobustTrainer] = StandardTrainer
-    data: Any = (X, Y)
-    validation: Any = (X, Y)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def train(self, folder: Path | None, epochs: int, made: list[Any] | None = None) -> list[Tensor]:
-        """The network's tensors after ``epochs``; the checkpoint in ``folder``, if there is one, is taken up.
-
-        The network and the optimizer are added to ``made`` before the training begins.
-        """
-        torch.manual_seed(0)
-        model = self.model()
-        optimizer = self.optimizer(model)
-        if made is not None:
-            made += [model, optimizer]
-        estimator = PyTorchClassifier(
-            model,
-            self.loss,
-            (1, 4, 4),
-            3,
-            optimizer=optimizer,
-            clip_values=self.clip_values,
-            preprocessing=self.preprocessing,
-        )
-        options = TrainingOptions(seed=0, checkpoint_dir=folder, resume=folder is not None, **self.options)
-        method = self.trainer(estimator, options=options)
-        scheduler = None if self.scheduler is None else self.scheduler(optimizer)
-        if isinstance(self.data, tuple):
-            method.fit(*self.data, self.validation, 16, epochs, scheduler, verbose=False)
-        else:
-            method.fit_loader(self.data, epochs, self.validation, scheduler, verbose=False)
-        return [tensor.clone() for tensor in model.state_dict().values()]
 
 
 def half(epoch: int) -> float:
@@ -250,10 +193,7 @@ def test_the_same_objects_go_on_after_their_rates_have_moved(instruments: list[A
     trainer = StandardTrainer(estimator, options=options, instruments=instruments)
     for epochs in (1, 3):
         trainer.fit(X, Y, None, 16, epochs, scheduler, verbose=False)
-    again = Run(
-        scheduler=lambda o: lr_scheduler.StepLR(o, 1, 0.5), trainer=partial(StandardTrainer, instruments=instruments)
-    )
-    whole = again.train(None, 3)
+    whole = Run(scheduler=lambda o: lr_scheduler.StepLR(o, 1, 0.5), instruments=instruments).train(None, 3)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole, strict=True))
 
 
@@ -278,7 +218,7 @@ def test_nothing_is_loaded_of_a_checkpoint_that_does_not_fit(
     entry: str, change: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     run = Run(
-        trainer=partial(StandardTrainer, instruments=[BANG()]),
+        instruments=[BANG()],
         options={"ema_decay": 0.5, "keep_best": True},
         scheduler=lambda o: lr_scheduler.StepLR(o, 1),
     )
@@ -348,10 +288,10 @@ KILLED = textwrap.dedent(
     import os, signal, sys
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
-    from training.engine import test_resuming
+    from training.engine.resumable import Run
 
     os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between the write and the move
-    test_resuming.Run().train(Path(sys.argv[2]), 1)
+    Run().train(Path(sys.argv[2]), 1)
     """
 )
 
