@@ -19,6 +19,7 @@ NETWORKS = (
     "small-cnn",
     "2c2f",
     "6c2f",
+    "orthogonal-cnn",
     "orthogonal-mlp",
     "preact-resnet18",
     "wide-resnet",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -55,3 +56,49 @@ SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0
 
 RunArgument = Annotated[Path, typer.Argument(help="A folder that art-robust train, or save_classifier, wrote.")]
 DataOption = Annotated[str | None, typer.Option(help="Test data; by default that of the training.")]
+
+NetworkArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN | FILE.py:NAME",
+        help="A folder that art-robust train, or save_classifier, wrote; or a file, or package.module, and in it a "
+        "network, or a function without arguments that returns one.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The options of a command that say more about its network, and name its data."""
+
+    data: DataOption = None
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights for FILE.py:NAME: .safetensors, or a state dict that torch.save wrote.")
+    ] = None
+    bounds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH", help="Range that FILE.py:NAME takes, to which images are scaled; 0,1 by default."
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Subtracted from images before FILE.py:NAME takes them: a number, or one for each channel: A,B,C."
+        ),
+    ] = None
+    std: Annotated[str | None, typer.Option(help="By which the difference is divided, as --mean.")] = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The options of what is written for RobustBench beside a report."""
+
+    robustbench: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write a submission to RobustBench there, as JSON and images."),
+    ] = None
+    title: Annotated[
+        str | None, typer.Option(help="Title of the paper, for --robustbench; the network's name by default.")
+    ] = None
+    authors: Annotated[str, typer.Option(help="Its authors, for --robustbench.")] = "unknown"

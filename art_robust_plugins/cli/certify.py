@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ..experiments.evaluation_plans import BATCH_SIZE
-from ..experiments.runs import CERTIFICATE_FILE, CERTIFICATES, RADII_FILE, certify_classifier
-from ..terminal import console
-from .arguments import DeviceOption, select_device
+from .arguments import DeviceOption, NetworkArgument, NetworkOptions, select_device
 from .derived import take_settings
-from .running import check_alone, check_output
-from .targets import NetworkArgument, NetworkOptions, choose_threats, load_target
 
 
 @take_settings()
@@ -46,6 +41,14 @@ def certify(
     Example: art-robust certify runs/bang --norm L2 --eps 0.5 --eps 1.0
     """
     select_device(device)
+    # These import torch and ART, which the help does without.
+    from rich.table import Table
+
+    from ..experiments.runs import CERTIFICATE_FILE, CERTIFICATES, RADII_FILE, certify_classifier
+    from ..terminal import console
+    from .running import check_alone, check_output
+    from .targets import choose_threats, load_target
+
     check_alone("certify")
     if points is not None and points < 1:
         raise ValueError(f"--points: got {points}, expected at least 1.")

@@ -45,11 +45,17 @@ class FieldOption:
         """The parameter of a command, as typer reads it."""
         names = [] if self.option is None else [self.option]
         option = typer.Option(*names, help=self.help, metavar=self.metavar, min=self.min)
-        kind = get_type_hints(self.owner)[self.field] if self.kind is None else self.kind
+        kind = _read_type(self.owner, self.field) if self.kind is None else self.kind
         default = default_of(self.owner, self.field) if self.default is _FIELD else self.default
         return inspect.Parameter(
             self.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
         )
+
+
+def _read_type(owner: type, name: str) -> Any:
+    """The type of a field; those of the others may be known to type checkers alone."""
+    alone = type(name, (), {"__module__": owner.__module__, "__annotations__": {name: owner.__annotations__[name]}})
+    return get_type_hints(alone)[name]
 
 
 def list_options(

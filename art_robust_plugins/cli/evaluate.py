@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..bridge import input_range
-from ..evaluation import EvaluationReport
-from ..evaluation.front import warn_of_guessing
-from ..evaluation.report import COMPARISON_FILES, PAGE_FILE, REPORT_FILES
-from ..evaluation.robustbench import ROBUSTBENCH_POINTS
 from ..experiments.evaluation_plans import EvaluationPlan
-from ..experiments.runs import EVALUATIONS, evaluate_classifier
-from ..terminal import console
-from ..threat import ThreatModel
-from .arguments import DeviceOption, QuietOption, select_device
-from .data import check_run
+from .arguments import DeviceOption, NetworkArgument, NetworkOptions, QuietOption, Submission, select_device
 from .derived import FieldOption, take_settings
 from .launching import WorkersOption, share_with_workers
-from .running import advise_on_interrupt, check_output, is_main
-from .targets import NetworkArgument, NetworkOptions, Target, choose_threats, load_target
 
 EVALUATION = (
     FieldOption(EvaluationPlan, "points", help="How many test images, the first ones.", min=1),
@@ -40,21 +28,6 @@ EVALUATION = (
     ),
     FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0),
 )
-IMAGES = "images"
-
-
-@dataclass(frozen=True)
-class Submission:
-    """The options of what is written for RobustBench beside a report."""
-
-    robustbench: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Also write a submission to RobustBench there, as JSON and images."),
-    ] = None
-    title: Annotated[
-        str | None, typer.Option(help="Title of the paper, for --robustbench; the network's name by default.")
-    ] = None
-    authors: Annotated[str, typer.Option(help="Its authors, for --robustbench.")] = "unknown"
 
 
 @take_settings(EVALUATION)
@@ -110,6 +83,16 @@ def evaluate(
     """
     select_device(device)
     share_with_workers(context, workers)
+    # These import torch and ART, which the help does without.
+    from ..evaluation.front import warn_of_guessing
+    from ..evaluation.report import COMPARISON_FILES, PAGE_FILE, REPORT_FILES
+    from ..experiments.runs import EVALUATIONS, evaluate_classifier
+    from ..terminal import console
+    from .data import check_run
+    from .evaluation_files import check_pictures, check_submission, write_images, write_submission
+    from .running import advise_on_interrupt, check_output, is_main
+    from .targets import choose_threats, load_target
+
     if out is not None:
         check_output("--out", out, REPORT_FILES)
     for source_of_gradients in transfers or []:
@@ -118,10 +101,10 @@ def evaluate(
     threats, source = choose_threats(target, norm, eps or [], default="Linf")
     chosen = [name.strip() for names in attacks or ["standard"] for name in names.split(",")]
     if submission.robustbench is not None:
-        _check_submission(target, threats, chosen)
+        check_submission(target, threats, chosen)
         check_output("--robustbench", submission.robustbench, ())
     if png:
-        _check_pictures(target)
+        check_pictures(target)
     plan = EvaluationPlan(threats, chosen, transfers or [], certify="always" if certify else "never", **settings)
     if out is None:
         check_output("--out", target.home / EVALUATIONS, ())
@@ -144,54 +127,10 @@ def evaluate(
     if png:
         single = len(reports) == 1
         places = [folder if single else folder / f"{report.settings['threat']['eps']:g}" for report in reports]
-        reports = [_write_images(report, place, target) for report, place in zip(reports, places, strict=True)]
+        reports = [write_images(report, place, target) for report, place in zip(reports, places, strict=True)]
     for report in reports:
         console.print(str(report), markup=False, highlight=False)
     if submission.robustbench is not None:
-        _write_submission(reports[0], target, submission.robustbench, submission)
+        write_submission(reports[0], target, submission.robustbench, submission)
     page = folder / (PAGE_FILE if len(reports) == 1 else COMPARISON_FILES[-1])
     console.print(str(page), markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_pictures(target: Target) -> None:
-    """Refuse, before any attack, inputs that are no images."""
-    shape, box = tuple(target.classifier.input_shape), input_range(target.classifier)
-    if len(shape) != 3 or shape[0 if target.classifier.channels_first else -1] not in (1, 3) or not box.uniform:
-        raise ValueError(
-            f"--png: got inputs of shape {shape} in {box}, expected images of 1 or 3 channels in one range."
-        )
-
-
-def _write_images(report: EvaluationReport, folder: Path, target: Target) -> EvaluationReport:
-    """The attacked images beside a saved report, which then says what rounding left of them."""
-    judged = report.save_images(folder / IMAGES, target.classifier)
-    judged.save(folder)
-    return judged
-
-
-def _check_submission(target: Target, threats: list[ThreatModel], attacks: list[str]) -> None:
-    """Refuse, before any attack, an evaluation that RobustBench has no leaderboard for."""
-    name = Path(target.data.name).stem
-    if name not in ROBUSTBENCH_POINTS:
-        known = ", ".join(ROBUSTBENCH_POINTS)
-        raise ValueError(f"--robustbench: got the data {name}, expected {known}, or an .npz file of that name.")
-    if attacks != ["standard"]:
-        raise ValueError(f"--robustbench: got the attacks {', '.join(attacks)}, expected standard alone.")
-    if len(threats) > 1 or threats[0].norm == "L1":
-        names = ", ".join(map(str, threats))
-        raise ValueError(f"--robustbench: got the threats {names}, expected a single one in Linf or L2.")
-
-
-def _write_submission(report: EvaluationReport, target: Target, folder: Path, submission: Submission) -> None:
-    path = report.to_robustbench(
-        folder,
-        name=submission.title or target.home.name,
-        authors=submission.authors,
-        dataset=Path(target.data.name).stem,
-        architecture=report.settings["network"],
-        model_id=target.home.name,
-    )
-    console.print(
-        f"RobustBench: {path}, with its images beside it; look through its entries before you submit it.",
-        soft_wrap=True,
-    )

@@ -11,6 +11,7 @@ from ..registry import parameters_of
 
 
 def name_kind(kind: type) -> str:
+    """What ART calls a method of this class: Trainer, Preprocessor or estimator."""
     if issubclass(kind, Trainer):
         return "Trainer"
     return "Preprocessor" if issubclass(kind, Preprocessor) else "estimator"

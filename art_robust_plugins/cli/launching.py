@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..experiments.workers import hold_interrupts, release_interrupts
 from .arguments import ARGUMENTS
 
 WorkersOption = Annotated[
@@ -36,6 +35,11 @@ def share_with_workers(context: typer.Context, workers: int) -> None:
         ValueError: more workers than GPUs, workers beside the processes of a launcher.
         ConnectionError: a worker died.
     """
+    # These import torch, which the help does without.
+    import torch
+
+    from ..experiments.workers import release_interrupts
+
     if _STARTED in os.environ:
         threading.Thread(target=_end_with_starter, daemon=True).start()
         release_interrupts()
@@ -45,8 +49,6 @@ def share_with_workers(context: typer.Context, workers: int) -> None:
     launched = os.environ.get("WORLD_SIZE", "1")
     if launched != "1":
         raise ValueError(f"--workers: got {workers} beside {launched} processes of a launcher, expected 1.")
-    import torch
-
     if torch.cuda.is_available() and workers > torch.cuda.device_count():
         raise ValueError(
             f"--workers: got {workers}, expected at most {torch.cuda.device_count()}, one for each GPU; with "
@@ -76,6 +78,8 @@ class _Workers:
             ConnectionError: a worker died.
         """
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        from ..experiments.workers import hold_interrupts
 
         before = signal.signal(signal.SIGTERM, _exit_on_signal)
         with ExitStack() as stack:

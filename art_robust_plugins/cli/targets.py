@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
@@ -25,40 +24,8 @@ from ..files import load_state, load_tensors
 from ..saved_classifier import load_classifier
 from ..saved_classifier.networks import find_difference
 from ..threat import ThreatModel, parse_norm
-from .arguments import DataOption
+from .arguments import NetworkOptions
 from .data import load_everywhere, load_test_data
-
-NetworkArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN | FILE.py:NAME",
-        help="A folder that art-robust train, or save_classifier, wrote; or a file, or package.module, and in it a "
-        "network, or a function without arguments that returns one.",
-    ),
-]
-
-
-@dataclass(frozen=True)
-class NetworkOptions:
-    """The options of a command that say more about its network, and name its data."""
-
-    data: DataOption = None
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights for FILE.py:NAME: .safetensors, or a state dict that torch.save wrote.")
-    ] = None
-    bounds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LOW,HIGH", help="Range that FILE.py:NAME takes, to which images are scaled; 0,1 by default."
-        ),
-    ] = None
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            help="Subtracted from images before FILE.py:NAME takes them: a number, or one for each channel: A,B,C."
-        ),
-    ] = None
-    std: Annotated[str | None, typer.Option(help="By which the difference is divided, as --mean.")] = None
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ..data import Dataset
-from ..evaluation.libraries import TRANSFER, Backend, present_name
-from ..threat import ThreatModel
+from ..choices import Backend
+
+# The command line reads the settings without importing torch or ART.
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..threat import ThreatModel
 
 BATCH_SIZE = 250
 
@@ -60,6 +63,8 @@ class EvaluationPlan:
             data: are evaluated.
             trained_on: the data of the training, if known: reports on others say which.
         """
+        from ..evaluation.libraries import TRANSFER, present_name
+
         radii = [str(threat).split(" ")[1] for threat in self.threats[1:]]
         attacks = [*map(present_name, self.attacks), *(f"{TRANSFER}{source}" for source in self.sources())]
         parts = [str(self.threats[0]), *radii, *attacks, str(min(self.points, len(data.x_test)))]

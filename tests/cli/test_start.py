@@ -49,7 +49,7 @@ def test_the_front_imports_nothing_heavy(words: list[str]) -> None:
     assert ("certify" in printed) == ("--version" not in words)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "report", "export", "benchmark", "methods", "attacks"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_imports_nothing_that_takes_seconds(command: str) -> None:
     statement = f"""
 sys.argv = ["art-robust", "{command}", "--help"]
