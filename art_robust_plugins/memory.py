@@ -31,8 +31,19 @@ def keep_freed_memory() -> bool:
     By default glibc returns large freed blocks to the system, and tensors of a training step are such blocks: the next
     step gets them back page by page. Nothing changes elsewhere, or where an environment variable sets glibc's memory.
     """
+    return _set_glibc(_TRIM_THRESHOLD, _KEPT) and _set_glibc(_MMAP_THRESHOLD, _KEPT)
+
+
+def return_large_blocks() -> bool:
+    """Have glibc return blocks of 1 MiB and more to the system when they are freed; whether it does now.
+
+    By default it keeps those of up to 32 MiB, as soon as one was freed; between others, they add up to gigabytes.
+    Nothing changes elsewhere, or where an environment variable sets glibc's memory.
+    """
+    return _set_glibc(_MMAP_THRESHOLD, 2**20)
+
+
+def _set_glibc(parameter: int, value: int) -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _SETTINGS):
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    trims, maps = mallopt(_TRIM_THRESHOLD, _KEPT), mallopt(_MMAP_THRESHOLD, _KEPT)
-    return bool(trims == 1 and maps == 1)
+    return bool(ctypes.CDLL(None).mallopt(parameter, value) == 1)

@@ -32,6 +32,7 @@ from ..bridge import (
 )
 from ..checks import check_choice, check_count, check_flag, check_path, check_seed, describe_error
 from ..keywords import KnownKeywords, explain_keywords
+from ..memory import return_large_blocks
 from ..processes import find_processes
 from ..snapshot import Snapshot
 from ..threat import ThreatModel
@@ -234,6 +235,8 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         FrozenWeights(list_modules(options.estimator)),
         options.physical_batch_size or limit_on_cpu(samples.x[:1].to(module.device), options.batch_size),
     )
+    if limit_on_cpu(samples.x[:1].to(module.device), options.batch_size) < options.batch_size:
+        return_large_blocks()
     prepared = prepare_attacks(options, passes, samples.x)
     processes = find_processes(passes.device)
     folder = StateFolder(options.state_dir, [each.attack.name for each in prepared.attacks])
