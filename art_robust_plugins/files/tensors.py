@@ -71,7 +71,9 @@ def _write_one_by_one(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in ordered:
-            file.write(tensors[name].flatten().view(torch.uint8).numpy().data)
+            # The stride of a single number may be anything, which a view in bytes does not take.
+            flat = tensors[name].as_strided((tensors[name].numel(),), (1,))
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -140,7 +140,9 @@ def test_tensors_are_written_as_the_library_reads_them(tmp_path):
         "brain": torch.tensor(3.5, dtype=torch.bfloat16),
         "nothing": torch.empty(0, 3, dtype=torch.uint8),
         "double": torch.rand(2).double(),
+        "of no stride": torch.tensor(7).expand(1),
     }
+    assert tensors["of no stride"].stride() == (0,)
     save_tensors(tmp_path / "x.safetensors", tensors, {"made by": "a test"})
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "made by": "a test"}
