@@ -13,11 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from art_robust_plugins import (
-    available_methods,
-)
-from art_robust_plugins.cli import demo as command_demo
-from art_robust_plugins.cli import running, showing
+from art_robust_plugins import available_methods, processes
+from art_robust_plugins.cli import measuring, running, showing
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.experiments import TrainingPlan, demo, runs, train_run
 from art_robust_plugins.training.engine.processes import Processes, ProcessLostError
@@ -132,7 +129,7 @@ def test_one_process_shows_the_demo(
     monkeypatch.setattr(running, "find_processes", lambda: here)
     monkeypatch.setattr(demo, "available_methods", lambda: {"standard": available_methods()["standard"]})
     monkeypatch.setattr(demo, "COMPOSITIONS", ())
-    monkeypatch.setattr(command_demo, "find_processes", lambda: here)
+    monkeypatch.setattr(processes, "find_processes", lambda: here)
     monkeypatch.setattr(demo, "train_run", lambda *_, **__: None)
     monkeypatch.setattr(demo, "evaluate_run", lambda *_, **__: [object()])
     monkeypatch.setattr(showing, "print_comparison", lambda _: print("table"))
@@ -157,8 +154,8 @@ def test_the_demos_page_has_its_order_whichever_network_ends_first(
         return results
 
     shown: dict[str, Any] = {}
-    monkeypatch.setattr(command_demo, "share_out", share_out)
-    monkeypatch.setattr(command_demo, "show_comparison", lambda reports, *_: shown.update(reports))
+    monkeypatch.setattr(measuring, "share_out", share_out)
+    monkeypatch.setattr(showing, "show_comparison", lambda reports, *_: shown.update(reports))
     code, text = run("demo", "--out", tmp_path)
     assert code == 0
     assert [report.label for report in shown.values()] == list(shown)

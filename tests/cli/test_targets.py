@@ -172,7 +172,7 @@ BAD = [
     (["mine.py:build", "--bounds", "0"], "--bounds: got 0,"),
     (["mine.py:build", "--mean", "a"], "--mean: got 'a',"),
     (["mine.py:build", "--mean", "0.5"], "std: got None"),
-    (["mine.py:Colour"], "model: it fails on images"),
+    (["mine.py:Colour"], "RUN: it fails on images"),
     (["mine.py:build", "--eps", "8"], "'8/255'?"),
 ]
 
