@@ -21,8 +21,8 @@ import typer.main
 from ..escapes import printable
 from ..memory import keep_freed_memory
 from .arguments import ARGUMENTS
-from .refusals import NO_WORDS, UsageError, check_paths, explain_usage
-from .spellings import use_present_spellings
+from .refusals import HELP_ERROR, UsageError, check_paths, explain_usage
+from .spellings import replace_spellings
 
 COMMANDS = {
     "demo": "Train, attack and compare every method on one page.",
@@ -45,11 +45,11 @@ class Command(typer.core.TyperCommand):
     """A command that takes earlier spellings of its options too, and refuses words in one sentence."""
 
     function: Any = None
-    """What it calls."""
+    """The Python function behind the command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[ARGUMENTS] = list(args)
-        words = use_present_spellings(self.name, args)
+        words = replace_spellings(self.name, args)
         if ctx.resilient_parsing:
             return super().parse_args(ctx, words)
         if ctx.parent is not None and ctx.parent.params["quiet"]:
@@ -63,7 +63,7 @@ class Command(typer.core.TyperCommand):
 
 
 def _be_quiet(command: Command, words: list[str]) -> list[str]:
-    """``--quiet`` for a command that shows progress; others are quiet as they are."""
+    """Add ``--quiet`` to the words of a command that has the option."""
     return ["--quiet", *words] if any(each.name == "quiet" for each in command.params) else words
 
 
@@ -115,7 +115,7 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().parse_args(ctx, list(words))
         except UsageError as error:
-            if type(error).__name__ == NO_WORDS:
+            if type(error).__name__ == HELP_ERROR:
                 raise
             print(f"error: {printable(explain_usage(error, self, ctx, words, options))}", file=sys.stderr)
             sys.exit(2)
@@ -184,7 +184,7 @@ _NETWORK = dict.fromkeys(("classifier:", "model:", "network:"), "RUN:")
 
 
 def _name_option(sentence: str, command: str | None) -> str:
-    """A sentence about an argument that the command line gives by an option of another name, about that option."""
+    """Rename the argument that begins a sentence to the option that gives it, as ``state_dir:`` to ``--out:``."""
     of_network = _NETWORK if command in ("evaluate", "certify", "export") else {}
     for told, shown in {**_OPTIONS, **of_network}.items():
         if sentence.startswith(told):

@@ -69,10 +69,10 @@ class _Workers:
     def __init__(self, command: list[str], count: int, threads: int) -> None:
         self.command, self.count, self.threads = command, count, threads
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.errors: list[Any] = []
+        self.error_files: list[Any] = []
 
     def run(self) -> int:
-        """Run all to their end: the exit code.
+        """Run all processes to their end, and return the exit code.
 
         Raises:
             ConnectionError: a worker died.
@@ -90,7 +90,7 @@ class _Workers:
             try:
                 with hold_interrupts():
                     for rank in range(self.count):
-                        self.errors.append(stack.enter_context(tempfile.TemporaryFile()))
+                        self.error_files.append(stack.enter_context(tempfile.TemporaryFile()))
                         self.processes.append(self._start(rank, store.port))
                 self._wait()
             except KeyboardInterrupt:  # the first one says how to go on
@@ -118,7 +118,7 @@ class _Workers:
             env=environment,
             stdin=subprocess.PIPE,  # which closes when this process ends
             stdout=None if speaks else subprocess.DEVNULL,
-            stderr=None if speaks else self.errors[rank],
+            stderr=None if speaks else self.error_files[rank],
             start_new_session=True,  # a terminal's Ctrl-C reaches them through this process, once
         )
 
@@ -150,7 +150,7 @@ class _Workers:
         codes = [process.poll() for process in self.processes]
         if codes[0] == 2 or not any(codes):  # bad input, about which the others say the same
             return codes[0] or 0
-        for error in self.errors[1:]:
+        for error in self.error_files[1:]:
             error.seek(0)
             print(error.read().decode(errors="replace"), end="", file=sys.stderr)
         for rank, code in enumerate(codes):

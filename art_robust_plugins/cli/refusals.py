@@ -1,4 +1,4 @@
-"""What is said of words that a command does not take: one sentence, as of every other bad input."""
+"""Sentences for words that a command refuses, in the form of every other refusal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import typer
 # Newer versions of typer have click's exceptions in a module of their own.
 _exceptions: Any = import_module(typer.BadParameter.__module__)
 UsageError: type[Exception] = _exceptions.UsageError
-NO_WORDS = "NoArgsIsHelpError"
-"""The class of the exception whose text is the help."""
+HELP_ERROR = "NoArgsIsHelpError"
+"""The name of the exception that typer raises for a command without words; its text is the help."""
 
 _KINDS = {int: "a whole number", float: "a number", Path: "a path", str: "a value"}
 
@@ -37,7 +37,9 @@ def explain_usage(error: Exception, command: Any, context: Any, words: Sequence[
 
         near = find_nearest(option.lstrip("-"), [*known, "help"])
         hint = "." if near is None else f"; did you mean --{near}?"
-        return f"{option}: got an unknown option, expected one of those that {_name(command)} --help shows{hint}"
+        return (
+            f"{option}: got an unknown option, expected one of those that {_name_command(command)} --help shows{hint}"
+        )
     if isinstance(error, _exceptions.BadOptionUsage):
         return _explain_option(str(error.option_name), command, words, function)
     parameter = getattr(error, "param", None)
@@ -58,7 +60,7 @@ def check_paths(command: Any, context: Any, words: Sequence[str], function: Any)
     for parameter in command.params:
         given = values.get(parameter.name)
         several = given if isinstance(given, list | tuple) else [given]
-        if _annotation(parameter.name, function)[0] is Path and "" in several:
+        if _read_annotation(parameter.name, function)[0] is Path and "" in several:
             raise ValueError(f"{show_name(parameter)}: got '', expected a path.")
 
 
@@ -70,7 +72,7 @@ def show_name(parameter: Any) -> str:
 
 
 def _explain_value(error: Exception, parameter: Any, given: Any, function: Any) -> str:
-    """What is said of a value that a parameter does not take."""
+    """Explain a value that a parameter does not take."""
     told, refused = _expect(parameter.name, function)
     values = list(given) if isinstance(given, list | tuple) else [given]
     value = next((each for each in values if refused(each)), values[-1] if values else None)
@@ -78,24 +80,24 @@ def _explain_value(error: Exception, parameter: Any, given: Any, function: Any) 
         return f"{show_name(parameter)}: got {value!r}, expected another value ({str(error).rstrip('.')})."
     from ..checks import suggest
 
-    hint = suggest(value, _choices(parameter.name, function))
+    hint = suggest(value, _find_choices(parameter.name, function))
     return f"{show_name(parameter)}: got {value!r}, expected {told}{hint}"
 
 
 def _explain_rest(error: Exception, command: Any, context: Any, words: Sequence[str]) -> str:
-    """What is said of words that belong to no parameter."""
+    """Explain words that belong to no parameter."""
     rest = _read_words(command, context, words)[1]
     taken = [show_name(each) for each in command.params if each.param_type_name == "argument"]
     if not rest:
         return f"{str(error).rstrip('.')}."
     return (
-        f"{_name(command)}: got the word {rest[-1]!r} too much, expected {' '.join(taken) or 'options'} alone; an "
-        f"option that takes several values is repeated, and a value with spaces stands in quotes."
+        f"{_name_command(command)}: got the word {rest[-1]!r} too much, expected {' '.join(taken) or 'options'} alone; "
+        f"an option that takes several values is repeated, and a value with spaces stands in quotes."
     )
 
 
 def _explain_option(option: str, command: Any, words: Sequence[str], function: Any) -> str:
-    """What is said of an option without its value, or of a switch with one."""
+    """Explain an option without its value, or of a switch with one."""
     parameter = next((each for each in command.params if option in (*each.opts, *each.secondary_opts)), None)
     given = next((word.partition("=")[2] for word in words if word.startswith(f"{option}=")), None)
     if given is not None or parameter is None:
@@ -104,8 +106,8 @@ def _explain_option(option: str, command: Any, words: Sequence[str], function: A
 
 
 def _describe(parameter: Any, function: Callable[..., Any]) -> str:
-    """What a value is: of an argument what its help says."""
-    purpose = str(getattr(_annotation(parameter.name, function)[1], "help", None) or "").rstrip(".")
+    """Describe the value that a parameter takes; for an argument, by its help."""
+    purpose = str(getattr(_read_annotation(parameter.name, function)[1], "help", None) or "").rstrip(".")
     purpose = purpose[:1].lower() + purpose[1:]
     if parameter.param_type_name == "argument" and purpose:
         return purpose
@@ -115,8 +117,8 @@ def _describe(parameter: Any, function: Callable[..., Any]) -> str:
 
 def _expect(name: str, function: Callable[..., Any]) -> tuple[str | None, Callable[[Any], bool]]:
     """What values a parameter takes, in words, and whether one is none of them."""
-    kind, option = _annotation(name, function)
-    choices = _choices(name, function)
+    kind, option = _read_annotation(name, function)
+    choices = _find_choices(name, function)
     if choices:
         return f"one of {', '.join(map(repr, choices))}", lambda value: value not in choices
     if kind not in _KINDS:
@@ -133,12 +135,12 @@ def _expect(name: str, function: Callable[..., Any]) -> tuple[str | None, Callab
     return f"{_KINDS[kind]}{bound}", refuses
 
 
-def _choices(name: str, function: Callable[..., Any]) -> tuple[str, ...]:
-    kind, _ = _annotation(name, function)
+def _find_choices(name: str, function: Callable[..., Any]) -> tuple[str, ...]:
+    kind, _ = _read_annotation(name, function)
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
-def _annotation(name: str, function: Callable[..., Any]) -> tuple[Any, Any]:
+def _read_annotation(name: str, function: Callable[..., Any]) -> tuple[Any, Any]:
     """The type of one value, without None and list, and typer's option or argument."""
     parameters = inspect.signature(function, eval_str=True).parameters
     if name not in parameters:
@@ -153,7 +155,7 @@ def _annotation(name: str, function: Callable[..., Any]) -> tuple[Any, Any]:
     return kind, option
 
 
-def _name(command: Any) -> str:
+def _name_command(command: Any) -> str:
     return "art-robust" if command.name in (None, "art-robust") else f"art-robust {command.name}"
 
 

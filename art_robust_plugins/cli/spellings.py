@@ -19,17 +19,17 @@ SPELLINGS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "evaluate": {"--attack": ("--attacks",), "--transfers": ("--transfer",)},
 }
-"""A command -> an option's other spelling -> the words of today."""
+"""A command -> an option's other spelling -> the current words."""
 
 
-def use_present_spellings(command: str | None, words: list[str]) -> list[str]:
-    """The words of a command line with each other spelling replaced; what follows ``--`` stays as it is."""
+def replace_spellings(command: str | None, words: list[str]) -> list[str]:
+    """Replace each other spelling in the words of a command line; what follows ``--`` stays as it is."""
     known = SPELLINGS.get(command or "", {})
-    present: list[str] = []
+    current: list[str] = []
     for number, word in enumerate(words):
         if word == "--":
-            return [*present, *words[number:]]
+            return [*current, *words[number:]]
         option, equals, value = word.partition("=")
         option, *rest = known.get(option, (option,))
-        present += [f"{option}{equals}{value}", *rest]
-    return present
+        current += [f"{option}{equals}{value}", *rest]
+    return current

@@ -63,10 +63,10 @@ class EvaluationPlan:
             data: are evaluated.
             trained_on: the data of the training, if known: reports on others say which.
         """
-        from ..evaluation.libraries import TRANSFER, present_name
+        from ..evaluation.libraries import TRANSFER, resolve_alias
 
         radii = [str(threat).split(" ")[1] for threat in self.threats[1:]]
-        attacks = [*map(present_name, self.attacks), *(f"{TRANSFER}{source}" for source in self.sources())]
+        attacks = [*map(resolve_alias, self.attacks), *(f"{TRANSFER}{source}" for source in self.sources())]
         parts = [str(self.threats[0]), *radii, *attacks, str(min(self.points, len(data.x_test)))]
         if trained_on is not None and Path(data.name).name != Path(trained_on).name:
             parts.append(Path(data.name).stem)

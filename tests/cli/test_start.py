@@ -14,7 +14,7 @@ from art_robust_plugins import __version__
 from art_robust_plugins.choices import NETWORKS
 from art_robust_plugins.cli import app
 from art_robust_plugins.cli.app import COMMANDS
-from art_robust_plugins.cli.spellings import SPELLINGS, use_present_spellings
+from art_robust_plugins.cli.spellings import SPELLINGS, replace_spellings
 from art_robust_plugins.models import MODELS
 
 HEAVY = ("torch", "art", "matplotlib", "scipy", "sklearn", "numpy")
@@ -108,10 +108,10 @@ def test_each_other_spelling_leads_to_an_option_that_exists() -> None:
 
 def test_other_spellings_keep_their_values() -> None:
     words = ["bang", "--clip=3", "--bf16", "--milestone", "2", "--", "--clip"]
-    assert use_present_spellings("train", words) == [
+    assert replace_spellings("train", words) == [
         *("bang", "--max-gradient-norm=3", "--mixed-precision", "bf16", "--milestones", "2", "--", "--clip")
     ]
-    assert use_present_spellings("report", words) == words
+    assert replace_spellings("report", words) == words
 
 
 def test_train_ends_with_the_accuracy_on_held_out_images(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -4,7 +4,7 @@ from ...choices import Backend
 from ..results import Constraint
 from .attack import TRANSFER, Attack, NotApplicable, Perturb, Prepare, Setting
 from .packages import package_versions, reference_package
-from .registry import ALIASES, ATTACKS, SUITES, find_norms, present_name, resolve, suite_of
+from .registry import ALIASES, ATTACKS, SUITES, find_norms, resolve, resolve_alias, suite_of
 
 __all__ = [
     "ALIASES",
@@ -20,8 +20,8 @@ __all__ = [
     "Setting",
     "find_norms",
     "package_versions",
-    "present_name",
     "reference_package",
     "resolve",
+    "resolve_alias",
     "suite_of",
 ]

@@ -52,11 +52,11 @@ def resolve(attacks: str | Attack | Sequence[str | Attack]) -> list[Attack]:
     return list(chosen.values())
 
 
-def present_name(name: str) -> str:
+def resolve_alias(name: str) -> str:
     """The name under which reports and folders know a suite or attack, for one that people type for it.
 
     Example:
-        >>> present_name("AutoAttack"), present_name("pgd-20")
+        >>> resolve_alias("AutoAttack"), resolve_alias("pgd-20")
         ('standard', 'pgd-20')
     """
     return ALIASES.get(name.lower().replace("_", "-"), name)
@@ -87,7 +87,7 @@ def suite_of(attack: Attack) -> str | None:
 def _find_named(name: object) -> Sequence[Attack]:
     if not isinstance(name, str):
         raise ValueError(f"attacks: got {name!r}, expected names of suites or attacks, or Attack objects.")
-    known = present_name(name)
+    known = resolve_alias(name)
     if known in SUITES:
         return SUITES[known]
     if known in ATTACKS:
