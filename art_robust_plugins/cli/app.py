@@ -135,7 +135,9 @@ class Commands(typer.core.TyperGroup):
             with nullcontext() if ctx.params["debug"] else _warnings_in_one_line():
                 result = super().invoke(ctx)
             if "torch" in sys.modules:  # else there are no processes to part from
-                import_module(f"{__package__}.running").part()
+                from .running import part
+
+                part()
             return result
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

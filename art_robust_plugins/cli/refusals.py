@@ -97,7 +97,7 @@ def _explain_rest(error: Exception, command: Any, context: Any, words: Sequence[
 
 
 def _explain_option(option: str, command: Any, words: Sequence[str], function: Any) -> str:
-    """Explain an option without its value, or of a switch with one."""
+    """Explain an option without its value, or a switch with one."""
     parameter = next((each for each in command.params if option in (*each.opts, *each.secondary_opts)), None)
     given = next((word.partition("=")[2] for word in words if word.startswith(f"{option}=")), None)
     if given is not None or parameter is None:
