@@ -54,7 +54,9 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; 
 
 SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0)]
 
-RunArgument = Annotated[Path, typer.Argument(help="A folder that art-robust train, or save_classifier, wrote.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A folder that art-robust train, or save_classifier, wrote.")
+]
 DataOption = Annotated[str | None, typer.Option(help="Test data; by default that of the training.")]
 
 NetworkArgument = Annotated[

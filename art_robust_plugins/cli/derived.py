@@ -25,7 +25,7 @@ class FieldOption:
         owner: the dataclass.
         field: the field's name, by which the command gets the value.
         option: the option's name; by default the field's, and for a switch also its negation.
-        help: what it does.
+        help: what it does; by default the first sentence about the field in the dataclass's docstring.
         metavar: what stands for its value.
         min: the smallest whole number that it takes.
         kind: its type where the field takes more than one option can say.
@@ -44,7 +44,8 @@ class FieldOption:
     def parameter(self) -> inspect.Parameter:
         """The parameter of a command, as typer reads it."""
         names = [] if self.option is None else [self.option]
-        option = typer.Option(*names, help=self.help, metavar=self.metavar, min=self.min)
+        purpose = _read_purpose(self.owner, self.field) if self.help is None else self.help
+        option = typer.Option(*names, help=purpose, metavar=self.metavar, min=self.min)
         kind = _read_type(self.owner, self.field) if self.kind is None else self.kind
         default = default_of(self.owner, self.field) if self.default is _FIELD else self.default
         return inspect.Parameter(
@@ -63,8 +64,7 @@ def list_options(
 ) -> tuple[FieldOption, ...]:
     """An option for each field of a dataclass, in its order, except those ``without`` one.
 
-    A field's `FieldOption` gets the arguments that ``changes`` has for it. Otherwise a switch has no negation, and the
-    help is the first sentence about the field in the dataclass's docstring.
+    A field's `FieldOption` gets the arguments that ``changes`` has for it. Otherwise a switch has no negation.
     """
     if unknown := {*changes, *without} - {field.name for field in fields(owner)}:
         raise ValueError(f"changes: got {', '.join(sorted(unknown))}, expected fields of {owner.__name__}.")
@@ -72,7 +72,7 @@ def list_options(
     for field in fields(owner):
         if field.name in without:
             continue
-        given = {"help": _read_purpose(owner, field.name), **changes.get(field.name, {})}
+        given = dict(changes.get(field.name, {}))
         if field.default is False:
             given.setdefault("option", f"--{field.name.replace('_', '-')}")
         options.append(FieldOption(owner, field.name, **given))

@@ -16,11 +16,11 @@ from .launching import WorkersOption, share_with_workers
 
 EVALUATION = (
     FieldOption(EvaluationPlan, "points", help="How many test images, the first ones.", min=1),
-    FieldOption(EvaluationPlan, "batch_size", help="Points an attack gets at once; it fixes the randomness."),
+    FieldOption(EvaluationPlan, "batch_size", help="Points an attack gets at once; it fixes the randomness.", min=1),
     FieldOption(
         EvaluationPlan,
         "physical_batch_size",
-        help="The most points in a pass; by default what a GPU's memory holds.",
+        help="The most points in a pass; by default what the device takes at once.",
         min=1,
     ),
     FieldOption(
@@ -47,7 +47,8 @@ def evaluate(
     attacks: Annotated[
         list[str] | None,
         typer.Option(
-            help="standard, plus, rand, fast, torchattacks, noise, or an attack's name; repeatable, or with commas."
+            help="standard, plus, rand, fast, torchattacks, torchattacks-autoattack, noise, or an attack's name; "
+            "repeatable, or with commas."
         ),
     ] = None,
     transfers: Annotated[

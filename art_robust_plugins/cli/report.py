@@ -11,7 +11,7 @@ from .arguments import OutOption
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of single reports.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, or of single reports.")],
     out: OutOption = Path("runs/comparison"),
     pages: Annotated[
         bool, typer.Option("--pages", help="Also write each report's own page anew, beside its report.json.")
@@ -54,7 +54,7 @@ def report(
             name = label if label not in reports else str(folder)
             reports[name], folders[name], owners[name] = EvaluationReport.load(folder), folder, owner
     if not reports:
-        raise ValueError("RUNS: got no folder with a report, expected some that art-robust evaluate wrote.")
+        raise ValueError("RUN: got no folder with a report, expected some that art-robust evaluate wrote.")
     if pages:
         for name, found_report in reports.items():
             console.print(f"Written anew: {found_report.write_pages(folders[name])}", soft_wrap=True)

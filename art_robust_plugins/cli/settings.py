@@ -18,7 +18,7 @@ PLAN = (
     FieldOption(TrainingPlan, "weight_map", help="Add weight maps of this kernel to the network, whatever the method."),
     FieldOption(TrainingPlan, "epochs", min=1),
     FieldOption(TrainingPlan, "batch_size", min=1),
-    FieldOption(TrainingPlan, "optimizer"),
+    FieldOption(TrainingPlan, "optimizer", help="The optimizer of the weights."),
     FieldOption(TrainingPlan, "lr", help="Learning rate."),
     FieldOption(
         TrainingPlan,

@@ -28,7 +28,7 @@ class EvaluationPlan:
         points: the number of test images, the first ones.
         seed: makes the evaluation repeatable.
         batch_size: points that an attack gets at once; it fixes the randomness.
-        physical_batch_size: the most points in a pass; None for what a GPU's memory holds.
+        physical_batch_size: the most points in a pass; None for what the device takes at once.
         backend: whose AutoAttack runs.
         certify: whether reports hold certified radii; ``"if possible"`` leaves out networks without a bound.
 

@@ -107,7 +107,7 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     assert "bang, Linf-0.1-fgsm-20" in (tmp_path / "page" / "index.html").read_text()
     code, text = run("report", tmp_path / "nothing")
     assert code == 2
-    assert "RUNS: got no folder with a report" in text
+    assert "RUN: got no folder with a report" in text
 
 
 def test_attacked_images_as_files(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
