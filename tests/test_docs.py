@@ -17,6 +17,7 @@ import pytest
 from typer.main import get_command
 
 import art_robust_plugins
+from art_robust_plugins import evaluation, lipschitz, models, training
 from art_robust_plugins.cli import app
 from art_robust_plugins.evaluation import diagnostics
 from art_robust_plugins.experiments.recipes import load_recipe
@@ -91,8 +92,11 @@ def test_every_flag_stands_in_the_manual_with_its_severity() -> None:
 
 
 def test_every_public_name_stands_in_the_manual() -> None:
-    named = re.findall(r"^::: art_robust_plugins\.(\w+)$", PAGES["docs/api.md"], re.MULTILINE)
-    assert sorted(named) == sorted(art_robust_plugins.__all__)
+    named = re.findall(r"^::: art_robust_plugins\.(?:\w+\.)*(\w+)$", PAGES["docs/api.md"], re.MULTILINE)
+    packages = (art_robust_plugins, evaluation, lipschitz, models, training)
+    public = {name: getattr(package, name) for package in packages for name in package.__all__}
+    assert sorted(named) == sorted(public)
+    assert all(getattr(package, name) is public[name] for package in packages for name in package.__all__)
 
 
 def test_every_option_of_the_loop_stands_in_the_manual() -> None:
@@ -169,20 +173,37 @@ def test_the_files_that_contributing_names_exist(name: tuple[str, str]) -> None:
 
 
 def find_definitions(path: Path) -> set[str]:
-    """The functions and classes of a file, and the functions of its classes by their qualified names."""
+    """The functions, classes and variables of a file, and the functions of its classes by their qualified names."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     kinds = (ast.FunctionDef, ast.ClassDef)
     members = [(node, each) for node in body if isinstance(node, ast.ClassDef) for each in node.body]
-    return {node.name for node in body if isinstance(node, kinds)} | {
-        f"{node.name}.{each.name}" for node, each in members if isinstance(each, kinds)
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return {
+        *(node.name for node in body if isinstance(node, kinds)),
+        *(f"{node.name}.{each.name}" for node, each in members if isinstance(each, kinds)),
+        *(target.id for target in targets if isinstance(target, ast.Name)),
     }
+
+
+def find_missing(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs of a name and a file of the package that does not define it."""
+    package = Path(art_robust_plugins.__file__).parent
+    return [(name, path) for name, path in rows if name not in find_definitions(package / path)]
 
 
 def test_the_functions_that_contributing_names_are_in_their_files() -> None:
     rows = re.findall(r"^\| [^|`]+ \| `([\w/.]+\.py)` \| `([\w.]+)` \|$", PAGES["CONTRIBUTING.md"], re.MULTILINE)
     assert len(rows) > 10
-    missing = [row for row in rows if row[1] not in find_definitions(Path(art_robust_plugins.__file__).parent / row[0])]
-    assert missing == []
+    assert find_missing([(name, path) for path, name in rows]) == []
+
+
+def test_the_names_of_an_addition_are_in_their_files() -> None:
+    _, additions = PAGES["CONTRIBUTING.md"].split("\n## Add ...\n")
+    rows = re.findall(r"`(\w+)` (?:in|of) `([\w/]+\.py)`", additions)
+    assert ("NetworkOptions", "cli/arguments.py") in rows
+    assert len(rows) > 7
+    assert find_missing(rows) == []
 
 
 @pytest.mark.parametrize(
