@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+BATCH_SIZE = 250
+"""Points that an attack gets at once, unless told otherwise; it fixes the randomness."""
+
 Backend = Literal["native", "reference"]
 """The implementation of AutoAttack: this package's own, or the authors' package."""
 

@@ -55,10 +55,15 @@ class ThreatModel(KnownKeywords):
         object.__setattr__(self, "eps", parse_radius(eps))
 
     def __str__(self) -> str:
+        return f"{self.norm} {self.radius_text}"
+
+    @property
+    def radius_text(self) -> str:
+        """The radius as text, a small Linf radius in pixel levels: ``"8/255"``, ``"0.5"``."""
         levels = self.eps * 255
         # Pixel levels are how small Linf radii on [0, 1] are written; other radii are not meant so.
         pixels = self.norm == "Linf" and 0 < round(levels) <= 32 and abs(levels - round(levels)) < 1e-9
-        return f"{self.norm} {f'{round(levels)}/255' if pixels else f'{self.eps:g}'}"
+        return f"{round(levels)}/255" if pixels else f"{self.eps:g}"
 
     def scaled(self, factor: float) -> ThreatModel:
         """The same threat with its radius multiplied, as for other units of the input or for a sweep of radii."""

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process where glibc is asked to keep it."""
+"""Freed memory stays with the process, or returns to the system, as glibc is asked to."""
 
 from __future__ import annotations
 
@@ -46,3 +46,26 @@ def test_nothing_is_set_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(memory.ctypes, "CDLL", None)
     assert not memory.keep_freed_memory()
+
+
+@pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_large_blocks_are_returned_unless_the_user_set_it(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    from art_robust_plugins import memory
+
+    calls: list[tuple[int, int]] = []
+
+    class Libc:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> int:
+            calls.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Libc)
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    assert memory.return_large_blocks()
+    assert calls == [(-3, 2**20)]  # M_MMAP_THRESHOLD of malloc.h
+    monkeypatch.setenv(variable, "131072")
+    assert not memory.return_large_blocks()
+    assert len(calls) == 1

@@ -92,6 +92,7 @@ def test_other_radii_are_refused(eps):
 def test_text_and_scaling():
     assert str(ThreatModel("Linf", 8 / 255)) == "Linf 8/255"
     assert str(ThreatModel("L2", 0.5)) == "L2 0.5"
+    assert [ThreatModel("Linf", "8/255").radius_text, ThreatModel("L2", 0.5).radius_text] == ["8/255", "0.5"]
     assert ThreatModel("L1", 2).scaled(1.5) == ThreatModel("L1", 3)
     assert hash(ThreatModel("L1", 2)) == hash(ThreatModel(1, "2"))
 

@@ -31,6 +31,7 @@ from ..bridge import (
     named_model,
 )
 from ..checks import check_choice, check_count, check_flag, check_path, check_seed, describe_error
+from ..choices import BATCH_SIZE
 from ..keywords import KnownKeywords, explain_keywords
 from ..memory import return_large_blocks
 from ..processes import find_processes
@@ -75,6 +76,9 @@ class Evaluator(KnownKeywords):
     What attacks follow, the network after the preprocessing, is compared with ``predict`` first, on clean and on
     changed images. The network may change its input, or itself, while it predicts: it gets copies, and its weights and
     buffers are put back before each verdict and at the end (the flag ``dynamic`` says that they changed).
+
+    On a CPU with glibc, an evaluation of large images has freed blocks of 1 MiB and more returned to the system from
+    then on.
 
     Args:
         estimator: an ART ``PyTorchClassifier`` with ``clip_values`` that returns logits, or a plain ``nn.Module``,
@@ -131,7 +135,7 @@ class Evaluator(KnownKeywords):
         *,
         attacks: str | Attack | Sequence[str | Attack] = "standard",
         backend: Backend = "native",
-        batch_size: int = 250,
+        batch_size: int = BATCH_SIZE,
         physical_batch_size: int | None = None,
         seed: int = 0,
         state_dir: str | Path | None = None,
@@ -228,21 +232,23 @@ def _check_estimator(estimator: PyTorchClassifier) -> None:
 def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) -> EvaluationReport:
     """Evaluate a network whose state is that of ``snapshot``."""
     module = EstimatorModule(options.estimator, probabilities=True, straight_through=True)
+    fitting = limit_on_cpu(samples.x[:1].to(module.device), options.batch_size)
     passes = EstimatorPasses(
         options.estimator,
         module,
         snapshot,
         FrozenWeights(list_modules(options.estimator)),
-        options.physical_batch_size or limit_on_cpu(samples.x[:1].to(module.device), options.batch_size),
+        options.physical_batch_size or fitting,
     )
-    if limit_on_cpu(samples.x[:1].to(module.device), options.batch_size) < options.batch_size:
+    if fitting < options.batch_size:
+        # glibc keeps the freed blocks of large passes; they add up to gigabytes.
         return_large_blocks()
     prepared = prepare_attacks(options, passes, samples.x)
     processes = find_processes(passes.device)
     folder = StateFolder(options.state_dir, [each.attack.name for each in prepared.attacks])
 
     with ExitStack() as locks:
-        # The images of what is opened are not kept beside those of the state.
+        # Keep one copy of the images: the state builds its own from samples.x.
         state = share_from_main(
             processes,
             lambda: folder.open(compute_fingerprint(options, samples, passes, prepared), samples, passes, locks),
@@ -261,14 +267,19 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         judge = Judge(passes, samples, options.threat, DecisionRule(clean.passes, clean.probabilities, options.seed))
         reach = options.threat.eps + judge.tolerance.worst
         certified = share_from_main(processes, lambda: certify_points(options, samples, passes, reach))
+        # No attack need try certified points; a misclassified clean image is never spared, whatever its certificate.
         spared = None if certified is None else certified.spared & correct
+        # Processes share a batch's points only where an image's outputs do not depend on what else passes.
         steady = (
             clean.passes == 1 and not clean.moved and max(clean.memory, clean.batch_difference) <= RANDOM_DIFFERENCE
         )
         runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared, steady)
-        # Parametrized weights are computed once for all passes, where each pass would compute the same.
-        fixed = steady and not (passes.changed or passes.weights.taken or any(each.rounds for each in prepared.attacks))
+        # Parametrized weights are computed once for all passes, where each pass would compute the same: where no pass
+        # changes weights or computes gradients inside, and all attacks are our own.
+        ours = all(each.leaves_weights for each in prepared.attacks)
+        fixed = steady and ours and not (passes.changed or passes.weights.taken)
         with parametrize.cached() if fixed else nullcontext():
+            # The points that each attack left, from which the report computes the accuracy after each.
             left = runner.run_all(prepared.attacks, correct)
             # Report: the main process assembles it; each process has the images itself.
             finished = FinishedEvaluation(

@@ -11,6 +11,8 @@ from ..lipschitz import PyTorchLipschitzCertifier
 from ..randomness import cuda_devices, restored_random_states
 from .autoattack.apgd import APGD
 from .autoattack.batches import BatchedPasses, ChannelsLast, choose_layout, find_fitting_size
+from .autoattack.fab import FAB
+from .autoattack.square import Square
 from .diagnostics import RANDOM_DIFFERENCE, find_gradient_obstacle, measure_difference
 from .diagnostics.faithfulness import check_same_function, make_probes
 from .estimator_passes import EstimatorPasses
@@ -36,9 +38,13 @@ class PreparedAttack:
     parameters: dict[str, Any]
 
     @property
-    def rounds(self) -> bool:
-        """Whether some of its passes run under autocast, where a weight may be computed in half precision."""
-        return isinstance(self.perturb, APGD) and self.perturb.passes.precision is not None
+    def leaves_weights(self) -> bool:
+        """Whether its passes compute a parametrized weight as every other pass does.
+
+        Only our own attacks without autocast are known to: another may look at the network in half precision, in
+        inference mode, or train one of its own.
+        """
+        return isinstance(self.perturb, APGD | FAB | Square) and self.perturb.passes.precision is None
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def _describe_model(report: EvaluationResults, entry: LeaderboardEntry) -> dict[
         "dataset": entry.dataset,
         "venue": entry.venue,
         "architecture": entry.architecture,
-        "eps": str(threat).split(" ")[1],
+        "eps": threat.radius_text,
         "clean_acc": f"{100 * report.clean_accuracy:.2f}",
         "reported": autoattack_accuracy if entry.reported is None else f"{float(entry.reported):.2f}",
         "autoattack_acc": autoattack_accuracy,

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..choices import Backend
+from ..choices import BATCH_SIZE, Backend
 
 # The command line reads the settings without importing torch or ART.
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..threat import ThreatModel
 
-BATCH_SIZE = 250
+__all__ = ["BATCH_SIZE", "EvaluationPlan"]
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """A description, by names, of what attacks a trained network, and of how: ``art-robust evaluate`` or a recipe.
+    """How a trained network is evaluated, by names: by ``art-robust evaluate`` or the row of a recipe.
 
     Args:
         threats: several have one norm, and are evaluated as a sweep.
@@ -60,12 +60,12 @@ class EvaluationPlan:
         """The folder name of this evaluation; different evaluations of a run have different names.
 
         Args:
-            data: are evaluated.
+            data: the data set whose test images are attacked.
             trained_on: the data of the training, if known: reports on others say which.
         """
         from ..evaluation.libraries import TRANSFER, resolve_alias
 
-        radii = [str(threat).split(" ")[1] for threat in self.threats[1:]]
+        radii = [threat.radius_text for threat in self.threats[1:]]
         attacks = [*map(resolve_alias, self.attacks), *(f"{TRANSFER}{source}" for source in self.sources())]
         parts = [str(self.threats[0]), *radii, *attacks, str(min(self.points, len(data.x_test)))]
         if trained_on is not None and Path(data.name).name != Path(trained_on).name:

@@ -10,7 +10,8 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
-from art_robust_plugins import ThreatModel
+from art_robust_plugins import Evaluator, ThreatModel
+from art_robust_plugins.evaluation import evaluator
 from art_robust_plugins.evaluation.autoattack import batches
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.ascent import LinfAscent
@@ -66,6 +67,21 @@ def test_on_a_cpu_a_pass_has_fewer_large_images(side: int, size: int) -> None:
     image = torch.empty(1, side, side).expand(1, 3, side, side)
     assert batches.limit_on_cpu(image, 250) == size
     assert batches.limit_on_cpu(image.to("meta"), 250) == 250
+
+
+@pytest.mark.parametrize(("largest", "calls"), [(batches.LARGEST_PASS, 0), (100, 1)])
+def test_an_evaluation_of_large_images_returns_freed_blocks(
+    monkeypatch: pytest.MonkeyPatch, largest: int, calls: int
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(evaluator, "return_large_blocks", lambda: called.append(True))
+    # Images are large where fewer of them than a batch may pass at once: of 50 numbers each, two of three.
+    monkeypatch.setattr(batches, "LARGEST_PASS", largest)
+    x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1))
+    made = Evaluator(network(), ThreatModel("Linf", 0.01), attacks="apgd-ce", batch_size=3, verbose=False)
+    report = made.evaluate(x, [0, 1, 2])
+    assert len(report.labels) == 3
+    assert len(called) == calls
 
 
 @pytest.mark.parametrize("beyond", [0.0, 1e-7])

@@ -48,12 +48,12 @@ def dense_matrix(operator):
 def assemble(matrix):
     """All blocks of a Gram matrix side by side."""
     starts = [0]
-    for size in matrix.sizes():
+    for size in matrix.count_unknowns():
         starts.append(starts[-1] + size)
     whole = torch.zeros(starts[-1], starts[-1], dtype=torch.float64)
     for row in range(matrix.blocks):
         for column in range(row + 1):
-            block = matrix.block(row, column)
+            block = matrix.make_block(row, column)
             whole[starts[row] : starts[row + 1], starts[column] : starts[column + 1]] = block
     return whole.tril() + whole.tril(-1).t()
 
@@ -75,7 +75,7 @@ def test_blocks_from_taps_have_the_eigenvalues_of_the_dense_product(geometry, si
         spectra = []
         for layout in list_layouts(weight.shape[1], weight.shape[0], parts, PANEL):
             matrix = GramMatrix(weight, parts, layout)
-            assert sum(matrix.sizes()) == matrix.size
+            assert sum(matrix.count_unknowns()) == matrix.size
             spectra.append(torch.linalg.eigvalsh(assemble(matrix)))
             vector = torch.randn(matrix.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             for _ in range(60):
@@ -96,50 +96,51 @@ class Blocks:
     def __init__(self, matrix, sizes):
         self.matrix, self._sizes = matrix, sizes
 
-    def sizes(self):
+    def count_unknowns(self):
         return self._sizes
 
-    def block(self, row, column):
+    def make_block(self, row, column):
         rows, columns = (slice(sum(self._sizes[:i]), sum(self._sizes[: i + 1])) for i in (row, column))
         return self.matrix[rows, columns].clone()
 
 
-def banded_matrix(sizes, half, seed=0):
+def banded_matrix(sizes, bandwidth, seed=0):
     """A positive definite matrix of this band."""
     generator = torch.Generator().manual_seed(seed)
     count = sum(sizes)
     numbers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    near = (numbers[:, None] - numbers).abs() <= half
+    near = (numbers[:, None] - numbers).abs() <= bandwidth
     root = torch.randn(count, count, generator=generator, dtype=torch.float64).tril() * near
     return root @ root.t()
 
 
 @pytest.mark.parametrize(
-    ("sizes", "half"), [([5], 0), ([200], 0), ([3, 3, 3, 2], 1), ([40] * 6 + [7], 2), ([150, 150, 60], 1), ([4] * 5, 4)]
+    ("sizes", "bandwidth"),
+    [([5], 0), ([200], 0), ([3, 3, 3, 2], 1), ([40] * 6 + [7], 2), ([150, 150, 60], 1), ([4] * 5, 4)],
 )
-def test_a_level_is_proven_just_above_the_largest_eigenvalue_and_never_below(sizes, half):
-    gram = banded_matrix(sizes, half)
+def test_a_level_is_proven_just_above_the_largest_eigenvalue_and_never_below(sizes, bandwidth):
+    gram = banded_matrix(sizes, bandwidth)
     largest = float(torch.linalg.eigvalsh(gram)[-1])
     for above in (1e-9, 1e-6, 1e-2, 1.0):
-        slack = prove_level(Blocks(gram, sizes), half, largest * (1 + above))
+        slack = prove_level(Blocks(gram, sizes), bandwidth, largest * (1 + above))
         assert slack is not None
         assert 0 < slack <= 1e-9 * largest
     for below in (1e-9, 1e-6, 1e-2, 0.5, 1.0):
-        assert prove_level(Blocks(gram, sizes), half, largest * (1 - below)) is None
+        assert prove_level(Blocks(gram, sizes), bandwidth, largest * (1 - below)) is None
 
 
 def test_a_solver_that_errs_does_not_prove_too_much(monkeypatch):
     """What LAPACK and BLAS return is measured, not trusted."""
-    sizes, half = [30, 30, 30], 1
-    gram = banded_matrix(sizes, half)
+    sizes, bandwidth = [30, 30, 30], 1
+    gram = banded_matrix(sizes, bandwidth)
     largest = float(torch.linalg.eigvalsh(gram)[-1])
     true = torch.linalg.solve_triangular
     monkeypatch.setattr(
         torch.linalg, "solve_triangular", lambda *values, **options: true(*values, **options) * (1 - 1e-3)
     )
-    slack = prove_level(Blocks(gram, sizes), half, largest * 0.9999)
+    slack = prove_level(Blocks(gram, sizes), bandwidth, largest * 0.9999)
     assert slack is None or largest * 0.9999 + slack >= largest
-    high = prove_level(Blocks(gram, sizes), half, largest * 1.5)
+    high = prove_level(Blocks(gram, sizes), bandwidth, largest * 1.5)
     assert high is not None
     assert high > 1e-6 * largest
     factorise = torch.linalg.cholesky_ex
@@ -152,7 +153,7 @@ def test_a_solver_that_errs_does_not_prove_too_much(monkeypatch):
 
     monkeypatch.setattr(torch.linalg, "cholesky_ex", regularised)
     for share in (0.5, 0.9, 0.99):
-        slack = prove_level(Blocks(gram, sizes), half, largest * share)
+        slack = prove_level(Blocks(gram, sizes), bandwidth, largest * share)
         assert slack is None or largest * share + slack >= largest
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...choices import BATCH_SIZE
 from ...threat import ThreatModel
 from .ascent import ASCENTS, Ascent, PlannedRows, RunRows
 from .batches import BatchedPasses, Streams, classify_clean, find_misclassified
@@ -82,8 +83,8 @@ class APGD:
         rho: float = 0.75,
         larger_radii: bool = False,
         seed: int = 0,
-        batch_size: int = 250,
-        physical_batch_size: int = 250,
+        batch_size: int = BATCH_SIZE,
+        physical_batch_size: int = BATCH_SIZE,
         precision: torch.dtype | None = None,
     ) -> None:
         self.passes = BatchedPasses(model, physical_batch_size, precision)

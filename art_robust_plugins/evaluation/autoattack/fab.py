@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...choices import BATCH_SIZE
 from ...threat import Norm, ThreatModel
 from .batches import BatchedPasses, Streams, classify_clean, find_misclassified, widen
 from .projections import project_onto_hyperplane
@@ -69,8 +70,8 @@ class FAB:
         eta: float = 1.05,
         beta: float = 0.9,
         seed: int = 0,
-        batch_size: int = 250,
-        physical_batch_size: int = 250,
+        batch_size: int = BATCH_SIZE,
+        physical_batch_size: int = BATCH_SIZE,
     ) -> None:
         if targets is not None and restarts != 1:
             raise ValueError(f"restarts: got {restarts} with targets, expected 1.")

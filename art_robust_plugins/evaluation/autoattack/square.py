@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...choices import BATCH_SIZE
 from ...threat import ThreatModel
 from .batches import BatchedPasses, Streams, classify_clean
 from .square_linf import search_linf
@@ -60,8 +61,8 @@ class Square:
         queries: int = 5000,
         p_init: float = 0.8,
         seed: int = 0,
-        batch_size: int = 250,
-        physical_batch_size: int = 250,
+        batch_size: int = BATCH_SIZE,
+        physical_batch_size: int = BATCH_SIZE,
     ) -> None:
         self.passes = BatchedPasses(model, physical_batch_size)
         self.threat, self.queries, self.p_init = threat, queries, p_init

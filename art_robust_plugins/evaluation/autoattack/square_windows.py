@@ -1,7 +1,7 @@
 """The square attack's search in L2 and L1: the change within two windows is merged into one of them.
 
-The merged change has the shape of a fixed tile, added to the change that the window held, and the length of both
-windows' changes and of what is missing to the radius.
+The merged change has the shape of a fixed tile, added to the change that the window held. Its length is that of both
+windows' changes together with the unused part of the radius.
 
 A query's random numbers depend on how many points are left before it. They are drawn for a block of consecutive
 queries, on the assumption that none of these breaks a point. Within a block each point goes through the proposals at
@@ -69,7 +69,7 @@ class WindowSearch:
     """A search in L2 or L1.
 
     Args:
-        points: the points.
+        points: the points to search, with their labels, the network and the random streams.
         norm: "L2" or "L1".
     """
 
@@ -80,7 +80,7 @@ class WindowSearch:
         self.best = self._fill_ball(self.x, self._draw_tiles().flatten(2))
         self.margin = points.compute_first_margin(self.best)
         self.delta = self.best - self.x
-        self.missing = self._measure_missing(self.delta)
+        self.unused_radius = self._measure_unused_radius(self.delta)
         self.pace = Pace(points.passes.suggest_rows(points.x))
 
     def run(self) -> tuple[Tensor, Tensor]:
@@ -114,25 +114,29 @@ class WindowSearch:
             tries = self.pace.choose_tries(len(rows))
             query = reached[rows, None] + torch.arange(tries, device="cpu")
             row, column = (query < length).nonzero(as_tuple=True)
-            place, at = self.points.send(rows[row]), self.points.send(query[row, column])
             point = self.points.send(left[rows[row]])
-            proposed = self._propose(block, point, place, at)
+            place, queries = self.points.send(rows[row]), self.points.send(query[row, column])
+            proposed = self._propose(block, point, place, queries)
             found = torch.full(query.shape, torch.inf, device="cpu")
             found[row, column] = self.points.compute_margin(proposed, point).cpu()
             better = (found < self.margin[left[rows], None]) | (found <= 0)
             accepted, first = better.any(dim=1), better.byte().argmax(dim=1)
             if bool(accepted.any()):
-                took, chosen = left[rows[accepted]], first[accepted]
+                accepted_points, chosen = left[rows[accepted]], first[accepted]
                 index = torch.zeros(query.shape, dtype=torch.long, device="cpu")
                 index[row, column] = torch.arange(len(row), device="cpu")
-                there = self.points.send(took)
-                changes.append(Change(query[accepted, chosen], took, self.best[there], self.margin[took]))
-                self._put(took, proposed[self.points.send(index[accepted, chosen])], found[accepted, chosen])
-                broken = self.margin[took] <= 0
+                images = proposed[self.points.send(index[accepted, chosen])]
+                changes.append(self._record_change(query[accepted, chosen], accepted_points))
+                self._put(accepted_points, images, found[accepted, chosen])
+                broken = self.margin[accepted_points] <= 0
                 length = min([length, *(changes[-1].query[broken] + 1).tolist()])
             reached[rows] = torch.where(accepted, query[:, 0] + first + 1, query[:, -1] + 1)
             self.pace.note(int(accepted.sum()), len(row))
         return length, changes
+
+    def _record_change(self, query: Tensor, point: Tensor) -> Change:
+        """What points [m] are before they take the proposals of these queries [m]; both are given on the CPU."""
+        return Change(query, point, self.best[self.points.send(point)], self.margin[point])
 
     def _undo(self, changes: list[Change], done: int) -> None:
         """Undo the changes of all but the first ``done`` queries of a block."""
@@ -143,10 +147,10 @@ class WindowSearch:
 
     def _put(self, point: Tensor, best: Tensor, margin: Tensor) -> None:
         """Set the best images of some points, whose indices and margins are on the CPU."""
-        there = self.points.send(point)
-        delta = best - self.x[there]
-        self.best[there], self.margin[point], self.delta[there] = best, margin, delta
-        self.missing[there] = self._measure_missing(delta)
+        on_device = self.points.send(point)
+        delta = best - self.x[on_device]
+        self.best[on_device], self.margin[point], self.delta[on_device] = best, margin, delta
+        self.unused_radius[on_device] = self._measure_unused_radius(delta)
 
     def _count_equal_sides(self, query: int) -> int:
         """The number of queries from this one on that have windows of its side."""
@@ -206,13 +210,13 @@ class WindowSearch:
         shape = shape + part / (1e-12 + _measure_length(self.norm, part, 2))
         shape = shape / (1e-12 + _measure_length(self.norm, shape, 2))
         if self.norm == "L2":
-            size = (self.missing[point] / c + windows**2).sqrt()
+            size = (self.unused_radius[point] / c + windows**2).sqrt()
         else:
-            size = (self.missing[point] / c + windows) * c
+            size = (self.unused_radius[point] / c + windows) * c
         delta.scatter_(2, second, 0.0).scatter_(2, first, shape * size)
         return self._fill_ball(self.x.index_select(0, point), delta)
 
-    def _measure_missing(self, delta: Tensor) -> Tensor:
+    def _measure_unused_radius(self, delta: Tensor) -> Tensor:
         """What these changes leave of the radius [m, 1, 1]; in L2, of its square."""
         image = _measure_length(self.norm, delta, (1, 2))
         radius = torch.full_like(image, self.points.eps)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ...bridge import device_of
 from ...checks import check_count
+from ...choices import BATCH_SIZE
 from ...threat import Norm, ThreatModel, check_radius
 from .apgd import APGD
 from .batches import BatchedPasses, choose_layout, find_fitting_size, find_misclassified
@@ -57,8 +58,8 @@ def stage_attack(
     *,
     classes: int,
     seed: int = 0,
-    batch_size: int = 250,
-    physical_batch_size: int = 250,
+    batch_size: int = BATCH_SIZE,
+    physical_batch_size: int = BATCH_SIZE,
 ) -> APGD | FAB | Square:
     """Build a stage of this version of AutoAttack.
 
@@ -149,7 +150,7 @@ class AutoAttack:
         version: Version = "standard",
         stages: Sequence[Stage] = (),
         seed: int = 0,
-        batch_size: int = 250,
+        batch_size: int = BATCH_SIZE,
         physical_batch_size: int | None = None,
     ) -> None:
         if version not in STAGES:

@@ -28,17 +28,17 @@ STRIP = 512
 class BlockMatrix(Protocol):
     """A symmetric matrix in blocks."""
 
-    def sizes(self) -> list[int]:
+    def count_unknowns(self) -> list[int]:
         """Unknowns of each block row."""
         ...
 
-    def block(self, row: int, column: int) -> Tensor:
+    def make_block(self, row: int, column: int) -> Tensor:
         """A block on the diagonal (its lower triangle) or below it, as a tensor that may be changed."""
         ...
 
 
 def prove_level(
-    matrix: BlockMatrix, half: int, level: float, advance: Callable[[], object] = lambda: None
+    matrix: BlockMatrix, bandwidth: int, level: float, advance: Callable[[], object] = lambda: None
 ) -> float | None:
     """A c for which level I - G + c I is positive semidefinite, G being ``matrix``; None where the factorisation fails.
 
@@ -72,12 +72,12 @@ def prove_level(
     numbers in float64, in any order (no Strassen, no emulation); sums of squares are rounded up by `ROUND_UP`.
 
     Args:
-        matrix: G; what its own entries are off counts apart.
-        half: block rows that each one is coupled with, before and behind it.
+        matrix: G; the caller adds the error of its entries.
+        bandwidth: block rows that each one is coupled with, before and behind it.
         level: what is to be proven for its largest eigenvalue.
         advance: called for each block column.
     """
-    sizes = matrix.sizes()
+    sizes = matrix.count_unknowns()
     window: dict[tuple[int, int], Tensor] = {}
     largest = -math.inf  # of G's diagonal
 
@@ -85,7 +85,7 @@ def prove_level(
         """A block of what is left to factor, from the window or fresh."""
         nonlocal largest
         if (row, column) not in window:
-            block = matrix.block(row, column).neg_()
+            block = matrix.make_block(row, column).neg_()
             if row == column:
                 largest = max(largest, -float(block.diagonal().min()))
                 block.diagonal().add_(level)
@@ -94,7 +94,7 @@ def prove_level(
 
     squares, residuals = 0.0, 0.0
     for index, width in enumerate(sizes):
-        rows = range(index, min(index + half + 1, len(sizes)))
+        rows = range(index, min(index + bandwidth + 1, len(sizes)))
         column = torch.cat([take(row, index) for row in rows]) if len(rows) > 1 else take(index, index)
         for row in rows:
             del window[row, index]
@@ -111,7 +111,7 @@ def prove_level(
         advance()
     if not math.isfinite(squares + residuals):
         return None
-    summed = max(sum(sizes[index : index + half + 1]) for index in range(len(sizes)))
+    summed = max(sum(sizes[index : index + bandwidth + 1]) for index in range(len(sizes)))
     band, panel = _gamma(min(summed, sum(sizes)) + 2), _gamma(min(PANEL, max(sizes)) + 2)
     slack = (band * (1 + panel) + panel) * squares + 2 * math.sqrt(residuals)
     return (slack + 2 * UNIT_ROUNDOFF * (level + largest)) * ROUND_UP + TINY

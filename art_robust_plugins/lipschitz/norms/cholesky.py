@@ -51,7 +51,8 @@ class Plan:
 
     @property
     def memory(self) -> float:
-        return max(layout.memory for _, layout in self.parts)
+        """More than is in use at a time: the parts' matrices stay, only one is factored at once."""
+        return sum(layout.memory for _, layout in self.parts)
 
 
 def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
@@ -103,7 +104,7 @@ def _prove(operator: ConvolutionMap, plan: Plan, ceiling: float) -> float:
         slack = 0.0
         with _show(operator, plan) as advance:
             for matrix in matrices:
-                found = prove_level(matrix, matrix.layout.half, level, advance)
+                found = prove_level(matrix, matrix.layout.bandwidth, level, advance)
                 if found is None:
                     return None
                 slack = max(slack, found)
@@ -127,13 +128,13 @@ def _prove(operator: ConvolutionMap, plan: Plan, ceiling: float) -> float:
 
 def _estimate(matrix: GramMatrix) -> tuple[float, float]:
     """The largest eigenvalue from below, and the error of it."""
-    like = matrix.like
+    vector = matrix.make_vector()
     if matrix.blocks == 1 and matrix.size <= _DENSE:
-        dense = matrix.dense()
+        dense = matrix.make_dense()
         if matrix.size <= _EIGENVALUES:
             return float(torch.linalg.eigvalsh(dense)[-1]), 0.0
-        return largest_eigenvalue(lambda vector: dense @ vector, like)
-    return largest_eigenvalue(matrix.multiply, like)
+        return largest_eigenvalue(lambda x: dense @ x, vector)
+    return largest_eigenvalue(matrix.multiply, vector)
 
 
 def _make_plan(operator: ConvolutionMap) -> Plan | None:

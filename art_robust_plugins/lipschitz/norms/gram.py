@@ -52,19 +52,18 @@ class GramMatrix:
     def blocks(self) -> int:
         return len(self._bounds) - 1
 
-    @property
-    def like(self) -> Tensor:
-        """A vector [n] of the matrix's type, on its device."""
+    def make_vector(self) -> Tensor:
+        """An empty vector [n] of the matrix's type, on its device."""
         return self._kernel.new_empty(self.size)
 
-    def sizes(self) -> list[int]:
+    def count_unknowns(self) -> list[int]:
         """Unknowns of each block row."""
         return [self._row * (stop - start) for start, stop in zip(self._bounds, self._bounds[1:], strict=False)]
 
-    def block(self, row: int, column: int) -> Tensor:
+    def make_block(self, row: int, column: int) -> Tensor:
         """The block below or on the diagonal, as a tensor of its own."""
         if self._dense is not None or self.layout.by_matrix:
-            return self.dense().clone()
+            return self.make_dense().clone()
         rows, columns = (range(self._bounds[index], self._bounds[index + 1]) for index in (row, column))
         inner = self._row
         if len(rows) == len(columns) == 1:
@@ -78,10 +77,14 @@ class GramMatrix:
                     result[i * inner : (i + 1) * inner, j * inner : (j + 1) * inner] = self._row_block(place, other)
         return result
 
-    def dense(self) -> Tensor:
+    def make_dense(self) -> Tensor:
         """G as one matrix, for a layout of one block."""
         if self._dense is None:
-            self._dense = self._by_matrix() if self.layout.by_matrix else self.block(0, 0)
+            if self.layout.by_matrix:
+                self._dense = self._by_matrix()
+            else:
+                lower = self.make_block(0, 0).tril()
+                self._dense = lower + lower.tril(-1).t()
         return self._dense
 
     def multiply(self, vector: Tensor) -> Tensor:
@@ -103,7 +106,9 @@ class GramMatrix:
         table = _join_tables(self._parts)
         _, groups, taps = table.shape
         kernel = self._weight.flatten(2).permute(2, 0, 1)
-        matrix = kernel.new_zeros(groups, self.size // self.channels + 1, *kernel.shape[1:])  # the last place is none
+        matrix = kernel.new_zeros(
+            groups, self.size // self.channels + 1, *kernel.shape[1:]
+        )  # the last column takes taps outside of the input
         places = torch.arange(groups)
         for layer in table:
             for tap in range(taps):
@@ -140,7 +145,10 @@ class GramMatrix:
         return [part for axis, part in enumerate(self._parts) if axis != self.layout.axis]
 
     def _make_table(self) -> None:
-        """[layers, groups, taps] of places, the number of places for none; what reads each place; B's taps."""
+        """Make the table [layers, groups, taps] of the places that taps read, what reads each place, and B's taps.
+
+        In the table, the index `places` marks a tap outside of the input.
+        """
         table = _join_tables(self._parts)
         places = self.size // self.channels
         keys = table.flatten()
@@ -190,7 +198,10 @@ def _couple(parts: Sequence[AxisPart], device: torch.device) -> list[tuple[Tenso
 
 
 def _join_tables(parts: Sequence[AxisPart]) -> Tensor:
-    """[layers, groups, taps] of all axes: the place that a tap reads, the number of places for none."""
+    """[layers, groups, taps] of all axes: the place that each tap reads.
+
+    The index `places`, which is their number, marks a tap outside of the input.
+    """
     joined = torch.zeros(1, 1, 1, dtype=torch.int64)
     for part in parts:
         ahead, behind = joined[:, None, :, None, :, None], part.table[None, :, None, :, None, :]

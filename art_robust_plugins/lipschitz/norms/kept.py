@@ -36,7 +36,10 @@ def keep_bound(operator: ConvolutionMap, folder: Path | None, prove: Callable[[]
     key = digest(repr(geometry), operator.weight)
     path = folder / f"norm-{key}.json"
     if path.exists():
-        found = read_sealed(path, FORMAT).get("bound")
+        record = read_sealed(path, FORMAT)
+        found = record.get("bound")
+        if record.get("key") != key:  # a file that was copied or renamed
+            raise ValueError(f"{path}: key: got {record.get('key')!r}, expected {key!r}; delete the file.")
         least = float(lower_estimate(operator, steps=20)[0]) * (1 - 1e-9)
         if not least <= to_float(found) < math.inf:
             raise ValueError(f"{path}: bound: got {found!r}, expected a number from {least:.6g} on; delete the file.")
@@ -44,5 +47,5 @@ def keep_bound(operator: ConvolutionMap, folder: Path | None, prove: Callable[[]
     bound = prove()
     if math.isfinite(bound):
         folder.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, {"format": FORMAT, "bound": bound})
+        write_sealed(path, {"format": FORMAT, "key": key, "bound": bound})
     return bound

@@ -32,7 +32,7 @@ class Layout:
             circle.
         by_matrix: there is one block, and B is small enough to be made as a matrix.
         rows: positions in a block row.
-        half: block rows that a block row is coupled with, on each side.
+        bandwidth: block rows that a block row is coupled with, on each side.
         blocks: block rows.
         operations: floating-point operations of a factorisation.
         memory: bytes in use at a time.
@@ -43,7 +43,7 @@ class Layout:
     folded: bool
     by_matrix: bool
     rows: int
-    half: int
+    bandwidth: int
     blocks: int
     operations: float
     memory: float
@@ -103,17 +103,19 @@ class _Strip:
 def _lay_out(strip: _Strip, rows: int, panel: int, held: float, links: int) -> Layout:
     """The layout with so many positions in a block row, beside ``held`` bytes and pairs of taps to list."""
     blocks = math.ceil(strip.count / rows)
-    half = min(math.ceil(strip.band / rows), blocks - 1)
+    bandwidth = min(math.ceil(strip.band / rows), blocks - 1)
     width = strip.unknowns * rows
-    below = [min(half, blocks - 1 - index) for index in range(max(blocks - half - 1, 0), blocks)]  # the last ones
+    below = [
+        min(bandwidth, blocks - 1 - index) for index in range(max(blocks - bandwidth - 1, 0), blocks)
+    ]  # the last ones
     full = blocks - len(below)
-    operations = width**3 * (full * (1 / 3 + half + half**2) + sum(1 / 3 + h + h**2 for h in below))
-    calls = blocks * (math.ceil(width / panel) * _PANEL_CALLS + (half + 1) ** 2)
-    calls += 8 * strip.count * rows * (half + 1) if links else 0
+    operations = width**3 * (full * (1 / 3 + bandwidth + bandwidth**2) + sum(1 / 3 + h + h**2 for h in below))
+    calls = blocks * (math.ceil(width / panel) * _PANEL_CALLS + (bandwidth + 1) ** 2)
+    calls += 8 * strip.count * rows * (bandwidth + 1) if links else 0
     memory = held + 8 * STEPS * strip.count * strip.unknowns
-    memory += 8 * width**2 * ((half + 1) * (half + 2) / 2 + half + 4)
+    memory += 8 * width**2 * ((bandwidth + 1) * (bandwidth + 2) / 2 + bandwidth + 4)
     cost = operations + _OVERHEAD * calls + _LINK * links
-    return Layout(strip.axis, strip.folded, False, rows, half, blocks, operations, memory, cost)
+    return Layout(strip.axis, strip.folded, False, rows, bandwidth, blocks, operations, memory, cost)
 
 
 def _band(part: AxisPart, folded: bool) -> int:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -45,7 +44,11 @@ def proof_settings() -> ProofSettings:
 
 @contextmanager
 def configure_proofs(
-    *, operations: Any = None, memory: Any = None, cache_dir: Any = None, verbose: bool = True
+    *,
+    operations: float | None = None,
+    memory: float | None = None,
+    cache_dir: str | Path | None = None,
+    verbose: bool = True,
 ) -> Iterator[None]:
     """A context in which proofs of norms of convolutions may take more work, or less, and are kept in a folder.
 
@@ -63,7 +66,7 @@ def configure_proofs(
         verbose: show the progress of proofs that take more than some seconds.
 
     Raises:
-        ValueError: for numbers that are negative or NaN, a path that is none, or a flag that is none.
+        ValueError: for numbers that are negative or NaN, a cache_dir that is no path, or a verbose that is no bool.
 
     Example:
         >>> from art_robust_plugins.lipschitz import Convolution
