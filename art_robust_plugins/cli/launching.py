@@ -22,8 +22,9 @@ WorkersOption = Annotated[
 ]
 
 _STARTED = "ART_ROBUST_STARTED_WORKER"
-# Of processes that work together, those that notice that another one failed say so; the rest are ended.
-_GRACE = 15.0
+# Of processes that work together, those that notice that another one failed say so; the rest are ended after so many
+# seconds, which the first one may need to write a report that is finished.
+_GRACE = 60.0
 
 
 def share_with_workers(context: typer.Context, workers: int) -> None:

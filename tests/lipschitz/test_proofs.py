@@ -77,6 +77,10 @@ def test_blocks_from_taps_have_the_eigenvalues_of_the_dense_product(geometry, si
             matrix = GramMatrix(weight, parts, layout)
             assert sum(matrix.count_unknowns()) == matrix.size
             spectra.append(torch.linalg.eigvalsh(assemble(matrix)))
+            if layout.blocks == 1:  # it is multiplied as a whole: both triangles count
+                whole = GramMatrix(weight, parts, layout).make_dense()
+                torch.testing.assert_close(whole, whole.t(), rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(torch.linalg.eigvalsh(whole), spectra[-1], rtol=1e-12, atol=1e-12)
             vector = torch.randn(matrix.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
             for _ in range(60):
                 vector = matrix.multiply(vector / torch.linalg.vector_norm(vector))
@@ -285,7 +289,12 @@ def test_kept_norms_that_cannot_be_bounds_are_refused(operator, tmp_path):
         kept.write_text(json.dumps({**record, "bound": record["bound"] / 2}))
         with pytest.raises(ValueError, match="sha256"):
             operator.upper_bound()
+        kept.write_text(json.dumps(record))
+        operator.upper_bound()
+        write_sealed(kept, {"format": record["format"], "key": "another", "bound": record["bound"]})
+        with pytest.raises(ValueError, match="key: got 'another'"):
+            operator.upper_bound()
         for bound in (record["bound"] / 2, "x", True, None):
-            write_sealed(kept, {"format": record["format"], "bound": bound})
+            write_sealed(kept, {"format": record["format"], "key": record["key"], "bound": bound})
             with pytest.raises(ValueError, match=f"bound: got {bound!r}"):
                 operator.upper_bound()
