@@ -153,7 +153,7 @@ class EvaluationReport(EvaluationResults):
 
         Example:
             >>> report = report.save_images("images", classifier)   # doctest: +SKIP
-            >>> report.settings["eight_bit"]["accuracy"]            # doctest: +SKIP
+            >>> print(report)   # doctest: +SKIP
         """
         return replace(self, settings={**self.settings, "eight_bit": save_rounded_images(self, folder, classifier)})
 
