@@ -181,7 +181,7 @@ def named_model(name: str = "model") -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         subject, colon, rest = str(error).partition(":")
-        if colon and subject in ("classifier", "model", "network"):
+        if colon and subject in ("classifier", "estimator", "model", "network"):
             error.args = (f"{name}:{rest}", *error.args[1:])
         raise
 

@@ -147,7 +147,8 @@ class Evaluator(KnownKeywords):
         nb_classes: int | None = None,
     ) -> None:
         self.conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
-        plain = is_plain(estimator)
+        with named_model("estimator"):
+            plain = is_plain(estimator)
         if not plain:
             check_no_conventions(estimator, **self.conventions)
             _check_estimator(estimator)
@@ -192,7 +193,7 @@ class Evaluator(KnownKeywords):
             ImportError: the library of an attack is not installed.
         """
         estimator = self.estimator
-        named = named_model() if isinstance(estimator, nn.Module) else nullcontext()
+        named = named_model("estimator") if isinstance(estimator, nn.Module) else nullcontext()
         # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
         with named, torch.inference_mode(False):
             _check_state(estimator if isinstance(estimator, nn.Module) else estimator.model)

@@ -42,7 +42,7 @@ def test_settings(arguments: dict[str, Any], sentence: str, classifier: PyTorchC
 
 
 def test_the_wrong_kind_of_object(network: nn.Module, classifier: PyTorchClassifier) -> None:
-    with pytest.raises(TypeError, match=r"^model: got int, "):
+    with pytest.raises(TypeError, match=r"^estimator: got int, "):
         Evaluator(3, ThreatModel("Linf", 0.1))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^threat: got float,"):
         Evaluator(classifier, 0.1)

@@ -237,7 +237,7 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda n, x, y: Evaluator(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), ThreatModel("Linf", 0.1)).evaluate(
             x, y
         ),
-        "model: .*'1.weight'",
+        "estimator: .*'1.weight'",
     ),
     "on no device": (lambda n, x, y: attack(nn.Linear(8, 10, device="meta"), x, y), "model: .*meta"),
     "complex": (lambda n, x, y: attack(Wrapped(n, lambda o: o.to(torch.complex64)), x, y), "model: .*complex64"),
