@@ -31,6 +31,7 @@ from art_robust_plugins import LipschitzMarginTrainer, TrainingOptions, certify
 from art_robust_plugins.data import load_data
 from art_robust_plugins.lipschitz import batch_variances
 from art_robust_plugins.models import MinMax, orthogonal
+from art_robust_plugins.models.orthogonal import Scaled
 
 HELD_OUT = 10_000
 """The last training images: no row is trained on them."""
@@ -152,7 +153,7 @@ def build_network(row: Row, inputs: int) -> nn.Module:
     for features in [inputs, *[row.width] * (row.depth - 1)]:
         activation = MinMax() if row.activation == "minmax" else nn.ReLU()
         layers += [build_layer(features, row.width, row.weights), activation]
-    return nn.Sequential(*layers, Scale(row.scale), build_layer(row.width, 10, row.head))
+    return nn.Sequential(*layers, Scaled(row.scale), build_layer(row.width, 10, row.head))
 
 
 def build_layer(inputs: int, outputs: int, weights: str) -> nn.Linear:
@@ -161,17 +162,6 @@ def build_layer(inputs: int, outputs: int, weights: str) -> nn.Linear:
     nn.init.orthogonal_(layer.weight)
     nn.init.zeros_(layer.bias)
     return WEIGHTS[weights](layer)
-
-
-class Scale(nn.Module):
-    """x times a fixed number."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.factor * x
 
 
 def create_trainer(row: Row, setup: Setup, schedule: str) -> LipschitzMarginTrainer:

@@ -77,7 +77,10 @@ def test_every_call_works_with_its_valid_arguments(arguments: Any) -> None:
 
 
 def test_the_same_seed_makes_the_same_case(check: Callable[[str, int], Any]) -> None:
-    assert [check("norms", seed) for seed in range(8)] == [check("norms", seed) for seed in range(8)]
+    for seed in range(8):
+        first, second = check("norms", seed), check("norms", seed)
+        assert (first.verdict, first.kind, first.message) == (second.verdict, second.kind, second.message)
+        assert first.gap == pytest.approx(second.gap, abs=1e-12)  # BLAS rounds by where a matrix lies in memory
 
 
 # The oracles find what is made wrong on purpose.
