@@ -8,8 +8,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +71,18 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.command("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Wait, after what is done inside, until the page that it opened has loaded.
+
+        A script that is sent before that may meet the old page as it goes, and is then answered with an error.
+        """
+        self.browser.events.clear()
+        yield
+        while self.browser.wait_for("Page.frameNavigated", self.session)["frame"]["url"] == "about:blank":
+            pass
+        self.browser.wait_for("Page.loadEventFired", self.session)
+
     def print(self) -> bytes:
         return base64.b64decode(self.command("Page.printToPDF", preferCSSPageSize=True)["data"])
 
@@ -79,6 +93,7 @@ class Browser:
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = write, read
         self._number, self._rest = 0, b""
+        self.events: deque[dict[str, Any]] = deque()
 
     def command(self, method: str, session: str | None = None, **given: Any) -> dict[str, Any]:
         """Send a command, and give back what is answered."""
@@ -91,9 +106,18 @@ class Browser:
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
+            self.events.append(answer)
+
+    def wait_for(self, method: str, session: str) -> dict[str, Any]:
+        """What the next event of this kind says; the events before it are dropped."""
+        while True:
+            event = self.events.popleft() if self.events else self._receive()
+            if (event.get("method"), event.get("sessionId")) == (method, session):
+                return dict(event["params"])
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._read], [], [], 120)[0], "the browser is silent"
             found = os.read(self._read, 1 << 20)
             assert found, "the browser ended"
             self._rest += found
@@ -112,8 +136,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.command("Emulation.setEmulatedMedia", features=[scheme])
         page.command("Page.addScriptToEvaluateOnNewDocument", source=before)
-        page.command("Page.navigate", url=path.as_uri())
-        page.run("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        with page.loading():
+            page.command("Page.navigate", url=path.as_uri())
         return page
 
 

@@ -112,8 +112,8 @@ def test_badges_open_their_evidence_and_names_their_reports(browser: Browser, fo
     assert page.run(f"{badge}.querySelector('p').textContent") == "severe: None. Look."
     page.press("Enter")
     assert not page.run(f"{badge}.querySelector('p').checkVisibility()")
-    page.click("document.querySelector('.leaderboard tbody a')")
-    page.run("new Promise(done => setTimeout(done, 300))")
+    with page.loading():
+        page.click("document.querySelector('.leaderboard tbody a')")
     assert page.run("location.pathname").endswith("/one/report.html")
     assert page.run("document.title") == "Robustness evaluation, Linf 0.1"
 
@@ -318,7 +318,7 @@ def test_points_have_addresses_and_the_list_has_pages(browser: Browser, folder: 
     page = browser.open(folder / "one" / "report.html")
     opened = "document.querySelector('.explorer-detail h3').textContent"
     assert page.run(opened) == "Point 30", "the first one that was broken"
-    page.run("location.hash = '#point-33'; new Promise(done => setTimeout(done, 50))")
+    page.run("new Promise(done => { addEventListener('hashchange', done); location.hash = '#point-33'; })")
     assert page.run(opened) == "Point 33"
     page.run("""document.querySelector('.explorer-list button[tabindex="0"]').focus()""")
     reached = []
