@@ -75,11 +75,24 @@ MEANT: Mapping[str, Meant] = {
 """A word of other libraries -> what is meant by it here: for functions with an argument, how to give it."""
 
 
+class _ConstructorSignature:
+    """The signature of a class's ``__init__``: Python 3.10 would give that of `KnownKeywords.__new__` where
+    the constructor is inherited."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class KnownKeywords:
     """A base of classes whose constructor refuses unknown keywords by `check_keywords`, and names what is missing.
 
     It stands last among the bases: the signature is that of the constructor.
     """
+
+    __signature__ = _ConstructorSignature()
 
     def __new__(cls, *given: Any, **keywords: Any) -> Any:
         methods = (getattr(cls, name, None) for name in ("fit", "evaluate", "certify", "certified_accuracy"))

@@ -38,7 +38,8 @@ def conditions(command: str) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "machine": processor(),
         "python": platform.python_version(),
-        "versions": {package: installed(package) for package in PACKAGES},
+        # torch's own version names the build too, for a CPU or for CUDA; that of its package may not.
+        "versions": {package: installed(package) for package in PACKAGES} | {"torch": str(torch.__version__)},
         "threads": torch.get_num_threads(),
     }
 

@@ -154,6 +154,8 @@ def test_what_is_refused_is_refused_before_any_work() -> None:
 
 def test_signatures_copies_and_pickles_are_as_without_the_check() -> None:
     assert list(inspect.signature(TRADESTrainer).parameters)[:2] == ["classifier", "threat"]
+    assert inspect.signature(StandardTrainer) == inspect.signature(RobustTrainer), "inherited"
+    assert list(inspect.signature(StandardTrainer).parameters)[:2] == ["classifier", "threat"]
     assert "nb_epochs" in inspect.signature(RobustTrainer.fit).parameters
     options = TrainingOptions(seed=3)
     assert copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == options

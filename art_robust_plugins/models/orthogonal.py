@@ -175,45 +175,42 @@ class OrthogonalMLP(nn.Module):
         return logits
 
 
-class Shift(nn.Module):
-    """Moves three quarters of the channels by ``pixels``: one down, one to the right, one both ways, in circles.
-
-    A permutation of the entries, so it keeps every length. An orthogonal layer with kernel size 1 on both sides of it
-    mixes pixels as a convolution with a larger kernel does.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        super().__init__()
-        self.pixels = pixels
+class Centered(nn.Module):
+    """x - 1/2: an orthogonal layer cannot make the mean of an image's pixels small beside their differences."""
 
     def forward(self, x: Tensor) -> Tensor:
-        stay, down, right, both = x.chunk(4, dim=1)
-        moved = [down.roll(self.pixels, 2), right.roll(self.pixels, 3), both.roll((self.pixels, self.pixels), (2, 3))]
-        return torch.cat([stay, *moved], dim=1)
+        return x - 0.5
 
-    def extra_repr(self) -> str:
-        return f"pixels={self.pixels}"
+
+class Roll(nn.Module):
+    """Moves an image by one pixel down and one to the right, in circles: a permutation, so it keeps every length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.roll((1, 1), (2, 3))
 
 
 class OrthogonalCNN(nn.Module):
-    """Orthogonal layers on the patches of an image, with shifts by one patch between them, for certified L2 radii.
+    """Orthogonal layers on small windows of an image, which move from block to block, for certified L2 radii.
 
-    Each patch becomes the channels of one pixel (PixelUnshuffle). ``blocks`` orthogonal layers with kernel size 1 mix
-    the channels; a `Shift` before each lets neighbours in. An orthogonal layer then reads the whole image. MinMax
-    stands between all of them. Every layer can be exactly orthogonal, where a larger kernel is hard to make so. Ours,
-    of CHORD's layers. Weights start orthogonal, biases at 0; the logits' constants are as in `OrthogonalMLP`.
+    The input, in [0, 1], is centred. Each patch becomes the channels of one pixel (PixelUnshuffle), and an orthogonal
+    layer with kernel size 1 makes ``width`` channels of them. A block does the same with windows of 2 x 2 pixels, and
+    goes back to pixels (PixelShuffle); then `Roll` moves the image, so that the next block's windows overlap those of
+    this one. An orthogonal layer at the end reads the whole image. MinMax follows all of them but the head. Every layer
+    is exactly orthogonal, where a larger kernel is hard to make so. Ours, of CHORD's layers. Weights start orthogonal
+    (those of the blocks as the identity, so that a deep network learns as fast as a shallow one), biases at 0; the
+    logits' constants are as in `OrthogonalMLP`.
 
     Args:
-        input_shape: (C, H, W); H and W are multiples of ``patch``.
+        input_shape: (C, H, W); H and W are multiples of ``2 * patch``.
         nb_classes: number of logits.
         patch: the side of a patch.
-        width: channels: a multiple of 8.
-        blocks: layers that mix channels after a shift.
+        width: channels of a pixel: even.
+        blocks: layers that mix windows.
         hidden: outputs of the layer that reads the whole image: even, and at least ``nb_classes``.
         scale: as in `OrthogonalMLP`.
 
     Raises:
-        ValueError: for a shape that is not (C, H, W) or not made of whole patches; a width or hidden that does not fit.
+        ValueError: for a shape that is not (C, H, W) or not made of whole windows; a width or hidden that does not fit.
 
     Example:
         >>> network = OrthogonalCNN((1, 8, 8), patch=2, width=16, blocks=2, hidden=32)
@@ -226,28 +223,33 @@ class OrthogonalCNN(nn.Module):
         input_shape: Sequence[int],
         nb_classes: int = 10,
         *,
-        patch: int = 8,
-        width: int = 256,
-        blocks: int = 6,
+        patch: int = 4,
+        width: int = 64,
+        blocks: int = 4,
         hidden: int = 512,
-        scale: float = 2.0,
+        scale: float = 4.0,
     ) -> None:
         super().__init__()
         patch, width, blocks = (check_count(*each) for each in (("patch", patch), ("width", width), ("blocks", blocks)))
         hidden, scale = _check_width("hidden", hidden, nb_classes), check_number("scale", scale)
-        channels, rows, columns = check_image_shape(input_shape, "orthogonal-cnn", smallest=patch)
-        if rows % patch or columns % patch:
-            raise ValueError(f"patch: got {patch} for images of {rows} x {columns} pixels, expected a divisor of both.")
-        if width % 8:
-            raise ValueError(f"width: got {width}, expected a multiple of 8.")
+        channels, rows, columns = check_image_shape(input_shape, "orthogonal-cnn", smallest=2 * patch)
+        if rows % (2 * patch) or columns % (2 * patch):
+            raise ValueError(
+                f"patch: got {patch} for images of {rows} x {columns} pixels, expected a divisor of half of both."
+            )
+        if width % 2:
+            raise ValueError(f"width: got {width}, expected an even number.")
         arguments = {"patch": patch, "width": width, "blocks": blocks, "hidden": hidden, "scale": scale}
         self.recipe = describe_recipe("orthogonal-cnn", input_shape, nb_classes, **arguments)
-        layers: list[nn.Module] = [nn.PixelUnshuffle(patch), _mix_channels(channels * patch**2, width), MinMax()]
-        for block in range(blocks):
-            layers += [Shift(1 if block % 2 == 0 else -1), _mix_channels(width, width), MinMax()]
-        layers += [_mix_channels(width, width // 4), MinMax(), nn.Flatten()]
-        features = width // 4 * (rows // patch) * (columns // patch)
-        layers += [_start_orthogonal(nn.Linear(features, hidden)), MinMax()]
+        first = _mix_channels(channels * patch**2, width)
+        layers: list[nn.Module] = [Centered(), nn.PixelUnshuffle(patch), first, MinMax()]
+        for _ in range(blocks):
+            mix = nn.Conv2d(4 * width, 4 * width, 1)
+            nn.init.dirac_(mix.weight)
+            nn.init.zeros_(mix.bias)  # type: ignore[arg-type]
+            layers += [nn.PixelUnshuffle(2), orthogonal(mix), MinMax(), nn.PixelShuffle(2), Roll()]
+        features = width * (rows // patch) * (columns // patch)
+        layers += [nn.Flatten(), _start_orthogonal(nn.Linear(features, hidden)), MinMax()]
         self.layers = nn.Sequential(*layers, Scaled(scale), _start_orthogonal(nn.Linear(hidden, nb_classes)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from art_robust_plugins import LipschitzMarginTrainer, PyTorchLipschitzCertifier
 from art_robust_plugins.models import create_model, orthogonal
-from art_robust_plugins.models.orthogonal import SHIFT, Shift, orthogonalise
+from art_robust_plugins.models.orthogonal import SHIFT, Roll, orthogonalise
 
 
 @given(rows=st.integers(1, 12), columns=st.integers(1, 12), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 10**6))
@@ -102,8 +102,8 @@ def test_sizes_that_cannot_be_are_refused(width, scale, sentence):
     ("arguments", "sentence"),
     [
         ({"patch": 3}, "patch: got 3 for images of 8 x 8"),
-        ({"patch": 16}, r"input_shape: got \(1, 8, 8\)"),
-        ({"width": 12}, "width: got 12"),
+        ({"patch": 8}, r"input_shape: got \(1, 8, 8\)"),
+        ({"width": 13}, "width: got 13"),
         ({"hidden": 8}, "hidden: got 8"),
         ({"blocks": 0}, "blocks: got 0"),
         ({"scale": 0}, "scale: got 0"),
@@ -114,16 +114,24 @@ def test_sizes_of_the_convolutional_network_that_cannot_be_are_refused(arguments
         create_model("orthogonal-cnn", (1, 8, 8), 10, **arguments)
 
 
-@given(pixels=st.integers(-4, 4), rows=st.integers(1, 5), columns=st.integers(1, 5))
-def test_a_shift_moves_each_quarter_of_the_channels(pixels, rows, columns):
-    x = torch.rand(2, 8, rows, columns)
-    moved = Shift(pixels)(x)
-    for channel in range(8):
-        down, right = [(0, 0), (1, 0), (0, 1), (1, 1)][channel // 2]
-        for row in range(rows):
-            for column in range(columns):
-                to = ((row + down * pixels) % rows, (column + right * pixels) % columns)
-                assert torch.equal(moved[:, channel, to[0], to[1]], x[:, channel, row, column])
+def test_a_roll_moves_pixels_in_circles():
+    x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    assert Roll()(x).tolist() == [[[[5.0, 3.0, 4.0], [2.0, 0.0, 1.0]]]]
+
+
+def test_the_windows_of_one_block_overlap_those_of_the_next():
+    """After one block a pixel has met its window of 2 x 2; after two, the windows that touch it."""
+    torch.manual_seed(0)
+    network = create_model("orthogonal-cnn", (1, 8, 8), 2, patch=1, width=2, blocks=2, hidden=4)
+    layers = list(network.layers)
+    for mix in (layer for layer in layers if isinstance(layer, nn.Conv2d)):
+        nn.init.orthogonal_(mix.parametrizations.weight.original)  # the blocks begin as the identity
+    ends = [place for place, layer in enumerate(layers) if isinstance(layer, Roll)]
+    for end, reached in zip(ends, (4, 16), strict=True):
+        x = torch.rand(1, 1, 8, 8, requires_grad=True)
+        met = nn.Sequential(*layers[: end + 1])(x)
+        (gradient,) = torch.autograd.grad(met[0, :, 4, 4].sum(), x)
+        assert int((gradient != 0).sum()) == reached
 
 
 def certifier(network, shape=(1, 4, 4), classes=4):
@@ -141,10 +149,10 @@ def test_the_network_s_proven_constants_are_its_scale():
     )
 
 
-def test_shifts_and_patches_cost_the_convolutional_network_s_constants_nothing():
+def test_windows_and_patches_cost_the_convolutional_network_s_constants_nothing():
     torch.manual_seed(0)
-    network = create_model("orthogonal-cnn", (2, 6, 9), 3, patch=3, width=24, blocks=3, hidden=12, scale=2.0)
-    constants = torch.as_tensor(certifier(network, (2, 6, 9), 3).lipschitz_constants())
+    network = create_model("orthogonal-cnn", (2, 6, 12), 3, patch=3, width=24, blocks=3, hidden=12, scale=2.0)
+    constants = torch.as_tensor(certifier(network, (2, 6, 12), 3).lipschitz_constants())
     apart = ~torch.eye(3, dtype=torch.bool)
     expected = torch.full((6,), 2 * 2**0.5, dtype=torch.float64)
     torch.testing.assert_close(constants[apart], expected, rtol=1e-3, atol=0)
