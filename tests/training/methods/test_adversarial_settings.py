@@ -33,6 +33,8 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"within_threat": 1}, "within_threat: got 1,"),
     ({"start": "zero"}, "start: got 'zero',"),
     ({"start": ["uniform"]}, "start: got ['uniform'],"),
+    ({"start_noise": 0.5}, "start_noise: got 0.5 with start 'uniform',"),
+    ({"start": "previous", "start_noise": -0.5}, "start_noise: got -0.5,"),
     ({"start": "none", "global_loss": "kl"}, "start: got 'none' with global_loss 'kl',"),
     ({"eps_warmup_epochs": -1}, "eps_warmup_epochs: got -1,"),
     ({"overfitting": "stop"}, "overfitting: got 'stop',"),
