@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TRADESTrainer, TrainingOptions
 from art_robust_plugins.training.change_store import ChangeStore
 from art_robust_plugins.training.engine.augmentation import Placement
+from art_robust_plugins.training.engine.identity import describe_method
 from art_robust_plugins.training.engine.samples import Samples
 from art_robust_plugins.training.overfitting import OverfittingWatch
 
@@ -211,6 +212,18 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(threat: ThreatModel
     assert all(torch.equal(one[name], other[name]) for name in one)
     with pytest.raises(ValueError, match=r"^resume: .*start='previous'.*start='uniform'"):
         fitted(threat, epochs=4, options=kept, overfitting="rollback", eps_warmup_epochs=2, start="uniform")
+
+
+def test_settings_that_older_checkpoints_lack_are_described_only_where_they_differ() -> None:
+    def described(**changes: Any) -> str:
+        trainer = LocalBallTrainer(classifier(), threat=LINF, eps_warmup_epochs=1, **changes)
+        return describe_method(trainer, ())["settings of the method"]
+
+    later = {"start_noise": 0.5, "local_weight_grows": True, "local_direction": "ascent", "smoothness": "logits"}
+    assert all(name not in described() for name in later)
+    for name, value in later.items():
+        start = {"start": "previous"} if name == "start_noise" else {}
+        assert f"{name}={value!r}" in described(**{name: value}, **start)
 
 
 def test_a_rollback_brings_the_changes_back(monkeypatch: pytest.MonkeyPatch) -> None:
