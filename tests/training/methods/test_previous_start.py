@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from art import config
 from art.defences.preprocessor import MixupPyTorch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +68,7 @@ def test_the_store_holds_the_change_as_an_int8_share_of_eps_and_the_next_ascent_
     for number, step in enumerate(trainer.steps_seen):
         rows, x, eps = step["samples"].rows, step["x"], step["eps"]
         assert torch.equal(x, X[rows])
-        expected = (127 * (step["xa"] - x) / eps).round()
+        expected = (127 * ((step["xa"] - x) / eps)).round()
         assert step["after"].dtype == torch.int8
         assert torch.equal(step["after"][rows].float(), expected)
         others = torch.ones(COUNT, dtype=torch.bool)
@@ -75,7 +76,7 @@ def test_the_store_holds_the_change_as_an_int8_share_of_eps_and_the_next_ascent_
         assert torch.equal(step["after"][others], step["before"][others])
         if number >= 4:  # the kept change grows with eps
             start = (x + step["before"][rows] * (eps / 127)).clamp(0, 1)
-            torch.testing.assert_close(step["start"], start, rtol=0, atol=1e-7)
+            torch.testing.assert_close(step["start"], start, rtol=0, atol=1e-6)
             assert bool((step["before"][rows].abs() < 127).any())
             radii.add(eps)
     assert len(radii) == 7  # six steps of growth, and the whole radius
@@ -126,7 +127,7 @@ def test_a_sample_that_no_batch_has_had_starts_uniformly() -> None:
             known = bool((first == row).any())
             new += not known
             expected = (x + step["before"][row] * (0.1 / 127)).clamp(0, 1)
-            assert torch.allclose(start, expected, rtol=0, atol=1e-7) == known
+            assert torch.allclose(start, expected, rtol=0, atol=1e-6) == known
     assert new > 0
 
 
@@ -176,7 +177,7 @@ def test_changes_follow_their_images_through_augmentation(options: dict[str, Any
     cut = 0
     for number, step in enumerate(fitted(options=options).steps_seen):
         samples, x, xa = step["samples"], step["x"], step["xa"]
-        changed = (127 * (xa - x) / 0.1).round()
+        changed = (127 * ((xa - x) / 0.1)).round()
         moves = torch.zeros(2, len(x), 1) if samples.placement.moves is None else samples.placement.moves
         for index, row in enumerate(samples.rows):
             mirrored, (down, right) = bool(samples.placement.mirrored[index]), moves[:, index].int().flatten().tolist()
@@ -245,11 +246,12 @@ def test_the_watch_for_overfitting_starts_its_own_adversary_there() -> None:
     rows, store = last["samples"].rows, trainer.change_store
     assert store is not None
     expected = (X[rows] + store.changes[rows] * (0.1 / 127)).clamp(0, 1)
-    torch.testing.assert_close(trainer.started, expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(trainer.started, expected, rtol=0, atol=1e-6)
     assert trainer.samples is None
 
 
-def test_a_new_run_and_a_copy_begin_without_changes() -> None:
+def test_a_new_run_and_a_copy_begin_without_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "ART_DATA_PATH", str(tmp_path))  # where ART pickles weights
     trainer = fitted()
     for twin in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
         assert twin.change_store is None
