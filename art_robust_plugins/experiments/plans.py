@@ -38,11 +38,11 @@ class TrainingPlan:
         lr: learning rate.
         momentum: of ``"sgd"``.
         weight_decay: of the optimizer.
-        label_smoothing: of the cross-entropy, from 0 to less than 1; an adversary that ascends it sees it too.
         train: the number of training images, the first ones; None for all.
         validation: the number of these that are held out to validate each epoch.
         options: fields of `TrainingOptions`, other than the seed and the folder of checkpoints; the schedule is
             `SCHEDULE` unless they name another.
+        label_smoothing: of the cross-entropy, from 0 to less than 1; an adversary that ascends it sees it too.
 
     Raises:
         ValueError: for a value outside its range.
@@ -60,10 +60,10 @@ class TrainingPlan:
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
     train: int | None = None
     validation: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
