@@ -41,7 +41,7 @@ def test_the_local_point_lies_along_the_last_gradient_of_the_ascent(
     threat: ThreatModel, global_loss: Any, steps: int, within: bool
 ) -> None:
     x, y = X[:20].double(), Y[:20]
-    network = plain().double()
+    network = plain()
     trainer = LocalBallTrainer(
         classifier(network),
         threat=threat,
@@ -51,6 +51,7 @@ def test_the_local_point_lies_along_the_last_gradient_of_the_ascent(
         local_direction="ascent",
         within_threat=within,
     )
+    network.double()
     points = [z for _, z, _ in seen_in(network, lambda: trainer.training_loss(x, y))]
     extra = 2 * (global_loss == "kl")  # p(x), before the ascent and in the objective
     assert len(points) == steps + 2 + extra == trainer.passes.forward
