@@ -152,7 +152,8 @@ class AdversarialTrainer(RobustTrainer):
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(objective(z), z)
             xa = threat.project(threat.moved(z.detach(), gradient, step_size, low, high), x, low, high)
-        self._keep_change((xa - x) / threat.eps)
+        if self.change_store is not None and self.samples is not None:
+            self.change_store.write(self.samples, (xa - x) / threat.eps, self.share)
         return xa, gradient
 
     def start_point(self, x: Tensor) -> Tensor:
@@ -180,10 +181,6 @@ class AdversarialTrainer(RobustTrainer):
         if store.complete:
             return change
         return torch.where(known.view(-1, *[1] * (x.dim() - 1)), change, self.draw(threat.random_change, x))
-
-    def _keep_change(self, change: Tensor) -> None:
-        if self.change_store is not None and self.samples is not None:
-            self.change_store.write(self.samples, change, self.share)
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
@@ -237,6 +234,8 @@ class AdversarialTrainer(RobustTrainer):
         """Load the state of an earlier run, as `state_dict` returned it."""
         if self.change_store is not None:
             self.change_store.load_state_dict(state)
+        elif "changes" in state:
+            raise ValueError(f"state: got changes of earlier adversaries with start {self.start!r}, expected none.")
         self.overfitting_watch.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
