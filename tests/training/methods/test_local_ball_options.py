@@ -18,7 +18,7 @@ SAMPLES = X[:20], Y[:20]
 def loss_of(trainer: LocalBallTrainer, epochs_done: float = 0.0) -> float:
     trainer.epochs_done = epochs_done
     torch.manual_seed(0)
-    return float(trainer.training_loss(*SAMPLES))
+    return float(trainer.training_loss(*SAMPLES).detach())
 
 
 def test_the_local_weight_grows_with_eps() -> None:
