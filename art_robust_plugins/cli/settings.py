@@ -28,6 +28,7 @@ PLAN = (
         default=None,  # so that one that is given for another optimizer is known
     ),
     FieldOption(TrainingPlan, "weight_decay"),
+    FieldOption(TrainingPlan, "label_smoothing", help="Of the cross-entropy, such as 0.1."),
     FieldOption(
         TrainingPlan,
         "validation",

@@ -40,7 +40,7 @@ def read_method(
     for given in ("classifier", "options", "instruments", "threat"):
         if given in parameters:
             raise ValueError(f"--set: {given} is no setting of {name!r}, expected options such as --eps for it.")
-    for given in ("eps", "norm", "epochs", "lr", "batch_size", "seed", "momentum", "weight_decay"):
+    for given in ("eps", "norm", "epochs", "lr", "batch_size", "seed", "momentum", "weight_decay", "label_smoothing"):
         if given in parameters and given not in parameters_of(kind):
             raise ValueError(f"--set: got {given}, which {name!r} does not have, expected --{given.replace('_', '-')}.")
     return parameters, joined

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..checks import check_choice, check_count, check_number, plain_number, quote_error
+from ..checks import check_choice, check_count, check_number, check_share, plain_number, quote_error
 from ..choices import Kernel
 from ..memory import in_gigabytes, physical_memory
 from ..training.options import Schedule, TrainingOptions
@@ -42,6 +42,7 @@ class TrainingPlan:
         validation: the number of these that are held out to validate each epoch.
         options: fields of `TrainingOptions`, other than the seed and the folder of checkpoints; the schedule is
             `SCHEDULE` unless they name another.
+        label_smoothing: of the cross-entropy, from 0 to less than 1; an adversary that ascends it sees it too.
 
     Raises:
         ValueError: for a value outside its range.
@@ -62,6 +63,7 @@ class TrainingPlan:
     train: int | None = None
     validation: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -73,6 +75,8 @@ class TrainingPlan:
         check_number("lr", self.lr)
         for name in ("momentum", "weight_decay"):
             check_number(name, getattr(self, name), zero=True)
+        if check_number("label_smoothing", self.label_smoothing, zero=True):
+            check_share("label_smoothing", self.label_smoothing)
         for each in fields(self):
             object.__setattr__(self, each.name, plain_number(getattr(self, each.name)))
 
@@ -106,7 +110,7 @@ class TrainingPlan:
             descent = torch.optim.Adam(network.parameters(), self.lr, weight_decay=self.weight_decay)
         classifier = PyTorchClassifier(
             network,
-            torch.nn.CrossEntropyLoss(),
+            torch.nn.CrossEntropyLoss(label_smoothing=self.label_smoothing),
             data.input_shape,
             data.nb_classes,
             optimizer=descent,

@@ -17,7 +17,9 @@ from torch import Tensor
 from ..bridge import class_logits, device_of, preprocessing_modules
 from ..processes import find_processes
 from ..threat import Bound, ThreatModel
+from .change_store import ChangeStore
 from .engine.processes import Share
+from .engine.samples import Samples
 from .instruments import Instrument
 
 Action = Literal["warn", "rollback", "ignore"]
@@ -35,6 +37,7 @@ class Watched(Protocol):
     threat: ThreatModel
     instruments: tuple[Instrument, ...]
     share: Share | None
+    samples: Samples | None
     steps: int
     step_size: float
 
@@ -42,6 +45,8 @@ class Watched(Protocol):
     def current_threat(self) -> ThreatModel: ...
     @property
     def input_range(self) -> tuple[Bound | None, Bound | None]: ...
+    @property
+    def change_store(self) -> ChangeStore | None: ...
     def start_point(self, x: Tensor) -> Tensor: ...
     def logits(self, x: Tensor) -> Tensor: ...
     def loss(self, logits: Tensor, y: Tensor) -> Tensor: ...
@@ -57,10 +62,10 @@ class OverfittingWatch:
     least 30 percentage points fewer.
     The accuracies join the epoch's record as ``own_adversary_accuracy`` and ``strong_adversary_accuracy``.
 
-    ``"warn"`` warns once. ``"rollback"`` warns and brings weights, the optimizer's state and the instruments' back to
-    the end of the last good epoch (``rolled_back`` in the record is 1, the rest of the record is of the epoch that was
-    undone); training continues from there with other random numbers and the current learning rate. A copy of these
-    states is kept in memory. ``"ignore"`` disables the watch.
+    ``"warn"`` warns once. ``"rollback"`` warns and brings weights, the optimizer's state, the instruments' and the
+    changes of earlier adversaries back to the end of the last good epoch (``rolled_back`` in the record is 1, the rest
+    of the record is of the epoch that was undone); training continues from there with other random numbers and the
+    current learning rate. A copy of these states is kept in memory. ``"ignore"`` disables the watch.
     """
 
     def __init__(self, trainer: Watched, action: Action) -> None:
@@ -71,6 +76,7 @@ class OverfittingWatch:
         """Forget everything, before a new run."""
         self._seen: tuple[Tensor, Tensor] | None = None
         self._share: Share | None = None
+        self._samples: Samples | None = None
         self._size = 0
         self._good: dict[str, Any] | None = None
         self._warned = False
@@ -88,6 +94,8 @@ class OverfittingWatch:
         size = min(len(x) if share is None else share.whole, SAMPLES)
         if self._seen is None or size >= self._size:  # a small last batch is less reliable
             self._seen, self._share, self._size = (x[:SAMPLES].clone(), y[:SAMPLES].clone()), share, size
+            samples = self.trainer.samples
+            self._samples = None if samples is None else samples.select(slice(SAMPLES))
 
     def end_epoch(self, record: dict[str, float]) -> None:
         """Judge the epoch and act."""
@@ -133,7 +141,9 @@ class OverfittingWatch:
         share = threat.eps / trainer.threat.eps
         trainer.classifier.model.eval()
         low, high = trainer.input_range
-        own = self._adversary(x, y, trainer.start_point(x), trainer.steps, trainer.step_size * share)
+        trainer.samples = self._samples  # those of x, whose adversary may start from their previous ones
+        start, trainer.samples = trainer.start_point(x), None
+        own = self._adversary(x, y, start, trainer.steps, trainer.step_size * share)
         uniform = threat.random_start(x, low, high)
         strong = self._adversary(x, y, uniform, STRONG, 2.5 * threat.eps / STRONG)
         right = []
@@ -171,6 +181,7 @@ class OverfittingWatch:
             "preprocessing": [module.state_dict() for module in preprocessing_modules(trainer.classifier)],
             "optimizer": trainer.classifier.optimizer.state_dict()["state"],
             "instruments": [instrument.state_dict() for instrument in trainer.instruments],
+            "changes": None if trainer.change_store is None else trainer.change_store.state_dict(),
         }
         return copy.deepcopy(state)
 
@@ -185,3 +196,5 @@ class OverfittingWatch:
         optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         for instrument, saved in zip(trainer.instruments, state["instruments"], strict=True):
             instrument.load_state_dict(saved)
+        if trainer.change_store is not None:
+            trainer.change_store.load_state_dict(state["changes"])

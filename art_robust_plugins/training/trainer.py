@@ -36,12 +36,13 @@ from .engine.fused import check_fused
 from .engine.learning_rates import schedule_factor
 from .engine.loop import FitArguments, Loop
 from .engine.processes import Processes, Share
+from .engine.samples import Samples
 from .engine.targets import training_labels
 from .instruments import Instrument, check_instruments
 from .options import TrainingOptions
 
 _READ_FROM_CLASSIFIER = {"estimator_module", "forward_pass", "training_defences", "_frozen_layers"}
-_OF_A_FIT = {"processes", "share"}
+_OF_A_FIT = {"processes", "share", "samples"}
 
 
 class RobustTrainer(Trainer, KnownKeywords):
@@ -64,6 +65,8 @@ class RobustTrainer(Trainer, KnownKeywords):
         epochs_done: the epochs trained so far, with the steps of the current one as a fraction (for a stream without a
             length, whole epochs only).
         share: in `training_loss`, this process's share of the batch; None when it is the whole batch.
+        samples: in `training_loss`, which samples of ``fit``'s arrays the whole batch holds, and how augmentation moved
+            them (a `Samples`); None for batches of a loader.
         processes: the processes that train together, since the last call of ``fit`` began; before it None.
         input_range: the classifier's ``clip_values`` (low, high): numbers, tensors on the network's device where they
             differ by feature, or None.
@@ -119,6 +122,7 @@ class RobustTrainer(Trainer, KnownKeywords):
         self.history: list[dict[str, float]] = []
         self.epochs_done = 0.0
         self.share: Share | None = None
+        self.samples: Samples | None = None
         self.processes: Processes | None = None
         warn_of_own_predict(classifier)
         self.prepare()
@@ -223,6 +227,12 @@ class RobustTrainer(Trainer, KnownKeywords):
         if state:
             raise ValueError(f"state: got entries {sorted(state)}, but {type(self).__name__} keeps none.")
 
+    def begin_run(self, samples: int | None) -> None:
+        """A hook called when ``fit`` begins, before the checkpoint of an earlier run is loaded.
+
+        ``samples``: how many there are; None for a loader, whose batches do not tell which samples they hold.
+        """
+
     def end_epoch(self, record: dict[str, float]) -> None:
         """A hook called after each epoch with the entry that `history` gets for it; a method may add values to it.
 
@@ -262,7 +272,7 @@ class RobustTrainer(Trainer, KnownKeywords):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.share, self.processes = None, None
+        self.share, self.samples, self.processes = None, None, None
         self.prepare()
 
     @property

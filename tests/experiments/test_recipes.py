@@ -434,6 +434,11 @@ BAD = [
         'optimizer = "adam", momentum = 0.5',
         "small.toml: local ball, with BANG, maps: training.momentum: got 0.5 for adam,",
     ),
+    (
+        'optimizer = "adam", lr = 1e-3',
+        'optimizer = "adam", lr = 1e-3, label_smoothing = 1.5',
+        "small.toml: local ball, with BANG, maps: label_smoothing: got 1.5,",
+    ),
     ("points = 12", "points = 0", "small.toml: evaluation.points: got 0,"),
     ("points = 12", "", "small.toml: evaluation.points: got none,"),
     ('noise = ["gaussian-0.1"]', 'noise = ["gaussian-0.11"]', "evaluation.noise: got 'gaussian-0.11'"),

@@ -4,7 +4,7 @@ The package's own recipes are beside this file; any other is named by its path. 
 
 - ``description``, ``data`` (as for `load_data`), ``seeds``;
 - ``[network]``: ``name``, and the network's arguments;
-- ``[training]``: epochs, batch_size, optimizer, lr, momentum, weight_decay, train, validation, as in
+- ``[training]``: epochs, batch_size, optimizer, lr, momentum, weight_decay, label_smoothing, train, validation, as in
   `TrainingPlan`;
 - ``[options]``: fields of `TrainingOptions`; the schedule is ``"cosine"`` unless they name another;
 - ``threat``: what adversarial methods train against, such as ``"Linf 8/255"``;
@@ -63,7 +63,10 @@ _RECIPE: dict[str, Any] = {
     "quick": dict,
     "rows": list,
 }
-_TRAINING_FIELDS = ("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "train", "validation")
+_TRAINING_FIELDS = (
+    *("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "label_smoothing"),
+    *("train", "validation"),
+)
 
 
 def _kind_in_file(annotation: Any) -> Any:

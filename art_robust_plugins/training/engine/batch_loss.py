@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from ...bridge import device_of, to_channels_last
 from ...threat import Bound
-from .augmentation import crop_and_flip
+from .augmentation import Placement
 from .first_step import explain_single_sample
 from .gradients import split_batch
 from .loss_checks import check_counted, check_scalar, uncounted_classes
 from .method import TrainingMethod
 from .processes import Processes, Share
+from .samples import Samples
 
 
 class BatchLoss:
@@ -34,28 +35,32 @@ class BatchLoss:
         self._uncounted = uncounted_classes(self.classifier.loss, self.classifier.nb_classes)
         self._fill = self._fill_value() if self.options.augmentation == "crop-flip" else 0.0
 
-    def augment(self, x: Tensor) -> Tensor:
-        """The images [N, ...] changed as the options say."""
+    def augment(self, x: Tensor) -> tuple[Tensor, Placement | None]:
+        """The images [N, ...] changed as the options say, and how they were moved."""
         if self.options.augmentation == "none":
-            return x
+            return x, None
         padding = self.options.crop_padding if self.options.augmentation == "crop-flip" else 0
-        if self.classifier.channels_first:
-            return crop_and_flip(x, padding, self._fill)
-        return crop_and_flip(x.movedim(-1, 1), padding, self._fill).movedim(1, -1)
+        placement = Placement.draw(len(x), padding, x.device, channels_first=self.classifier.channels_first)
+        return placement.move(x, self._fill), placement
 
-    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+    def backward(self, x: Tensor, y: Tensor, samples: Samples | None = None) -> Tensor:
         """Accumulate the gradients of the batch's parts, one after the other; returns this process's loss, detached."""
-        parts = []
+        parts, done = [], 0
         for part_x, part_y in split_batch(x, y, self.options.accumulation_steps):
-            loss = self.compute(part_x, part_y)
+            rows = slice(done, done + len(part_x))
+            done = rows.stop
+            loss = self.compute(part_x, part_y, None if samples is None else samples.select(rows))
             loss = loss if len(part_x) == len(x) else loss * (len(part_x) / len(x))
             torch.autograd.backward(loss)
             parts.append(loss.detach())
             self.largest = max(self.largest, len(part_x))
         return sum(parts[1:], parts[0])
 
-    def compute(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss of a batch; with several processes, that of this process's share times the share's weight."""
+    def compute(self, x: Tensor, y: Tensor, samples: Samples | None = None) -> Tensor:
+        """The loss of a batch; with several processes, that of this process's share times the share's weight.
+
+        ``samples`` of the whole batch are announced to the method, where they are known.
+        """
         x, y = self._apply_defences(x, y)
         share = self.processes.share_of(len(x))
         if share is not None:
@@ -63,7 +68,7 @@ class BatchLoss:
         if self.options.channels_last and self.classifier.channels_first and x.dim() == 4:
             x = to_channels_last(x)
         check_counted(y, self._uncounted)
-        self.announce_share(share)
+        self.announce_share(share, samples)
         for instrument in self.method.instruments:
             instrument.begin_step(y)
         with (
@@ -71,12 +76,12 @@ class BatchLoss:
             self.processes.use_own_noise(),
         ):
             loss = self._training_loss(x, y)
-        self.method.share = None
+        self.method.share = self.method.samples = None
         return loss if share is None else loss * share.weight
 
-    def announce_share(self, share: Share | None) -> None:
-        """Tell the method and its instruments which part of the next batch is this process's."""
-        self.method.share = share
+    def announce_share(self, share: Share | None, samples: Samples | None = None) -> None:
+        """Tell the method which samples are in the next batch, and it and its instruments this process's share."""
+        self.method.share, self.method.samples = share, samples
         for instrument in self.method.instruments:
             instrument.share = share
 

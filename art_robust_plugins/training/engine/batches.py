@@ -33,6 +33,8 @@ class BatchSource(Protocol):
     """All the data, if they are in memory; else None."""
     origin: object
     """The loader or generator that yields the batches; None for arrays."""
+    rows: Tensor | None
+    """Which samples of ``whole`` the latest batch holds: int64 [N]; None where that is unknown."""
 
     def epoch(self, order: torch.Generator, processes: Processes, census: ClassCensus | None) -> Iterator[Batch]:
         """The batches of an epoch on the device: x [N, ...], y [N] or [N, C]; ``census`` is shown their labels."""
@@ -63,13 +65,14 @@ class ArrayBatches:
         self.generators: Sequence[torch.Generator] = ()
         self.whole: Batch | None = (images, labels)
         self.origin: object = None
+        self.rows: Tensor | None = None
 
     def epoch(self, order: torch.Generator, processes: Processes, census: ClassCensus | None) -> Iterator[Batch]:
         samples, size = len(self.images), self.batch_size
         index = torch.randperm(samples, generator=order) if self.shuffle else torch.arange(samples)
         index = index.to(self.images.device)
         for step in range(self.steps or 0):
-            rows = index[step * size : (step + 1) * size]
+            self.rows = rows = index[step * size : (step + 1) * size]
             yield self.images[rows].float(), self.labels[rows]
 
 
@@ -92,6 +95,7 @@ class LoadedBatches:
         self.settings: dict[str, int] = {}
         self.generators: Sequence[torch.Generator] = ()
         self.whole: Batch | None = None
+        self.rows: Tensor | None = None
 
     @classmethod
     def from_loader(cls, classifier: PyTorchClassifier, loader: Iterable[Any]) -> LoadedBatches:

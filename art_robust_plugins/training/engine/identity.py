@@ -20,10 +20,12 @@ from ...bridge import preprocessing_modules
 from .descriptions import Describer
 from .plain_texts import describe_value, plain_text
 
-_OF_TRAINERS = {"classifier", "options", "instruments", "history", "epochs_done", "share", "processes"}
+_OF_TRAINERS = {"classifier", "options", "instruments", "history", "epochs_done", "share", "samples", "processes"}
 _OF_TRAINERS |= {"input_range", "estimator_module", "forward_pass", "training_defences"}
 FORM = f"2, torch {torch.__version__}"
 """The version of this description; entries that only one of two versions has are not compared."""
+# Settings that older checkpoints lack, with the values that their runs had.
+_LATER = {"start_noise": 0.0, "local_weight_grows": False, "local_direction": "kl", "smoothness": "kl"}
 # How the optimizer's step is implemented, and what is described elsewhere.
 _NO_HYPERPARAMETERS = {"params", "param_names", "initial_lr", "fused", "foreach", "capturable", "differentiable"}
 
@@ -78,6 +80,7 @@ def describe_held(trainer: Any, scheduler: Any, loader: object, *, quick: bool =
 def describe_method(trainer: object, instruments: Iterable[object]) -> dict[str, str]:
     """A trainer's and its instruments' settings, those of their base classes too."""
     left_out = {"classifier", "options", "instruments"}
+    left_out |= {name for name, default in _LATER.items() if getattr(trainer, name, None) == default}
     return {
         "settings of the method": describe_object(trainer, left_out),
         "settings of the instruments": ", ".join(map(describe_object, instruments)),

@@ -35,6 +35,7 @@ from .memory_format import use_channels_last
 from .method import TrainingMethod
 from .processes import Processes
 from .run_state import RunState, tensors_of
+from .samples import Samples
 from .schedulers import check_scheduler, step_scheduler
 from .seeding import choose_seed, seed_epoch
 from .settings import describe_for_processes, describe_settings
@@ -127,14 +128,15 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self.untrained:
             parameter.grad = None
-        x, first = self.batch_loss.augment(images), self.chance.steps == 0
+        (x, placement), first = self.batch_loss.augment(images), self.chance.steps == 0
+        samples = None if self.batches.rows is None else Samples(self.batches.rows, placement)
         if first and self.batches.whole is None:
             self.method.check_radii(images)
         # If the first step is refused, buffers such as those of batch normalisation are restored.
         modules = [self.network, *preprocessing_modules(self.classifier)] if first else []
         with restore_buffers(modules, only_on_error=True):
             with FirstBatch(self.method).watch(x, y) if first else nullcontext():
-                loss = average_gradients(self.trained, self.batch_loss.backward(x, y), self.processes)
+                loss = average_gradients(self.trained, self.batch_loss.backward(x, y, samples), self.processes)
             self.meter.add(loss, len(x))
             if self.options.max_gradient_norm is not None:
                 nn.utils.clip_grad_norm_(self.trained, self.options.max_gradient_norm)
@@ -186,6 +188,7 @@ class Loop:
         self._check()
         if batches.whole is not None:
             method.check_radii(batches.whole[0])
+        method.begin_run(None if batches.whole is None else len(batches.whole[0]))
         self.validator = self._make_validator()
         validation = None if self.validator is None else self.validator.data
         self.state = RunState(method, self.scheduler, batches.generators)

@@ -14,6 +14,7 @@ from ...threat import Bound, ThreatModel
 from ..instruments import Instrument
 from ..options import TrainingOptions
 from .processes import Processes, Share
+from .samples import Samples
 
 
 class TrainingMethod(Protocol):
@@ -26,6 +27,7 @@ class TrainingMethod(Protocol):
     history: list[dict[str, float]]
     epochs_done: float
     share: Share | None
+    samples: Samples | None
     processes: Processes | None
     input_range: tuple[Bound | None, Bound | None]
     training_defences: list[PreprocessorPyTorch]
@@ -36,6 +38,7 @@ class TrainingMethod(Protocol):
     def parameters(self) -> dict[str, Any]: ...
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor: ...
     def check_radii(self, x: Tensor | None = None) -> None: ...
+    def begin_run(self, samples: int | None) -> None: ...
     def enter_training_mode(self) -> None: ...
     def end_epoch(self, record: dict[str, float]) -> None: ...
     def state_dict(self) -> dict[str, Tensor]: ...

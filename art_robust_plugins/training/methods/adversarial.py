@@ -17,15 +17,16 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import functional
 
-from ...bridge import class_logits
+from ...bridge import class_logits, device_of
 from ...checks import check_choice, check_count, check_number
 from ...threat import Norm, ThreatModel, clip
+from ..change_store import ChangeStore
 from ..instruments import Instrument
 from ..options import TrainingOptions
 from ..overfitting import Action, OverfittingWatch
 from ..trainer import RobustTrainer
 
-Start = Literal["uniform", "gaussian", "none"]
+Start = Literal["uniform", "gaussian", "none", "previous"]
 
 GAUSSIAN_START = 0.03
 """Standard deviation of the gaussian start, as a share of eps (TRADES: 0.001 at 8/255)."""
@@ -51,7 +52,10 @@ class AdversarialTrainer(RobustTrainer):
         step_size: length of a step in the threat's norm and units; None for 1.25 eps in one step, 2.5 eps / k in 2 or
             3, eps / 4 in more.
         start: of the ascent: ``"uniform"`` in the ball, ``"gaussian"`` with 3 % of eps as standard deviation (as
-            TRADES' own start at 8/255), or ``"none"`` for x itself.
+            TRADES' own start at 8/255), ``"none"`` for x itself, or ``"previous"`` for the sample's previous adversary
+            (as FGSM-PGI: Jia et al., arXiv 2207.08859), uniform where it has none yet, as in the first epoch.
+        start_noise: with ``"previous"``, a uniform change of so many eps that is added to the start, before it is
+            projected (ours).
         eps_warmup_epochs: let eps, and the step size with it, grow linearly during the first epochs (a fraction of one
             is possible), step by step.
         overfitting: what to do when the network resists a weak adversary but not a strong one (see `OverfittingWatch`;
@@ -64,6 +68,12 @@ class AdversarialTrainer(RobustTrainer):
         ValueError: a number or name outside its range.
 
     The adversary is made with the network in evaluation mode, from gradients of the input alone.
+
+    For ``start="previous"`` the change xa - x of each sample is kept on the network's device, and in the checkpoint, as
+    a share of the current eps: in Linf a byte for each number of the training images, in L2 and L1 two (float16). It
+    lies in the image's own frame: crops and flips move it with the image, and pixels that a crop cuts off keep what
+    they had; padding starts at 0. Only ``fit`` knows a batch's samples: loaders and preprocessing that acts in training
+    alone are refused. Several processes exchange their changes in each step. A rollback restores them too.
 
     Subclasses repeat these arguments in their constructors, with their own defaults: the registry and the command line
     read a method's parameters from its signature.
@@ -79,6 +89,7 @@ class AdversarialTrainer(RobustTrainer):
         steps: int,
         step_size: float | None,
         start: Start,
+        start_noise: float = 0.0,
         eps_warmup_epochs: float,
         overfitting: Action,
         instruments: Iterable[Instrument],
@@ -95,6 +106,10 @@ class AdversarialTrainer(RobustTrainer):
         self.step_size = own_size if step_size is None else check_number("step_size", step_size)
         self.eps_warmup_epochs = check_number("eps_warmup_epochs", eps_warmup_epochs, zero=True)
         self.start, self.overfitting = start, overfitting
+        self.start_noise = check_number("start_noise", start_noise, zero=True)
+        if self.start_noise and start != "previous":
+            raise ValueError(f"start_noise: got {start_noise!r} with start {start!r}, expected it with 'previous'.")
+        self.change_store: ChangeStore | None = None
         self.overfitting_watch = OverfittingWatch(self, overfitting)
         super().__init__(classifier, threat=threat, instruments=instruments, options=options)
 
@@ -123,12 +138,23 @@ class AdversarialTrainer(RobustTrainer):
 
     def adversary(self, x: Tensor, y: Tensor) -> Tensor:
         """The adversary xa [N, ...], detached."""
+        return self.ascend(x, y)[0]
+
+    def ascend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The adversary xa [N, ...], and the gradient along which the ascent's last step went, both detached."""
         self.overfitting_watch.begin_step(x, y)
         threat, (low, high) = self.current_threat, self.input_range
         step_size = self.step_size * threat.eps / self.threat.eps
         with self.evaluation_mode():
             objective, start = self.adversary_objective(x, y), self.start_point(x)
-            return threat.ascend(objective, x, start, steps=self.steps, step_size=step_size, low=low, high=high)
+            z = threat.ascend(objective, x, start, steps=self.steps - 1, step_size=step_size, low=low, high=high)
+            z.requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(objective(z), z)
+            xa = threat.project(threat.moved(z.detach(), gradient, step_size, low, high), x, low, high)
+        if self.change_store is not None and self.samples is not None:
+            self.change_store.write(self.samples, (xa - x) / threat.eps, self.share)
+        return xa, gradient
 
     def start_point(self, x: Tensor) -> Tensor:
         """Where the ascent begins: a point [N, ...] in the ball around each sample."""
@@ -137,7 +163,24 @@ class AdversarialTrainer(RobustTrainer):
             return clip(x + self.draw(threat.random_change, x), low, high)
         if self.start == "none":
             return x
+        if self.start == "previous":
+            return threat.project(x + self._previous_change(x), x, low, high)
         return threat.project(x + GAUSSIAN_START * threat.eps * self.draw(torch.randn_like, x), x, low, high)
+
+    def _previous_change(self, x: Tensor) -> Tensor:
+        """The change of each sample's previous adversary with fresh noise; uniform for those that have had none."""
+        threat, store, samples, share = self.current_threat, self.change_store, self.samples, self.share
+        if store is None or samples is None:
+            return self.draw(threat.random_change, x)
+        kept, known = store.read(samples, x), store.known[samples.rows]
+        if share is not None:
+            kept, known = share.select(kept), share.select(known)
+        change = threat.eps * kept
+        if self.start_noise:
+            change = change + self.draw(threat.scaled(self.start_noise).random_change, x)
+        if store.complete:
+            return change
+        return torch.where(known.view(-1, *[1] * (x.dim() - 1)), change, self.draw(threat.random_change, x))
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
@@ -156,21 +199,48 @@ class AdversarialTrainer(RobustTrainer):
     def prepare(self) -> None:
         super().prepare()
         self.overfitting_watch.reset()
+        self.change_store = None
+        if self.start == "previous" and self.training_defences:
+            names = ", ".join(type(defence).__name__ for defence in self.training_defences)
+            raise ValueError(
+                f"start: got 'previous' for a classifier with {names}, which changes training images in a way that "
+                f"cannot be undone, expected another start, or a classifier without it."
+            )
+
+    def begin_run(self, samples: int | None) -> None:
+        """Make room for the changes that ``start="previous"`` keeps."""
+        if self.start != "previous":
+            return
+        if samples is None:
+            raise ValueError(
+                "start: got 'previous' for a loader, whose batches do not tell which samples they hold, expected "
+                "fit(x, y) or another start."
+            )
+        shape, device = self.classifier.input_shape, device_of(self.classifier.model)
+        self.change_store = ChangeStore(self.threat.norm, samples, shape, device)
 
     def end_epoch(self, record: dict[str, float]) -> None:
         """Look for catastrophic overfitting."""
         self.overfitting_watch.end_epoch(record)
+        if self.change_store is not None:
+            self.change_store.end_epoch()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state of the watch for catastrophic overfitting."""
-        return self.overfitting_watch.state_dict()
+        """The state of the watch for catastrophic overfitting, and the changes that ``start="previous"`` keeps."""
+        changes = {} if self.change_store is None else self.change_store.state_dict()
+        return {**self.overfitting_watch.state_dict(), **changes}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load the state of an earlier run, as `state_dict` returned it."""
+        if self.change_store is not None:
+            self.change_store.load_state_dict(state)
+        elif "changes" in state:
+            raise ValueError(f"state: got changes of earlier adversaries with start {self.start!r}, expected none.")
         self.overfitting_watch.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "overfitting_watch"}
+        left_out = ("overfitting_watch", "change_store")
+        return {name: value for name, value in super().__getstate__().items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.overfitting_watch = OverfittingWatch(self, state["overfitting"])

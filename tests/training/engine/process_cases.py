@@ -217,6 +217,20 @@ def parts_augmentation_and_average(_: Path) -> Result:
 
 
 @case
+def from_the_previous_adversary(folder: Path) -> Result:
+    """All processes keep the changes of all samples, of which each had a share."""
+    changes: dict[str, Any] = {"steps": 1, "step_size": 0.02, "start": "previous", "start_noise": 0.5}
+    moved: dict[str, Any] = {"augmentation": "crop-flip", "crop_padding": 1, "accumulation_steps": 2}
+    for epochs in (2, 3):
+        options = TrainingOptions(seed=1, checkpoint_dir=folder / "previous", resume=epochs > 2, **moved)
+        trainer = PGDTrainer(classifier(Precise), threat=THREAT, **changes, options=options)
+        result = fitted(trainer, nb_epochs=epochs)
+    assert trainer.change_store is not None
+    assert trainer.change_store.complete
+    return {**result, "weights": result["weights"] | {"changes": trainer.change_store.changes.clone()}}
+
+
+@case
 def lipschitz_margin(_: Path) -> Result:
     trainer = LipschitzMarginTrainer(classifier(), c=0.1, c_warmup_epochs=2, options=TrainingOptions(seed=1))
     result = fitted(trainer)

@@ -48,6 +48,9 @@ costs = st.fixed_dictionaries(
         "global_weight": st.sampled_from([None, 0.0, 2.0]),
         "local_weight": st.sampled_from([0.0, 1.0]),
         "clean_weight": st.sampled_from([None, 0.0, 0.5]),
+        "local_direction": st.sampled_from(["kl", "ascent"]),
+        "smoothness": st.sampled_from(["kl", "logits"]),
+        "start": st.sampled_from(["uniform", "previous"]),
         "overfitting": st.sampled_from(["warn", "rollback", "ignore"]),
     }
 )
@@ -58,6 +61,9 @@ costs = st.fixed_dictionaries(
 def test_passes_are_those_that_a_step_takes(changes: dict[str, Any]) -> None:
     if changes["global_weight"] == 0 and changes["local_weight"] == 0:
         changes["local_weight"] = 1.0
+    if changes["global_weight"] == 0 and (changes["local_direction"], changes["smoothness"]) != ("kl", "kl"):
+        # The last bias cancels in a difference of logits, and the projection may bring xl back to xa.
+        changes["clean_weight"] = 0.5
     estimator = classifier(plain())
     trainer = LocalBallTrainer(estimator, threat=LINF, **changes)
     with Counted() as making:
@@ -76,5 +82,7 @@ def test_passes_are_those_that_a_step_takes(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("k", [1, 2, 10])
 def test_passes_as_documented(k: int) -> None:
     assert LocalBallTrainer(classifier(), threat=LINF, steps=k).passes == (k + 4, k + 3, 2)
+    along = LocalBallTrainer(classifier(), threat=LINF, steps=k, local_direction="ascent")
+    assert along.passes == (k + 2, k + 2, 2)
     assert PGDTrainer(classifier(), threat=LINF, steps=k).passes == (k + 1, k + 1, 1)
     assert TRADESTrainer(classifier(), threat=LINF, steps=k).passes == (k + 3, k + 2, 2)
