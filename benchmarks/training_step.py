@@ -1,6 +1,6 @@
 """Time and memory of a training step, compared with a loop written by hand and with ART's trainers.
 
-    python benchmarks/training_step.py [--quick] [--device cuda] [--threads 2]
+    python benchmarks/training_step.py [--quick] [--device cuda] [--threads 2] [--within SECONDS --networks NAME ...]
 
 Time: the trainings of a row take turns in one process; a ratio is the median over rounds of the ratio of two successive
 times, over at least five rounds, and more for short steps. In comparisons with other loops, whole calls of ``fit`` are
@@ -38,7 +38,7 @@ import torch._dynamo  # or each process below would load it in its first step
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import PyTorchClassifier
-from saving import save, table
+from saving import RESULTS, save, table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -489,33 +489,46 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="the least number of times that each is measured")
     parser.add_argument("--lasting", type=float, default=20, help="go on with further rounds for so many seconds")
+    parser.add_argument("--call", type=float, default=1.4, help="the length of a timed call in seconds")
+    parser.add_argument("--networks", nargs="+", help="only the rows of these networks")
+    parser.add_argument("--within", type=float, help="begin no further row after so many seconds")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the record")
     parser.add_argument("--quick", action="store_true", help="about a minute, a tiny network; not recorded")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # ART's
-    call = 0.1 if args.quick else 1.4
+    torch.set_num_threads(args.threads)
+    call = 0.1 if args.quick else args.call
     rounds, lasting = (2, 0) if args.quick else (args.rounds, args.lasting)
     timing = Bench(args.device, args.threads, rounds, lasting, call)
     results: dict[str, list[dict[str, Any]]] = {"methods": [], "options": []}
 
-    def add(kind: str, row: dict[str, Any]) -> None:
-        results[kind].append(row)
-        print(row, flush=True)
+    started = time.perf_counter()
+    name = "training_step" if args.device == "cpu" else "training_step_cuda"
+
+    def add(kind: str, measure: Callable[[], dict[str, Any]]) -> None:
+        if args.within is not None and time.perf_counter() - started > args.within:
+            return
+        results[kind].append(measure())
+        print(results[kind][-1], flush=True)
+        if not args.quick:
+            save(name, results, folder=args.results, rounds=args.rounds, lasting=args.lasting)
+
+    def is_wanted(setting: Setting) -> bool:
+        return args.networks is None or setting.network in args.networks
 
     with_methods, with_options = cases("quick" if args.quick else args.device)
     for setting, ascents, names in with_methods:
-        for name, method in methods(ascents).items():
-            if names is None or name in names:
-                add("methods", timing.method(name, method, setting, ascents))
+        for title, method in methods(ascents).items():
+            if (names is None or title in names) and is_wanted(setting):
+                add("methods", partial(timing.method, title, method, setting, ascents))
     for setting, chosen in with_options:
-        for name in chosen:
-            if args.device == "cuda" or OPTIONS[name].get("compile") != "reduce-overhead":
-                add("options", timing.option(name, OPTIONS[name], setting))
+        for title in chosen:
+            compiled = OPTIONS[title].get("compile")
+            if (args.device == "cuda" or compiled != "reduce-overhead") and is_wanted(setting):
+                add("options", partial(timing.option, title, OPTIONS[title], setting))
     for kind, rows in results.items():
-        print(f"\n{kind}\n\n{table(rows)}")
-    if not args.quick:
-        torch.set_num_threads(args.threads)
-        name = "training_step" if args.device == "cpu" else "training_step_cuda"
-        print(save(name, results, rounds=args.rounds, lasting=args.lasting))
+        if rows:
+            print(f"\n{kind}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -392,7 +392,9 @@ def test_a_folder_of_other_versions_or_other_data_is_not_continued(
     [
         ("digits", 1),
         ("mnist", 2),
-        ("cifar10", 5),
+        ("cifar10-small", 3),
+        ("cifar10-resnet18", 14),
+        ("cifar10-ten-minutes", 1),
         ("mnist-certified", 2),
         ("cifar10-certified", 1),
         ("cifar10-certified-gpu", 1),
