@@ -45,7 +45,9 @@ def choose_row(recipe: Recipe, name: str | None) -> Row:
 
 def time_batch(plan: TrainingPlan, data: Dataset) -> float:
     """The seconds of a training step, the median of three calls of `fit` after one that warms up."""
-    constant = replace(plan, options={**plan.options, "schedule": "constant"})
+    of_schedules = ("schedule", "warmup_epochs", "milestones", "milestone_decay")
+    others = {key: value for key, value in plan.options.items() if key not in of_schedules}
+    constant = replace(plan, options={**others, "schedule": "constant"})
     trainer, _ = constant.trainer(data, seed=0)
     images = min(TIMED * plan.batch_size, plan.images(data))
     batches, taken = -(-images // plan.batch_size), []

@@ -125,6 +125,8 @@ def test_the_quick_form_is_small() -> None:
             assert len(row.seeds) == 1
             assert row.plan.epochs <= 3
             assert row.plan.train is not None
+            steps = row.plan.epochs * -(-row.plan.train // row.plan.batch_size)
+            assert steps >= 4 or row.plan.options.get("schedule") != "one-cycle"
 
 
 def test_a_row_is_the_recipe_with_its_own_changes(tmp_path: Path) -> None:
@@ -407,7 +409,8 @@ def test_the_quick_form_of_each_recipe_runs(
     assert name in available_recipes()
     monkeypatch.setattr(standard, "Square", partial(Square, queries=50))
     recipe = load_recipe(name, quick=True)
-    rows = tuple(replace(row, plan=replace(row.plan, train=64, epochs=1)) for row in recipe.rows[::every])
+    few = {"train": 64, "batch_size": 16, "epochs": 1}  # the four steps that a one-cycle schedule needs
+    rows = tuple(replace(row, plan=replace(row.plan, **few)) for row in recipe.rows[::every])
     record = run_recipe(replace(recipe, rows=rows, points=2), tmp_path / "out", command="")
     rows = result_rows(record)
     assert record["quick"]
