@@ -225,7 +225,7 @@ class OrthogonalCNN(nn.Module):
         *,
         patch: int = 4,
         width: int = 64,
-        blocks: int = 4,
+        blocks: int = 2,
         hidden: int = 512,
         scale: float = 4.0,
     ) -> None:
