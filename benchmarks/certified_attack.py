@@ -63,7 +63,7 @@ def attack_within(network: nn.Module, x: Tensor, y: Tensor, radius: Tensor, *, r
 def measure(run: Path, points: int, restarts: int) -> dict[str, Any]:
     """Certify the first test images of a run's data, and attack those that have a radius."""
     classifier = load_classifier(run)
-    data = load_data(json.loads((run / "run.json").read_text())["data"])
+    data = load_data(json.loads((run / "classifier.json").read_text())["extra"]["data"])
     x, y = data.x_test[:points], data.y_test[:points]
     predicted, radius = certify(classifier, x)
     rows = np.flatnonzero((predicted == y) & (radius > 0))

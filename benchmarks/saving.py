@@ -14,9 +14,9 @@ __all__ = ["RESULTS", "save", "table"]
 RESULTS = Path(__file__).parent / "results"
 
 
-def save(name: str, results: Any, *, folder: Path = RESULTS, **more: Any) -> Path:
+def save(name: str, results: Any, *, folder: Path | None = None, **more: Any) -> Path:
     """Write results/``name``.json, or that file in another folder, and return its path."""
-    path = folder / f"{name}.json"
+    path = (RESULTS if folder is None else folder) / f"{name}.json"
     arguments = ["DIR" if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
     write_json(path, {**conditions(command), **more, "results": results})

@@ -126,11 +126,14 @@ class Judge:
         parts = zip(torch.split(candidates, at_once), torch.split(x, at_once), strict=True)
         distance = torch.cat([threat.distance(some.double(), own.double()) for some, own in parts])
         # An image that rounding alone may have put outside of the ball is projected back, and judged there.
-        near = (distance > threat.eps + self.tolerance.typical) & (distance <= threat.eps + self.tolerance.worst)
-        if near.any():
-            projected = threat.project(candidates[near].double(), x[near].double()).float()
-            candidates[near] = projected
-            distance[near] = threat.distance(projected.double(), x[near].double())
+        # Where all numbers round the same way, as on a flat image, it is out again: then in a ball smaller by the
+        # largest rounding error.
+        for ball in (threat, threat.scaled(max(1 - self.tolerance.worst / threat.eps, 0.5))):
+            near = (distance > threat.eps + self.tolerance.typical) & (distance <= threat.eps + self.tolerance.worst)
+            if near.any():
+                projected = ball.project(candidates[near].double(), x[near].double()).float()
+                candidates[near] = projected
+                distance[near] = threat.distance(projected.double(), x[near].double())
         in_range = box.holds(candidates)
         if not box.even:  # attacks search a larger range, from which candidates were clipped
             in_range &= InputRange(0.0, 1.0).holds(found.detach().cpu()) | ~finite

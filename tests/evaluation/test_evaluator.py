@@ -22,6 +22,7 @@ from art_robust_plugins.evaluation import SUITES, Evaluator, Setting
 from art_robust_plugins.evaluation.autoattack import standard
 from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.libraries import reference_package
+from art_robust_plugins.threat import Norm
 
 from .builders import Data, custom, digits, step, strong, trained, wrap
 from .reference import needs_reference
@@ -218,6 +219,25 @@ def test_the_tolerance_does_not_grow_with_the_image(norm: str, eps: float, size:
             labels = scaled.predict(moved.numpy()).argmax(axis=1)
             report = evaluate(scaled, (moved, labels), reach * (high - low), norm, attacks=custom(attack))
             assert not [flag for flag in report.flags if flag.name == "left-the-ball"], (low, high, attack)
+
+
+@pytest.mark.parametrize("norm", ["L1", "L2"])
+def test_images_whose_numbers_all_round_the_same_way_are_in_the_ball(norm: Norm) -> None:
+    """Flat images: the rounding of their numbers adds up in the distance, and does so again after a projection."""
+    torch.manual_seed(0)
+    estimator = wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32**2, 10)), input_shape=(3, 32, 32))
+    x = torch.linspace(0.5, 0.9, 40).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
+    y = estimator.predict(x.numpy()).argmax(axis=1)
+    beyond = []
+
+    def raise_all(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
+        found = setting.threat.project((x + 1).double(), x.double()).float()
+        beyond.append((setting.threat.distance(found.double(), x.double()) - setting.threat.eps).max().item())
+        return found
+
+    report = evaluate(estimator, (x, y), 0.14 if norm == "L2" else 5.0, norm, attacks=custom(raise_all))
+    assert max(beyond) > report.settings["tolerance"], "rounding left no ball: the case is vacuous"
+    assert not [flag for flag in report.flags if flag.name == "left-the-ball"]
 
 
 def test_images_that_are_not_finite_do_not_count(classifier: PyTorchClassifier, data: Data) -> None:
