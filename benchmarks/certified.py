@@ -70,26 +70,73 @@ def leave_plain(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
+class UnitRows(nn.Module):
+    """Rows of length 1: the normalised last layer of EMMA and LiResNet."""
+
+    def forward(self, v: Tensor) -> Tensor:
+        return v / v.norm(dim=1, keepdim=True)
+
+
+def normalise_rows(layer: nn.Linear) -> nn.Linear:
+    """The layer with rows of length 1."""
+    parametrize.register_parametrization(layer, "weight", UnitRows())
+    return layer
+
+
 WEIGHTS: dict[str, Callable[[nn.Linear], nn.Linear]] = {
     "orthogonal": orthogonal,
     "orthogonal by torch": orthogonalise_by_torch,
     "AOL": rescale,
     "power iteration": normalise_spectrally,
+    "unit rows": normalise_rows,
     "plain": leave_plain,
 }
 
 
-class OffsetTrainer(LipschitzMarginTrainer):
-    """Trains on the cross-entropy of (f + l) / T, times T: every class but the label raised by the whole margin l."""
-
-    temperature: float = 1.0
+class RaisingTrainer(LipschitzMarginTrainer):
+    """Trains on the cross-entropy of logits f whose classes but the label are raised as `raised_loss` says."""
 
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         with parametrize.cached(), batch_variances(self.classifier.model) as variances:
             logits = self.logits(x)
             bound = self.graph.estimate(variances, cached=True)
-        raised = logits + self.current_c * bound.pairwise[y]
-        return self.temperature * self.loss(raised / self.temperature, y)
+        return self.raised_loss(logits, y, self.current_c * bound.pairwise[y])
+
+    def raised_loss(self, logits: Tensor, y: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+        """The loss of logits f [N, C] with margins l [N, C], which are 0 at the label."""
+        raise NotImplementedError
+
+
+class OffsetTrainer(RaisingTrainer):
+    """The cross-entropy of (f + l) / T, times T: every class but the label raised by the whole margin l."""
+
+    temperature: float = 1.0
+
+    def raised_loss(self, logits: Tensor, y: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+        return self.temperature * self.loss((logits + l) / self.temperature, y)
+
+
+class SharpOffsetTrainer(OffsetTrainer):
+    temperature = 0.5
+
+
+class ClippedTrainer(RaisingTrainer):
+    """EMMA as its authors run it (Hu et al., arXiv 2301.12549): each class's share of its margin is at least 0.01."""
+
+    def raised_loss(self, logits: Tensor, y: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+        with torch.no_grad():
+            gap = logits.gather(1, y[:, None]) - logits
+            reached = torch.where(l > 0, gap / l, torch.ones_like(gap)).clamp(0.01, 1)
+        return self.loss(logits + reached * l, y)
+
+
+class LogRampTrainer(LipschitzMarginTrainer):
+    """c grows in equal factors from a hundredth of it, as GloRo's (Leino, Wang, Fredrikson, arXiv 2102.08452)."""
+
+    @property
+    def current_c(self) -> float:
+        reached = min(1.0, self.epochs_done / self.c_warmup_epochs)
+        return float(self.c * 100 ** (reached - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +153,7 @@ class Row:
     lr: float = 5e-3
     batch_size: int = 256
     parameters: dict[str, Any] = field(default_factory=dict)
-    temperature: float | None = None
+    trainer: type[LipschitzMarginTrainer] = LipschitzMarginTrainer
 
 
 ROWS: dict[str, Row] = {
@@ -121,8 +168,13 @@ ROWS: dict[str, Row] = {
     "c = 2": Row(c=2.0),
     "a margin for each class (EMMA)": Row(parameters={"margin": "class"}),
     "c growing over 2 epochs": Row(parameters={"c_warmup_epochs": 2}),
-    "offset cross-entropy": Row(temperature=1.0),
-    "offset cross-entropy, T = 1/2": Row(temperature=0.5),
+    "c growing over 2 epochs, in equal factors": Row(trainer=LogRampTrainer, parameters={"c_warmup_epochs": 2}),
+    "EMMA, clipped": Row(trainer=ClippedTrainer),
+    "EMMA, clipped, head of unit rows, c growing to 3 x 1.58 over all epochs": Row(
+        trainer=ClippedTrainer, head="unit rows", c=4.74, parameters={"c_warmup_epochs": 3}
+    ),
+    "offset cross-entropy": Row(trainer=OffsetTrainer),
+    "offset cross-entropy, T = 1/2": Row(trainer=SharpOffsetTrainer),
     "width 256": Row(width=256),
     "width 1024": Row(width=1024),
     "depth 2": Row(depth=2),
@@ -171,12 +223,8 @@ def create_trainer(row: Row, setup: Setup, schedule: str) -> LipschitzMarginTrai
     network = build_network(row, int(np.prod(data.input_shape)))
     optimizer = torch.optim.Adam(network.parameters(), row.lr)
     classifier = comparison.build_classifier(network, data, optimizer)
-    kind = LipschitzMarginTrainer if row.temperature is None else OffsetTrainer
     options = TrainingOptions(seed=0, schedule=schedule)
-    trainer = kind(classifier, c=row.c, options=options, **row.parameters)
-    if isinstance(trainer, OffsetTrainer) and row.temperature is not None:
-        trainer.temperature = row.temperature
-    return trainer
+    return row.trainer(classifier, c=row.c, options=options, **row.parameters)
 
 
 def train(row: Row, setup: Setup, images: int, epochs: int, schedule: str) -> tuple[LipschitzMarginTrainer, float]:
