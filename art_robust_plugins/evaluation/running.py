@@ -101,8 +101,8 @@ class AttackRunner:
                 if alone and processes.num_processes > 1:
                     changes.append(self.state.release_images(change))
                 shown.advance(len(batch))
-                shown.note(f"accuracy {(points & ~progress.fooled).double().mean().item():.2%}")
-            shown.conclude(f"accuracy {(points & ~progress.fooled).double().mean().item():.2%}")
+                shown.note(describe_accuracy(points & ~progress.fooled))
+            shown.conclude(describe_accuracy(points & ~progress.fooled))
         for change in self._gather_from_others(changes):
             self.state.apply(change)
         return points & ~progress.fooled
@@ -243,3 +243,8 @@ def _count(verdicts: Verdicts, turned: Tensor, *, bounded: bool) -> dict[str, in
         "undecided": int(verdicts.undecided.sum()),
         "tied": int((verdicts.tied & ~verdicts.undecided).sum()),
     }
+
+
+def describe_accuracy(robust: Tensor) -> str:
+    """The accuracy of this run's points [N] bool: in `sweep` those that smaller radii left."""
+    return f"accuracy {robust.double().mean().item():.2%} of {len(robust)} points"

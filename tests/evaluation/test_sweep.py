@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def test_only_points_that_are_left_are_attacked(
     assert [a.forward_calls for a in second.attacks] == [a.forward_calls for a in again.attacks]
     broken = second.settings["reused"]["points"]
     assert f"{broken} points broken within 0.02, not attacked again" in compare({"a": first, "b": second})
+
+
+def test_progress_says_of_how_many_points(network: nn.Module, data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = sweep(wrap(network), "Linf", [0.02, 0.05], *data, attacks="apgd-ce", verbose=True).values()
+    shown = re.findall(r"apgd-ce: accuracy ([\d.]+)% of (\d+) points", capsys.readouterr().err)
+    left = int(first.robust.sum())
+    assert 0 < left < len(first.robust)
+    assert [int(points) for _, points in shown] == [len(first.robust), left]
+    assert [float(share) for share, _ in shown] == pytest.approx(
+        [100 * first.robust_accuracy, 100 * second.robust.sum() / left], abs=0.006
+    )
 
 
 def test_nothing_runs_when_every_point_is_broken(network: nn.Module, data: Data) -> None:
