@@ -4,8 +4,8 @@
 
 Each case runs in a process of its own, with one thread: a network of one linear layer behind averages, whose own memory
 is small, and Auto-PGD with two iterations on it. Half of the points have a wrong label. The peak is that of the whole
-process, with Python, torch and ART. ``--package PATH`` measures another version of the package, that in this folder;
-this, and single cases, are not recorded.
+process, with Python, torch and ART. ``--package PATH`` measures another version of the package, that in this folder,
+which is not recorded.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
         results.append(json.loads(done.stdout.splitlines()[-1]))
         print(results[-1], flush=True)
     print(table(results))
-    if given.case is None and given.package.resolve() == ROOT:
+    if given.package.resolve() == ROOT:
         print(save("evaluation_memory", results))
 
 

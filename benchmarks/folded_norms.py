@@ -244,13 +244,13 @@ def measure_stage(name: str, least: float) -> dict[str, Any]:
     return row
 
 
-def measure_evaluation(name: str, data: Any) -> dict[str, Any]:
+def measure_evaluation(name: str, data: Any, eps: float | None) -> dict[str, Any]:
     """The row of AutoAttack on a trained network and on its copy, in turns."""
     torch.manual_seed(0)
     own = train_as(CIFAR, NETWORKS[name](), data, "cpu")
     right = (own.predict(data.x_test).argmax(axis=1) == data.y_test).nonzero()[0][:EVALUATED]
     x, y = data.x_test[right], data.y_test[right]
-    eps = radius(own, SHARE, x, y, CIFAR.halvings)
+    eps = radius(own, SHARE, x, y, CIFAR.halvings) if eps is None else eps
     network = own.model.eval().requires_grad_(False)
     changed = activate_in_place(simplify_norms(fold_norms(network)))
     copied = PyTorchClassifier(changed, nn.CrossEntropyLoss(), SHAPE, 10, clip_values=(0, 1), device_type="cpu")
@@ -281,6 +281,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--stages", nargs="*", choices=list(NETWORKS), default=list(NETWORKS), help="a stage of these")
     parser.add_argument("--evaluations", nargs="*", choices=list(NETWORKS), default=[], help="evaluate these as well")
+    parser.add_argument("--eps", type=float, help="the radius of evaluations, rather than one that is searched for")
     parser.add_argument("--cifar", help="folder with cifar-10-batches-py, for evaluations")
     args = parser.parse_args()
     if not keep_freed_memory():
@@ -303,7 +304,7 @@ def main() -> None:
         art.config.set_data_path(args.cifar)
         data = load_data("cifar10")
     for name in args.evaluations:
-        results["AutoAttack"].append(measure_evaluation(name, data))
+        results["AutoAttack"].append(measure_evaluation(name, data, args.eps))
         print(save("folded_norms", results, batch=BATCH))
     for rows in filter(None, results.values()):
         print(f"{table(rows)}\n")

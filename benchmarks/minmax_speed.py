@@ -1,6 +1,6 @@
 """The time of a training step of 6C2F with MinMax: by today's backward pass, in channels_last, and in bfloat16.
 
-    python benchmarks/minmax_speed.py [--quick] [--threads 1]
+    python benchmarks/minmax_speed.py [--quick] [--threads 1] [--trainings standard]
 
 All are compared with the default of earlier versions: float32, images in the usual memory format, and MinMax as torch
 differentiates it. They take turns, as in training_step.py. With one thread times are those of the CPU, so that other
@@ -76,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--trainings", nargs="+", choices=list(TRAININGS), default=list(TRAININGS))
     parser.add_argument("--quick", action="store_true", help="a batch of 8, few rounds; not recorded")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -84,8 +85,8 @@ def main() -> None:
     setting = Setting(SETTING.network, SETTING.shape, 8, SETTING.arguments) if args.quick else SETTING
     bench = Bench("cpu", args.threads, 2 if args.quick else args.rounds, lasting=0, call=0.2 if args.quick else 1.4)
     rows = []
-    for name, make in TRAININGS.items():
-        rows.append(measure(name, make, setting, bench))
+    for name in args.trainings:
+        rows.append(measure(name, TRAININGS[name], setting, bench))
         print(rows[-1], flush=True)
     print(table(rows))
     if not args.quick:
