@@ -1,6 +1,6 @@
 """The time of the standard evaluation: our AutoAttack, the reference, torchattacks (100 steps) and ART's own.
 
-    python benchmarks/autoattack_speed.py [--quick] [--threads 1] [--data DIR] [--cifar DIR] [--cases digits ...]
+    python benchmarks/autoattack_speed.py [--quick] [--data DIR] [--cifar DIR] [--cases digits ... [--keep]]
     python benchmarks/autoattack_speed.py --device gpu --cases preact-resnet18 --cifar DIR [--within SECONDS]
 
 Each network is trained adversarially for a short time. The first test images that it classifies correctly are then
@@ -47,12 +47,11 @@ from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.fab import FAB
 from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.running import AttackRunner
+from art_robust_plugins.files import read_json
 from art_robust_plugins.models import create_model
 from art_robust_plugins.training import PGDTrainer, TrainingOptions
 
 SHARES = (0.5, 0.02)
-# Halvings of an interval of radii; robust accuracy need only be near the share.
-SEARCH = 7
 BATCH = 250
 
 
@@ -60,7 +59,7 @@ BATCH = 250
 class Case:
     """A network, how it is trained, how many test images are attacked at each radius, and how often.
 
-    The radii are searched for, one for each of `SHARES`; or there is one, ``eps``.
+    The radii are searched for by this many halvings of an interval, one for each of `SHARES`; or there is one, ``eps``.
     """
 
     data: str
@@ -72,11 +71,12 @@ class Case:
     rounds: int
     arguments: dict[str, Any]
     eps: float | None = None
+    halvings: int = 7
 
 
 DIGITS = Case("digits", "small-cnn", 0.1, 15, 1437, (100, 200), 3, {})
 MNIST = Case("mnist", "small-cnn", 0.15, 2, 5_000, (30, 100), 1, {})
-CIFAR = Case("cifar10", "wide-resnet", 2 / 255, 2, 4_000, (20, 100), 1, {"depth": 10, "widen_factor": 1})
+CIFAR = Case("cifar10", "wide-resnet", 2 / 255, 2, 4_000, (20, 100), 1, {"depth": 10, "widen_factor": 1}, halvings=10)
 RESNET = Case("cifar10", "preact-resnet18", 8 / 255, 1, 10_000, (100,), 1, {}, eps=8 / 255)
 # The Lipschitz-margin network: its c, its radius in L2 and its points.
 MARGIN, MARGIN_EPS, MARGIN_POINTS = 0.5, 0.2, 340
@@ -85,6 +85,11 @@ MARGIN, MARGIN_EPS, MARGIN_POINTS = 0.5, 0.2, 340
 def train_network(case: Case, data: Any, device: str) -> PyTorchClassifier:
     torch.manual_seed(0)
     network = create_model(case.network, data.x_train.shape[1:], data.nb_classes, **case.arguments)
+    return train_as(case, network, data, device)
+
+
+def train_as(case: Case, network: nn.Module, data: Any, device: str) -> PyTorchClassifier:
+    """Train a network as that of this case is trained."""
     classifier = PyTorchClassifier(
         network,
         nn.CrossEntropyLoss(),
@@ -180,10 +185,10 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def radius(classifier: PyTorchClassifier, share: float, x: Any, y: Any) -> float:
+def radius(classifier: PyTorchClassifier, share: float, x: Any, y: Any, halvings: int) -> float:
     """Find the radius at which Auto-PGD leaves about this share of the points."""
     low, high = 0.0, 0.5
-    for _ in range(SEARCH):
+    for _ in range(halvings):
         middle = (low + high) / 2
         left = evaluate(classifier, middle, x, y, attacks="fast").robust_accuracy
         low, high = (middle, high) if left > share else (low, middle)
@@ -293,7 +298,7 @@ def measure(case: Case, data: Any, args: argparse.Namespace) -> Iterator[dict[st
     name = f"{case.data} {case.network}"
     for share, points in zip(SHARES, case.points, strict=False):  # a case with a radius of its own has one
         x, y = data.x_test[right[:points]], data.y_test[right[:points]]
-        eps = radius(classifier, share, x, y) if case.eps is None else case.eps
+        eps = radius(classifier, share, x, y, case.halvings) if case.eps is None else case.eps
         evaluate(classifier, eps, x[:1], y[:1], attacks="apgd-ce")  # a first call also loads code
         row, stages, images = compare(name, classifier, eps, x, y, runs, args.rounds or case.rounds)
         result = run_art(classifier, eps, x, y) if args.others and case.data == "digits" else None
@@ -332,6 +337,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder with mnist.npz")
     parser.add_argument("--cifar", help="folder with cifar-10-batches-py, or CIFAR-10 or a part of it as an .npz file")
     parser.add_argument("--cases", nargs="+", default=["digits", "lipschitz", "mnist", "cifar10"], help="only these")
+    parser.add_argument("--keep", action="store_true", help="keep the rows of other networks in the record")
     parser.add_argument("--rounds", type=int, help="how often each row is measured")
     parser.add_argument(
         "--others", action="store_true", help="torchattacks, and on the digits ART's AutoAttack, as well"
@@ -348,17 +354,28 @@ def main() -> None:
     if args.device == "cpu" and args.threads == 1:
         time.perf_counter = time.process_time
     results: dict[str, list[dict[str, Any]]] = {"whole": [], IMAGES: [], "stages": [], "seconds": []}
+    record = "autoattack_speed" if args.device == "cpu" else "autoattack_speed_cuda"
+    known = read_json(args.results / f"{record}.json")["results"] if args.keep else {}
     for rows in find_rows(args):
         for name, some in rows.items():
             results[name].extend(some)
         print(*rows.get("whole", []), *rows.get("seconds", []), sep="\n", flush=True)
         if not args.quick:
             memory = "glibc's defaults" if args.default_memory else "freed memory is kept, as by the command line"
-            record = "autoattack_speed" if args.device == "cpu" else "autoattack_speed_cuda"
-            print(save(record, results, folder=args.results, seed=0, memory=memory, cores=os.cpu_count()))
+            whole = add_known(results, known)
+            print(save(record, whole, folder=args.results, seed=0, memory=memory, cores=os.cpu_count()))
     for name, each in results.items():
         if each:
             print(f"\n{name}\n\n{table(each)}")
+
+
+def add_known(results: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The tables with the known rows of networks that they do not have, which come first."""
+    measured = {row["network"] for row in results["whole"]}
+    return {
+        name: [*(row for row in known.get(name, []) if row["network"] not in measured), *rows]
+        for name, rows in results.items()
+    }
 
 
 def find_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -1,10 +1,11 @@
 """The peak memory of an evaluation against the number of points, of classes, and the size of images.
 
-    python benchmarks/evaluation_memory.py benchmarks/results/evaluation_memory.json
+    python benchmarks/evaluation_memory.py [--case 0 ...] [--package PATH]
 
 Each case runs in a process of its own, with one thread: a network of one linear layer behind averages, whose own memory
-is small, and Auto-PGD with two iterations on it. Half of the points have a wrong label. ``--package PATH``
-measures another version of the package, that in this folder.
+is small, and Auto-PGD with two iterations on it. Half of the points have a wrong label. The peak is that of the whole
+process, with Python, torch and ART. ``--package PATH`` measures another version of the package, that in this folder,
+which is not recorded.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from saving import save, table
+
+ROOT = Path(__file__).parents[1]
 CASES = [(250, 10, 224), (500, 10, 224), (250, 1000, 224), (1000, 10, 64), (4000, 10, 64), (5000, 1000, 224)]
 """Points, classes and side of each case."""
 BATCH_SIZES = {500: 500}
@@ -48,16 +52,19 @@ def measure(points: int, classes: int, side: int) -> dict[str, Any]:
     attack = Attack(name="apgd", summary="Auto-PGD with two iterations", prepare=prepare)
     size = BATCH_SIZES.get(points, 250)
     report = evaluate(network, x, y, "Linf", 0.003, attacks=attack, batch_size=size, verbose=False)
+    data = x.numel() * 4 / 2**20
+    peak = read_peak()
     return {
         "points": points,
         "classes": classes,
-        "side": side,
-        "batch_size": size,
-        "clean accuracy": report.clean_accuracy,
-        "robust accuracy": report.robust_accuracy,
-        "data (MiB)": round(x.numel() * 4 / 2**20),
-        "imports (MiB)": round(before),
-        "peak (MiB)": round(read_peak()),
+        "image": f"3 x {side} x {side}",
+        "batch": size,
+        "clean": f"{report.clean_accuracy:.1%}",
+        "robust": f"{report.robust_accuracy:.1%}",
+        "images, MiB": round(data),
+        "before, MiB": round(before),
+        "peak, MiB": round(peak),
+        "(peak - before) / images": round((peak - before) / data, 2),
     }
 
 
@@ -67,8 +74,7 @@ def read_peak() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--package", type=Path, default=Path(__file__).parents[1])
+    parser.add_argument("--package", type=Path, default=ROOT)
     parser.add_argument("--case", type=int, choices=range(len(CASES)), action="append")
     parser.add_argument("--here", action="store_true", help="Measure one case in this process.")
     given = parser.parse_args()
@@ -83,9 +89,9 @@ def main() -> None:
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
         print(results[-1], flush=True)
-    if given.out is not None:
-        record = {"command": f"python benchmarks/{Path(__file__).name} {given.out}", "cases": results}
-        given.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(results))
+    if given.package.resolve() == ROOT:
+        print(save("evaluation_memory", results))
 
 
 if __name__ == "__main__":

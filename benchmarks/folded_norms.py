@@ -1,6 +1,7 @@
 """What batch norm costs AutoAttack's passes, and what is gained by folding it into the layer before it.
 
     python benchmarks/folded_norms.py [--seconds 6] [--networks wide-resnet-10-1 ...] [--stages wide-resnet-10-1 ...]
+    python benchmarks/folded_norms.py --networks --stages --evaluations wide-resnet-10-1 cnn-6 --cifar DIR
 
 Each network is in evaluation mode with frozen weights, and its images are in channels_last, as in an evaluation. It
 runs beside copies of itself:
@@ -15,7 +16,9 @@ runs beside copies of itself:
 They take turns in one process with one thread. Times are CPU times, and a ratio is the median over the rounds of a
 copy's time by the network's own. Weights are random, batch norm's statistics those of random images. Passes are those
 of the network alone; ``apgd-ce`` is a whole run of this stage, the attack's own work included, at a radius at which all
-points stand, so that each has 102 passes forward and 101 backward.
+points stand, so that each has 102 passes forward and 101 backward. A whole evaluation is that of a network trained as
+in autoattack_speed.py, beside that of the copy with all changes, at a radius that leaves about 30 % of the points; its
+verdicts are compared. What is not asked for is kept in the record.
 """
 
 from __future__ import annotations
@@ -27,14 +30,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import art
 import torch
-from saving import save, table
+from art.estimators.classification import PyTorchClassifier
+from autoattack_speed import CIFAR, evaluate, radius, train_as
+from saving import RESULTS, save, table
 from torch import Tensor, fx, nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.bridge import to_channels_last
+from art_robust_plugins.data import load_data
 from art_robust_plugins.evaluation.autoattack.batches import ChannelsLast
 from art_robust_plugins.evaluation.autoattack.standard import stage_attack
+from art_robust_plugins.files import read_json
 from art_robust_plugins.memory import keep_freed_memory
 from art_robust_plugins.models import create_model
 
@@ -43,6 +51,8 @@ SHAPE = (3, 32, 32)
 BATCH = 42
 # The fewest rounds of a row, and the points of a stage.
 ROUNDS, POINTS = 3, 12
+# A whole evaluation: its points, the share that its radius leaves, and how often it runs.
+EVALUATED, SHARE, TURNS = 60, 0.3, 2
 # At this radius no point falls.
 TINY = 1e-6
 
@@ -234,23 +244,69 @@ def measure_stage(name: str, least: float) -> dict[str, Any]:
     return row
 
 
+def measure_evaluation(name: str, data: Any, eps: float | None) -> dict[str, Any]:
+    """The row of AutoAttack on a trained network and on its copy, in turns."""
+    torch.manual_seed(0)
+    own = train_as(CIFAR, NETWORKS[name](), data, "cpu")
+    right = (own.predict(data.x_test).argmax(axis=1) == data.y_test).nonzero()[0][:EVALUATED]
+    x, y = data.x_test[right], data.y_test[right]
+    eps = radius(own, SHARE, x, y, CIFAR.halvings) if eps is None else eps
+    network = own.model.eval().requires_grad_(False)
+    changed = activate_in_place(simplify_norms(fold_norms(network)))
+    copied = PyTorchClassifier(changed, nn.CrossEntropyLoss(), SHAPE, 10, clip_values=(0, 1), device_type="cpu")
+    taken: dict[str, list[float]] = {"own": [], "copy": []}
+    reports = {}
+    for turn in range(TURNS):
+        for each, classifier in [("own", own), ("copy", copied)][:: 1 - 2 * (turn % 2)]:
+            reports[each] = evaluate(classifier, eps, x, y, attacks="standard")
+            taken[each].append(sum(result.seconds for result in reports[each].attacks))
+    ratios = [one / other for one, other in zip(taken["copy"], taken["own"], strict=True)]
+    row = {
+        "network": name,
+        "points": len(x),
+        "rounds": TURNS,
+        "eps": round(eps, 4),
+        "robust, own": f"{reports['own'].robust_accuracy:.1%}",
+        "verdicts that differ": int((reports["own"].robust != reports["copy"].robust).sum()),
+        "own, s": round(statistics.median(taken["own"]), 2),
+        "all": round(statistics.median(ratios), 2),
+    }
+    print(row, flush=True)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=6.0, help="the CPU time of a row, at least")
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--stages", nargs="*", choices=list(NETWORKS), default=list(NETWORKS), help="a stage of these")
+    parser.add_argument("--evaluations", nargs="*", choices=list(NETWORKS), default=[], help="evaluate these as well")
+    parser.add_argument("--eps", type=float, help="the radius of evaluations, rather than one that is searched for")
+    parser.add_argument("--cifar", help="folder with cifar-10-batches-py, for evaluations")
     args = parser.parse_args()
     if not keep_freed_memory():
         raise SystemExit("glibc: got other settings or another library, expected glibc with its defaults.")
     torch.set_num_threads(1)
-    results: dict[str, list[dict[str, Any]]] = {"passes": [], "apgd-ce": []}
+    time.perf_counter = time.process_time
+    asked = {"passes": args.networks, "apgd-ce": args.stages, "AutoAttack": args.evaluations}
+    path = RESULTS / "folded_norms.json"
+    known = read_json(path)["results"] if path.exists() else {}
+    results: dict[str, list[dict[str, Any]]] = {
+        kind: [row for row in known.get(kind, []) if row["network"] not in names] for kind, names in asked.items()
+    }
     for name in args.networks:
         results["passes"] += measure_passes(name, args.seconds)
         print(save("folded_norms", results, batch=BATCH))
     for name in args.stages:
         results["apgd-ce"].append(measure_stage(name, args.seconds))
         print(save("folded_norms", results, batch=BATCH))
-    for rows in results.values():
+    if args.evaluations:
+        art.config.set_data_path(args.cifar)
+        data = load_data("cifar10")
+    for name in args.evaluations:
+        results["AutoAttack"].append(measure_evaluation(name, data, args.eps))
+        print(save("folded_norms", results, batch=BATCH))
+    for rows in filter(None, results.values()):
         print(f"{table(rows)}\n")
 
 

@@ -27,7 +27,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,15 +188,16 @@ def methods(steps: int) -> dict[str, Method]:
 
 @dataclass(frozen=True)
 class Setting:
-    """A network and its batches."""
+    """A network and its batches; ``arguments`` are those of `create_model`."""
 
     network: str
     shape: tuple[int, int, int]
     batch: int
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def classifier(self, device: str, *, maps: bool = False) -> PyTorchClassifier:
         torch.manual_seed(0)
-        network = create_model(self.network, self.shape, 10)
+        network = create_model(self.network, self.shape, 10, **self.arguments)
         optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
         classifier = PyTorchClassifier(
             network,
