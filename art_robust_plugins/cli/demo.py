@@ -35,7 +35,7 @@ def demo(
     from ..experiments.runs import find_report_folder
     from ..processes import find_processes
     from ..terminal import console
-    from ..training.engine.processes import Processes
+    from ..training.processes import Processes
     from .measuring import measure_in_turn, share_networks
     from .running import advise_on_interrupt, check_output, is_main
     from .showing import show_comparison

@@ -13,7 +13,7 @@ import torch
 
 from ..locks import check_output_folder
 from ..processes import find_processes
-from ..training.engine.processes import Processes
+from ..training.processes import Processes
 
 _WHOLE = "each process holds the whole network here"
 

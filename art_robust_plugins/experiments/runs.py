@@ -25,7 +25,7 @@ from ..saved_classifier import CLASSIFIER_FILE, WEIGHTS_FILE, load_classifier, s
 from ..terminal import console
 from ..threat import ThreatModel
 from ..training.engine.checkpointer import CHECKPOINT
-from ..training.engine.processes import Processes
+from ..training.processes import Processes
 from .evaluation_plans import BATCH_SIZE, EvaluationPlan
 from .plans import TrainingPlan
 from .training_record import read_training_record

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...checks import quote_error
 from ...files import save_state
+from ..memory_format import align_state
 from ..options import TrainingOptions
 from .descriptions import HOOK
 from .identity import (
@@ -22,7 +23,6 @@ from .identity import (
     describe_method,
     describe_scheduler,
 )
-from .memory_format import align_state
 from .plain_texts import plain_text
 from .prefetch import Batch
 from .probe import OutputProbe

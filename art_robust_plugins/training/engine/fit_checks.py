@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...bridge import device_of, preprocessing_modules, preserved
 from ..options import TrainingOptions
+from ..processes import Processes
 from .first_step import check_optimizer, check_single_samples
 from .loss_checks import check_averages, check_reduction
 from .method import TrainingMethod
-from .processes import Processes
 
 
 def check_options(options: TrainingOptions, classifier: PyTorchClassifier, *, validated: bool) -> None:
