@@ -47,8 +47,7 @@ def evaluate(
     attacks: Annotated[
         list[str] | None,
         typer.Option(
-            help="standard, plus, rand, fast, torchattacks, torchattacks-autoattack, noise, or an attack's name; "
-            "repeatable, or with commas."
+            help="A suite or an attack that art-robust attacks lists, standard by default; repeatable, or with commas."
         ),
     ] = None,
     transfers: Annotated[
