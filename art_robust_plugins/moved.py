@@ -16,6 +16,8 @@ MOVED = {
     "recipes": "experiments.recipes",
     "record": "provenance",
     "runs": "experiments",
+    "saved_classifier.extensions": "bridge.saved_formats",
+    "saved_classifier.weight_maps": "weight_map.saved_format",
     "training.checkpoints": "training.engine.checkpointer",
     "training.engine.memory_format": "training.memory_format",
     "training.engine.processes": "training.processes",

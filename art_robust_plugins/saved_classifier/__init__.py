@@ -1,7 +1,6 @@
 """An ART classifier as files: its weights as safetensors, everything else as JSON. Nothing is unpickled."""
 
-from . import weight_maps  # registers this package's additions to ART's classifier
-from .extensions import DefenceFormat, NetworkPart, register_defence, register_estimator, register_part
+from ..bridge.saved_formats import DefenceFormat, NetworkPart, register_defence, register_estimator, register_part
 from .layout import CLASSIFIER_FILE, WEIGHTS_FILE
 from .loading import describe_classifier, load_classifier
 from .saving import save_classifier
@@ -17,5 +16,4 @@ __all__ = [
     "register_estimator",
     "register_part",
     "save_classifier",
-    "weight_maps",
 ]
