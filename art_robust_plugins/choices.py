@@ -11,7 +11,7 @@ Backend = Literal["native", "reference"]
 """The implementation of AutoAttack: this package's own, or the authors' package."""
 
 Kernel = Literal["smoothing", "unsharp", "identity"]
-"""What a weight map is initialised with."""
+"""The kernel that a weight map starts with."""
 
 Format = Literal["torch-export", "onnx", "torchscript"]
 """The format of the file that a network is exported to."""

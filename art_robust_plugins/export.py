@@ -44,12 +44,12 @@ from .keywords import explain_keywords
 from .lipschitz.preprocessing import Standardisation
 
 SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
-"""How the name of a file of each format ends."""
+"""The suffix of a file of each format."""
 
 _OF_TORCH = r"torch\.(?!jit|_tensor$|overrides$)"  # torch's modules by name, except those that pass a user's call on
 
 TOLERANCE = 1e-3
-"""How far a file's logits may be from the estimator's, as a share of the largest: what TF32 on a GPU may round."""
+"""The largest difference of a file's logits from the estimator's, as a share of the largest: TF32 may round so much."""
 
 
 @explain_keywords

@@ -1,4 +1,4 @@
-"""How measured figures are kept: JSON beside the command, the versions and the machine that gave them."""
+"""Records of measured figures: JSON with the command, the versions and the machine that gave them."""
 
 from __future__ import annotations
 

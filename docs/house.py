@@ -40,7 +40,7 @@ WIDTH, HEIGHT, GAP, PITCH, MARGIN, LABELS = 150, 32, 16, 76, 20, 140
 """Pixels: a room's width and height, between rooms, from row to row, around all, and for the floors' names."""
 LINE_HEIGHT = 18
 SWEEPS = 24
-"""How often the rows are ordered."""
+"""The number of times that the rows are ordered."""
 LINE, TEXT, BOX, BANDS = "#4a5f80", "#16233a", "#ffffff", ("#e3eaf5", "#f2f5fa")
 
 Imports = Mapping[str, set[str]]

@@ -178,7 +178,7 @@ _OPTIONS = {
     "x: got": "--data: got",
     "y: got": "--data: got",
 }
-"""How a sentence about an argument begins -> how it begins where the command line gives the argument."""
+"""The beginning of a sentence about an argument -> its beginning where the command line gives the argument."""
 
 
 _NETWORK = dict.fromkeys(("classifier:", "model:", "network:"), "RUN:")
@@ -219,8 +219,8 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress, only what came of it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the place in the code that an error came from.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show the results, but no progress.")] = False,
 ) -> None:
     """``debug`` is read by `Commands`, ``quiet`` by `Command`; both may stand after the command too."""
     asked_for_several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()

@@ -15,12 +15,12 @@ CERTIFICATION = (
     FieldOption(
         EvaluationPlan,
         "points",
-        help="How many test images, the first ones; all by default.",
+        help="Number of test images, the first ones; all by default.",
         min=1,
         kind=int | None,
         default=None,
     ),
-    FieldOption(EvaluationPlan, "batch_size", help="Images in a forward pass.", min=1),
+    FieldOption(EvaluationPlan, "batch_size", help="Number of images in a forward pass.", min=1),
 )
 
 

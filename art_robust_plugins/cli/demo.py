@@ -14,9 +14,11 @@ from .arguments import DeviceOption, OutOption, QuietOption, SeedOption, select_
 
 def demo(
     out: OutOption = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(help="Epochs of training for each network.", min=1)] = 20,
-    points: Annotated[int, typer.Option(help="Test images to attack.", min=1)] = 100,
-    workers: Annotated[int, typer.Option(help="Processes that share the networks, each with one thread.", min=1)] = 2,
+    epochs: Annotated[int, typer.Option(help="Number of epochs in which each network is trained.", min=1)] = 20,
+    points: Annotated[int, typer.Option(help="Number of test images to attack.", min=1)] = 100,
+    workers: Annotated[
+        int, typer.Option(help="Number of processes that share the networks, each with one thread.", min=1)
+    ] = 2,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     quiet: QuietOption = False,

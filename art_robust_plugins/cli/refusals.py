@@ -116,7 +116,7 @@ def _describe(parameter: Any, function: Callable[..., Any]) -> str:
 
 
 def _expect(name: str, function: Callable[..., Any]) -> tuple[str | None, Callable[[Any], bool]]:
-    """What values a parameter takes, in words, and whether one is none of them."""
+    """Describe the values that a parameter takes, and return a test that tells whether a value is none of them."""
     kind, option = _read_annotation(name, function)
     choices = _find_choices(name, function)
     if choices:

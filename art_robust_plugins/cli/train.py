@@ -18,9 +18,9 @@ from .settings import OPTIONS, PLAN, VALIDATION_SHARE, take
 
 @take_settings((*PLAN, *OPTIONS))
 def train(
-    name: Annotated[str, typer.Argument(metavar="METHOD", help="A method's name; see art-robust methods.")],
+    name: Annotated[str, typer.Argument(metavar="METHOD", help="A method's name, as art-robust methods lists them.")],
     out: OutOption,
-    data: Annotated[str, typer.Option(help="digits, mnist, cifar10, or an .npz file.")] = "digits",
+    data: Annotated[str, typer.Option(help="Data: digits, mnist, cifar10, or an .npz file.")] = "digits",
     model_settings: Annotated[
         list[str] | None,
         typer.Option("--model-set", metavar="NAME=VALUE", help="An argument of the network, as depth=16; repeatable."),
@@ -30,12 +30,15 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A parameter of the method or, as INSTRUMENT.NAME=VALUE, of what --with names; repeatable.",
+            help="A parameter of the method or, as INSTRUMENT.NAME=VALUE, of an instrument that --with attaches; "
+            "repeatable.",
         ),
     ] = None,
     instruments: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="INSTRUMENT", help="Attach an instrument of art-robust methods; repeatable."),
+        typer.Option(
+            "--with", metavar="INSTRUMENT", help="Attach an instrument, as art-robust methods lists them; repeatable."
+        ),
     ] = None,
     norm: Annotated[
         str | None,

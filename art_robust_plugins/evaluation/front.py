@@ -25,7 +25,7 @@ from .samples import collect_samples, read_samples
 from .transfer import transfer
 
 ENOUGH_IMAGES = 20
-"""Of fewer images an accuracy says little."""
+"""The accuracy on fewer images than this says little."""
 
 
 @explain_keywords

@@ -19,7 +19,7 @@ __all__ = ["BATCH_SIZE", "EvaluationPlan"]
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How a trained network is evaluated, by names: by ``art-robust evaluate`` or the row of a recipe.
+    """A description, by names, of an evaluation of a network: by ``art-robust evaluate`` or the row of a recipe.
 
     Args:
         threats: several have one norm, and are evaluated as a sweep.

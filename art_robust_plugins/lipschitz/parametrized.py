@@ -18,7 +18,7 @@ from .execution import compute_constants
 from .tracing import NetworkTrace
 
 ParametrizedWeights = Mapping[Node, tuple[str, str]]
-"""For the nodes where parametrized weights are ready, the module's path and the weight's name."""
+"""Map the nodes where parametrized weights are ready to the module's path and the weight's name."""
 
 
 def find_parametrized_weights(trace: NetworkTrace, network: nn.Module) -> dict[Node, tuple[str, str]]:

@@ -43,7 +43,7 @@ from .cases import Outcome, PrintedError, describe, refusal
 from .mutations import damage
 
 Results = dict[str, str]
-"""What a reader gave, as text that two readings are compared by."""
+"""The value that a reader gave, as text by which two readings are compared."""
 
 RADII = (0.05, 0.1)
 _LOG = ("seconds",)
@@ -284,7 +284,7 @@ def _read_checkpoint(folder: Path) -> Results:
 
 
 def _command(*arguments: str | Path) -> str:
-    """What a command prints; a refusal as the exception with its sentence."""
+    """Run a command and return what it prints; a refusal becomes the exception with its sentence."""
     result = CliRunner().invoke(app, list(map(str, arguments)))
     if result.exit_code == 0:
         return result.output

@@ -168,7 +168,7 @@ def _product_error(operator: ConvolutionMap, plan: Plan) -> float:
 
 @contextmanager
 def _show(operator: ConvolutionMap, plan: Plan) -> Iterator[Callable[[], object]]:
-    """What to call for each block column of a factorisation; a bar if it takes long."""
+    """Return a function to call for each block column of a factorisation; it shows a bar if that takes long."""
     if not proof_settings().verbose or plan.operations < _SHOWN:
         yield lambda: None
         return

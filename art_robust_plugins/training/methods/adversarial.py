@@ -38,7 +38,7 @@ class Passes(NamedTuple):
     forward: int
     backward: int
     to_weights: int
-    """How many of the backward passes reach the weights; the others give gradients of the input alone."""
+    """The number of backward passes that reach the weights; the others give gradients of the input alone."""
 
 
 class AdversarialTrainer(RobustTrainer):
@@ -157,7 +157,7 @@ class AdversarialTrainer(RobustTrainer):
         return xa, gradient
 
     def start_point(self, x: Tensor) -> Tensor:
-        """Where the ascent begins: a point [N, ...] in the ball around each sample."""
+        """The start of the ascent: a point [N, ...] in the ball around each sample."""
         threat, (low, high) = self.current_threat, self.input_range
         if self.start == "uniform":
             return clip(x + self.draw(threat.random_change, x), low, high)

@@ -294,7 +294,7 @@ class BANGTrainer(RobustTrainer):
 
 @dataclass(frozen=True)
 class _Adjustment:
-    """What BANG does to one layer's parameter gradients in one backward pass: beta * sum_i s_i * (...)_i."""
+    """BANG's change of one layer's parameter gradients in one backward pass: beta * sum_i s_i * (...)_i."""
 
     setting: BANGSetting
     cap: float | None
