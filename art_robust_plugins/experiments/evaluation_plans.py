@@ -48,9 +48,7 @@ class EvaluationPlan:
 
     def __post_init__(self) -> None:
         if len(self.sources()) < len(self.transfers):
-            raise ValueError(
-                f"--transfer: got {', '.join(map(str, self.transfers))}, expected runs of different names."
-            )
+            raise ValueError(f"transfers: got {', '.join(map(str, self.transfers))}, expected runs of different names.")
 
     def sources(self) -> dict[str, Path]:
         """The runs whose gradients are followed, by their names."""

@@ -70,7 +70,7 @@ class Checkpointer:
         """Advice for the user when another process is lost."""
         if self.path is None:
             return "no checkpoint_dir was given, so that training must begin anew."
-        return f"start all of them again with resume (--resume), to go on from the last epoch in {self.path}."
+        return f"start all of them again with resume=True, to go on from the last epoch in {self.path}."
 
     def identify(self, whole: Batch | None, loader: object, validation: Batch | None) -> None:
         """Describe what determines the run: the data of ``fit`` or its loader, network, loss, method and optimizer."""

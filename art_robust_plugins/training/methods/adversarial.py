@@ -196,6 +196,12 @@ class AdversarialTrainer(RobustTrainer):
         p, q = class_logits(self.classifier, p), class_logits(self.classifier, q)
         return functional.kl_div(q.log_softmax(dim=1), p.log_softmax(dim=1), reduction="batchmean", log_target=True)
 
+    def measure_divergence_from(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function of z [N, ...] that gives KL(p(x) || p(z)), without gradients through x."""
+        with torch.no_grad():
+            at_x = self.logits(x)
+        return lambda z: self.divergence(at_x, self.logits(z))
+
     def prepare(self) -> None:
         super().prepare()
         self.overfitting_watch.reset()

@@ -184,11 +184,7 @@ class LocalBallTrainer(AdversarialTrainer):
         return LocalBallTrainer(classifier, threat=threat, **{**PRESETS[name], **changes})
 
     def adversary_objective(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-        if not self.uses_kl:
-            return lambda z: self.loss(self.logits(z), y)
-        with torch.no_grad():
-            at_x = self.logits(x)
-        return lambda z: self.divergence(at_x, self.logits(z))
+        return self.measure_divergence_from(x) if self.uses_kl else lambda z: self.loss(self.logits(z), y)
 
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The objective L of one batch."""
