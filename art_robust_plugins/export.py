@@ -34,7 +34,7 @@ from .bridge import (
     copy_network,
     image_tensor,
     predict_outputs,
-    preserved,
+    preserve,
     standardisation_of,
 )
 from .checks import check_choice, check_path, is_integer, plain_number
@@ -120,7 +120,7 @@ def export_classifier(
     if len(images) < 2:
         raise ValueError("x: got one input, expected at least two to compare outputs on.")
     batches = _make_batches(images, classifier, batch)
-    with preserved(classifier.model):  # ART leaves it in evaluation mode
+    with preserve(classifier.model):  # ART leaves it in evaluation mode
         expected = [predict_outputs(classifier, each.clone()).numpy() for each in batches]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,9 +1,9 @@
 """The shared code of comparisons that no recipe can state: command line, training and measuring with resuming.
 
 A comparison that a recipe can state is a file in recipes/, and ``art-robust benchmark PATH`` runs it. The others
-(bang_mnist.py, layerwise.py, weight_maps.py) pass this module a job, a function that trains one network and measures
-it. Each network has a folder with its checkpoints, its classifier and its result, so that a run that was stopped
-continues where it was.
+(bang_mnist.py, certified.py, layerwise.py, weight_maps.py) pass this module a job, a function that trains one network
+and measures it. Each network has a folder with its checkpoints, its classifier and its result, so that a run that was
+stopped continues where it was.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def train(
     from .data import load_everywhere
     from .running import advise_on_interrupt, check_launcher, check_output, is_main
     from .training_inputs import (
-        check_optimizer,
+        check_optimizer_options,
         count_validation,
         make_threat,
         read_method,
@@ -93,7 +93,7 @@ def train(
     threat = make_threat(name, norm, eps)
     if threat is not None:
         parameters["threat"] = threat
-    check_optimizer(own)
+    check_optimizer_options(own)
     own["momentum"] = default_of(TrainingPlan, "momentum") if own["momentum"] is None else own["momentum"]
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     options["mixed_precision"] = "bf16" if launched == "bf16" else options["mixed_precision"]

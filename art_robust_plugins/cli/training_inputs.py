@@ -69,7 +69,7 @@ def make_threat(name: str, norm: str | None, eps: str | None) -> ThreatModel | N
     return None
 
 
-def check_optimizer(own: dict[str, Any]) -> None:
+def check_optimizer_options(own: dict[str, Any]) -> None:
     """Refuse a learning rate that is not positive, and momentum of an optimizer without."""
     if own["lr"] <= 0:
         raise ValueError(f"--lr: got {own['lr']}, expected a positive number.")

@@ -22,7 +22,7 @@ from ...evaluation.libraries import package_versions, resolve
 from ...files import read_sealed, remove_temporaries, write_json, write_sealed
 from ...locks import is_unused, locked_folder
 from ...processes import find_processes
-from ...provenance import PACKAGES, conditions, installed
+from ...provenance import PACKAGES, conditions, find_version
 from ...terminal import console
 from ..training_record import read_histories
 from .networks import folder_name, report_folder
@@ -142,5 +142,5 @@ def _identity(recipe: Recipe, data: Dataset) -> dict[str, Any]:
         **{key: value for key, value in recipe.table.items() if key != "description"},
         "quick form": recipe.quick,
         "content of the data": checksum,
-        **{f"version of {package}": installed(package) for package in PACKAGES},
+        **{f"version of {package}": find_version(package) for package in PACKAGES},
     }

@@ -30,9 +30,9 @@ from .resuming import (
     RunBackup,
     check_averages,
     check_identity,
-    check_optimizer,
+    check_optimizer_state,
     check_same,
-    check_scheduler,
+    check_scheduler_state,
     check_tensors,
     read_checkpoint,
 )
@@ -214,9 +214,9 @@ class Checkpointer:
             for number, (weights, module) in enumerate(zip(states, modules, strict=True)):
                 name = "the network" if number == 0 else f"preprocessing {number}"
                 check_tensors(path, name, weights, module.state_dict())
-        check_optimizer(path, saved["optimizer"], run.optimizer)
+        check_optimizer_state(path, saved["optimizer"], run.optimizer)
         if run.scheduler is not None:
-            check_scheduler(path, saved["scheduler"], run.scheduler.state_dict())
+            check_scheduler_state(path, saved["scheduler"], run.scheduler.state_dict())
         trained = [weight for group in run.optimizer.param_groups for weight in group["params"]]
         check_averages(path, saved.get("average"), trained, wanted=run.options.ema_decay is not None)
         check_same(path, "instruments", str(len(saved["instruments"])), str(len(run.method.instruments)))

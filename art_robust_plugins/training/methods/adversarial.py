@@ -134,7 +134,7 @@ class AdversarialTrainer(RobustTrainer):
         """The current ball: during the warm-up of eps a smaller one, beginning with 1 % of eps."""
         if self.epochs_done >= self.eps_warmup_epochs:
             return self.threat
-        return self.threat.scaled(max(self.epochs_done / self.eps_warmup_epochs, 0.01))
+        return self.threat.scale(max(self.epochs_done / self.eps_warmup_epochs, 0.01))
 
     def adversary(self, x: Tensor, y: Tensor) -> Tensor:
         """The adversary xa [N, ...], detached."""
@@ -151,7 +151,7 @@ class AdversarialTrainer(RobustTrainer):
             z.requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(objective(z), z)
-            xa = threat.project(threat.moved(z.detach(), gradient, step_size, low, high), x, low, high)
+            xa = threat.project(threat.move(z.detach(), gradient, step_size, low, high), x, low, high)
         if self.change_store is not None and self.samples is not None:
             self.change_store.write(self.samples, (xa - x) / threat.eps, self.share)
         return xa, gradient
@@ -177,7 +177,7 @@ class AdversarialTrainer(RobustTrainer):
             kept, known = share.select(kept), share.select(known)
         change = threat.eps * kept
         if self.start_noise:
-            change = change + self.draw(threat.scaled(self.start_noise).random_change, x)
+            change = change + self.draw(threat.scale(self.start_noise).random_change, x)
         if store.complete:
             return change
         return torch.where(known.view(-1, *[1] * (x.dim() - 1)), change, self.draw(threat.random_change, x))
