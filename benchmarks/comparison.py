@@ -59,14 +59,17 @@ class QuickSetup(Protocol):
 AnySetup = TypeVar("AnySetup", bound=QuickSetup)
 
 
-def parse_arguments(description: str | None, setups: Iterable[str] = ()) -> argparse.Namespace:
+def parse_arguments(
+    description: str | None, setups: Iterable[str] = (), *, takes_data: bool = True
+) -> argparse.Namespace:
     """Read the command line: ``setup`` (where there are several), ``data``, ``workers`` and ``quick``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if setups:
         parser.add_argument("setup", choices=list(setups))
-    parser.add_argument(
-        "--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz, as ART's loader has it"
-    )
+    if takes_data:
+        parser.add_argument(
+            "--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz, as ART's loader has it"
+        )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a run of about a minute, which is not recorded")
     return parser.parse_args()
