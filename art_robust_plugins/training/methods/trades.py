@@ -34,6 +34,7 @@ class TRADESTrainer(AdversarialTrainer):
     For the other arguments and what is raised see `AdversarialTrainer`.
 
     Example:
+        >>> import torch
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
         >>> optimizer = torch.optim.SGD(network.parameters(), 0.1)
         >>> loss = torch.nn.CrossEntropyLoss()
