@@ -1,4 +1,4 @@
-"""Words that settings take and that the command line shows too, which reads them without importing torch."""
+"""Values that settings take. The command line shows them too, and reads them here without importing torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ Backend = Literal["native", "reference"]
 """The implementation of AutoAttack: this package's own, or the authors' package."""
 
 Kernel = Literal["smoothing", "unsharp", "identity"]
-"""What a weight map is initialised with."""
+"""The kernel that a weight map starts with."""
 
 Format = Literal["torch-export", "onnx", "torchscript"]
-"""Of the file that a network is exported to."""
+"""The format of the file that a network is exported to."""
 
-NETWORKS = (
-    "lenet",
-    "quick",
-    "small-cnn",
-    "2c2f",
-    "6c2f",
-    "orthogonal-cnn",
-    "orthogonal-mlp",
-    "preact-resnet18",
-    "wide-resnet",
-)
-"""The names of `models.MODELS`."""
+NETWORK_CLASSES = {
+    "lenet": "bang.LeNet",
+    "quick": "bang.QuickNet",
+    "small-cnn": "convolutional.SmallCNN",
+    "2c2f": "convolutional.CNN2C2F",
+    "6c2f": "convolutional.CNN6C2F",
+    "orthogonal-cnn": "orthogonal.OrthogonalCNN",
+    "orthogonal-mlp": "orthogonal.OrthogonalMLP",
+    "preact-resnet18": "residual.PreActResNet18",
+    "wide-resnet": "residual.WideResNet",
+}
+"""The name of a network -> its module in `models` and its class; `models.MODELS` imports them."""
+
+NETWORKS = tuple(NETWORK_CLASSES)
+"""The names of the networks."""

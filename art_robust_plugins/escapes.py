@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a spreadsheet takes for the beginning of a formula, or for a way to it; the last four are their wide forms."""
+"""Characters that a spreadsheet takes for the start of a formula, or for a way to it; the last four are wide forms."""
 
 
 def printable(text: str) -> str:

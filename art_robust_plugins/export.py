@@ -34,7 +34,7 @@ from .bridge import (
     copy_network,
     image_tensor,
     predict_outputs,
-    preserved,
+    preserve,
     standardisation_of,
 )
 from .checks import check_choice, check_path, is_integer, plain_number
@@ -44,12 +44,12 @@ from .keywords import explain_keywords
 from .lipschitz.preprocessing import Standardisation
 
 SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
-"""How the name of a file of each format ends."""
+"""The suffix of a file of each format."""
 
 _OF_TORCH = r"torch\.(?!jit|_tensor$|overrides$)"  # torch's modules by name, except those that pass a user's call on
 
 TOLERANCE = 1e-3
-"""How far a file's logits may be from the estimator's, as a share of the largest: what TF32 on a GPU may round."""
+"""The largest difference of a file's logits from the estimator's, as a share of the largest: TF32 may round so much."""
 
 
 @explain_keywords
@@ -120,7 +120,7 @@ def export_classifier(
     if len(images) < 2:
         raise ValueError("x: got one input, expected at least two to compare outputs on.")
     batches = _make_batches(images, classifier, batch)
-    with preserved(classifier.model):  # ART leaves it in evaluation mode
+    with preserve(classifier.model):  # ART leaves it in evaluation mode
         expected = [predict_outputs(classifier, each.clone()).numpy() for each in batches]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

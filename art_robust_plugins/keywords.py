@@ -15,13 +15,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _EXPLAINED = "explained_function"
 _NEAR = 0.8
-"""How near an argument must be to be suggested: ``margin`` is not for ``mean``."""
+"""The similarity from which an argument is suggested: ``margin`` is not for ``mean``."""
 
 Meant = tuple[tuple[str, str], ...]
 
 
 def _in_training(how: str) -> Meant:
-    """What is meant in a constructor of a trainer or its options, in ``fit`` or in ``fit_loader``."""
+    """The arguments that are meant by keywords of a trainer, of its options, of ``fit`` or of ``fit_loader``."""
     return tuple((argument, how) for argument in ("classifier", "nb_epochs", "checkpoint_dir"))
 
 
@@ -198,7 +198,7 @@ def _check_required(function: Callable[..., Any], given: Sequence[Any], keywords
 
 
 def find_meant(keyword: str, parameters: Mapping[str, inspect.Parameter]) -> str | None:
-    """What is meant by an unknown keyword: an argument, or how to give it; None for a word that `MEANT` lacks."""
+    """Find what an unknown keyword means: an argument, or how to give it; None for a word that `MEANT` lacks."""
     options = parameters["options"].default if "options" in parameters else None
     if is_dataclass(options) and keyword in (field.name for field in fields(options)):
         return f"options={type(options).__name__}({keyword}=...)"

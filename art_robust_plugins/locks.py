@@ -100,7 +100,7 @@ def check_output_file(name: str, path: str | Path) -> None:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether nothing is in a folder but what killed processes left there, or no folder is there."""
+    """Whether a folder is missing, or holds only temporary files and locks that killed processes left."""
     if not folder.exists():
         return True
     return all(target_of_temporary(each.name) or each.name.endswith(f".{_LOCK}") for each in folder.iterdir())
@@ -184,7 +184,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _forget_locks() -> None:
-    """In a forked child, such as a loader's worker: it must not hold the locks of a parent that died."""
+    """Release the locks in a forked child, such as a loader's worker: it must not hold those of a parent that died."""
     for file in _held:
         os.close(file)
     _held.clear()

@@ -1,14 +1,19 @@
-"""Modules that have moved: their earlier paths still load, with a warning, so that imports and pickles keep working."""
+"""Modules that have moved, and functions with another name: the earlier ones still work, with a warning.
+
+So imports and pickles keep working.
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 MOVED = {
     "checkpoint": "saved_classifier",
@@ -16,8 +21,11 @@ MOVED = {
     "recipes": "experiments.recipes",
     "record": "provenance",
     "runs": "experiments",
+    "saved_classifier.extensions": "bridge.saved_formats",
+    "saved_classifier.weight_maps": "weight_map.saved_format",
     "training.checkpoints": "training.engine.checkpointer",
-    "training.processes": "training.engine.processes",
+    "training.engine.memory_format": "training.memory_format",
+    "training.engine.processes": "training.processes",
     "training.standard": "training.methods.standard",
     "training.bang": "training.methods.bang",
     "training.layerwise": "training.methods.layerwise",
@@ -26,6 +34,23 @@ MOVED = {
     "training.signs": "training.instruments.signs",
 }
 """Earlier path -> current path, both within the package."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def make_alias(earlier: str, function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function under its earlier name, which warns and names the current one."""
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        warnings.warn(
+            f"{earlier} is deprecated, expected {function.__name__} instead.", DeprecationWarning, stacklevel=2
+        )
+        return function(*args, **kwargs)
+
+    call.__doc__ = f"Deprecated: the earlier name of `{function.__name__}`."
+    return call
 
 
 class MovedModules(MetaPathFinder, Loader):

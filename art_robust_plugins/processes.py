@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 
 PATIENCE = timedelta(minutes=10)
-"""How long one of several processes waits for the others, unless it says otherwise."""
+"""The default time for which one of several processes waits for the others."""
 
 
 def find_processes(device: torch.device | None = None) -> PartialState:

@@ -1,4 +1,4 @@
-"""How measured figures are kept: JSON beside the command, the versions and the machine that gave them."""
+"""Records of measured figures: JSON with the command, the versions and the machine that gave them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def processor() -> str:
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
 
 
-def installed(package: str) -> str:
+def find_version(package: str) -> str:
     """The version of a package, or that there is none."""
     try:
         return version(package)
@@ -39,7 +39,7 @@ def conditions(command: str) -> dict[str, Any]:
         "machine": processor(),
         "python": platform.python_version(),
         # torch's own version names the build too, for a CPU or for CUDA; that of its package may not.
-        "versions": {package: installed(package) for package in PACKAGES} | {"torch": str(torch.__version__)},
+        "versions": {package: find_version(package) for package in PACKAGES} | {"torch": str(torch.__version__)},
         "threads": torch.get_num_threads(),
     }
 

@@ -1,4 +1,4 @@
-"""What a network holds, kept so that it can be put back: weights, buffers, submodules, extra state."""
+"""Copies of a network's state that can be put back: weights, buffers, submodules, extra state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def restored_state(network: nn.Module) -> Iterator[Snapshot]:
 
 
 class _Held:
-    """What one module holds itself, without its submodules' own."""
+    """The state that one module holds itself, without its submodules."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
@@ -101,7 +101,7 @@ class _Held:
 
 
 class _Attributes:
-    """Which tensors and submodules stand under which name in one module, by identity; not of TorchScript."""
+    """The identity of each tensor and submodule of one module, by its name; not of TorchScript."""
 
     def __init__(self, module: nn.Module) -> None:
         self.held = vars(module)

@@ -1,4 +1,4 @@
-"""What is shown while the package works: the console, and the progress of long work.
+"""The console, and the progress of long work.
 
 The console shows every text as it is: names may come from anyone's files.
 """

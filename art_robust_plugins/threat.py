@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .checks import to_float
 from .keywords import KnownKeywords
+from .moved import make_alias
 
 Norm = Literal["Linf", "L2", "L1"]
 Bound = float | Tensor
@@ -65,7 +66,7 @@ class ThreatModel(KnownKeywords):
         pixels = self.norm == "Linf" and 0 < round(levels) <= 32 and abs(levels - round(levels)) < 1e-9
         return f"{round(levels)}/255" if pixels else f"{self.eps:g}"
 
-    def scaled(self, factor: float) -> ThreatModel:
+    def scale(self, factor: float) -> ThreatModel:
         """The same threat with its radius multiplied, as for other units of the input or for a sweep of radii."""
         return ThreatModel(self.norm, self.eps * factor)
 
@@ -157,11 +158,11 @@ class ThreatModel(KnownKeywords):
             current.requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(objective(current), current)
-            moved = self.moved(current.detach(), gradient, step_size, low, high)
+            moved = self.move(current.detach(), gradient, step_size, low, high)
             current = self.project(moved, x, low, high)
         return current
 
-    def moved(
+    def move(
         self, x: Tensor, gradient: Tensor, step_size: float, low: Bound | None = None, high: Bound | None = None
     ) -> Tensor:
         """``x`` [N, ...] after a step of steepest ascent, which may leave the ball and the range [low, high]."""
@@ -169,6 +170,9 @@ class ThreatModel(KnownKeywords):
             # A step moves one coordinate: it must not be one that clipping would hold back.
             gradient = gradient * (clip(x + gradient.sign(), low, high) != x)
         return x + self.steepest_ascent(gradient, step_size)
+
+    scaled = make_alias("ThreatModel.scaled", scale)
+    moved = make_alias("ThreatModel.moved", move)
 
 
 def clip(x: Tensor, low: Bound | None, high: Bound | None) -> Tensor:

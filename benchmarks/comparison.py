@@ -1,9 +1,9 @@
 """The shared code of comparisons that no recipe can state: command line, training and measuring with resuming.
 
 A comparison that a recipe can state is a file in recipes/, and ``art-robust benchmark PATH`` runs it. The others
-(bang_mnist.py, layerwise.py, weight_maps.py) pass this module a job, a function that trains one network and measures
-it. Each network has a folder with its checkpoints, its classifier and its result, so that a run that was stopped
-continues where it was.
+(bang_mnist.py, certified.py, layerwise.py, weight_maps.py) pass this module a job, a function that trains one network
+and measures it. Each network has a folder with its checkpoints, its classifier and its result, so that a run that was
+stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -59,14 +59,17 @@ class QuickSetup(Protocol):
 AnySetup = TypeVar("AnySetup", bound=QuickSetup)
 
 
-def parse_arguments(description: str | None, setups: Iterable[str] = ()) -> argparse.Namespace:
+def parse_arguments(
+    description: str | None, setups: Iterable[str] = (), *, takes_data: bool = True
+) -> argparse.Namespace:
     """Read the command line: ``setup`` (where there are several), ``data``, ``workers`` and ``quick``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if setups:
         parser.add_argument("setup", choices=list(setups))
-    parser.add_argument(
-        "--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz, as ART's loader has it"
-    )
+    if takes_data:
+        parser.add_argument(
+            "--data", default=art.config.ART_DATA_PATH, help="folder with mnist.npz, as ART's loader has it"
+        )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a run of about a minute, which is not recorded")
     return parser.parse_args()

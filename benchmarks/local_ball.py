@@ -18,7 +18,6 @@ keeps its data. Work in progress is kept under runs/; the same command continues
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterable
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparison import format_percent
+from comparison import format_percent, parse_arguments
 from saving import save, table
 
 from art_robust_plugins import RobustTrainer
@@ -151,20 +150,16 @@ def choose_settings(networks: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparison", choices=list(NAMES))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="a run of about a minute, which is not recorded")
-    args = parser.parse_args()
-    name = NAMES[args.comparison]
+    args = parse_arguments(__doc__, NAMES, takes_data=False)
+    name = NAMES[args.setup]
     recipe = load_recipe(RECIPES / f"{name}.toml", quick=args.quick)
     out = Path("runs") / name / ("quick" if args.quick else "full")
-    if args.comparison in ON_HELD_OUT and not args.quick and not Path(recipe.data).exists():
+    if args.setup in ON_HELD_OUT and not args.quick and not Path(recipe.data).exists():
         write_held_out(Path(recipe.data))
-    record = run_recipe(recipe, out, command=f"python benchmarks/local_ball.py {args.comparison}", workers=args.workers)
+    record = run_recipe(recipe, out, command=f"python benchmarks/local_ball.py {args.setup}", workers=args.workers)
     networks = list_networks(recipe, record)
     results: Any = networks
-    if args.comparison not in ON_HELD_OUT:
+    if args.setup not in ON_HELD_OUT:
         data, times = load_data(recipe.data), out / "seconds.json"
         images = min(128 if args.quick else TIMED, len(data.x_train))
         torch.set_num_threads(1)  # the networks are too small for a second thread to pay
@@ -172,8 +167,8 @@ def main() -> None:
             write_json(times, time_epochs(recipe, data, images, 2 if args.quick else 7))
         passes = {row.name: list(create_trainer(row, data).passes) for row in recipe.rows}
         results = {"networks": networks, "seconds": read_json(times), "passes": passes, "timed": images}
-    print(table(search_summary(results) if args.comparison in ON_HELD_OUT else summary(results)))
-    if args.comparison == "search":
+    print(table(search_summary(results) if args.setup in ON_HELD_OUT else summary(results)))
+    if args.setup == "search":
         for training, setting in choose_settings(networks).items():
             print(f"{training}: {setting}")
     if not args.quick:

@@ -251,7 +251,7 @@ def arts_trainer(name: str, classifier: PyTorchClassifier, batch: int, ascents: 
 
 
 def alone(measure: Callable[[], Any], device: str, threads: int) -> Any:
-    """What ``measure`` returns, on a CPU in a process of its own; CUDA does not survive a fork, and needs none."""
+    """Run ``measure``, on a CPU in a process of its own; CUDA does not survive a fork, and needs none."""
     if device == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -347,7 +347,7 @@ def peak(run: Fit, setting: Setting, device: str) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """How all rows are measured."""
+    """The settings with which all rows are measured."""
 
     device: str
     threads: int

@@ -76,7 +76,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a figure shows; ``lines`` are levels without a time, (text, percent, whether it was read)."""
+    """The content of a figure; ``lines`` are levels without a time, (text, percent, whether it was read)."""
 
     title: str
     across: str

@@ -3,8 +3,9 @@
 python docs/house.py            writes docs/house.svg
 python docs/house.py --check    compares it with the drawing that is there, and writes nothing
 
-Both exit with 1 for modules or rooms that import each other in a circle, and for an import of a room on a higher floor.
-A room is a module or a folder directly in the package. Imports inside functions and under TYPE_CHECKING count.
+Both exit with 1 for modules, rooms or parts of rooms that import each other in a circle, and for an import of a room on
+a higher floor. A room is a module or a folder directly in the package, a part one directly in a room. Imports inside
+functions and under TYPE_CHECKING count.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WIDTH, HEIGHT, GAP, PITCH, MARGIN, LABELS = 150, 32, 16, 76, 20, 140
 """Pixels: a room's width and height, between rooms, from row to row, around all, and for the floors' names."""
 LINE_HEIGHT = 18
 SWEEPS = 24
-"""How often the rows are ordered."""
+"""The number of times that the rows are ordered."""
 LINE, TEXT, BOX, BANDS = "#4a5f80", "#16233a", "#ffffff", ("#e3eaf5", "#f2f5fa")
 
 Imports = Mapping[str, set[str]]
@@ -88,6 +89,19 @@ def room_imports(modules: Imports) -> dict[str, set[str]]:
             others = {other for other in map(room, imported) if other not in (None, own)}
             rooms.setdefault(own, set()).update(other for other in others if other is not None)
     return rooms
+
+
+def part_imports(modules: Imports) -> dict[str, set[str]]:
+    """The same between the parts of rooms, as ``training.engine`` and ``training.options``, and rooms that are one."""
+
+    def part(name: str) -> str:
+        return ".".join(name.split(".")[1:3])
+
+    parts: dict[str, set[str]] = {}
+    for name, imported in modules.items():
+        if own := part(name):
+            parts.setdefault(own, set()).update({*map(part, imported)} - {"", own})
+    return parts
 
 
 def find_circles(imports: Imports) -> list[list[str]]:
@@ -301,7 +315,7 @@ def main() -> int:
     check = parser.parse_args().check
     modules = module_imports()
     rooms = room_imports(modules)
-    circles = find_circles(modules) + find_circles(rooms)
+    circles = find_circles(modules) + find_circles(rooms) + find_circles(part_imports(modules))
     for circle in circles:
         print(f"circle: {' <-> '.join(circle)}")
     upward = find_upward(rooms)

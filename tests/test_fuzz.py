@@ -116,7 +116,7 @@ def test_files_that_are_read_as_something_else_are_found(
 ) -> None:
     import fuzzing.files
 
-    monkeypatch.setattr(fuzzing.files, "_text", lambda value: repr(torch.rand(1)))
+    monkeypatch.setattr(fuzzing.files, "fingerprint_value", lambda value: repr(torch.rand(1)))
     outcomes = [check("files", seed) for seed in range(25, 45)]  # files that load are rare
     assert any("read without a word" in outcome.message for outcome in outcomes)
 

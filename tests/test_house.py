@@ -49,6 +49,12 @@ def test_rooms_import_each_other_in_no_circle(house: Any, rooms: dict[str, set[s
     assert house.find_circles(rooms) == []
 
 
+def test_parts_of_rooms_import_each_other_in_no_circle(house: Any, modules: dict[str, set[str]]) -> None:
+    parts = house.part_imports(modules)
+    assert {"training.engine", "training.instruments", "training.processes", "threat"} <= parts.keys()
+    assert house.find_circles(parts) == []
+
+
 def test_no_import_runs_up(house: Any, rooms: dict[str, set[str]]) -> None:
     assert {house.find_floor(name) for name in rooms} == set(range(len(house.FLOORS)))
     assert house.find_upward(rooms) == []
@@ -146,6 +152,19 @@ def test_a_circle_of_rooms_without_one_of_modules_is_found(house: Any, tmp_path:
     second = {"west__b": "", "west__d": "from ..east.c import f"}
     package = plant(tmp_path, east____init__="", west____init__="", **first, **second)
     assert find_planted(house, package) == ([], [["east", "west"]])
+
+
+def test_a_circle_of_the_parts_of_a_room_without_one_of_modules_or_rooms_is_found(house: Any, tmp_path: Path) -> None:
+    package = plant(tmp_path, room____init__="", low="", room__one="")
+    for folder, files in {
+        "east": {"a": "from ..west.b import f\nfrom ...low import g", "c": ""},
+        "west": {"b": "", "d": "from ..east.c import f"},
+    }.items():
+        (package / "room" / folder).mkdir()
+        for name, content in {"__init__": "", **files}.items():
+            (package / "room" / folder / f"{name}.py").write_text(content)
+    assert find_planted(house, package) == ([], [])
+    assert house.find_circles(house.part_imports(house.module_imports(package))) == [["room.east", "room.west"]]
 
 
 def test_imports_that_all_run_down_are_no_circle(house: Any, tmp_path: Path) -> None:

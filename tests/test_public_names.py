@@ -45,3 +45,23 @@ def test_a_pickle_by_the_public_name_loads_in_a_new_process(tmp_path: Path) -> N
     code = f"import pickle; print(pickle.load(open({str(path)!r}, 'rb')).seed)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "3\n"
+
+
+@pytest.mark.parametrize("module", ["evaluation.results", "evaluation.flags", "saved_classifier.layout"])
+def test_data_import_neither_torch_nor_art(module: str) -> None:
+    code = (
+        f"import sys, art_robust_plugins.{module}; print(*[name for name in ('torch', 'art') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "\n"
+
+
+def test_a_function_is_not_replaced_by_the_module_of_its_name() -> None:
+    code = (
+        "from art_robust_plugins.evaluation.sweep import sweep as first\n"
+        "from art_robust_plugins.evaluation import sweep, transfer\n"
+        "import art_robust_plugins.evaluation.transfer\n"
+        "assert sweep is first\n"
+        "assert art_robust_plugins.evaluation.transfer is transfer and callable(transfer)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ Everything that this package must know about ART's `PyTorchClassifier` is here.
 from .estimators import check_certified, check_classifier, overrides_predict, warn_of_own_predict
 from .layout import to_channels_last
 from .module import EstimatorModule
-from .networks import copy_deeply, copy_network, device_of, preserved
+from .networks import copy_deeply, copy_network, device_of, preserve, preserved
 from .outputs import (
     check_outputs,
     class_logits,
@@ -16,7 +16,15 @@ from .outputs import (
     random_inputs,
 )
 from .plain_inputs import read_bounds
-from .plain_networks import as_estimator, check_no_conventions, copy_to, is_plain, name_network, named_model
+from .plain_networks import (
+    as_estimator,
+    check_no_conventions,
+    copy_to,
+    is_plain,
+    name_network,
+    named_model,
+    rename_model,
+)
 from .preprocessing import (
     augmentations,
     preprocessing_modules,
@@ -71,10 +79,12 @@ __all__ = [
     "predict_outputs",
     "preprocessing_modules",
     "preprocessing_operations",
+    "preserve",
     "preserved",
     "random_inputs",
     "read_bounds",
     "read_clip_values",
+    "rename_model",
     "standardisation",
     "standardisation_of",
     "to_channels_last",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import describe_error
+from ..moved import make_alias
 
 Value = TypeVar("Value")
 
@@ -60,7 +61,7 @@ def copy_network(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def preserved(network: nn.Module) -> Iterator[None]:
+def preserve(network: nn.Module) -> Iterator[None]:
     """Restore, at the end, each submodule's train or eval mode and each parameter's ``requires_grad`` and ``grad``."""
     # Frozen TorchScript has no modes.
     modes = [(module, module.training) for module in network.modules() if hasattr(module, "training")]
@@ -81,3 +82,6 @@ def preserved(network: nn.Module) -> Iterator[None]:
             if gradient is not None and value is not None:
                 gradient.copy_(value)
             parameter.grad = gradient
+
+
+preserved = make_alias("preserved", preserve)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ..checks import describe_error
 from ..randomness import restored_random_states
 from .estimators import find_own_forward
-from .networks import device_of, preserved
+from .networks import device_of, preserve
 from .ranges import clip_range
 
 _ITS_LOSS = "a single output goes with BCEWithLogitsLoss (a logit) or BCELoss (a probability)"
@@ -101,7 +101,7 @@ def probe_outputs(
     network = classifier.model
     x = random_inputs(classifier, 2)
     # Randomised networks must not advance the caller's random state.
-    with preserved(network), restored_random_states([x.device] if x.device.type == "cuda" else []):
+    with preserve(network), restored_random_states([x.device] if x.device.type == "cuda" else []):
         network.eval()
         for operation in operations:
             x = operation(x)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..checks import check_count, describe_error
+from ..moved import make_alias
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import restored_state
 from .estimators import check_classifier
-from .networks import device_of, preserved
+from .networks import device_of, preserve
 from .outputs import describe_logits
 from .plain_inputs import UNIT_BOUNDS, advise_on_layout, check_images, check_range, read_bounds, read_standardisation
 
@@ -171,7 +172,7 @@ def copy_to(model: nn.Module | PyTorchClassifier, device: Any) -> nn.Module | Py
 
 
 @contextmanager
-def named_model(name: str = "model") -> Iterator[None]:
+def rename_model(name: str = "model") -> Iterator[None]:
     """A context for functions whose argument is a ``model``: sentences about the classifier are about that.
 
     Args:
@@ -197,7 +198,7 @@ def _find_evaluable(model: nn.Module) -> nn.Module:
             f"weights; pass a batch through the network, then load them."
         )
     try:
-        with preserved(network):
+        with preserve(network):
             network.eval()
     except NotImplementedError as error:
         raise ValueError(
@@ -236,7 +237,7 @@ def _probe(model: nn.Module, few: Tensor, preprocessing: tuple[Any, Any]) -> tup
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        preserved(model),
+        preserve(model),
         restored_state(model),
         restored_random_states(cuda_devices()),
         torch.autocast(few.device.type, enabled=False),
@@ -282,3 +283,6 @@ def _advise_on_failure(model: nn.Module, shape: tuple[int, ...]) -> str:
     if len(shape) == 2:
         return "; images get an axis of channels by x[:, None] if they lack one, a single image its first by x[None]"
     return advise_on_layout(shape)
+
+
+named_model = make_alias("named_model", rename_model)

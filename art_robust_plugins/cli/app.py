@@ -21,7 +21,7 @@ import typer.main
 from ..escapes import printable
 from ..memory import keep_freed_memory
 from .arguments import ARGUMENTS
-from .refusals import HELP_ERROR, UsageError, check_paths, explain_usage
+from .refusals import HELP_ERROR, UsageError, check_paths, explain_usage, name_options
 from .spellings import replace_spellings
 
 COMMANDS = {
@@ -146,7 +146,7 @@ class Commands(typer.core.TyperGroup):
             if ctx.params["debug"]:
                 raise
             rank = os.environ.get("RANK", "0")
-            sentence = _name_option(str(error), ctx.invoked_subcommand)
+            sentence = name_options(str(error), ctx.invoked_subcommand)
             told = "\n".join(map(printable, sentence.split("\n")))
             print(f"error{'' if rank == '0' else f' in process {rank}'}: {told}", file=sys.stderr)
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
@@ -167,31 +167,6 @@ def _warnings_in_one_line() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
-
-
-_OPTIONS = {
-    "checkpoint_dir:": "--out:",
-    "state_dir:": "--out:",
-    "folder: got": "RUN: got",
-    "name: got the data": "--data: got",
-    "name: got the model": "--model: got",
-    "x: got": "--data: got",
-    "y: got": "--data: got",
-}
-"""How a sentence about an argument begins -> how it begins where the command line gives the argument."""
-
-
-_NETWORK = dict.fromkeys(("classifier:", "model:", "network:"), "RUN:")
-"""The same for commands whose network is their argument."""
-
-
-def _name_option(sentence: str, command: str | None) -> str:
-    """Rename the argument that begins a sentence to the option that gives it, as ``state_dir:`` to ``--out:``."""
-    of_network = _NETWORK if command in ("evaluate", "certify", "export") else {}
-    for told, shown in {**_OPTIONS, **of_network}.items():
-        if sentence.startswith(told):
-            return shown + sentence.removeprefix(told)
-    return sentence
 
 
 app = typer.Typer(
@@ -219,8 +194,8 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress, only what came of it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the place in the code that an error came from.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show the results, but no progress.")] = False,
 ) -> None:
     """``debug`` is read by `Commands`, ``quiet`` by `Command`; both may stand after the command too."""
     asked_for_several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 ARGUMENTS = "art_robust_plugins.arguments"
-"""Where the context of a command keeps the arguments that it was given."""
+"""The key under which the context of a command keeps the arguments that it was given."""
 
 
 def select_device(name: str | None) -> None:
@@ -48,9 +48,9 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress, only what came of it.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show the results, but no progress.")]
 
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; it is made when it is missing.")]
 
 SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0)]
 
@@ -86,10 +86,13 @@ class NetworkOptions:
     mean: Annotated[
         str | None,
         typer.Option(
-            help="Subtracted from images before FILE.py:NAME takes them: a number, or one for each channel: A,B,C."
+            help="Mean that is subtracted from images before FILE.py:NAME takes them: a number, or A,B,C by channel."
         ),
     ] = None
-    std: Annotated[str | None, typer.Option(help="By which the difference is divided, as --mean.")] = None
+    std: Annotated[
+        str | None,
+        typer.Option(help="Standard deviation by which the difference is divided: a number, or A,B,C by channel."),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -103,4 +106,4 @@ class Submission:
     title: Annotated[
         str | None, typer.Option(help="Title of the paper, for --robustbench; the network's name by default.")
     ] = None
-    authors: Annotated[str, typer.Option(help="Its authors, for --robustbench.")] = "unknown"
+    authors: Annotated[str, typer.Option(help="Authors of the paper, for --robustbench.")] = "unknown"

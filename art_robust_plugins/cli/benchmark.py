@@ -17,7 +17,8 @@ def benchmark(
         str | None, typer.Argument(metavar="NAME", help="A recipe of --list, or the path of a .toml file.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="About a minute, to see that it runs: few images, one epoch, one seed.")
+        bool,
+        typer.Option("--quick", help="Run for about a minute, to see that it runs: few images, one epoch, one seed."),
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes that share the networks.", min=1)] = 1,
     out: Annotated[

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..experiments.evaluation_plans import BATCH_SIZE
+from ..experiments.evaluation_plans import EvaluationPlan
 from .arguments import DeviceOption, NetworkArgument, NetworkOptions, select_device
-from .derived import take_settings
+from .derived import FieldOption, take_settings
+
+CERTIFICATION = (
+    FieldOption(
+        EvaluationPlan,
+        "points",
+        help="Number of test images, the first ones; all by default.",
+        min=1,
+        kind=int | None,
+        default=None,
+    ),
+    FieldOption(EvaluationPlan, "batch_size", help="Number of images in a forward pass.", min=1),
+)
 
 
-@take_settings()
+@take_settings(CERTIFICATION)
 def certify(
     run: NetworkArgument,
     eps: Annotated[
@@ -26,13 +38,12 @@ def certify(
         str | None, typer.Option(help="L2, L1 or Linf; by default that of the run's training, or L2.")
     ] = None,
     network: NetworkOptions = NetworkOptions(),
-    points: Annotated[int | None, typer.Option(help="How many test images, the first ones; all by default.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in a forward pass.", min=1)] = BATCH_SIZE,
     device: DeviceOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for the certificate; by default one in the run's, or in runs/NAME."),
     ] = None,
+    **settings: Any,
 ) -> None:
     """Prove within which radius each prediction of a trained network cannot change, from its Lipschitz constants.
 
@@ -50,8 +61,6 @@ def certify(
     from .targets import choose_threats, load_target
 
     check_alone("certify")
-    if points is not None and points < 1:
-        raise ValueError(f"--points: got {points}, expected at least 1.")
     if out is not None:
         check_output("--out", out, (CERTIFICATE_FILE, RADII_FILE))
     target = load_target(run, network)
@@ -62,12 +71,10 @@ def certify(
         check_output("--out", target.home / CERTIFICATES, ())
     if source:
         console.print(f"Threat: {threats[0]}, {source}.")
-    images = len(target.data.x_test[:points])
+    images = len(target.data.x_test[: settings["points"]])
     name = "-".join([norm, *radii, Path(target.data.name).stem, str(images)]).replace("/", "_")
     folder = out or target.home / CERTIFICATES / name
-    summary, bound = certify_classifier(
-        target.classifier, target.data, threats, folder, points=points, batch_size=batch_size
-    )
+    summary, bound = certify_classifier(target.classifier, target.data, threats, folder, **settings)
     console.print(str(bound), markup=False, highlight=False, soft_wrap=True)
     table = Table("radius", f"certified accuracy of {images} points")
     table.add_row("0", f"{summary['clean_accuracy']:.2%} (clean)")

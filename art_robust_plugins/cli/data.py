@@ -10,7 +10,7 @@ from ..experiments.training_record import read_training_record
 from ..processes import find_processes
 from ..saved_classifier import CLASSIFIER_FILE
 from ..training.engine.checkpointer import CHECKPOINT
-from ..training.engine.processes import Processes
+from ..training.processes import Processes
 
 
 def check_run(name: str, run: Path) -> None:

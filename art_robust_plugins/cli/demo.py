@@ -14,9 +14,11 @@ from .arguments import DeviceOption, OutOption, QuietOption, SeedOption, select_
 
 def demo(
     out: OutOption = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(help="Epochs of training for each network.", min=1)] = 20,
-    points: Annotated[int, typer.Option(help="Test images to attack.", min=1)] = 100,
-    workers: Annotated[int, typer.Option(help="Processes that share the networks, each with one thread.", min=1)] = 2,
+    epochs: Annotated[int, typer.Option(help="Number of epochs in which each network is trained.", min=1)] = 20,
+    points: Annotated[int, typer.Option(help="Number of test images to attack.", min=1)] = 100,
+    workers: Annotated[
+        int, typer.Option(help="Number of processes that share the networks, each with one thread.", min=1)
+    ] = 2,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     quiet: QuietOption = False,
@@ -35,7 +37,7 @@ def demo(
     from ..experiments.runs import find_report_folder
     from ..processes import find_processes
     from ..terminal import console
-    from ..training.engine.processes import Processes
+    from ..training.processes import Processes
     from .measuring import measure_in_turn, share_networks
     from .running import advise_on_interrupt, check_output, is_main
     from .showing import show_comparison

@@ -1,6 +1,6 @@
 """Options of the command line that set fields of a dataclass: type and default are the field's own.
 
-A setting is written once, in its dataclass. What stands here is how people call it on the command line.
+A setting is written once, in its dataclass. An option adds its name and help on the command line.
 """
 
 from __future__ import annotations

@@ -15,16 +15,23 @@ from .derived import FieldOption, take_settings
 from .launching import WorkersOption, share_with_workers
 
 EVALUATION = (
-    FieldOption(EvaluationPlan, "points", help="How many test images, the first ones.", min=1),
-    FieldOption(EvaluationPlan, "batch_size", help="Points an attack gets at once; it fixes the randomness.", min=1),
+    FieldOption(EvaluationPlan, "points", help="Number of test images, the first ones.", min=1),
     FieldOption(
         EvaluationPlan,
-        "physical_batch_size",
-        help="The most points in a pass; by default what the device takes at once.",
+        "batch_size",
+        help="Number of points that an attack gets at once; it fixes the random numbers.",
         min=1,
     ),
     FieldOption(
-        EvaluationPlan, "backend", help="Whose AutoAttack: this package's, or its authors' where it is installed."
+        EvaluationPlan,
+        "physical_batch_size",
+        help="Largest number of points in a pass; by default what fits the device.",
+        min=1,
+    ),
+    FieldOption(
+        EvaluationPlan,
+        "backend",
+        help="Implementation of AutoAttack: native (this package's), or reference (its authors', if installed).",
     ),
     FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0),
 )
@@ -47,13 +54,14 @@ def evaluate(
     attacks: Annotated[
         list[str] | None,
         typer.Option(
-            help="standard, plus, rand, fast, torchattacks, torchattacks-autoattack, noise, or an attack's name; "
-            "repeatable, or with commas."
+            help="A suite or an attack that art-robust attacks lists, standard by default; repeatable, or with commas."
         ),
     ] = None,
     transfers: Annotated[
         list[Path] | None,
-        typer.Option("--transfer", help="Another run, whose network's gradients are followed as well; repeatable."),
+        typer.Option(
+            "--transfer", help="Folder of another run: attacks follow the gradients of its network as well; repeatable."
+        ),
     ] = None,
     network: NetworkOptions = NetworkOptions(),
     device: DeviceOption = None,

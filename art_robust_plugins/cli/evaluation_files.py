@@ -1,4 +1,4 @@
-"""What ``art-robust evaluate`` writes beside a report: pictures, and a submission to RobustBench."""
+"""The files that ``art-robust evaluate`` writes beside a report: pictures, and a submission to RobustBench."""
 
 from __future__ import annotations
 

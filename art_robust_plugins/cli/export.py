@@ -13,10 +13,12 @@ from .arguments import DataOption, RunArgument
 
 def export(
     run: RunArgument,
-    format: Annotated[Format, typer.Option(help="torch-export (.pt2), onnx, or torchscript (.pt).")] = "torch-export",
+    format: Annotated[
+        Format, typer.Option(help="Format: torch-export (.pt2), onnx, or torchscript (.pt).")
+    ] = "torch-export",
     batch: Annotated[str, typer.Option(metavar="N", help="Batch size that the file takes, or dynamic.")] = "dynamic",
     data: DataOption = None,
-    points: Annotated[int, typer.Option(help="Test images to compare the outputs on.", min=2)] = 16,
+    points: Annotated[int, typer.Option(help="Number of test images to compare the outputs on.", min=2)] = 16,
     out: Annotated[Path | None, typer.Option("--out", help="The file; by default RUN/network with its suffix.")] = None,
 ) -> None:
     """Write a trained network with its preprocessing to a file that needs neither this package nor ART.

@@ -1,4 +1,4 @@
-"""What is told of a method or an instrument."""
+"""Descriptions of a method or an instrument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..registry import parameters_of
 
 
 def name_kind(kind: type) -> str:
-    """What ART calls a method of this class: Trainer, Preprocessor or estimator."""
+    """ART's name for a method of this class: Trainer, Preprocessor or estimator."""
     if issubclass(kind, Trainer):
         return "Trainer"
     return "Preprocessor" if issubclass(kind, Preprocessor) else "estimator"

@@ -18,7 +18,7 @@ import typer
 from .arguments import ARGUMENTS
 
 WorkersOption = Annotated[
-    int, typer.Option(help="Processes of this machine that share the work, each with its share of the threads.", min=1)
+    int, typer.Option(help="Number of processes of this machine that share the work, and the threads.", min=1)
 ]
 
 _STARTED = "ART_ROBUST_STARTED_WORKER"

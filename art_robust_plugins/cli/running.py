@@ -1,4 +1,4 @@
-"""How commands begin and end: alone or among several processes, in a folder, interrupted."""
+"""The beginning and end of commands: alone or among several processes, in a folder, interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from ..locks import check_output_folder
 from ..processes import find_processes
-from ..training.engine.processes import Processes
+from ..training.processes import Processes
 
 _WHOLE = "each process holds the whole network here"
 
@@ -26,7 +26,7 @@ _LAUNCHER_SETTINGS = (
     ("ACCELERATE_USE_MEGATRON_LM", ("false",), _WHOLE),
     ("ACCELERATE_USE_PARALLELISM_CONFIG", ("false",), _WHOLE),
 )
-"""What ``accelerate launch`` sets, the values in lower case that train as they say, and what there is instead."""
+"""A variable that ``accelerate launch`` sets -> its values that are supported, and the advice for all others."""
 
 
 def part() -> None:

@@ -11,10 +11,10 @@ from ..training.options import TrainingOptions
 from .derived import FieldOption, default_of, list_options
 
 VALIDATION_SHARE = 0.1
-"""Of the training images, where the command line names none."""
+"""The share of the training images that is held out unless the command line says otherwise."""
 
 PLAN = (
-    FieldOption(TrainingPlan, "network", "--model", f"{', '.join(NETWORKS)}."),
+    FieldOption(TrainingPlan, "network", "--model", f"The network: {', '.join(NETWORKS)}."),
     FieldOption(TrainingPlan, "weight_map", help="Add weight maps of this kernel to the network, whatever the method."),
     FieldOption(TrainingPlan, "epochs", min=1),
     FieldOption(TrainingPlan, "batch_size", min=1),
@@ -23,16 +23,18 @@ PLAN = (
     FieldOption(
         TrainingPlan,
         "momentum",
-        help=f"For sgd; {default_of(TrainingPlan, 'momentum')} by default.",
+        help=f"Momentum of sgd; {default_of(TrainingPlan, 'momentum')} by default.",
         kind=float | None,
         default=None,  # so that one that is given for another optimizer is known
     ),
     FieldOption(TrainingPlan, "weight_decay"),
-    FieldOption(TrainingPlan, "label_smoothing", help="Of the cross-entropy, such as 0.1."),
+    FieldOption(
+        TrainingPlan, "label_smoothing", help="Smooth the labels of the cross-entropy by this share, such as 0.1."
+    ),
     FieldOption(
         TrainingPlan,
         "validation",
-        help="Training images held out to measure each epoch on, by number; 0 for none.",
+        help="Number of training images that are held out to measure each epoch on; 0 for none.",
         min=0,
         kind=int | None,
         default=None,  # so that --validation-share counts
@@ -41,22 +43,25 @@ PLAN = (
 OPTIONS = list_options(
     TrainingOptions,
     {
-        "schedule": {"help": "Of the learning rate, over all steps.", "default": SCHEDULE},
-        "warmup_epochs": {"help": "Epochs in which the rate grows first, for cosine."},
+        "schedule": {"help": "Schedule of the learning rate, over all steps.", "default": SCHEDULE},
+        "warmup_epochs": {"help": "Number of first epochs in which the learning rate grows, for cosine."},
         "milestones": {
-            "help": "Then the rate falls to a tenth, for piecewise; repeatable.",
+            "help": "Epoch after which the learning rate falls to a tenth, for piecewise; repeatable.",
             "metavar": "EPOCH",
             "kind": list[float] | None,
             "default": None,
         },
-        "augmentation": {"help": "Random flips, or crops and flips, of the training images."},
-        "mixed_precision": {"help": "Forward passes in bfloat16."},
-        "channels_last": {"help": "The memory format in which most convolutions compute faster."},
-        "compile": {"option": "--compile", "help": "Forward passes of the training through torch.compile."},
-        "fused_optimizer": {"help": "Steps of the optimizer in one kernel."},
-        "accumulation_steps": {"help": "Parts that a batch is cut into, to save memory.", "metavar": "PARTS"},
+        "augmentation": {"help": "Flip the training images at random, or crop and flip them."},
+        "mixed_precision": {"help": "Compute forward passes in bfloat16."},
+        "channels_last": {"help": "Use this memory format, in which most convolutions are faster."},
+        "compile": {"option": "--compile", "help": "Compile the forward passes of the training by torch.compile."},
+        "fused_optimizer": {"help": "Compute each step of the optimizer in one kernel."},
+        "accumulation_steps": {
+            "help": "Number of parts into which a batch is cut, to save memory.",
+            "metavar": "PARTS",
+        },
         "max_gradient_norm": {"metavar": "NORM"},
-        "ema_decay": {"help": "Validate and save a moving average of the weights, with 0.999 as an example."},
+        "ema_decay": {"help": "Validate and save a moving average of the weights with this decay, such as 0.999."},
         "freeze_batch_norm": {"help": "Keep batch normalisation's running statistics as they are.", "kind": bool},
         "keep_best": {
             "option": "--keep-best/--no-keep-best",
@@ -87,7 +92,7 @@ def parse_setting(text: str, option: str = "--set") -> tuple[str, Any]:
 
 
 def sort_settings(texts: list[str], instruments: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What --set gives to the method, and to each instrument that --with names."""
+    """Sort the values of --set: those of the method, and those of each instrument that --with names."""
     parameters: dict[str, Any] = {}
     joined: dict[str, dict[str, Any]] = {}
     for instrument in instruments:

@@ -1,4 +1,4 @@
-"""What ``evaluate`` and ``certify`` are about: a run's folder, or a network that a file or a package makes."""
+"""The network and data of ``evaluate`` and ``certify``: a run's folder, or a network that a file or a package makes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .data import load_everywhere, load_test_data
 
 @dataclass(frozen=True)
 class Target:
-    """What is evaluated or certified.
+    """The classifier that is evaluated or certified, with its data.
 
     Attributes:
         classifier: the classifier, with its weights.
@@ -227,7 +227,7 @@ def _load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> Any:
-    """What a file of weights holds; a refusal speaks of the option, and of what people save."""
+    """Read a file of weights; a refusal speaks of the option, and of what people save."""
     try:
         return load_tensors(path) if path.suffix == ".safetensors" else load_state(path)
     except (ValueError, OSError) as error:

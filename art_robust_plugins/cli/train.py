@@ -18,9 +18,9 @@ from .settings import OPTIONS, PLAN, VALIDATION_SHARE, take
 
 @take_settings((*PLAN, *OPTIONS))
 def train(
-    name: Annotated[str, typer.Argument(metavar="METHOD", help="A method's name; see art-robust methods.")],
+    name: Annotated[str, typer.Argument(metavar="METHOD", help="A method's name, as art-robust methods lists them.")],
     out: OutOption,
-    data: Annotated[str, typer.Option(help="digits, mnist, cifar10, or an .npz file.")] = "digits",
+    data: Annotated[str, typer.Option(help="Data: digits, mnist, cifar10, or an .npz file.")] = "digits",
     model_settings: Annotated[
         list[str] | None,
         typer.Option("--model-set", metavar="NAME=VALUE", help="An argument of the network, as depth=16; repeatable."),
@@ -30,12 +30,15 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A parameter of the method or, as INSTRUMENT.NAME=VALUE, of what --with names; repeatable.",
+            help="A parameter of the method or, as INSTRUMENT.NAME=VALUE, of an instrument that --with attaches; "
+            "repeatable.",
         ),
     ] = None,
     instruments: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="INSTRUMENT", help="Attach an instrument of art-robust methods; repeatable."),
+        typer.Option(
+            "--with", metavar="INSTRUMENT", help="Attach an instrument, as art-robust methods lists them; repeatable."
+        ),
     ] = None,
     norm: Annotated[
         str | None,
@@ -73,7 +76,7 @@ def train(
     from .data import load_everywhere
     from .running import advise_on_interrupt, check_launcher, check_output, is_main
     from .training_inputs import (
-        check_optimizer,
+        check_optimizer_options,
         count_validation,
         make_threat,
         read_method,
@@ -90,7 +93,7 @@ def train(
     threat = make_threat(name, norm, eps)
     if threat is not None:
         parameters["threat"] = threat
-    check_optimizer(own)
+    check_optimizer_options(own)
     own["momentum"] = default_of(TrainingPlan, "momentum") if own["momentum"] is None else own["momentum"]
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     options["mixed_precision"] = "bf16" if launched == "bf16" else options["mixed_precision"]

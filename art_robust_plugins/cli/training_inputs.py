@@ -1,4 +1,4 @@
-"""What ``art-robust train`` makes of its words: method, network, threat; and what it says at the end."""
+"""``art-robust train`` reads its words as method, network and threat; and reports the result at the end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_method(
 
 
 def read_network_arguments(texts: list[str]) -> dict[str, Any]:
-    """What --model-set gives to the network."""
+    """Read the arguments of the network that --model-set gives."""
     arguments = dict(parse_setting(text, "--model-set") for text in texts)
     for given in ("name", "input_shape", "nb_classes"):
         if given in arguments:
@@ -69,7 +69,7 @@ def make_threat(name: str, norm: str | None, eps: str | None) -> ThreatModel | N
     return None
 
 
-def check_optimizer(own: dict[str, Any]) -> None:
+def check_optimizer_options(own: dict[str, Any]) -> None:
     """Refuse a learning rate that is not positive, and momentum of an optimizer without."""
     if own["lr"] <= 0:
         raise ValueError(f"--lr: got {own['lr']}, expected a positive number.")
@@ -78,7 +78,7 @@ def check_optimizer(own: dict[str, Any]) -> None:
 
 
 def count_validation(number: int | None, share: float | None, data: Dataset, keep_best: bool) -> int:
-    """How many training images are held out."""
+    """Count the training images that are held out."""
     if number is not None and share is not None:
         raise ValueError(f"--validation-share: got {share} beside --validation {number}, expected one of the two.")
     if share is not None and not 0 <= share < 1:

@@ -28,7 +28,7 @@ _AT_ONCE = 250
 
 @dataclass(frozen=True)
 class EightBitVerdicts:
-    """What rounding to 256 levels left of an evaluation. Rounded images may lie outside of the threat's ball.
+    """The results of an evaluation after rounding to 256 levels. Rounded images may lie outside of the threat's ball.
 
     Attributes:
         accuracy: the share of points that are classified correctly, and whose rounded image is, wherever it lies.

@@ -16,7 +16,7 @@ from ..bridge import (
     input_range,
     predict_outputs,
     preprocessing_modules,
-    preserved,
+    preserve,
 )
 from ..randomness import cuda_devices, restored_random_states
 from ..snapshot import Snapshot, restored_state
@@ -31,7 +31,7 @@ def preserve_network(estimator: PyTorchClassifier) -> Iterator[Snapshot]:
     modules = list_modules(estimator)
     # A caller's autocast would round the verdicts.
     exact = torch.autocast(device_of(estimator.model).type, enabled=False)
-    with preserved(modules), restored_state(modules) as snapshot, restored_random_states(cuda_devices()), exact:
+    with preserve(modules), restored_state(modules) as snapshot, restored_random_states(cuda_devices()), exact:
         yield snapshot
 
 

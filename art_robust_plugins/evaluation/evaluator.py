@@ -28,7 +28,7 @@ from ..bridge import (
     check_threat,
     input_range,
     is_plain,
-    named_model,
+    rename_model,
 )
 from ..checks import check_choice, check_count, check_flag, check_path, check_seed, describe_error
 from ..choices import BATCH_SIZE
@@ -147,7 +147,7 @@ class Evaluator(KnownKeywords):
         nb_classes: int | None = None,
     ) -> None:
         self.conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
-        with named_model("estimator"):
+        with rename_model("estimator"):
             plain = is_plain(estimator)
         if not plain:
             check_no_conventions(estimator, **self.conventions)
@@ -193,7 +193,7 @@ class Evaluator(KnownKeywords):
             ImportError: the library of an attack is not installed.
         """
         estimator = self.estimator
-        named = named_model("estimator") if isinstance(estimator, nn.Module) else nullcontext()
+        named = rename_model("estimator") if isinstance(estimator, nn.Module) else nullcontext()
         # The caller may be in inference mode; gradients of its tensors do not exist, those of copies do.
         with named, torch.inference_mode(False):
             _check_state(estimator if isinstance(estimator, nn.Module) else estimator.model)
@@ -274,7 +274,17 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         steady = (
             clean.passes == 1 and not clean.moved and max(clean.memory, clean.batch_difference) <= RANDOM_DIFFERENCE
         )
-        runner = AttackRunner(options, samples, prepared.setting, judge, state, folder, processes, spared, steady)
+        runner = AttackRunner(
+            options=options,
+            samples=samples,
+            setting=prepared.setting,
+            judge=judge,
+            state=state,
+            folder=folder,
+            processes=processes,
+            spared=spared,
+            steady=steady,
+        )
         # Parametrized weights are computed once for all passes, where each pass would compute the same: where no pass
         # changes weights or computes gradients inside, and all attacks are our own.
         ours = all(each.leaves_weights for each in prepared.attacks)

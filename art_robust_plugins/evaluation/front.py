@@ -13,7 +13,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, named_model
+from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, rename_model
 from ..checks import find_caller_level
 from ..choices import BATCH_SIZE
 from ..keywords import explain_keywords
@@ -25,7 +25,7 @@ from .samples import collect_samples, read_samples
 from .transfer import transfer
 
 ENOUGH_IMAGES = 20
-"""Of fewer images an accuracy says little."""
+"""The accuracy on fewer images than this says little."""
 
 
 @explain_keywords
@@ -101,7 +101,7 @@ def evaluate(
     _check_order(x, y, norm, eps)
     threat = ThreatModel(parse_norm(norm), parse_radius(eps))  # type: ignore[arg-type]
     conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
-    with named_model(), torch.inference_mode(False):
+    with rename_model(), torch.inference_mode(False):
         if is_plain(model):
             images, labels = collect_samples(x, y)
             estimator = as_estimator(copy_to(model, device), images, **conventions)
@@ -159,7 +159,7 @@ def _make_sources(
         )
     sources = []
     for name, source in transfers.items():
-        with named_model(f"transfers[{name!r}]"):
+        with rename_model(f"transfers[{name!r}]"):
             own = conventions if is_plain(source) else {}
             sources.append(transfer(as_estimator(source, images, **own), name))
     return sources

@@ -131,7 +131,7 @@ def _choose_setting(options: EvaluationOptions, passes: EstimatorPasses, few: Te
         fitting = find_fitting_size(passes.counter, few[:1], options.batch_size) if fits else options.batch_size
     return Setting(
         model=passes.counter,
-        threat=options.threat.scaled(1 / passes.range.width),
+        threat=options.threat.scale(1 / passes.range.width),
         input_shape=tuple(few.shape[1:]),
         classes=options.estimator.nb_classes,
         seed=options.seed,

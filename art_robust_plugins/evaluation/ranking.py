@@ -85,7 +85,7 @@ def compute_mcnemar_p(only_first: int, only_second: int) -> float:
 
 
 def find_obstacles(first: EvaluationResults, second: EvaluationResults) -> list[str]:
-    """In what two evaluations differ so that their worst cases cannot be compared: nothing, if they can."""
+    """List the differences for which the worst cases of two evaluations cannot be compared; none if they can."""
     different = [
         name
         for name, one in _list_conditions(first).items()
@@ -140,7 +140,7 @@ def _are_near(one: NDArray[Any], other: NDArray[Any], reach: NDArray[np.float64]
 
 
 def _find_reach(report: EvaluationResults) -> NDArray[np.float64]:
-    """How far the images of `_collect_images` may lie from the points, [N]."""
+    """The distance by which the images of `_collect_images` may lie from the points, [N]."""
     eps = report.settings["threat"]["eps"] + report.settings["tolerance"]
     return np.where(report.robust, 0.0, eps if report.details is None else 0.0)
 

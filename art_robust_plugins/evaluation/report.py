@@ -43,7 +43,7 @@ VERDICTS_FILE = "verdicts.csv"
 MARKDOWN_FILE, PAGE_FILE = "report.md", "report.html"
 COMPARISON_FILES = ("index.md", "index.html")
 REPORT_FILES = (REPORT_FILE, ARRAYS_FILE, VERDICTS_FILE, MARKDOWN_FILE, PAGE_FILE)
-"""What `EvaluationReport.save` writes."""
+"""The files that `EvaluationReport.save` writes."""
 _FORMAT = "art-robust-plugins report 5"
 _FOUR, _THREE = "art-robust-plugins report 4", "art-robust-plugins report 3"
 _EARLIER = ("art-robust-plugins report 1", "art-robust-plugins report 2")

@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers and arrays. Data only: saving, rendering and exports are elsewhere."""
+"""The results of an evaluation: numbers and arrays. Data only: saving, rendering and exports are elsewhere."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..checks import check_number
 from .flags import Flag
 
 Constraint = Literal["ball", "minimal", "none"]
-"""What an attack's candidates are bound to: the threat's ball ("ball"); nothing, but it looks for the smallest change,
+"""The constraint on an attack's candidates: the threat's ball ("ball"); nothing, but it looks for the smallest change,
 so that candidates within the ball count ("minimal"); nothing, and it succeeds by its own measure ("none")."""
 
 
 @dataclass(frozen=True, eq=False)
 class AttackResult:
-    """What one attack did.
+    """The result of one attack.
 
     Attributes:
         name: its name.
@@ -76,7 +76,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class PointDetails:
-    """What is known of each point beside the verdicts.
+    """Details of each point beside the verdicts.
 
     Attributes:
         clean: the points that were broken, before the attack, in their order [B, ...], in the estimator's range. (Of
@@ -106,7 +106,7 @@ class ClassAccuracy(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResults:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
         clean_accuracy: the share of points that are classified correctly.

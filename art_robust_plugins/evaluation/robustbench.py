@@ -22,7 +22,7 @@ ROBUSTBENCH_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardEntry:
-    """What a submission says beside the numbers of a report; see `EvaluationReport.to_robustbench`.
+    """The entries of a submission beside the numbers of a report; see `EvaluationReport.to_robustbench`.
 
     Raises:
         ValueError: an entry of another kind, or a number outside its range.

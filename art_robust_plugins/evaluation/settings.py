@@ -29,7 +29,7 @@ VERSION_ENTRIES = ("version of art-robust-plugins", "version of torch")
 def compute_fingerprint(
     options: EvaluationOptions, samples: Samples, passes: EstimatorPasses, prepared: Preparation
 ) -> dict[str, str]:
-    """What must be the same for a stopped evaluation to continue."""
+    """The settings that must be the same for a stopped evaluation to continue."""
     estimator = options.estimator
     learned = [part for module in preprocessing_modules(estimator) for part in describe_module(module)]
     limits = estimator.clip_values
@@ -103,7 +103,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def list_not_run(options: EvaluationOptions, prepared: Preparation) -> list[str]:
-    """What did not run: attacks that cannot run here, and the parts of suites that were not asked for."""
+    """List what did not run: attacks that cannot run here, and the parts of suites that were not asked for."""
     fast = [FAST] if runs_fast_level(prepared) else []
     return [*prepared.not_run, *fast, *_list_left_out(options.attacks)]
 

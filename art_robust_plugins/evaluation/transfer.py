@@ -15,7 +15,7 @@ from ..bridge import (
     as_estimator,
     check_no_conventions,
     preprocessing_modules,
-    preserved,
+    preserve,
     read_bounds,
 )
 from ..fingerprints import describe_value, digest
@@ -82,7 +82,7 @@ def transfer(
                 f"expected {setting.input_shape} and {setting.classes}."
             )
         sources = nn.ModuleList([source.model, *preprocessing_modules(source)])
-        with preserved(sources), restored_state(sources):
+        with preserve(sources), restored_state(sources):
             source.model.eval()
             missing = find_gradient_obstacle(module, torch.zeros(2, *shape, device=module.device))
         if missing is not None:
@@ -97,7 +97,7 @@ def transfer(
                 logits = module(images.to(module.device))
                 return functional.cross_entropy(logits, y.to(module.device), reduction="sum").to(images.device)
 
-            with preserved(sources), restored_state(sources):
+            with preserve(sources), restored_state(sources):
                 source.model.eval()
                 start = threat.random_start(x, 0.0, 1.0)
                 return threat.ascend(loss, x, start, steps=STEPS, step_size=2.5 * threat.eps / STEPS, low=0.0, high=1.0)

@@ -128,7 +128,7 @@ class Judge:
         # An image that rounding alone may have put outside of the ball is projected back, and judged there.
         # Where all numbers round the same way, as on a flat image, it is out again: then in a ball smaller by the
         # largest rounding error.
-        for ball in (threat, threat.scaled(max(1 - self.tolerance.worst / threat.eps, 0.5))):
+        for ball in (threat, threat.scale(max(1 - self.tolerance.worst / threat.eps, 0.5))):
             near = (distance > threat.eps + self.tolerance.typical) & (distance <= threat.eps + self.tolerance.worst)
             if near.any():
                 projected = ball.project(candidates[near].double(), x[near].double()).float()

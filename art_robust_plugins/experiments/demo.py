@@ -43,7 +43,7 @@ class DemoNetwork:
         record = read_training_record(self.folder)
         if (record.get("epochs"), record.get("seed")) != (self.plan.epochs, self.seed):
             raise ValueError(
-                f"--out: {self.folder} holds a network of {record.get('epochs')} epochs and seed {record.get('seed')}, "
+                f"out: {self.folder} holds a network of {record.get('epochs')} epochs and seed {record.get('seed')}, "
                 f"expected {self.plan.epochs} and {self.seed}; take another folder."
             )
         return True

@@ -19,7 +19,7 @@ __all__ = ["BATCH_SIZE", "EvaluationPlan"]
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How a trained network is evaluated, by names: by ``art-robust evaluate`` or the row of a recipe.
+    """A description, by names, of an evaluation of a network: by ``art-robust evaluate`` or the row of a recipe.
 
     Args:
         threats: several have one norm, and are evaluated as a sweep.
@@ -48,9 +48,7 @@ class EvaluationPlan:
 
     def __post_init__(self) -> None:
         if len(self.sources()) < len(self.transfers):
-            raise ValueError(
-                f"--transfer: got {', '.join(map(str, self.transfers))}, expected runs of different names."
-            )
+            raise ValueError(f"transfers: got {', '.join(map(str, self.transfers))}, expected runs of different names.")
 
     def sources(self) -> dict[str, Path]:
         """The runs whose gradients are followed, by their names."""

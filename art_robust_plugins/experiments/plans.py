@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..checks import check_choice, check_count, check_number, check_share, plain_number, quote_error
 from ..choices import Kernel
@@ -16,6 +16,8 @@ from ..training.options import Schedule, TrainingOptions
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..training import RobustTrainer
+
+OptimizerName = Literal["sgd", "adam"]
 
 SCHEDULE: Schedule = "cosine"
 """The schedule of a plan whose options name none."""
@@ -56,7 +58,7 @@ class TrainingPlan:
     weight_map: Kernel | None = None
     epochs: int = 20
     batch_size: int = 64
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -71,7 +73,7 @@ class TrainingPlan:
         check_count("validation", self.validation, zero=True)
         if self.train is not None:
             check_count("train", self.train)
-        check_choice("optimizer", self.optimizer, ("sgd", "adam"))
+        check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         check_number("lr", self.lr)
         for name in ("momentum", "weight_decay"):
             check_number(name, getattr(self, name), zero=True)

@@ -25,7 +25,7 @@ from ..saved_classifier import CLASSIFIER_FILE, WEIGHTS_FILE, load_classifier, s
 from ..terminal import console
 from ..threat import ThreatModel
 from ..training.engine.checkpointer import CHECKPOINT
-from ..training.engine.processes import Processes
+from ..training.processes import Processes
 from .evaluation_plans import BATCH_SIZE, EvaluationPlan
 from .plans import TrainingPlan
 from .training_record import read_training_record
@@ -54,7 +54,7 @@ def train_run(
             methods and options refuse.
         FolderInUseError: another process trains into this folder.
     """
-    with Processes(find_processes().device).hold_folder("--out", out, "run", RUN_FILES):
+    with Processes(find_processes().device).hold_folder("out", out, "run", RUN_FILES):
         _train_run(plan, data, out, seed=seed, resume=resume, verbose=verbose)
 
 
@@ -93,7 +93,7 @@ def _train_run(plan: TrainingPlan, data: Dataset, out: Path, *, seed: int, resum
     Processes(
         processes.device,
         moment="while the first one saved the trained network",
-        advice=f"start all of them again with resume (--resume), to save it from {out / CHECKPOINT}.",
+        advice=f"start all of them again with resume=True, to save it from {out / CHECKPOINT}.",
     ).wait()  # from here on all processes may read it
 
 
@@ -159,7 +159,7 @@ def evaluate_classifier(
     if verbose and processes.is_main_process and begun:
         note = "an evaluation was begun here; of the same one, what is done is taken up, not computed again."
         console.print(f"{folder}: {note}", soft_wrap=True)
-    with Processes(processes.device).hold_folder("--out", folder, "report", REPORT_FILES):
+    with Processes(processes.device).hold_folder("out", folder, "report", REPORT_FILES):
         return _reports(classifier, x, y, plan.threats, folder, settings), folder
 
 

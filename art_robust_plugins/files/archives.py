@@ -21,7 +21,7 @@ from .strict_json import DEPTH_LIMIT, UnfitError, depth_of
 _NAMES = re.compile(
     r"(torch\._utils _rebuild_tensor_v[23]|collections OrderedDict|_codecs encode|torch \w+Storage|torch \w*\d\w*)"
 )
-"""What the pickle of plain data names: how tensors are put together, their types, and how bytes are written."""
+"""The names in the pickle of plain data: how tensors are put together, their types, and how bytes are written."""
 _GROWING = {"hex", "hexcodec", "bz2", "bz2codec", "zip", "zlib", "zlibcodec", "base64", "base64codec"}
 _GROWING |= {"quopri", "quopricodec", "quotedprintable", "uu", "uucodec"}
 """Codecs that can be applied to their own output; torch writes bytes as latin1."""

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from ..checks import is_integer, is_number
 
 _SHOWN = 60
-"""How many letters of a wrong value a sentence shows."""
+"""The number of letters of a wrong value that a sentence shows."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def depth_of(value: Any) -> int:
-    """How many lists, tuples and dicts are within each other; one that holds itself counts as endless."""
+    """The depth of lists, tuples and dicts within each other; one that holds itself counts as endless."""
     depth, level = 0, [value] if isinstance(value, dict | list | tuple) else []
     while level and depth <= DEPTH_LIMIT:
         depth += 1

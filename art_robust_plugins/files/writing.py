@@ -68,7 +68,7 @@ def target_of_temporary(name: str) -> str | None:
 
 
 def remove_temporaries(folder: str | Path, targets: Collection[str] | None = None) -> None:
-    """Remove from a folder what processes that were killed while they wrote these files left there.
+    """Remove the temporary files that processes left in a folder when they were killed while they wrote these files.
 
     Nobody else may be writing them: hold the folder's lock.
 

@@ -24,7 +24,7 @@ from ..keywords import KnownKeywords, explain_keywords
 from ..threat import ThreatModel, parse_radius
 from .agreement import DisagreementError
 from .analysis import NetworkAnalysis, plain_mode
-from .preprocessing import bounded_network
+from .preprocessing import find_bounded_network
 from .report import LipschitzReport
 
 _T = TypeVar("_T")
@@ -107,7 +107,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
         )
         self._analysis: NetworkAnalysis | None = None
         check_classifier(self)
-        bounded_network(self)
+        find_bounded_network(self)
 
     def __repr__(self) -> str:
         network = type(self.model).__name__
@@ -250,7 +250,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
     def _analyse(self) -> NetworkAnalysis:
         """Analyse the current network."""
         check_classifier(self)
-        network, constants = bounded_network(self)
+        network, constants = find_bounded_network(self)
         with plain_mode(device_of(self.model)):
             if self._analysis is None or not self._analysis.fits(self, network, constants):
                 self._analysis = None  # frees the old copy first
@@ -272,7 +272,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
 
     def _check_and_compute(self, compute: Callable[[NetworkAnalysis], _T]) -> _T:
         analysis = self._analyse()
-        analysis.check(bounded_network(self)[0])
+        analysis.check(find_bounded_network(self)[0])
         return compute(analysis)
 
     def __getstate__(self) -> dict[str, Any]:

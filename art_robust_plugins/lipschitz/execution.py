@@ -80,7 +80,7 @@ def _run_one_by_one(run_sample: Callable[[Tensor], tuple[Tensor, Tensor]], x: Te
 
 
 def _last_users(trace: NetworkTrace) -> dict[Node, list[Node]]:
-    """For each node, the nodes whose values are not needed after it."""
+    """Map each node to the nodes whose values are not needed after it."""
     last_use = {source: node for node in trace.nodes for source in (*node.all_input_nodes, node)}
     users: dict[Node, list[Node]] = {}
     for source, user in last_use.items():

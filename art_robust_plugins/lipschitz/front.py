@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, named_model
+from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, rename_model
 from ..checks import check_count
 from ..keywords import explain_keywords
 from ..threat import parse_norm
@@ -73,7 +73,7 @@ def certify(
         raise ValueError(f"x: got a {type(x).__name__}, expected an array or a tensor, as torch.{way} makes one.")
     norm, batch_size = parse_norm(norm), check_count("batch_size", batch_size)
     conventions = {"bounds": bounds, "mean": mean, "std": std, "nb_classes": nb_classes}
-    with named_model(), torch.inference_mode(False):
+    with rename_model(), torch.inference_mode(False):
         if is_plain(model):
             if isinstance(model, torch.jit.ScriptModule):
                 raise ValueError("model: got a ScriptModule, expected the network that it was made of, to be traced.")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from ..bridge import preserved
+from ..bridge import preserve
 from ..checks import check_sizes
 from .agreement import check_graph
 from .batch_statistics import Variances
@@ -97,7 +97,7 @@ class LipschitzGraph:
         with torch.no_grad():
             self._propagate(self._estimation())  # refuses now what has no rule; bounds wait until asked for
         self._parametrized = find_parametrized_weights(self._trace, self.network)
-        with preserved(self.network), torch.no_grad():
+        with preserve(self.network), torch.no_grad():
             self.network.eval()
             samples = make_samples(self.network, self.input_shape, self.dtype)
             inner = [node for node in self._trace.dependent_nodes() if isinstance(node.meta.get("val"), Tensor)]

@@ -90,7 +90,7 @@ def _distances(rows: Tensor) -> Tensor:
 
 
 def _prove_distances(rows: Tensor) -> Tensor:
-    """At least the exact distances of the rows."""
+    """Upper bounds of the exact distances of the rows."""
     # Squares of small weights would vanish: a power of two first.
     scale = 2.0 ** math.frexp(float(rows.abs().max()))[1]
     # What was merged into the rows is rounded; where two rows are almost equal, that counts.

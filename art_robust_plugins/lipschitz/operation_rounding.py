@@ -127,7 +127,7 @@ as much; a cubic weight sums constants up to 8, and its magnitudes exceed the no
 """
 
 _LARGEST_LOGARITHM = 710
-"""Of a float64 number."""
+"""The largest logarithm of a float64 number."""
 
 _OWN_CONSTANTS = _REDUCTIONS | {
     aten.neg.default,
@@ -222,7 +222,7 @@ class Operation:
         return 0.0 if self.call.target in _OWN_CONSTANTS else entries
 
     def deviation(self, slope: float) -> float:
-        """How far torch's own function lies, but for rounding, from the one whose slope the rule bounds."""
+        """The distance, beside rounding, of torch's own function from the one whose slope the rule bounds."""
         if self.call.target in (aten.linalg_vector_norm.default, aten.std.correction):
             return self._lost_powers() * slope  # of a deviation it is one over the root of the divisor
         if self.call.target is not aten.softplus.default:
@@ -233,7 +233,7 @@ class Operation:
         return math.sqrt(math.prod(self.call.shape)) * math.exp(-threshold) / float(beta)
 
     def _lost_powers(self) -> float:
-        """By how much a norm of order p may be too small: powers |x|^p below float64's normal range may be lost.
+        """The most by which a norm of order p may be too small: powers |x|^p below float64's normal range may be lost.
 
         (sum |x|^p)^(1/p) is concave in the sum, which loses at most the smallest normal number for each of N entries:
         the norm loses at most (N times that number)^(1/p).
@@ -252,7 +252,7 @@ class Operation:
         return float(self.arguments[1]) if given else 2.0
 
     def additions(self) -> float:
-        """How many entries `index_put` or `scatter_add` adds to one place, at most."""
+        """The largest number of entries that `index_put` or `scatter_add` adds to one place."""
         if self.call.target is aten.scatter_add.default:
             return float(self.arguments[2].numel())
         indices = [index for index in self.arguments[1] if index is not None]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
-from ..bridge import preserved
+from ..bridge import preserve
 from .execution import compute_constants
 from .tracing import NetworkTrace
 
 ParametrizedWeights = Mapping[Node, tuple[str, str]]
-"""For the nodes where parametrized weights are ready, the module's path and the weight's name."""
+"""Map the nodes where parametrized weights are ready to the module's path and the weight's name."""
 
 
 def find_parametrized_weights(trace: NetworkTrace, network: nn.Module) -> dict[Node, tuple[str, str]]:
@@ -45,7 +45,7 @@ def _module_paths(node: Node) -> list[str]:
 
 @torch.no_grad()
 def _hold_weight(trace: NetworkTrace, network: nn.Module, nodes: list[Node], path: str, name: str) -> bool:
-    with preserved(network):
+    with preserve(network):
         network.eval()
         weight = getattr(network.get_submodule(path), name)
         values = compute_constants(trace, network, nodes)

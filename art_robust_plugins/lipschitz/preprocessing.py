@@ -41,7 +41,7 @@ class Standardisation(nn.Module):
         return f"{self.mean.tolist()}, {self.std.tolist()}"
 
 
-def bounded_network(
+def find_bounded_network(
     classifier: PyTorchClassifier, *, training: bool = False
 ) -> tuple[nn.Module, tuple[Tensor, Tensor] | None]:
     """The network to bound, and the mean and standard deviation that act before it, or None.

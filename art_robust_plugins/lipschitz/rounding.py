@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .norms import ROUND_UP, UNIT_ROUNDOFF, Convolution, Linear, Operator
+from .norms import ROUND_UP, Convolution, Linear, Operator
+from .norms.bounds import bound_rounding
 from .operation_rounding import FEW, Operation
 from .rules import Call, Magnitude, Scale, Value, same
 
@@ -85,12 +86,12 @@ def analyse_rounding(
     weights = dict.fromkeys(slopes, 0.0)
     constant = 0.0
     if value.parent is not None:  # the mean and standard deviation were applied to it
-        weights[start] = amplified[start] * _gamma(FEW)
+        weights[start] = amplified[start] * bound_rounding(FEW)
     for operation in operations:
         amplification = amplified[operation.node]
         if operation.exact or amplification == 0:
             continue
-        gamma = _gamma(operation.terms(sizes))
+        gamma = bound_rounding(operation.terms(sizes))
         units = torch.eye(len(operation.sources), dtype=torch.float64)
         leaves = _make_leaves(slopes, dict(zip(operation.sources, units, strict=True)))
         through = _total(operation.apply(leaves, magnitudes), units[0])
@@ -180,10 +181,6 @@ def _total(result: Any, like: Tensor) -> Tensor:
     """The bound of all outputs of an operation together."""
     parts = [part.bound for part in (result if isinstance(result, tuple) else (result,)) if isinstance(part, Value)]
     return torch.stack([torch.as_tensor(part, dtype=torch.float64).expand_as(like) for part in parts]).sum(dim=0)
-
-
-def _gamma(terms: float) -> float:
-    return terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)
 
 
 @dataclass

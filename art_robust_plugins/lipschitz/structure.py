@@ -154,7 +154,7 @@ def _of_library(module: str | None) -> bool:
 
 @dataclass(frozen=True)
 class _Names:
-    """What a function's code, and the functions in it, look up by name."""
+    """The names that a function's code, and the functions in it, look up."""
 
     globals: frozenset[str]
     attributes: frozenset[str]

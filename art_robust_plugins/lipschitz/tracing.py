@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from ..bridge import device_of, preserved
+from ..bridge import device_of, preserve
 from ..checks import describe_error
 from .constants import Decisions, replay, watch
 from .rules import RULES, UNBOUNDED
@@ -102,7 +102,7 @@ def _export(network: nn.Module, sample: Tensor) -> tuple[Any, Decisions]:
     computed as they are; others are decomposed.
     """
     table = torch.export.default_decompositions()
-    with preserved(network), torch.no_grad(), warnings.catch_warnings():
+    with preserve(network), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch copies its own trees
         network.eval()
         try:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from ..checks import is_integer, suggest
+from ..choices import NETWORK_CLASSES
 from .activations import MinMax
 from .bang import LeNet, QuickNet
 from .convolutional import CNN2C2F, CNN6C2F, SmallCNN
@@ -35,26 +37,23 @@ __all__ = [
     "orthogonal",
 ]
 
-MODELS: dict[str, type[nn.Module]] = {
-    "lenet": LeNet,
-    "quick": QuickNet,
-    "small-cnn": SmallCNN,
-    "2c2f": CNN2C2F,
-    "6c2f": CNN6C2F,
-    "orthogonal-cnn": OrthogonalCNN,
-    "orthogonal-mlp": OrthogonalMLP,
-    "preact-resnet18": PreActResNet18,
-    "wide-resnet": WideResNet,
-}
-"""The names that `create_model` knows."""
+
+def _import_class(path: str) -> type[nn.Module]:
+    """The class at ``module.Class`` of this package."""
+    module, _, name = path.partition(".")
+    found: type[nn.Module] = getattr(import_module(f".{module}", __package__), name)
+    return found
+
+
+MODELS: dict[str, type[nn.Module]] = {name: _import_class(path) for name, path in NETWORK_CLASSES.items()}
+"""The names that `create_model` knows; `choices.NETWORK_CLASSES` registers them."""
 
 
 def create_model(name: str, input_shape: Sequence[int], nb_classes: int, **arguments: Any) -> nn.Module:
     """Make a network by its name, with fresh weights from torch's random stream.
 
     Args:
-        name: ``"lenet"``, ``"quick"``, ``"small-cnn"``, ``"2c2f"``, ``"6c2f"``, ``"orthogonal-cnn"``,
-            ``"orthogonal-mlp"``, ``"preact-resnet18"`` or ``"wide-resnet"``.
+        name: a key of `MODELS`, such as ``"lenet"`` or ``"wide-resnet"``.
         input_shape: shape of one image, (C, H, W).
         nb_classes: number of logits.
         **arguments: those of the network's class, such as ``depth`` of a wide ResNet.

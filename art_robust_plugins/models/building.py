@@ -1,4 +1,4 @@
-"""What the networks share: a row of layers, the check of an image's shape, the recipe, the layers to initialise."""
+"""Common parts of networks: a row of layers, the check of an image's shape, the recipe, the layers to initialise."""
 
 from __future__ import annotations
 

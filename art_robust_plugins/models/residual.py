@@ -34,7 +34,21 @@ class _PreActBlock(nn.Module):
         return residual + (x if self.shortcut is None else self.shortcut(active))
 
 
-class PreActResNet18(nn.Module):
+class _PreActivationNetwork(nn.Module):
+    """The forward pass that both networks share: stages of blocks, the mean over the image, a linear layer."""
+
+    conv1: nn.Conv2d
+    stages: nn.Sequential
+    final: nn.Module
+    linear: nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.final(self.stages(self.conv1(x)))
+        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
+
+
+class PreActResNet18(_PreActivationNetwork):
     """The 18-layer pre-activation ResNet for small images (He et al., "Identity Mappings", 2016), widths 64 to 512.
 
     11,172,170 parameters for 3 channels and 10 classes. Convolutions start gaussian with standard deviation
@@ -64,13 +78,8 @@ class PreActResNet18(nn.Module):
         self.linear = nn.Linear(512, nb_classes)
         _init_resnet(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.final(self.stages(self.conv1(x)))
-        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
-        return logits
 
-
-class WideResNet(nn.Module):
+class WideResNet(_PreActivationNetwork):
     """The wide residual network WRN-depth-widen_factor (Zagoruyko & Komodakis, 2016).
 
     WRN-28-10 has 36,479,194 parameters for 3 channels and 10 classes. Convolutions start gaussian with standard
@@ -114,11 +123,6 @@ class WideResNet(nn.Module):
         self.final = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU())
         self.linear = nn.Linear(widths[-1], nb_classes)
         _init_resnet(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.final(self.stages(self.conv1(x)))
-        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
-        return logits
 
 
 def _stages(inputs: int, widths: Sequence[int], *, blocks: int, dropout: float = 0.0) -> nn.Sequential:

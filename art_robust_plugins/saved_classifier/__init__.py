@@ -1,10 +1,16 @@
 """An ART classifier as files: its weights as safetensors, everything else as JSON. Nothing is unpickled."""
 
-from . import weight_maps  # registers this package's additions to ART's classifier
-from .extensions import DefenceFormat, NetworkPart, register_defence, register_estimator, register_part
-from .layout import CLASSIFIER_FILE, WEIGHTS_FILE
-from .loading import describe_classifier, load_classifier
-from .saving import save_classifier
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..on_demand import import_on_demand
+
+if TYPE_CHECKING:
+    from ..bridge.saved_formats import DefenceFormat, NetworkPart, register_defence, register_estimator, register_part
+    from .layout import CLASSIFIER_FILE, WEIGHTS_FILE
+    from .loading import describe_classifier, load_classifier
+    from .saving import save_classifier
 
 __all__ = [
     "CLASSIFIER_FILE",
@@ -17,5 +23,26 @@ __all__ = [
     "register_estimator",
     "register_part",
     "save_classifier",
-    "weight_maps",
 ]
+
+__getattr__, __dir__ = import_on_demand(
+    __name__,
+    {
+        ".bridge.saved_formats": (
+            "DefenceFormat",
+            "NetworkPart",
+            "register_defence",
+            "register_estimator",
+            "register_part",
+        ),
+        "layout": (
+            "CLASSIFIER_FILE",
+            "WEIGHTS_FILE",
+        ),
+        "loading": (
+            "describe_classifier",
+            "load_classifier",
+        ),
+        "saving": ("save_classifier",),
+    },
+)

@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
-from .extensions import DEFENCES, format_of
+from ..bridge.saved_formats import DEFENCES, format_of
 from .layout import DEFENCE_WEIGHTS, WEIGHTS_FILE
 from .networks import find_difference
 

@@ -12,13 +12,13 @@ from art.defences.preprocessor.preprocessor import Preprocessor
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from ..bridge.saved_formats import ESTIMATORS, format_of, import_providers
 from ..checks import check_path, describe_error
 from ..files import load_tensors, read_sealed, sha256_of
 from ..keywords import explain_keywords
 from ..models import MODELS
 from ..randomness import cuda_devices
 from .defences import defence_modules, defences_of, from_lists, make_defences
-from .extensions import ESTIMATORS, format_of
 from .layout import CLASSIFIER_FILE, FORMAT, UNSEALED, WEIGHTS_FILE
 from .losses import make_loss
 from .networks import find_difference, make_network
@@ -41,6 +41,7 @@ def describe_classifier(folder: str | Path) -> dict[str, Any]:
             f"train wrote."
         )
     record = read_sealed(path, FORMAT, UNSEALED)
+    import_providers()
     check_record(record, str(path))
     return record
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bridge.saved_formats import PARTS
 from ..checks import quote_error
 from ..models import MODELS, create_model
-from .extensions import PARTS
 from .layout import DEFENCE_WEIGHTS, WEIGHTS_FILE
 
 

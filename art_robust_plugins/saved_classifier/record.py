@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..bridge.saved_formats import DEFENCES, ESTIMATORS, PARTS
 from ..files import Entry
-from .extensions import DEFENCES, ESTIMATORS, PARTS
 
 _ENTRIES = (
     *("format", "estimator", "input_shape", "nb_classes", "channels_first", "clip_values", "preprocessing"),

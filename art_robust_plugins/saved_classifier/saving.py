@@ -12,11 +12,11 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from ..bridge import check_classifier
+from ..bridge.saved_formats import ESTIMATORS, import_providers
 from ..checks import check_path
 from ..files import json_text, save_tensors, sha256_of, write_sealed
 from ..keywords import explain_keywords
 from .defences import defence_modules, defences_of, describe_defence, describe_standardisation, to_lists
-from .extensions import ESTIMATORS
 from .layout import CLASSIFIER_FILE, FORMAT, WEIGHTS_FILE
 from .losses import describe_loss
 from .networks import describe_network
@@ -38,8 +38,9 @@ def save_classifier(
     mean and standard deviation, loss, the optimizer's class and settings (not its momentum), and how the network is
     made: a network of `models` carries that itself. For any other network, for a loss that is not one of ``torch.nn``,
     and for preprocessing defences the file holds the class names, and `load_classifier` must be given the objects.
-    Weight maps are restored without help: those in any network, and a `WeightMapPreprocessor`; see `extensions` for
-    registering others. ``classifier.json`` has the digests of the weights and of its own entries.
+    Parts of a network and defences whose format is registered are restored without help, as weight maps are in any
+    network and on the input; `register_part`, `register_defence` and `register_estimator` register others.
+    ``classifier.json`` has the digests of the weights and of its own entries.
 
     Args:
         classifier: an ART ``PyTorchClassifier`` or a `PyTorchWeightMapClassifier` (not another subclass, which would
@@ -65,6 +66,7 @@ def save_classifier(
         (1, 8, 8)
     """
     check_classifier(classifier)
+    import_providers()
     if type(classifier) not in ESTIMATORS.values():
         others = " or ".join(name for name, kind in ESTIMATORS.items() if kind is not PyTorchClassifier)
         raise TypeError(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from ..on_demand import import_on_demand
 
 if TYPE_CHECKING:
-    from .engine.processes import ProcessLostError, Share
     from .instruments import Instrument
     from .methods.bang import BANG, BANGTrainer, bang_gradients
     from .methods.layerwise import Layerwise, LayerwiseAdversarialTrainer, layerwise_perturbations
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from .methods.standard import StandardTrainer
     from .methods.trades import TRADESTrainer
     from .options import TrainingOptions
+    from .processes import ProcessLostError, Share
     from .trainer import RobustTrainer
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
 __getattr__, __dir__ = import_on_demand(
     __name__,
     {
-        "engine.processes": ("ProcessLostError", "Share"),
         "instruments": ("Instrument",),
         "methods.bang": ("BANG", "BANGTrainer", "bang_gradients"),
         "methods.layerwise": ("Layerwise", "LayerwiseAdversarialTrainer", "layerwise_perturbations"),
@@ -51,6 +50,7 @@ __getattr__, __dir__ = import_on_demand(
         "methods.standard": ("StandardTrainer",),
         "methods.trades": ("TRADESTrainer",),
         "options": ("TrainingOptions",),
+        "processes": ("ProcessLostError", "Share"),
         "trainer": ("RobustTrainer",),
     },
 )

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..threat import Norm
-from .engine.processes import Share
 from .engine.samples import Samples
+from .processes import Share
 
 LEVELS = 127
 """The int8 of a change as large as eps."""

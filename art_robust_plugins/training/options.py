@@ -24,6 +24,8 @@ from ..keywords import KnownKeywords
 
 Schedule = Literal["constant", "cosine", "one-cycle", "piecewise"]
 Augmentation = Literal["none", "flip", "crop-flip"]
+Interval = Literal["epoch", "step"]
+MixedPrecision = Literal["no", "bf16"]
 Compile = Literal["no", "default", "reduce-overhead"]
 
 
@@ -101,14 +103,14 @@ class TrainingOptions(KnownKeywords):
     seed: int | None = None
     shuffle: bool = True
     drop_last: bool = False
-    scheduler_interval: Literal["epoch", "step"] = "epoch"
+    scheduler_interval: Interval = "epoch"
     schedule: Schedule = "constant"
     warmup_epochs: float = 0
     milestones: Sequence[float] = ()
     milestone_decay: float = 0.1
     augmentation: Augmentation = "none"
     crop_padding: int = 4
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: MixedPrecision = "no"
     channels_last: bool = False
     compile: Compile = "no"
     fused_optimizer: bool = False
@@ -126,11 +128,11 @@ class TrainingOptions(KnownKeywords):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("shuffle", "drop_last", "channels_last", "fused_optimizer", "keep_best", "resume"):
             check_flag(name, getattr(self, name))
-        check_choice("scheduler_interval", self.scheduler_interval, ("epoch", "step"))
+        check_choice("scheduler_interval", self.scheduler_interval, get_args(Interval))
         check_choice("schedule", self.schedule, get_args(Schedule))
         self._check_schedule()
         check_choice("augmentation", self.augmentation, get_args(Augmentation))
-        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
+        check_choice("mixed_precision", self.mixed_precision, get_args(MixedPrecision))
         check_choice("compile", self.compile, get_args(Compile))
         for name in ("crop_padding", "accumulation_steps", "validation_steps"):
             check_count(name, getattr(self, name))

@@ -18,9 +18,9 @@ from ..bridge import class_logits, device_of, preprocessing_modules
 from ..processes import find_processes
 from ..threat import Bound, ThreatModel
 from .change_store import ChangeStore
-from .engine.processes import Share
 from .engine.samples import Samples
 from .instruments import Instrument
+from .processes import Share
 
 Action = Literal["warn", "rollback", "ignore"]
 

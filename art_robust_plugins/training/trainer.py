@@ -35,11 +35,11 @@ from .engine.fit_checks import check_options
 from .engine.fused import check_fused
 from .engine.learning_rates import schedule_factor
 from .engine.loop import FitArguments, Loop
-from .engine.processes import Processes, Share
 from .engine.samples import Samples
 from .engine.targets import training_labels
 from .instruments import Instrument, check_instruments
 from .options import TrainingOptions
+from .processes import Processes, Share
 
 _READ_FROM_CLASSIFIER = {"estimator_module", "forward_pass", "training_defences", "_frozen_layers"}
 _OF_A_FIT = {"processes", "share", "samples"}

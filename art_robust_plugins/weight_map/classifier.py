@@ -219,7 +219,7 @@ class PyTorchWeightMapClassifier(PyTorchClassifier, KnownKeywords):
     padding_mode = _setting("padding_mode")
 
     def set_params(self, **kwargs: Any) -> None:
-        """As ART's; the places and settings of the maps cannot be changed."""
+        """Set parameters as ART does; the places and settings of the maps cannot be changed."""
         own = {name: kwargs.pop(name) for name in ("where", *_SETTINGS) if name in kwargs}
         _check_same(self.weight_maps, own)
         super().set_params(**kwargs)

@@ -17,7 +17,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserved
+from ..bridge import EstimatorModule, check_classifier, device_of, image_tensor, label_tensor, loss_of, preserve
 from ..checks import check_count, check_flag, check_share, check_sizes, to_float
 from ..choices import Kernel
 from ..keywords import KnownKeywords
@@ -224,7 +224,7 @@ class WeightMapPreprocessor(PreprocessorPyTorch, KnownKeywords):
             self._descend(module, classifier, images, labels, classifier.optimizer, nb_epochs, batch_size, seed)
             return
         adam = torch.optim.Adam(self.layer.parameters(), float(rate))
-        with preserved(network), preserved(self.layer):
+        with preserve(network), preserve(self.layer):
             network.eval().requires_grad_(False)
             self.layer.requires_grad_()
             self._descend(module, classifier, images, labels, adam, nb_epochs, batch_size, seed)
@@ -270,7 +270,7 @@ class WeightMapPreprocessor(PreprocessorPyTorch, KnownKeywords):
         learning: tuple[Any, ...] = (self.layer,) if frozen else (self.layer, network, optimizer)
         order = torch.Generator().manual_seed(seed)
 
-        def checked_loss(rows: Tensor, epoch: int) -> Tensor:
+        def compute_loss(rows: Tensor, epoch: int) -> Tensor:
             loss = loss_of(classifier, module(x[rows]), y[rows])
             if not bool(loss.isfinite()):
                 raise FloatingPointError(
@@ -285,10 +285,10 @@ class WeightMapPreprocessor(PreprocessorPyTorch, KnownKeywords):
                 try:
                     for rows in torch.split(torch.randperm(len(x), generator=order).to(x.device), batch_size):
                         optimizer.zero_grad(set_to_none=True)
-                        checked_loss(rows, epoch).backward()  # type: ignore[no-untyped-call]
+                        compute_loss(rows, epoch).backward()  # type: ignore[no-untyped-call]
                         optimizer.step()
                     network.eval()
-                    checked_loss(rows, epoch)
+                    compute_loss(rows, epoch)
                     # A loss can be finite where a weight is not.
                     moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
                     if not all(bool(parameter.isfinite().all()) for parameter in moved):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import conv, dropout, flatten, fold, linear, padding, pixelshuffle, pooling, upsampling
 from torch.utils._pytree import tree_leaves
 
-from ..bridge import device_of, preserved
+from ..bridge import device_of, preserve
 from ..checks import check_sizes, describe_error, suggest
 from .layer import WeightMap2d
 
@@ -184,7 +184,7 @@ class ModuleTrace:
 def run_once(network: nn.Module, sample: Tensor, subject: str) -> None:
     """A forward pass in evaluation mode that leaves no trace."""
     devices = [sample.device] if sample.device.type == "cuda" else []
-    with preserved(network), torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with preserve(network), torch.no_grad(), torch.random.fork_rng(devices=devices):
         network.eval()
         try:
             network(sample.clone())

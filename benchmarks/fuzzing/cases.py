@@ -1,4 +1,4 @@
-"""What all fuzzers share: the outcome of a case, what counts as a refusal, the limits of a case, and the counts.
+"""Parts that all fuzzers share: the outcome of a case, what counts as a refusal, the limits of a case, and the counts.
 
 A fuzzer makes a case of a seed and says what came of it:
 
@@ -37,7 +37,7 @@ _GAPS = 20_000  # gaps of which the quantiles are taken
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case; ``kind`` says what sort of case it was, ``gap`` how far a bound is above the truth."""
+    """The outcome of a case; ``kind`` says what sort of case it was, ``gap`` how far a bound is above the truth."""
 
     verdict: Verdict
     kind: str
@@ -49,7 +49,7 @@ class Fuzzer(Protocol):
     """Makes a case of each seed, the same one each time."""
 
     def check(self, seed: int) -> Outcome:
-        """What came of the case with this seed."""
+        """Run the case with this seed, and return its outcome."""
         ...
 
 
@@ -58,7 +58,7 @@ class TooLongError(BaseException):
 
 
 class PrintedError(ValueError):
-    """What a command printed as its refusal."""
+    """The sentence that a command printed as its refusal."""
 
 
 def is_sentence(error: BaseException) -> bool:
@@ -113,7 +113,7 @@ def limits(seconds: float, gibibytes: float) -> Iterator[None]:
 
 
 def run_case(fuzzer: Fuzzer, seed: int, *, seconds: float = 30, gibibytes: float = 4) -> Outcome:
-    """What came of the case, within limits of time and memory."""
+    """Run the case within limits of time and memory, and return its outcome."""
     try:
         with limits(seconds, gibibytes):
             return fuzzer.check(seed)
@@ -162,7 +162,7 @@ class Tally:
         return {"fuzzer": name, "tried": tried, **{verdict: self.counts[verdict] for verdict in _VERDICTS}}
 
     def quantiles(self) -> dict[str, float]:
-        """Of the gaps, how far bounds are above the truth: bound / truth - 1."""
+        """Summarise the gaps, by which bounds are above the truth: bound / truth - 1."""
         ordered = sorted(self.gaps)
         shares = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "largest": 1.0}
         return {name: ordered[round(share * (len(ordered) - 1))] for name, share in shares.items()} if ordered else {}

@@ -43,7 +43,7 @@ from .cases import Outcome, PrintedError, describe, refusal
 from .mutations import damage
 
 Results = dict[str, str]
-"""What a reader gave, as text that two readings are compared by."""
+"""The value that a reader gave, as text by which two readings are compared."""
 
 RADII = (0.05, 0.1)
 _LOG = ("seconds",)
@@ -127,16 +127,16 @@ def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return data.x_test[:6], data.y_test[:6]
 
 
-def _text(value: Any) -> str:
+def fingerprint_value(value: Any) -> str:
     """Any result as text that is equal for equal results alone."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
     if isinstance(value, dict):
-        return repr({str(key): _text(entry) for key, entry in value.items() if key not in _LOG})
+        return repr({str(key): fingerprint_value(entry) for key, entry in value.items() if key not in _LOG})
     if isinstance(value, list | tuple):
-        return repr([_text(entry) for entry in value])
+        return repr([fingerprint_value(entry) for entry in value])
     return repr(value)
 
 
@@ -213,16 +213,16 @@ def _read_classifier(folder: Path) -> Results:
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     loss = classifier.loss
     return {
-        "predictions": _text(classifier.predict(_digits()[0])),
-        "weights": _text(list(classifier.model.state_dict().values())),
-        "estimator": _text(
+        "predictions": fingerprint_value(classifier.predict(_digits()[0])),
+        "weights": fingerprint_value(list(classifier.model.state_dict().values())),
+        "estimator": fingerprint_value(
             [type(classifier), classifier.input_shape, classifier.nb_classes, classifier.channels_first]
         ),
-        "clip_values": _text(classifier.clip_values),
-        "preprocessing": _text([classifier.preprocessing.mean, classifier.preprocessing.std]),
-        "loss": _text([type(loss), loss.label_smoothing, loss.reduction, loss.weight, loss.ignore_index]),
-        "optimizer": _text([type(optimizer), groups]),
-        "description": _text(description),
+        "clip_values": fingerprint_value(classifier.clip_values),
+        "preprocessing": fingerprint_value([classifier.preprocessing.mean, classifier.preprocessing.std]),
+        "loss": fingerprint_value([type(loss), loss.label_smoothing, loss.reduction, loss.weight, loss.ignore_index]),
+        "optimizer": fingerprint_value([type(optimizer), groups]),
+        "description": fingerprint_value(description),
     }
 
 
@@ -232,12 +232,12 @@ def _of_report(report: EvaluationReport, *, log: bool) -> Results:
     attacks = [{k: v for k, v in vars(result).items() if log or k != "seconds"} for result in report.attacks]
     plain = {k: v for k, v in vars(report).items() if k not in ("settings", "attacks", "examples", "flags")}
     return {
-        **{key: _text(value) for key, value in plain.items()},
-        "settings": _text(settings),
-        "attacks": _text(attacks),
-        "seconds": _text([result.seconds for result in report.attacks]) if log else "",
-        "examples": _text(vars(report.examples)),
-        "flags": _text([vars(flag) for flag in report.flags]),
+        **{key: fingerprint_value(value) for key, value in plain.items()},
+        "settings": fingerprint_value(settings),
+        "attacks": fingerprint_value(attacks),
+        "seconds": fingerprint_value([result.seconds for result in report.attacks]) if log else "",
+        "examples": fingerprint_value(vars(report.examples)),
+        "flags": fingerprint_value([vars(flag) for flag in report.flags]),
     }
 
 
@@ -265,26 +265,26 @@ def _read_sweep(folder: Path) -> Results:
 
 def _read_checkpoint(folder: Path) -> Results:
     classifier = _classifier()
-    before = _text(list(classifier.model.state_dict().values()))
+    before = fingerprint_value(list(classifier.model.state_dict().values()))
     trainer = _trainer(folder, classifier, resume=True)
     try:
         trainer.fit(*_digits(), batch_size=3, nb_epochs=2, verbose=False)
     except Exception as error:
         refused = not isinstance(error, FloatingPointError)  # training began, and failed
-        if refused and _text(list(classifier.model.state_dict().values())) != before:
+        if refused and fingerprint_value(list(classifier.model.state_dict().values())) != before:
             raise RuntimeError(f"refused, but the network has other weights now ({describe(error)})") from error
         raise
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in trainer.history]
     optimizer = list(classifier.optimizer.state_dict()["state"].values())
     return {
-        "weights": _text(list(classifier.model.state_dict().values())),
-        "history": _text(history),
-        "optimizer": _text(optimizer),
+        "weights": fingerprint_value(list(classifier.model.state_dict().values())),
+        "history": fingerprint_value(history),
+        "optimizer": fingerprint_value(optimizer),
     }
 
 
 def _command(*arguments: str | Path) -> str:
-    """What a command prints; a refusal as the exception with its sentence."""
+    """Run a command and return what it prints; a refusal becomes the exception with its sentence."""
     result = CliRunner().invoke(app, list(map(str, arguments)))
     if result.exit_code == 0:
         return result.output

@@ -17,7 +17,7 @@ from art_robust_plugins import available_methods, processes
 from art_robust_plugins.cli import measuring, running, showing
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.experiments import TrainingPlan, demo, runs, train_run
-from art_robust_plugins.training.engine.processes import Processes, ProcessLostError
+from art_robust_plugins.training.processes import Processes, ProcessLostError
 
 
 def test_one_process_where_several_were_asked_for_says_so(

@@ -11,7 +11,6 @@ import pytest
 from typer.main import get_command
 
 from art_robust_plugins import __version__
-from art_robust_plugins.choices import NETWORKS
 from art_robust_plugins.cli import app
 from art_robust_plugins.cli.app import COMMANDS
 from art_robust_plugins.cli.spellings import SPELLINGS, replace_spellings
@@ -64,8 +63,10 @@ except SystemExit:
     assert heavy.split() in ([], ["numpy"])
 
 
-def test_the_help_lists_the_networks_that_there_are() -> None:
-    assert tuple(MODELS) == NETWORKS
+def test_the_help_lists_the_networks_that_there_are(run) -> None:  # type: ignore[no-untyped-def]
+    unbroken = "".join(run("train", "--help")[1].split())
+    assert len(MODELS) > 5
+    assert ",".join(MODELS) in unbroken
 
 
 def test_completion_of_a_command_imports_nothing_heavy() -> None:

@@ -28,7 +28,7 @@ from art_robust_plugins.experiments.recipes import (
     run_recipe,
 )
 from art_robust_plugins.files import load_tensors
-from art_robust_plugins.provenance import installed
+from art_robust_plugins.provenance import find_version
 
 SMALL = """
 description = "two rows"
@@ -383,7 +383,9 @@ def test_a_folder_of_other_versions_or_other_data_is_not_continued(
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(ValueError, match="holds results of another content of the data,"):
         run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
-    monkeypatch.setattr(benchmark, "installed", lambda package: "0.0" if package == "torch" else installed(package))
+    monkeypatch.setattr(
+        benchmark, "find_version", lambda package: "0.0" if package == "torch" else find_version(package)
+    )
     with pytest.raises(ValueError, match="another content of the data and version of torch,"):
         run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
 

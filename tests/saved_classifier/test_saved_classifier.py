@@ -15,6 +15,7 @@ from art.estimators.certification.randomized_smoothing import PyTorchRandomizedS
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_robust_plugins.bridge import saved_formats
 from art_robust_plugins.files import (
     load_tensors,
     save_tensors,
@@ -23,7 +24,6 @@ from art_robust_plugins.models import create_model
 from art_robust_plugins.saved_classifier import (
     DefenceFormat,
     describe_classifier,
-    extensions,
     load_classifier,
     save_classifier,
 )
@@ -306,7 +306,7 @@ def test_a_defence_of_ones_own_describes_itself(tmp_path, monkeypatch):
     save_classifier(saved, tmp_path / "unknown")
     with pytest.raises(ValueError, match="preprocessing_defences: got none,"):
         load_classifier(tmp_path / "unknown")
-    monkeypatch.setitem(extensions.DEFENCES, "Shift", ShiftFormat())
+    monkeypatch.setitem(saved_formats.DEFENCES, "Shift", ShiftFormat())
     save_classifier(saved, tmp_path / "known")
     loaded = load_classifier(tmp_path / "known", preprocessing_defences=CutoutPyTorch(2, apply_predict=False))
     assert np.array_equal(loaded.predict(X), saved.predict(X))

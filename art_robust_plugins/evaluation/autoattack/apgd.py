@@ -34,7 +34,7 @@ from .ascent import ASCENTS, Ascent, PlannedRows, RunRows
 from .batches import BatchedPasses, Streams, classify_clean, find_misclassified
 from .losses import LOSSES, Loss
 from .projections import correct_to_l1_ball
-from .turns import Plan, Turns
+from .turns import PlannedTurn, Turns
 
 # A point of the L1 ball is found by ascent in larger balls first: (radius / eps, share of the iterations).
 LARGER_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
@@ -131,7 +131,7 @@ class APGD:
             left[planned.index[anywhere & valid]] = False
         return found
 
-    def _build_rows(self, plan: list[Plan], y: Tensor, ranking: Tensor) -> PlannedRows:
+    def _build_rows(self, plan: list[PlannedTurn], y: Tensor, ranking: Tensor) -> PlannedRows:
         """The rows of a plan; ``ranking`` [N, classes] has each point's classes, the most probable one last."""
         index = torch.cat([part.points for part in plan]).to(y.device)
         counts = torch.tensor([len(part.points) for part in plan], device=y.device)

@@ -242,5 +242,5 @@ def _measure_length(delta: Tensor) -> Tensor:
 
 
 def _count_changed(delta: Tensor) -> Tensor:
-    """How many coordinates are not 0."""
+    """The number of coordinates that are not 0."""
     return (delta != 0).flatten(1).sum(dim=1).to(delta.dtype)

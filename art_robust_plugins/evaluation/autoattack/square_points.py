@@ -1,4 +1,4 @@
-"""What the square attack's searches share: the points, their margins, and how many proposals are tried at once."""
+"""Shared parts of the square attack's searches: the points, their margins, and how many proposals are tried at once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SquarePoints:
     p_init: float
 
     def send(self, values: Tensor) -> Tensor:
-        """These numbers on the images' device, without waiting for it."""
+        """Copy these numbers to the images' device, without waiting for it."""
         return values.to(self.x.device, non_blocking=True)
 
     def compute_side(self, query: int, smallest: int) -> int:

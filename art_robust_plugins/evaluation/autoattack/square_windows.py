@@ -135,7 +135,7 @@ class WindowSearch:
         return length, changes
 
     def _record_change(self, query: Tensor, point: Tensor) -> Change:
-        """What points [m] are before they take the proposals of these queries [m]; both are given on the CPU."""
+        """The images of points [m] before they take the proposals of these queries [m]; both are given on the CPU."""
         return Change(query, point, self.best[self.points.send(point)], self.margin[point])
 
     def _undo(self, changes: list[Change], done: int) -> None:
@@ -217,7 +217,7 @@ class WindowSearch:
         return self._fill_ball(self.x.index_select(0, point), delta)
 
     def _measure_unused_radius(self, delta: Tensor) -> Tensor:
-        """What these changes leave of the radius [m, 1, 1]; in L2, of its square."""
+        """The rest of the radius [m, 1, 1] after these changes; in L2, of its square."""
         image = _measure_length(self.norm, delta, (1, 2))
         radius = torch.full_like(image, self.points.eps)
         return ((radius**2 - image**2) if self.norm == "L2" else (radius - image)).clamp_min(0)

@@ -103,7 +103,7 @@ def _parameters(stage: Stage, version: Version, norm: Norm, classes: int) -> dic
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What `AutoAttack` found.
+    """The result of `AutoAttack`.
 
     Attributes:
         adversarial: like x: a misclassified image of each point that was broken, else its own image.

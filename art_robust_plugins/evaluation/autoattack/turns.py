@@ -11,7 +11,7 @@ from torch import Tensor
 from .batches import Streams
 
 
-class Plan(NamedTuple):
+class PlannedTurn(NamedTuple):
     """A planned run of a logical batch: its target's rank, its points, their noise, and the stream's state after it."""
 
     batch: int
@@ -34,7 +34,7 @@ class Turns:
         self.streams, self.ranks = streams, ranks
         self.next, self.ahead = ([value] * len(streams.generators) for value in (0, 1))
 
-    def plan_next(self, left: Tensor, room: int, noise: Callable[[int, torch.Generator], Tensor]) -> list[Plan]:
+    def plan_next(self, left: Tensor, room: int, noise: Callable[[int, torch.Generator], Tensor]) -> list[PlannedTurn]:
         """Plan the next runs for the remaining points [N], enough for about ``room`` rows."""
         plan = []
         most = max(room // max(int(left.sum()), 1), 1)
@@ -44,10 +44,10 @@ class Turns:
                 first = self.next[batch]
                 for turn in range(first, min(first + min(self.ahead[batch], most), len(self.ranks))):
                     drawn = noise(len(points), generator)
-                    plan.append(Plan(batch, turn, self.ranks[turn], points, drawn, generator.get_state()))
+                    plan.append(PlannedTurn(batch, turn, self.ranks[turn], points, drawn, generator.get_state()))
         return plan
 
-    def select_valid(self, plan: list[Plan], broken: Tensor) -> Tensor:
+    def select_valid(self, plan: list[PlannedTurn], broken: Tensor) -> Tensor:
         """Which rows of a plan count, bool [n], given which were broken."""
         parts, void = [], set()
         for part, hits in zip(plan, torch.split(broken, [len(part.points) for part in plan]), strict=True):

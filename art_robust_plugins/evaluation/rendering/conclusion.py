@@ -78,7 +78,7 @@ def _describe_distrusted(group: Reports, ranking: Ranking) -> list[str]:
 
 
 def count_warnings(reports: Reports) -> str:
-    """How many flags warn, in words."""
+    """The number of flags that warn, in words."""
     found = [flag.severity for report in reports.values() for flag in report.flags if flag.severity != "note"]
     if not found:
         return "no warnings"
@@ -91,7 +91,7 @@ def format_p(p: float) -> str:
 
 
 def list_tests(groups: Groups) -> dict[str, str]:
-    """What the paired test says of each network against the best of its group."""
+    """The result of the paired test of each network against the best of its group, in words."""
     told: dict[str, str] = {}
     first = "the best" if len(groups) == 1 else "the best of its group"
     for group in groups:

@@ -25,11 +25,11 @@ SHOWN = 200
 SHOWN_BYTES = 1_500_000
 """The most bytes of these images, as they stand in the page."""
 CLASSES = 5
-"""Of how many classes a point's probabilities are in the page."""
+"""The number of classes whose probabilities the page has for each point."""
 PROBABILITIES = 20_000
-"""The most points, times runs, of which a page has probabilities."""
+"""A page has probabilities if points times runs are at most this."""
 CHANGES = 10
-"""Of data that are no images: how many of a point's largest changes are in the page."""
+"""The number of a point's largest changes in the page, for data that are no images."""
 LEVELS = 10_000
 """A probability is in the page as a whole number of these."""
 UNKNOWN = -2
@@ -48,7 +48,7 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shown:
-    """What is in the page for single points: how many, in whole numbers, and the entries by point and run."""
+    """The page's content for single points: their numbers, and the entries by point and run."""
 
     points: list[int]
     entries: list[list[Data | None]]
@@ -184,7 +184,7 @@ def to_probabilities(outputs: NDArray[np.float32], kind: str) -> NDArray[np.floa
 
 
 def _pack_probabilities(report: EvaluationResults) -> Data:
-    """Of each point the probabilities of its label, and of the classes that are likeliest before or after."""
+    """Pack, for each point, the probabilities of its label and of the classes that are likeliest before or after."""
     assert report.details is not None
     kind = report.settings["outputs"]
     before = to_probabilities(report.details.outputs, kind)
@@ -223,7 +223,7 @@ def _show_points(reports: list[EvaluationResults], shown: int, shown_bytes: int)
 
 
 def _order_points(reports: list[EvaluationResults]) -> list[int]:
-    """Those that some network lost first, then those that some misclassified, then the others; by number."""
+    """Order the points: first those that some network lost, then those that some misclassified, then the others."""
     broken = np.any([report.broken for report in reports], axis=0)
     wrong = np.any([~report.correct for report in reports], axis=0)
     return [int(point) for point in np.argsort(np.where(broken, 0, np.where(wrong, 1, 2)), kind="stable")]
@@ -272,7 +272,7 @@ def _list_changes(report: EvaluationResults, point: int) -> Data | None:
 def _write_notes(
     report: EvaluationResults, held: int, probabilities: bool, shown: int, shown_bytes: int
 ) -> Iterator[str]:
-    """What is in the page, and what is not."""
+    """Yield sentences that say what the page contains, and what it leaves out."""
     images = holds_images(report)
     what = "Images" if images else "The largest changes"
     if held == len(report.labels):

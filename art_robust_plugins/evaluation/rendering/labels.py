@@ -74,7 +74,7 @@ def mark(result: AttackResult) -> str:
 
 
 def constraint_notes(reports: Iterable[EvaluationResults]) -> list[str]:
-    """What the marks mean, one sentence for each that appears."""
+    """Explain the marks: one sentence for each that appears."""
     found = {result.constraint for report in reports for result in report.attacks}
     notes = {
         "minimal": "Smallest change: the attack has no eps; its accuracy counts the images that it found within eps.",
@@ -140,7 +140,7 @@ def certificate_text(report: EvaluationResults) -> str:
 
 
 def rounding_text(report: EvaluationResults) -> str:
-    """What rounding the attacked images to 256 levels left."""
+    """Describe the robust accuracy after the attacked images were rounded to 256 levels."""
     found = report.settings.get("eight_bit")
     if found is None:
         return "not written"

@@ -73,7 +73,7 @@ def make_leaderboard(
 
 
 def explain_leaderboard(head: Sequence[str]) -> str:
-    """What the columns mean, for those that are there."""
+    """Explain the columns that are there."""
     told = {
         "": "Bars: accuracy from 0 to 100%, with the 95 % confidence interval (Wilson).",
         "AutoAttack": "AutoAttack: the standard version, whole.",

@@ -22,7 +22,7 @@ from ...evaluation.libraries import package_versions, resolve
 from ...files import read_sealed, remove_temporaries, write_json, write_sealed
 from ...locks import is_unused, locked_folder
 from ...processes import find_processes
-from ...provenance import PACKAGES, conditions, installed
+from ...provenance import PACKAGES, conditions, find_version
 from ...terminal import console
 from ..training_record import read_histories
 from .networks import folder_name, report_folder
@@ -57,8 +57,8 @@ def run_recipe(recipe: Recipe, out: Path, *, command: str, workers: int = 1, ver
         OSError: a worker died, or another process runs a recipe in this folder.
     """
     if find_processes().num_processes > 1:
-        raise ValueError("benchmark: got several processes, expected one; --workers shares out the networks.")
-    with locked_folder("--out", out, "benchmark"):
+        raise ValueError("benchmark: got several processes, expected one; workers=N shares out the networks.")
+    with locked_folder("out", out, "benchmark"):
         remove_temporaries(out, (RECIPE_FILE, RESULTS_FILE))
         return _run_recipe(recipe, out, command=command, workers=workers, verbose=verbose)
 
@@ -124,13 +124,13 @@ def _check_folder(identity: Mapping[str, Any], out: Path) -> None:
     """Refuse a folder with results of another recipe, or of an earlier form of this one."""
     if not (out / RECIPE_FILE).exists():
         if not is_unused(out):
-            raise ValueError(f"--out: {out} holds other files, expected a new folder or one of this recipe.")
+            raise ValueError(f"out: {out} holds other files, expected a new folder or one of this recipe.")
         return
     then = read_sealed(out / RECIPE_FILE, _FORMAT, (None,))
     then.pop("format", None)
     different = [key for key in {**then, **identity} if then.get(key) != identity.get(key)]
     if different:
-        raise ValueError(f"--out: {out} holds results of another {' and '.join(different)}, expected another folder.")
+        raise ValueError(f"out: {out} holds results of another {' and '.join(different)}, expected another folder.")
 
 
 def _identity(recipe: Recipe, data: Dataset) -> dict[str, Any]:
@@ -142,5 +142,5 @@ def _identity(recipe: Recipe, data: Dataset) -> dict[str, Any]:
         **{key: value for key, value in recipe.table.items() if key != "description"},
         "quick form": recipe.quick,
         "content of the data": checksum,
-        **{f"version of {package}": installed(package) for package in PACKAGES},
+        **{f"version of {package}": find_version(package) for package in PACKAGES},
     }

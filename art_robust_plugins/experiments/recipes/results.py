@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...files import Entry, read_sealed, write_sealed
-from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 _FORMAT = "art-robust-plugins result 2"
 

@@ -7,12 +7,19 @@ Two kinds, never to be confused:
   three proofs: a frequency grid (`grid`), a formula for boxes (`box`), a Cholesky factorisation (`cholesky`).
 """
 
-from .bounds import ROUND_UP, UNIT_ROUNDOFF, NormBound, Operator
-from .convolution import Convolution
-from .linear import Linear
-from .modules import operator_of
-from .power_iteration import lower_estimate
-from .proving import configure_proofs
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...on_demand import import_on_demand
+
+if TYPE_CHECKING:
+    from .bounds import ROUND_UP, UNIT_ROUNDOFF, NormBound, Operator
+    from .convolution import Convolution
+    from .linear import Linear
+    from .modules import operator_of
+    from .power_iteration import lower_estimate
+    from .proving import configure_proofs
 
 __all__ = [
     "ROUND_UP",
@@ -25,3 +32,20 @@ __all__ = [
     "lower_estimate",
     "operator_of",
 ]
+
+__getattr__, __dir__ = import_on_demand(
+    __name__,
+    {
+        "bounds": (
+            "ROUND_UP",
+            "UNIT_ROUNDOFF",
+            "NormBound",
+            "Operator",
+        ),
+        "convolution": ("Convolution",),
+        "linear": ("Linear",),
+        "modules": ("operator_of",),
+        "power_iteration": ("lower_estimate",),
+        "proving": ("configure_proofs",),
+    },
+)

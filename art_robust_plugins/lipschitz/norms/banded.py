@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .bounds import ROUND_UP, UNIT_ROUNDOFF
+from .bounds import ROUND_UP, UNIT_ROUNDOFF, bound_rounding
 
 PANEL = 128
 """Columns that LAPACK factors at a time; everything else is products of matrices."""
@@ -112,7 +112,7 @@ def prove_level(
     if not math.isfinite(squares + residuals):
         return None
     summed = max(sum(sizes[index : index + bandwidth + 1]) for index in range(len(sizes)))
-    band, panel = _gamma(min(summed, sum(sizes)) + 2), _gamma(min(PANEL, max(sizes)) + 2)
+    band, panel = bound_rounding(min(summed, sum(sizes)) + 2), bound_rounding(min(PANEL, max(sizes)) + 2)
     slack = (band * (1 + panel) + panel) * squares + 2 * math.sqrt(residuals)
     return (slack + 2 * UNIT_ROUNDOFF * (level + largest)) * ROUND_UP + TINY
 
@@ -150,8 +150,3 @@ def _update_diagonal(block: Tensor, left: Tensor) -> None:
     for start in range(0, len(block), STRIP):
         part = block[start:, start : start + STRIP]
         part.addmm_(left[start:], left[start : start + STRIP].t(), alpha=-1)
-
-
-def _gamma(terms: int) -> float:
-    """The relative error of a sum of products with this many roundings."""
-    return terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)

@@ -82,3 +82,8 @@ def check_weight(weight: object) -> None:
 def fixed_direction(shape: Sequence[int]) -> Tensor:
     """A fixed direction, float64 on the CPU, from a separate generator that leaves the caller's random state alone."""
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def bound_rounding(terms: float) -> float:
+    """The relative error of a sum of products with this many roundings (Higham's gamma)."""
+    return terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)

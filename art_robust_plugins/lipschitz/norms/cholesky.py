@@ -35,7 +35,7 @@ Product = tuple[AxisPart, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class FactorizationPlan:
     """One of A^T A and A A^T, in parts that are not coupled with one another; equal ones are there once."""
 
     side: Side
@@ -87,7 +87,7 @@ def cholesky_bound(operator: ConvolutionMap, ceiling: float) -> float:
     return keep_bound(operator, settings.cache_dir, lambda: _prove(operator, plan, ceiling))
 
 
-def _prove(operator: ConvolutionMap, plan: Plan, ceiling: float) -> float:
+def _prove(operator: ConvolutionMap, plan: FactorizationPlan, ceiling: float) -> float:
     """The least level that is proven, as far as it is searched for."""
     weight = operator.weight if plan.side == "inputs" else operator.weight.transpose(0, 1)
     matrices = [GramMatrix(weight, product, layout) for product, layout in plan.parts]
@@ -137,7 +137,7 @@ def _estimate(matrix: GramMatrix) -> tuple[float, float]:
     return largest_eigenvalue(matrix.multiply, vector)
 
 
-def _make_plan(operator: ConvolutionMap) -> Plan | None:
+def _make_plan(operator: ConvolutionMap) -> FactorizationPlan | None:
     """The cheaper one of A^T A and A A^T; None where even its tables would be too large."""
     sides: tuple[Side, ...] = ("inputs", "outputs")
     plans = []
@@ -151,11 +151,11 @@ def _make_plan(operator: ConvolutionMap) -> Plan | None:
         outer, channels = operator.weight.shape[:2] if side == "inputs" else operator.weight.shape[1::-1]
         products = itertools.product(*axes)
         parts = tuple((product, choose_layout(channels, outer, product, PANEL)) for product in products)
-        plans.append(Plan(side, parts))
+        plans.append(FactorizationPlan(side, parts))
     return min(plans, key=lambda plan: plan.cost)
 
 
-def _product_error(operator: ConvolutionMap, plan: Plan) -> float:
+def _product_error(operator: ConvolutionMap, plan: FactorizationPlan) -> float:
     """c' of `cholesky_bound`: what the entries of G are off by rounding, as a norm."""
     magnitude = operator.weight.abs()
     rest = tuple(range(2, magnitude.dim()))
@@ -167,8 +167,8 @@ def _product_error(operator: ConvolutionMap, plan: Plan) -> float:
 
 
 @contextmanager
-def _show(operator: ConvolutionMap, plan: Plan) -> Iterator[Callable[[], object]]:
-    """What to call for each block column of a factorisation; a bar if it takes long."""
+def _show(operator: ConvolutionMap, plan: FactorizationPlan) -> Iterator[Callable[[], object]]:
+    """Return a function to call for each block column of a factorisation; it shows a bar if that takes long."""
     if not proof_settings().verbose or plan.operations < _SHOWN:
         yield lambda: None
         return

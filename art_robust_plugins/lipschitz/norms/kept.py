@@ -13,11 +13,11 @@ from .geometry import ConvolutionMap
 from .power_iteration import lower_estimate
 
 FORMAT = "art-robust-plugins norm 1"
-"""It changes with what the proof is, so that an older proof is not taken for a newer one."""
+"""The version of the proof: it changes with the proof, so that an older one is not taken for a newer one."""
 
 
 def keep_bound(operator: ConvolutionMap, folder: Path | None, prove: Callable[[], float]) -> float:
-    """What ``prove`` gives for a convolution of one group, or gave before; inf, no proof, is not kept.
+    """The bound that ``prove`` gives for a convolution of one group, or gave before; inf, no proof, is not kept.
 
     Raises:
         ValueError: for a file in the folder that was changed, or holds a number that is no bound of this convolution.

@@ -1,4 +1,4 @@
-"""How A^T A or A A^T of a convolution is cut into blocks, and what a factorisation of it costs."""
+"""The blocks into which A^T A or A A^T of a convolution is cut, and the cost of a factorisation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DENSE = 2**24  # entries of a matrix that is cheap
 
 @dataclass(frozen=True)
 class Layout:
-    """How G is cut into blocks, and what a factorisation of it costs.
+    """The blocks into which G is cut, and the cost of a factorisation.
 
     Attributes:
         axis: the slow axis.
@@ -119,7 +119,7 @@ def _lay_out(strip: _Strip, rows: int, panel: int, held: float, links: int) -> L
 
 
 def _band(part: AxisPart, folded: bool) -> int:
-    """How far apart positions are that a group couples, at most."""
+    """The largest distance of positions that a group couples."""
     places = order_positions(part, folded)
     members = part.members
     numbers = places[members.clamp_min(0)]

@@ -1,4 +1,4 @@
-"""How much work a proof may take, and where proofs are kept: the settings of everything that proves norms."""
+"""The settings of everything that proves norms: how much work a proof may take, and where proofs are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which positions a convolution reads along each spatial axis, and which of them it couples with one another.
+"""The positions that a convolution reads along each spatial axis, and those that it couples with one another.
 
 A^T A couples two inputs that an output reads; A A^T couples two outputs that read the same input. Either is B^T B, with
 B = A or A^T: B takes *positions* (inputs or outputs) to *groups* (what couples them). All of it is a product over axes.

@@ -30,6 +30,8 @@ from .values import (
     Scale,
     Value,
     same,
+    scale_inputs,
+    scale_outputs,
     scaled_inputs,
     scaled_outputs,
 )
@@ -55,6 +57,8 @@ __all__ = [
     "normalization",
     "pooling",
     "same",
+    "scale_inputs",
+    "scale_outputs",
     "scaled_inputs",
     "scaled_outputs",
     "softmax",

@@ -19,12 +19,12 @@ aten = torch.ops.aten
 def _add(call: Call, a: Any, b: Any, alpha: float = 1) -> Value:
     if not isinstance(a, Value):
         if alpha != 1:
-            b = call.scaled(b, alpha)
-        return _shifted_magnitude(call, b, a) or call.shifted(call.broadcast(b))
+            b = call.multiply(b, alpha)
+        return _shifted_magnitude(call, b, a) or call.shift(call.broadcast(b))
     if not isinstance(b, Value):
-        return _shifted_magnitude(call, a, b, alpha) or call.shifted(call.broadcast(a))
+        return _shifted_magnitude(call, a, b, alpha) or call.shift(call.broadcast(a))
     if alpha != 1:
-        b = call.scaled(b, alpha)
+        b = call.multiply(b, alpha)
     merged = _plus_identity(call, a, b) or _plus_identity(call, b, a)
     if merged is not None:
         return merged
@@ -46,12 +46,12 @@ def _rsub(call: Call, a: Any, b: Any, alpha: float = 1) -> Value:
 def _mul(call: Call, a: Any, b: Any) -> Value:
     if isinstance(a, Value) and isinstance(b, Value):
         call.refuse(PRODUCT)
-    return call.scaled(a, b) if isinstance(a, Value) else call.scaled(b, a)
+    return call.multiply(a, b) if isinstance(a, Value) else call.multiply(b, a)
 
 
 @lipschitz_rule(aten.div.Tensor, aten.div.Scalar)
 def _div(call: Call, a: Any, b: Any) -> Value:
-    return _softsign(call, a, b) if isinstance(b, Value) else call.scaled(a, 1 / call.factor(b))
+    return _softsign(call, a, b) if isinstance(b, Value) else call.multiply(a, 1 / call.factor(b))
 
 
 def _softsign(call: Call, a: Any, b: Value) -> Value:
@@ -66,7 +66,7 @@ def _softsign(call: Call, a: Any, b: Value) -> Value:
     shift, excess = call.factor(b.magnitude.constants), b.magnitude.excess
     if bool((shift <= 0).any()):
         call.refuse(no_bound)
-    return call.scaled(Value(call.shape, lambda: a.bound + excess), 1 / shift)
+    return call.multiply(Value(call.shape, lambda: a.bound + excess), 1 / shift)
 
 
 def _shifted_magnitude(call: Call, x: Value, shift: Any, alpha: float = 1) -> Value | None:
@@ -79,7 +79,7 @@ def _shifted_magnitude(call: Call, x: Value, shift: Any, alpha: float = 1) -> Va
 
 @lipschitz_rule(aten.neg.default)
 def _neg(call: Call, x: Value) -> Value:
-    return call.scaled(x, -1.0)
+    return call.multiply(x, -1.0)
 
 
 def _plus_identity(call: Call, x: Value, convolved: Value) -> Value | None:

@@ -51,7 +51,7 @@ def _threshold(call: Call, x: Value, threshold: float, value: float) -> Value:
 def _rrelu(
     call: Call, x: Value, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
 ) -> Value:
-    """In evaluation mode leaky ReLU with the mean of both slopes."""
+    """It is leaky ReLU with the mean of both slopes in evaluation mode, and random in training mode."""
     if training:
         call.refuse("it draws random slopes, expected a deterministic network")
     return call.function(x, max(1.0, abs(lower + upper) / 2))

@@ -8,7 +8,7 @@ import torch
 
 from ..norms import Convolution, Linear
 from .registry import lipschitz_rule
-from .values import PRODUCT, Call, Copy, Scale, Value, along, scaled_inputs
+from .values import PRODUCT, Call, Copy, Scale, Value, along, scale_inputs
 
 aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ def _convolution(
     if isinstance(x.operator, Scale):
         channels = along(x.operator.factor, x.shape, 1)
         if channels is not None:
-            weight, x = scaled_inputs(weight, channels, groups, transposed), x.parent
+            weight, x = scale_inputs(weight, channels, groups, transposed), x.parent
     operator = Convolution(
         weight,
         x.shape[2:],
@@ -83,7 +83,7 @@ def _addmm(call: Call, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: flo
     if isinstance(bias, Value):
         call.refuse("the term that it adds depends on the network's input, expected a constant bias")
     product = _mm(call, a, b)
-    return product if alpha == 1 else call.scaled(product, alpha)
+    return product if alpha == 1 else call.multiply(product, alpha)
 
 
 @lipschitz_rule(aten.bmm.default)

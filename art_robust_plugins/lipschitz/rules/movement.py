@@ -19,19 +19,19 @@ aten = torch.ops.aten
 
 @lipschitz_rule(aten.cat.default)
 def _cat(call: Call, tensors: list[Any], dim: int = 0) -> Value:
-    return call.joint([tensor for tensor in tensors if isinstance(tensor, Value)])
+    return call.join([tensor for tensor in tensors if isinstance(tensor, Value)])
 
 
 @lipschitz_rule(aten.where.self)
 def _where(call: Call, condition: Any, a: Any, b: Any) -> Value:
     if isinstance(condition, Value):
         call.refuse("its condition depends on the network's input, so the result may jump")
-    return call.joint([call.broadcast(value) for value in (a, b) if isinstance(value, Value)])
+    return call.join([call.broadcast(value) for value in (a, b) if isinstance(value, Value)])
 
 
 @lipschitz_rule(aten.slice_scatter.default, aten.select_scatter.default)
 def _scatter(call: Call, x: Any, source: Any, *place: Any) -> Value:
-    return call.joint([value for value in (x, source) if isinstance(value, Value)])
+    return call.join([value for value in (x, source) if isinstance(value, Value)])
 
 
 @lipschitz_rule(aten.copy.default)
@@ -46,13 +46,13 @@ def _extreme(call: Call, a: Any, b: Any) -> Value:
     a, b = call.broadcast(a), call.broadcast(b)
     kind = "max" if call.target is aten.maximum.default else "min"
     # In each entry |max(a, b) - max(a', b')| <= max(|a - a'|, |b - b'|).
-    return Value(call.shape, call.joint([a, b]).compute, extreme=(kind, a, b))
+    return Value(call.shape, call.join([a, b]).compute, extreme=(kind, a, b))
 
 
 @lipschitz_rule(aten.logaddexp.default, aten.hypot.default)
 def _smooth_maximum(call: Call, a: Any, b: Any) -> Value:
     # The gradients (p, 1 - p), with p from 0 to 1, and (a, b) / hypot(a, b) have lengths of at most 1.
-    return call.joint([call.broadcast(value) for value in (a, b) if isinstance(value, Value)])
+    return call.join([call.broadcast(value) for value in (a, b) if isinstance(value, Value)])
 
 
 @lipschitz_rule(

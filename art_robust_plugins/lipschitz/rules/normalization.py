@@ -85,7 +85,7 @@ def _of_channels(weight: Tensor | None, x: Value) -> Tensor | None:
 def _by_statistics(call: Call, x: Value, weight: Tensor | None, variance: Tensor, eps: float) -> Value:
     """(x - mean) / sqrt(variance + eps) * weight, with constants for each channel."""
     factor = torch.rsqrt(variance + eps)
-    return call.scaled(x, (factor if weight is None else weight * factor).view(-1, *[1] * (len(x.shape) - 2)))
+    return call.multiply(x, (factor if weight is None else weight * factor).view(-1, *[1] * (len(x.shape) - 2)))
 
 
 def _by_own_size(call: Call, x: Value, weight: Tensor | None, eps: float, deviations: int | None = None) -> Value:
@@ -93,4 +93,4 @@ def _by_own_size(call: Call, x: Value, weight: Tensor | None, eps: float, deviat
     if not eps >= SMALLEST:  # squares of deviations that count beside it are then within float64's range
         call.refuse(f"with eps {eps} it has no global bound, expected at least {SMALLEST}")
     inner = call.function(x, 0.0 if deviations == 1 else 1.0)  # one number less its mean is 0
-    return call.scaled(inner, 1 / math.sqrt(eps) if weight is None else weight / math.sqrt(eps))
+    return call.multiply(inner, 1 / math.sqrt(eps) if weight is None else weight / math.sqrt(eps))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ...moved import make_alias
 from ..norms import Convolution, Linear, Operator
 from .registry import NoLipschitzRuleError
 
@@ -172,7 +173,7 @@ class Call:
             self.not_tiny(operator.weight.detach().abs().max())
         return Value(shape or self.shape, lambda: x.bound * self.evaluation.norm(self, operator), x, operator)
 
-    def scaled(self, x: Value, factor: Tensor | float) -> Value:
+    def multiply(self, x: Value, factor: Tensor | float) -> Value:
         """``x`` times constants that broadcast; merged with a scaling, convolution or linear map before it."""
         factor = self.factor(factor)
         if torch.broadcast_shapes(x.shape, factor.shape) != x.shape:  # type: ignore[no-untyped-call]
@@ -182,7 +183,7 @@ class Call:
         if isinstance(x.operator, Convolution) and x.parent is not None:
             channels = along(factor, x.shape, 1)
             if channels is not None:
-                return self.linear(x.parent, scaled_outputs(x.operator, channels), x.shape)
+                return self.linear(x.parent, scale_outputs(x.operator, channels), x.shape)
         if isinstance(x.operator, Linear) and x.parent is not None:
             features = along(factor, x.shape, len(x.shape) - 1)
             if features is not None:
@@ -208,7 +209,7 @@ class Call:
     def _scale(self, x: Value, factor: Tensor) -> Value:
         return Value(x.shape, lambda: x.bound * self.evaluation.scale(self, x.shape, factor), x, Scale(factor))
 
-    def shifted(self, x: Value) -> Value:
+    def shift(self, x: Value) -> Value:
         """``x`` plus constants: the same linear function of its parent as ``x``, but another value."""
         if isinstance(x.operator, Copy):  # its entries are no longer entries of its root
             return Value(x.shape, lambda: x.bound)
@@ -220,7 +221,7 @@ class Call:
             return x
         return self.function(x, math.sqrt(math.prod(self.shape) / math.prod(x.shape)))
 
-    def joint(self, values: Sequence[Value]) -> Value:
+    def join(self, values: Sequence[Value]) -> Value:
         """Several values side by side, each entry of each at most once: the root of the sum of squares.
 
         Parts of one tensor count as that tensor, as often as one of its entries occurs. The maximum and minimum of
@@ -247,6 +248,10 @@ class Call:
             return norm
         return math.hypot(*[float(bound) for bound in bounds])
 
+    scaled = make_alias("Call.scaled", multiply)
+    shifted = make_alias("Call.shifted", shift)
+    joint = make_alias("Call.joint", join)
+
     def compute_once(self, compute: Callable[[], _T], key: Hashable = None) -> _T:
         """The result of ``compute``, which depends on shapes and constants alone, computed once for the graph."""
         place = (self.name, key)
@@ -256,19 +261,19 @@ class Call:
         return result
 
 
-def scaled_outputs(operator: Convolution, factor: Tensor) -> Convolution:
+def scale_outputs(operator: Convolution, factor: Tensor) -> Convolution:
     """The convolution with each output channel multiplied: [outputs]."""
     return operator.with_weight(
-        _scaled_channels(operator.weight, factor, operator.groups, first=not operator.transposed)
+        _scale_channels(operator.weight, factor, operator.groups, first=not operator.transposed)
     )
 
 
-def scaled_inputs(weight: Tensor, factor: Tensor, groups: int, transposed: bool) -> Tensor:
+def scale_inputs(weight: Tensor, factor: Tensor, groups: int, transposed: bool) -> Tensor:
     """The weight of a convolution whose input channels are multiplied before it: [inputs]."""
-    return _scaled_channels(weight, factor, groups, first=transposed)
+    return _scale_channels(weight, factor, groups, first=transposed)
 
 
-def _scaled_channels(weight: Tensor, factor: Tensor, groups: int, *, first: bool) -> Tensor:
+def _scale_channels(weight: Tensor, factor: Tensor, groups: int, *, first: bool) -> Tensor:
     """Multiply along the first axis, which holds all groups' channels, or the second, which holds one group's."""
     rest = [1] * (weight.dim() - 2)
     if first:
@@ -316,3 +321,7 @@ def _without_extremes(values: list[Value]) -> list[Value]:
                     rest = [value for place, value in enumerate(values) if place not in (i, j)]
                     return [a, b, *_without_extremes(rest)]
     return values
+
+
+scaled_inputs = make_alias("scaled_inputs", scale_inputs)
+scaled_outputs = make_alias("scaled_outputs", scale_outputs)

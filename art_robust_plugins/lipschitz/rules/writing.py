@@ -80,7 +80,7 @@ def _bound_writing(call: Call, x: Any, source: Any, write: Write, add: Write) ->
         empty = _numbers(call, call.shape) * 0
         places = call.compute_once(lambda: write(empty, _numbers(call, source.shape)).cpu() - 1, "places")
         parts.append(entries_of(call, source, "source", places))
-    return parts[0] if len(parts) == 1 else call.joint(parts)
+    return parts[0] if len(parts) == 1 else call.join(parts)
 
 
 def _bound_adding(call: Call, x: Any, source: Any, add: Write) -> Value:
@@ -89,7 +89,7 @@ def _bound_adding(call: Call, x: Any, source: Any, add: Write) -> Value:
     Copying an entry k times has norm sqrt(k), and a sum of at most m entries, each in one sum, has norm sqrt(m).
     """
     if not isinstance(source, Value):
-        return call.shifted(x)
+        return call.shift(x)
 
     def norm() -> float:
         counts = _counts(call, source, add)

@@ -33,7 +33,7 @@ def crop_and_flip(x: Tensor, padding: int, fill: Bound = 0.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Placement:
-    """How each image of a batch is cropped and flipped, so that what belongs to it can follow it, and be moved back.
+    """The crop and flip of each image of a batch, so that what belongs to it can follow it, and be moved back.
 
     Args:
         mirrored: bool [N, 1].

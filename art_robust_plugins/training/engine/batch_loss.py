@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from ...bridge import device_of, to_channels_last
 from ...threat import Bound
+from ..processes import Processes, Share
 from .augmentation import Placement
 from .first_step import explain_single_sample
 from .gradients import split_batch
 from .loss_checks import check_counted, check_scalar, uncounted_classes
 from .method import TrainingMethod
-from .processes import Processes, Share
 from .samples import Samples
 
 

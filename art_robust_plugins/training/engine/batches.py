@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...bridge import device_of, image_tensor, plain_tensor
+from ..processes import Processes
 from .prefetch import Batch, prefetch
-from .processes import Processes
 from .settings import checksum
 from .targets import ClassCensus, training_labels
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...checks import quote_error
 from ...files import save_state
+from ..memory_format import align_state
 from ..options import TrainingOptions
 from .descriptions import HOOK
 from .identity import (
@@ -22,7 +23,6 @@ from .identity import (
     describe_method,
     describe_scheduler,
 )
-from .memory_format import align_state
 from .plain_texts import plain_text
 from .prefetch import Batch
 from .probe import OutputProbe
@@ -30,9 +30,9 @@ from .resuming import (
     RunBackup,
     check_averages,
     check_identity,
-    check_optimizer,
+    check_optimizer_state,
     check_same,
-    check_scheduler,
+    check_scheduler_state,
     check_tensors,
     read_checkpoint,
 )
@@ -70,7 +70,7 @@ class Checkpointer:
         """Advice for the user when another process is lost."""
         if self.path is None:
             return "no checkpoint_dir was given, so that training must begin anew."
-        return f"start all of them again with resume (--resume), to go on from the last epoch in {self.path}."
+        return f"start all of them again with resume=True, to go on from the last epoch in {self.path}."
 
     def identify(self, whole: Batch | None, loader: object, validation: Batch | None) -> None:
         """Describe what determines the run: the data of ``fit`` or its loader, network, loss, method and optimizer."""
@@ -214,9 +214,9 @@ class Checkpointer:
             for number, (weights, module) in enumerate(zip(states, modules, strict=True)):
                 name = "the network" if number == 0 else f"preprocessing {number}"
                 check_tensors(path, name, weights, module.state_dict())
-        check_optimizer(path, saved["optimizer"], run.optimizer)
+        check_optimizer_state(path, saved["optimizer"], run.optimizer)
         if run.scheduler is not None:
-            check_scheduler(path, saved["scheduler"], run.scheduler.state_dict())
+            check_scheduler_state(path, saved["scheduler"], run.scheduler.state_dict())
         trained = [weight for group in run.optimizer.param_groups for weight in group["params"]]
         check_averages(path, saved.get("average"), trained, wanted=run.options.ema_decay is not None)
         check_same(path, "instruments", str(len(saved["instruments"])), str(len(run.method.instruments)))

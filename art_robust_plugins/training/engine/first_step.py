@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from ...bridge import preserved
+from ...bridge import preserve
 from ...checks import describe_error, quote_error
 from ...randomness import restored_random_states
 from ..instruments import select_modules
@@ -108,7 +108,7 @@ def check_single_samples(
         return
     devices = [sample.device] if sample.device.type == "cuda" else []
     try:
-        with torch.no_grad(), restored_random_states(devices), preserved(network), restore_buffers([network]):
+        with torch.no_grad(), restored_random_states(devices), preserve(network), restore_buffers([network]):
             module(sample)
     except ValueError as error:
         explain_single_sample(error, at)

@@ -8,12 +8,12 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from ...bridge import device_of, preprocessing_modules, preserved
+from ...bridge import device_of, preprocessing_modules, preserve
 from ..options import TrainingOptions
+from ..processes import Processes
 from .first_step import check_optimizer, check_single_samples
 from .loss_checks import check_averages, check_reduction
 from .method import TrainingMethod
-from .processes import Processes
 
 
 def check_options(options: TrainingOptions, classifier: PyTorchClassifier, *, validated: bool) -> None:
@@ -51,7 +51,7 @@ def check_setup(method: TrainingMethod, processes: Processes, sizes: Iterable[in
             f"expected accelerate.PartialState() to be made before the classifier."
         )
     if several or parts:
-        with preserved(classifier.model), torch.no_grad():
+        with preserve(classifier.model), torch.no_grad():
             classifier.model.eval()
             outputs = method.estimator_module(_draw_images(method, 2))
         check_averages(classifier, outputs, "several processes" if several else "accumulation_steps")
@@ -67,7 +67,7 @@ def _check_single_samples(method: TrainingMethod, processes: Processes, sizes: I
     whole = processes.count == 1 and parts == 1
     at = "a batch of one sample" if whole else "a batch of which one sample passes through the network by itself"
     network = method.classifier.model
-    with preserved(network):
+    with preserve(network):
         method.enter_training_mode()
         check_single_samples(method.estimator_module, network, _draw_images(method, 1), in_a_pass, at=at)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from .memory_format import align_state
+from ..memory_format import align_state
 
 FUSED = (SGD, Adam, AdamW)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..processes import Processes
 from .prefetch import Batch
-from .processes import Processes
 
 
 def split_batch(x: Tensor, y: Tensor, count: int) -> list[Batch]:

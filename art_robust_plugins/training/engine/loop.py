@@ -19,6 +19,8 @@ from ...bridge import device_of, preprocessing_modules
 from ...checks import check_count
 from ...randomness import restored_random_states
 from ...terminal import Progress
+from ..memory_format import use_channels_last
+from ..processes import Processes
 from .batch_loss import BatchLoss
 from .batches import BatchSource
 from .chance import ChanceWatch
@@ -31,9 +33,7 @@ from .fused import fuse_steps
 from .gradients import average_gradients
 from .learning_rates import follow_schedule, schedule_factor
 from .loss_meter import LossMeter, check_weights
-from .memory_format import use_channels_last
 from .method import TrainingMethod
-from .processes import Processes
 from .run_state import RunState, tensors_of
 from .samples import Samples
 from .schedulers import check_scheduler, step_scheduler

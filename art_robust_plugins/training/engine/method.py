@@ -13,7 +13,7 @@ from ...bridge import EstimatorModule
 from ...threat import Bound, ThreatModel
 from ..instruments import Instrument
 from ..options import TrainingOptions
-from .processes import Processes, Share
+from ..processes import Processes, Share
 from .samples import Samples
 
 

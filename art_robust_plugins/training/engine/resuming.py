@@ -130,7 +130,7 @@ def check_tensors(path: Path, name: str, saved: Mapping[str, Any], own: Mapping[
         check_same(path, f"shape of {name}.{entry}", _shape(saved[entry]), _shape(tensor))
 
 
-def check_optimizer(path: Path, saved: Mapping[str, Any], optimizer: Optimizer) -> None:
+def check_optimizer_state(path: Path, saved: Mapping[str, Any], optimizer: Optimizer) -> None:
     """Refuse the saved state of an optimizer with other groups, or for parameters of other shapes."""
     groups = saved.get("param_groups")
     if not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
@@ -148,7 +148,7 @@ def check_optimizer(path: Path, saved: Mapping[str, Any], optimizer: Optimizer) 
                 check_same(path, f"shape of {name} of parameter {number}", _shape(kept[name]), _shape(weight))
 
 
-def check_scheduler(path: Path, saved: Mapping[str, Any] | None, own: Mapping[str, Any]) -> None:
+def check_scheduler_state(path: Path, saved: Mapping[str, Any] | None, own: Mapping[str, Any]) -> None:
     """Refuse the saved state of a scheduler with entries of another type, which would fail later."""
     for name, value in (saved or {}).items():
         if value is not None and own.get(name) is not None:

@@ -1,4 +1,4 @@
-"""Which samples a batch holds, for methods that keep something for each sample."""
+"""The numbers of the samples that a batch holds, for methods that keep something for each sample."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...randomness import seed_torch
-from .processes import Processes
+from ..processes import Processes
 
 
 def choose_seed(seed: int | None, processes: Processes) -> int:

@@ -43,7 +43,7 @@ def describe_settings(state: RunState, data: Mapping[str, int]) -> dict[str, str
 def describe_for_processes(
     settings: Mapping[str, str], state: RunState, nb_epochs: int, whole: Batch | None, validation: Batch | None
 ) -> dict[str, str]:
-    """What must be the same in all processes; weights need not, since the first process's weights are copied."""
+    """The settings that must be the same in all processes; weights need not, since the first process's are copied."""
     described = {**settings, "nb_epochs": str(nb_epochs), "resume": str(state.options.resume)}
     for number, group in enumerate(state.optimizer.param_groups):
         shapes = [tuple(weight.shape) for weight in group["params"]]

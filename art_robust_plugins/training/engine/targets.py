@@ -13,7 +13,7 @@ from ...bridge import label_tensor
 from ...labels import warn_of_missing_classes
 
 SUM_TOLERANCE = 1e-3
-"""How far the sum of a row of probabilities may be from 1."""
+"""The largest distance from 1 of the sum of a row of probabilities."""
 
 EXPECTED = 10
 """Classes without images are warned of only if equally common classes would have at least this many each."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ...bridge import EstimatorModule, class_logits, clip_range, device_of, image_tensor, label_tensor
 from ...threat import ThreatModel
-from .processes import Processes
+from ..processes import Processes
 
 
 class Validator:

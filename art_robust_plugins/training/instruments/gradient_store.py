@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..engine.memory_format import layout_of
-from ..engine.processes import Share
+from ..memory_format import layout_of
+from ..processes import Share
 from .pairing import other_class_slots
 from .signs import PackedSigns
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...checks import find_nearest
 from ...keywords import KnownKeywords
-from ..engine.processes import Share
+from ..processes import Share
 
 LayerPattern = str | type[nn.Module]
 """A module's qualified name, in which ``*`` and ``?`` stand for anything, or a type of module."""

@@ -38,7 +38,7 @@ class Passes(NamedTuple):
     forward: int
     backward: int
     to_weights: int
-    """How many of the backward passes reach the weights; the others give gradients of the input alone."""
+    """The number of backward passes that reach the weights; the others give gradients of the input alone."""
 
 
 class AdversarialTrainer(RobustTrainer):
@@ -134,7 +134,7 @@ class AdversarialTrainer(RobustTrainer):
         """The current ball: during the warm-up of eps a smaller one, beginning with 1 % of eps."""
         if self.epochs_done >= self.eps_warmup_epochs:
             return self.threat
-        return self.threat.scaled(max(self.epochs_done / self.eps_warmup_epochs, 0.01))
+        return self.threat.scale(max(self.epochs_done / self.eps_warmup_epochs, 0.01))
 
     def adversary(self, x: Tensor, y: Tensor) -> Tensor:
         """The adversary xa [N, ...], detached."""
@@ -151,13 +151,13 @@ class AdversarialTrainer(RobustTrainer):
             z.requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(objective(z), z)
-            xa = threat.project(threat.moved(z.detach(), gradient, step_size, low, high), x, low, high)
+            xa = threat.project(threat.move(z.detach(), gradient, step_size, low, high), x, low, high)
         if self.change_store is not None and self.samples is not None:
             self.change_store.write(self.samples, (xa - x) / threat.eps, self.share)
         return xa, gradient
 
     def start_point(self, x: Tensor) -> Tensor:
-        """Where the ascent begins: a point [N, ...] in the ball around each sample."""
+        """The start of the ascent: a point [N, ...] in the ball around each sample."""
         threat, (low, high) = self.current_threat, self.input_range
         if self.start == "uniform":
             return clip(x + self.draw(threat.random_change, x), low, high)
@@ -177,7 +177,7 @@ class AdversarialTrainer(RobustTrainer):
             kept, known = share.select(kept), share.select(known)
         change = threat.eps * kept
         if self.start_noise:
-            change = change + self.draw(threat.scaled(self.start_noise).random_change, x)
+            change = change + self.draw(threat.scale(self.start_noise).random_change, x)
         if store.complete:
             return change
         return torch.where(known.view(-1, *[1] * (x.dim() - 1)), change, self.draw(threat.random_change, x))
@@ -195,6 +195,12 @@ class AdversarialTrainer(RobustTrainer):
         """KL(softmax(p) || softmax(q)) of the network's outputs, the mean over samples."""
         p, q = class_logits(self.classifier, p), class_logits(self.classifier, q)
         return functional.kl_div(q.log_softmax(dim=1), p.log_softmax(dim=1), reduction="batchmean", log_target=True)
+
+    def measure_divergence_from(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function of z [N, ...] that gives KL(p(x) || p(z)), without gradients through x."""
+        with torch.no_grad():
+            at_x = self.logits(x)
+        return lambda z: self.divergence(at_x, self.logits(z))
 
     def prepare(self) -> None:
         super().prepare()

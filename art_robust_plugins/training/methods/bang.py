@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from ...checks import check_number, check_type, plain_number, to_float
 from ...keywords import explain_keywords
 from ...threat import ThreatModel
-from ..engine.processes import Share
 from ..instruments import (
     Instrument,
     LayerPattern,
@@ -43,6 +42,7 @@ from ..instruments import (
 from ..instruments.misclassified import ForwardPass, ForwardPasses
 from ..instruments.scaled_gradients import SCALABLE, check_scalable, replaced_forwards, scaled_forward
 from ..options import TrainingOptions
+from ..processes import Share
 from ..trainer import RobustTrainer
 
 Layers = Iterable[LayerPattern] | Mapping[LayerPattern, Mapping[str, float]]
@@ -294,7 +294,7 @@ class BANGTrainer(RobustTrainer):
 
 @dataclass(frozen=True)
 class _Adjustment:
-    """What BANG does to one layer's parameter gradients in one backward pass: beta * sum_i s_i * (...)_i."""
+    """BANG's change of one layer's parameter gradients in one backward pass: beta * sum_i s_i * (...)_i."""
 
     setting: BANGSetting
     cap: float | None

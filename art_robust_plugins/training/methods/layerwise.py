@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from ...checks import check_flag, check_number, check_type, plain_number
 from ...keywords import explain_keywords
 from ...threat import ThreatModel
-from ..engine.memory_format import layout_of
 from ..instruments import Instrument, LayerPattern, join_instruments, list_patterns, select_modules
 from ..instruments.blocks import CONVOLUTIONS, NORMALISATIONS, ConvolutionBlocks
 from ..instruments.gradient_store import GradientStore
 from ..instruments.signs import PackedSigns
+from ..memory_format import layout_of
 from ..options import TrainingOptions
 from ..trainer import RobustTrainer
 

@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from ...bridge import device_of, preprocessing_modules
 from ...checks import check_choice, check_number, plain_number
 from ...lipschitz import LipschitzGraph, batch_variances
-from ...lipschitz.preprocessing import bounded_network
+from ...lipschitz.preprocessing import find_bounded_network
 from ...threat import Norm, ThreatModel
 from ..instruments import Instrument
 from ..options import TrainingOptions
@@ -183,7 +183,7 @@ class LipschitzMarginTrainer(RobustTrainer):
                 "classifier: its network has one output, expected a logit for each class: nn.Linear(1, 2) after it, "
                 "with weight [[0], [1]] and bias 0, gives two, for CrossEntropyLoss."
             )
-        network, mean_std = bounded_network(self.classifier, training=True)
+        network, mean_std = find_bounded_network(self.classifier, training=True)
         std = None if mean_std is None else mean_std[1].abs()
         parts: list[nn.Module] = [self.classifier.model, *preprocessing_modules(self.classifier)]
         # The graph reads the current parameters and buffers in each step: only another structure needs another trace.

@@ -184,11 +184,7 @@ class LocalBallTrainer(AdversarialTrainer):
         return LocalBallTrainer(classifier, threat=threat, **{**PRESETS[name], **changes})
 
     def adversary_objective(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-        if not self.uses_kl:
-            return lambda z: self.loss(self.logits(z), y)
-        with torch.no_grad():
-            at_x = self.logits(x)
-        return lambda z: self.divergence(at_x, self.logits(z))
+        return self.measure_divergence_from(x) if self.uses_kl else lambda z: self.loss(self.logits(z), y)
 
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The objective L of one batch."""
@@ -205,10 +201,10 @@ class LocalBallTrainer(AdversarialTrainer):
     def local_point(self, x: Tensor, xa: Tensor) -> Tensor:
         """The local point xl in the ball of radius r around xa [N, ...], with ``local_direction="kl"``."""
         low, high = self.input_range
-        ball = self.current_threat.scaled(self.radius)
+        ball = self.current_threat.scale(self.radius)
         with torch.no_grad():
             at_xa = self.logits(xa)
-        noise = self.draw(ball.scaled(NOISE).random_change, xa)
+        noise = self.draw(ball.scale(NOISE).random_change, xa)
         beside = clip(xa + noise, low, high).requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.divergence(at_xa, self.logits(beside)), beside)
@@ -217,8 +213,8 @@ class LocalBallTrainer(AdversarialTrainer):
     def move_within_ball(self, x: Tensor, xa: Tensor, gradient: Tensor) -> Tensor:
         """The point at distance r from xa along the steepest direction of a gradient, within the threat's ball."""
         threat, (low, high) = self.current_threat, self.input_range
-        ball = threat.scaled(self.radius)
-        xl = ball.moved(xa, gradient, ball.eps, low, high)
+        ball = threat.scale(self.radius)
+        xl = ball.move(xa, gradient, ball.eps, low, high)
         return threat.project(xl, x, low, high) if self.within_threat else clip(xl, low, high)
 
     def objective(self, x: Tensor, y: Tensor, xa: Tensor, xl: Tensor | None = None) -> Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import ClassVar
 
-import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
@@ -35,6 +34,7 @@ class TRADESTrainer(AdversarialTrainer):
     For the other arguments and what is raised see `AdversarialTrainer`.
 
     Example:
+        >>> import torch
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
         >>> optimizer = torch.optim.SGD(network.parameters(), 0.1)
         >>> loss = torch.nn.CrossEntropyLoss()
@@ -78,9 +78,7 @@ class TRADESTrainer(AdversarialTrainer):
         )
 
     def adversary_objective(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-        with torch.no_grad():
-            at_x = self.logits(x)
-        return lambda z: self.divergence(at_x, self.logits(z))
+        return self.measure_divergence_from(x)
 
     def training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss on x, and beta times the divergence between x and its adversary."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from art_robust_plugins.training.engine.processes import Processes, ProcessLostError, Share
+from art_robust_plugins.training.processes import Processes, ProcessLostError, Share
 
 from .process_cases import refusal
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from art_robust_plugins.training.engine.processes import Share
 from art_robust_plugins.training.instruments.signs import PackedSigns
 from art_robust_plugins.training.methods.layerwise import (
     layerwise_perturbations,
 )
+from art_robust_plugins.training.processes import Share
 
 from ..methods.tiny import batches, tiny
 

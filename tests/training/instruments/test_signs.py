@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from art_robust_plugins.training.engine.memory_format import layout_of
 from art_robust_plugins.training.instruments.signs import PackedSigns
+from art_robust_plugins.training.memory_format import layout_of
 from art_robust_plugins.training.methods.layerwise import perturb
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from ...checks import quote_error
-from ...files import remove_temporaries
-from ...fingerprints import excerpts_at_difference
-from ...locks import check_output_folder, locked_folder
-from ...processes import find_processes
-from ...randomness import seed_torch
+from ..checks import quote_error
+from ..files import remove_temporaries
+from ..fingerprints import excerpts_at_difference
+from ..locks import check_output_folder, locked_folder
+from ..processes import find_processes
+from ..randomness import seed_torch
 from .memory_format import layout_of
 
 

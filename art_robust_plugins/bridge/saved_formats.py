@@ -1,14 +1,15 @@
-"""Additions to ART's classifier, which describe themselves in a saved classifier.
+"""The formats of additions to ART's classifier, which describe themselves in a saved classifier.
 
 Saving and loading know no defence by name. They use what is registered here: estimators that are restored as their own
 class, preprocessing defences that a file can hold, and parts that can be inserted into an existing network.
-`weight_maps` is an example of all three.
+``weight_map/saved_format.py`` is an example of all three.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, ClassVar
 
 from art.defences.preprocessor.preprocessor import Preprocessor
@@ -82,6 +83,15 @@ DEFENCES: dict[str, DefenceFormat] = {}
 """The defences that a file can hold, by the name of their class."""
 PARTS: dict[str, NetworkPart] = {}
 """The parts that can be inserted into a network, by their keys."""
+
+PROVIDERS = ("art_robust_plugins.weight_map.saved_format",)
+"""The modules of this package that register formats when they are imported."""
+
+
+def import_providers() -> None:
+    """Import the `PROVIDERS`: a file may hold a format whose module nobody has imported yet."""
+    for module in PROVIDERS:
+        import_module(module)
 
 
 def register_estimator(kind: type[PyTorchClassifier]) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 from art.defences.preprocessor.preprocessor import Preprocessor
 from torch import Tensor, nn
 
+from ..bridge.saved_formats import DefenceFormat, NetworkPart, register_defence, register_estimator, register_part
 from ..files import Entry
-from ..weight_map import PyTorchWeightMapClassifier, WeightMapPreprocessor
-from ..weight_map.insert import attach_described, describe_weight_maps
-from .extensions import DefenceFormat, NetworkPart, register_defence, register_estimator, register_part
+from .classifier import PyTorchWeightMapClassifier
+from .insert import attach_described, describe_weight_maps
+from .preprocessor import WeightMapPreprocessor
 
 
 class WeightMapFormat(DefenceFormat):
-    """The map on the input."""
+    """The format of the map on the input."""
 
     kind = WeightMapPreprocessor
 
@@ -42,7 +43,7 @@ class WeightMapFormat(DefenceFormat):
 
 
 class WeightMaps(NetworkPart):
-    """The maps in a network."""
+    """The format of the maps in a network."""
 
     key = "weight_maps"
     title = "weight maps"
