@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from builders import make_classifier, make_linear
 from typer.testing import CliRunner
 
 from art_robust_plugins import Evaluator, ThreatModel
@@ -98,8 +97,7 @@ def test_a_recipe_begins_in_a_folder_where_another_was_killed_at_once(
 def test_an_evaluation_holds_its_state(tmp_path: Path) -> None:
     data = tiny()
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 3, clip_values=(0, 1))
+    classifier = make_classifier(make_linear(classes=3), nb_classes=3)
 
     def evaluate(folder: Path) -> Any:
         threat = ThreatModel("Linf", 0.1)

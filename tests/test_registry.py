@@ -12,7 +12,7 @@ import pytest
 from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
-from torch import nn, optim
+from builders import make_tiny
 
 from art_robust_plugins import (
     BANGTrainer,
@@ -29,9 +29,7 @@ from art_robust_plugins.training import BANG, Layerwise
 
 @pytest.fixture
 def classifier() -> PyTorchClassifier:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    optimizer = optim.SGD(network.parameters(), 0.1)
-    return PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, optimizer=optimizer, clip_values=(0, 1))
+    return make_tiny()
 
 
 def points(monkeypatch: pytest.MonkeyPatch, *named: tuple[str, str]) -> None:

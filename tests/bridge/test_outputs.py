@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier, make_linear
 from torch import Tensor, nn
 
 from art_robust_plugins.bridge import EstimatorModule, predict_outputs
@@ -39,7 +41,7 @@ class Then(nn.Module):
 
     def __init__(self, change: Callable[[Tensor], Any], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.network = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).to(dtype)
+        self.network = make_linear(6, 4).to(dtype)
         self.change, self.dtype = change, dtype
 
     def forward(self, x: Tensor) -> Any:
@@ -54,10 +56,9 @@ class Mixed(Then):
 
 
 def classifier(network: nn.Module, loss: nn.Module | None = None, classes: int = 4) -> PyTorchClassifier:
-    loss = nn.CrossEntropyLoss() if loss is None else loss
-    optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    arguments = {"clip_values": (0, 1), "device_type": "cpu"}
-    return PyTorchClassifier(network, loss, (1, 2, 3), classes, optimizer, **arguments)
+    optimizer = partial(torch.optim.SGD, lr=0.1)
+    settings = {"input_shape": (1, 2, 3), "nb_classes": classes, "device_type": "cpu"}
+    return make_classifier(network, loss, optimizer=optimizer, **settings)
 
 
 TYPES = {
@@ -142,13 +143,13 @@ def test_complex_outputs_are_refused() -> None:
 
 
 def test_a_network_of_another_type_is_named_with_the_way_out() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).double()
+    network = make_linear(6, 4).double()
     with pytest.raises(ValueError, match=r"^classifier: the network fails .*torch\.float64.*network\.float\(\)"):
         EstimatorModule(classifier(network))
     with pytest.raises(ValueError, match=r"^classifier: the network's weights are torch\.float64.*network\.float\(\)"):
         StandardTrainer(classifier(network))
     with pytest.raises(ValueError, match=r"^classifier: the network fails .*\(2, 1, 2, 3\)"):
-        EstimatorModule(classifier(nn.Sequential(nn.Flatten(), nn.Linear(5, 4))))
+        EstimatorModule(classifier(make_linear(5, 4)))
 
 
 SINGLE = {
@@ -185,7 +186,7 @@ def test_one_output_needs_a_loss_of_one_output() -> None:
 
 def test_what_certificates_advise_for_one_output_is_the_same_classifier() -> None:
     torch.manual_seed(0)
-    one, two = nn.Sequential(nn.Flatten(), nn.Linear(6, 1)), nn.Linear(1, 2)
+    one, two = make_linear(6, 1), nn.Linear(1, 2)
     with torch.no_grad():
         two.weight.copy_(torch.tensor([[0.0], [1.0]]))
         two.bias.zero_()

@@ -11,6 +11,7 @@ from art.defences.preprocessor import JpegCompression, SpatialSmoothing, Thermom
 from art.defences.preprocessor.preprocessor import Preprocessor
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
+from builders import make_classifier
 from torch import nn
 
 from art_robust_plugins.bridge import EstimatorModule, StraightThrough, clip_above
@@ -43,8 +44,8 @@ class Wrong(Steps):
 def classifier(defence: Any, channels: int = 3, **arguments: Any) -> PyTorchClassifier:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 4))
-    settings = {"clip_values": (0, 1), "device_type": "cpu", "preprocessing_defences": defence, **arguments}
-    return PyTorchClassifier(network, nn.CrossEntropyLoss(), SHAPE, 4, **settings)
+    settings = {"input_shape": SHAPE, "nb_classes": 4, "device_type": "cpu", **arguments}
+    return make_classifier(network, preprocessing_defences=defence, **settings)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, load_digits
 from torch import nn
 
 from art_robust_plugins.evaluation.autoattack import standard
 
 from .browser import Browser, start_browser
-from .builders import Data, digits, trained, wrap
+from .builders import trained, wrap
 from .reference import trained_residual
 
 
@@ -43,7 +44,7 @@ def classifier(network: nn.Sequential) -> PyTorchClassifier:
 
 @pytest.fixture(scope="session")
 def data() -> Data:
-    x, y = digits()
+    x, y = load_digits()
     return x[-40:], y[-40:]
 
 

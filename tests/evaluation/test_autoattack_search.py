@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import load_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from art_robust_plugins.evaluation.autoattack.square import Square, find_image_s
 from art_robust_plugins.evaluation.autoattack.square_windows import build_tile
 from art_robust_plugins.evaluation.libraries import reference_package
 
-from .builders import digits, trained
+from .builders import trained
 from .reference import coloured, in_batches, needs_reference, verdicts
 
 
@@ -35,7 +36,7 @@ def correct(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def images_of(name: str) -> tuple[Tensor, Tensor]:
     if name == "residual":
         return coloured()
-    x, y = digits()
+    x, y = load_digits()
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
@@ -266,7 +267,7 @@ def test_fab_keeps_as_many_images_as_some_passes_hold(network: nn.Module, monkey
 @pytest.mark.parametrize("classes", [4, 2])
 def test_fab_of_few_classes(classes: int) -> None:
     network = trained(classes, steps=60).eval()
-    x, y = correct(network, *(torch.from_numpy(values) for values in digits(classes)))
+    x, y = correct(network, *(torch.from_numpy(values) for values in load_digits(classes)))
     threat = ThreatModel("Linf", 0.25)
     attack = reference("fab", network, threat, targeted=True, n_target_classes=classes - 1, n_iter=12)
     found = FAB(network, threat, targets=9, steps=12)(x, y)

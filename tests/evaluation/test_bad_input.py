@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from art.estimators.classification import PyTorchClassifier
+from builders import Data
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, compare
 from art_robust_plugins.evaluation.robustbench import LeaderboardEntry
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 
 
 @pytest.mark.parametrize(

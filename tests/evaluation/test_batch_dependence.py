@@ -6,12 +6,13 @@ import copy
 
 import pytest
 import torch
+from builders import Data
 from torch import Tensor, nn
 from torch.nn import functional
 
 from art_robust_plugins.evaluation.diagnostics import measure_differences
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 from .wrapped import Around, Forward, evaluate, read_flags
 
 

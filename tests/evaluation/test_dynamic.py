@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
 from art_robust_plugins.evaluation import EvaluationReport, Setting
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 from .wrapped import Around, Forward, evaluate, move_a_bias, read_flags
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, make_linear
 from PIL import Image
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_other_networks_and_reports_are_refused(
     evaluated: tuple[EvaluationReport, PyTorchClassifier], network: nn.Module, tmp_path: Path
 ) -> None:
     report, classifier = evaluated
-    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    other = make_linear()
     for wrong, kind in ((wrap(other), ValueError), (network, TypeError)):
         with pytest.raises(kind, match="classifier: got"):
             report.save_images(tmp_path, wrong)

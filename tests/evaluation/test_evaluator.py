@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, load_digits, make_linear
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -24,7 +25,7 @@ from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.libraries import reference_package
 from art_robust_plugins.threat import Norm
 
-from .builders import Data, custom, digits, step, strong, trained, wrap
+from .builders import custom, step, strong, trained, wrap
 from .reference import needs_reference
 
 
@@ -119,7 +120,7 @@ def test_channels_last_gives_the_same_verdicts(network: nn.Sequential, data: Dat
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes(classes: int) -> None:
-    x, y = digits(classes)
+    x, y = load_digits(classes)
     classifier = wrap(trained(classes, steps=60), classes)
     report = evaluate(classifier, (x[-20:], y[-20:].astype(np.int32)), 0.3, attacks=["standard", "rand"])
     ran = {result.name: result for result in report.attacks}
@@ -318,7 +319,7 @@ def test_a_caller_in_inference_mode(classifier: PyTorchClassifier, data: Data) -
     with torch.inference_mode():
         x, y = torch.from_numpy(data[0]) + 0, torch.from_numpy(data[1]) + 0
         inside = evaluate(classifier, (x, y), attacks=custom(strong))
-        made = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+        made = wrap(make_linear())
     assert_array_equal(inside.robust, plain.robust)
     assert [flag.name for flag in inside.flags] == [flag.name for flag in plain.flags]
     with pytest.raises(ValueError, match=r"^classifier: the network was made in torch\.inference_mode\(\),"):

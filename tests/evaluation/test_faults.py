@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, load_digits
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from torch import nn
@@ -25,7 +26,7 @@ from art_robust_plugins.evaluation.autoattack import AutoAttack
 from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses
 from art_robust_plugins.files import load_state
 
-from .builders import Data, Small, custom, digits, trained, wrap
+from .builders import Small, custom, trained, wrap
 
 THREAT = ThreatModel("Linf", 0.1)
 # Square's five thousand passes of a few images take longer than all others together.
@@ -50,7 +51,7 @@ def in_child(weights: str, folder: str, points: int) -> None:
     torch.set_num_threads(1)
     network = trained(steps=0)
     network.load_state_dict(torch.load(weights, weights_only=True))
-    x, y = digits()
+    x, y = load_digits()
     data = x[-40:][:points], y[-40:][:points]
     evaluated(wrap(network), data, state_dir=folder, attacks=GRADIENT_BASED, batch_size=1)
 
@@ -169,7 +170,7 @@ def test_images_that_only_the_attacks_own_passes_misclassify_are_flagged(network
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.45), ("L1", 1.2)])
 def test_torchs_default_device_changes_nothing(norm: str, eps: float, network: nn.Module) -> None:
     """A tensor that was made on the default device would have no data."""
-    x, y = (torch.from_numpy(values[-8:]) for values in digits())
+    x, y = (torch.from_numpy(values[-8:]) for values in load_digits())
     stages = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
     attack = AutoAttack(network.eval(), ThreatModel(norm, eps), version="custom", stages=stages)
     expected = attack.run(x, y)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, save_comparison
 from art_robust_plugins.files import load_tensors, save_tensors, seal, sha256_of
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 
 
 @pytest.fixture(scope="module")

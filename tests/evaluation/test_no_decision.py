@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
+from builders import Data
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Evaluator
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 from .wrapped import SETTINGS, Around, evaluate, read_flags
 
 

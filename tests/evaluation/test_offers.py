@@ -12,6 +12,7 @@ from art.estimators.certification.deep_z import PytorchDeepZ
 from art.estimators.certification.derandomized_smoothing import PyTorchDeRandomizedSmoothing
 from art.estimators.certification.interval import PyTorchIBPClassifier
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, make_linear
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Evaluator
 from art_robust_plugins.lipschitz import PyTorchLipschitzCertifier
 
-from .builders import Data, list_flags, wrap
+from .builders import list_flags, wrap
 from .reference import needs_reference
 
 
@@ -155,7 +156,7 @@ def test_a_range_for_each_feature_against_the_exact_answer(attacks: list[str]) -
     shape, eps = (2, 5, 5), 0.12
     low = torch.rand(shape, generator=generator) - 0.5
     high = low + 0.2 + 1.5 * torch.rand(shape, generator=generator)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(50, 5))
+    network = make_linear(50, 5)
     with torch.no_grad():
         network[1].weight.copy_(torch.randn(5, 50, generator=generator))
         network[1].bias.copy_(torch.randn(5, generator=generator))

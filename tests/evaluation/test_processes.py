@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import load_digits
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 from torch.nn import functional
 
 from art_robust_plugins import EvaluationReport, save_classifier
 from art_robust_plugins.models import create_model
-
-from .builders import digits
 
 pytest.importorskip("pyautoattack")
 # What accelerate launch starts on GPUs; on CPUs it starts one process only.
@@ -34,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as art-robust train leaves it."""
     torch.manual_seed(0)
     network = create_model("small-cnn", (1, 8, 8), 10, channels=4, hidden=16)
-    x, y = (torch.from_numpy(values[:1000]) for values in digits())
+    x, y = (torch.from_numpy(values[:1000]) for values in load_digits())
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     for _ in range(60):
         optimizer.zero_grad()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -24,7 +25,7 @@ from art_robust_plugins.evaluation.rendering.labels import certificate_text, int
 from art_robust_plugins.evaluation.rendering.tables import class_note, class_rows, curve_rows
 from art_robust_plugins.files import seal
 
-from .builders import Data, custom, step, strong, trained, wrap
+from .builders import custom, step, strong, trained, wrap
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from builders import Data, load_digits
 from numpy.testing import assert_array_equal
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Attack, Evaluator, Setting
 
-from .builders import Data, custom, digits, step, trained, wrap
+from .builders import custom, step, trained, wrap
 
 
 def noisy(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
@@ -84,7 +85,7 @@ def test_an_interrupted_evaluation_is_resumed_at_the_next_batch(
 def run_until_killed(folder: str) -> None:
     """The child process of the next test."""
     torch.set_num_threads(1)
-    x, y = digits()
+    x, y = load_digits()
     network = trained(steps=0)
     network.load_state_dict(torch.load(Path(folder) / "weights.pt", weights_only=True))
     made, _ = attacks(pause=0.3)
@@ -113,7 +114,7 @@ def test_a_killed_process_is_resumed(network: nn.Module, data: Data, tmp_path: P
 
 
 def test_the_state_is_as_large_as_what_was_broken(network: nn.Module, data: Data, tmp_path: Path) -> None:
-    x, y = digits()
+    x, y = load_digits()
     x, y = np.tile(x, (3, 1, 1, 1)), np.tile(y, 3)
     report = evaluator(network, [custom(lambda x, y, setting: x)], tmp_path, batch_size=500).evaluate(x, y)
     sizes = [path.stat().st_size for path in tmp_path.rglob("*.pt")]

@@ -11,11 +11,12 @@ import pytest
 import torch
 from art.estimators.classification import HuggingFaceClassifierPyTorch, PyTorchClassifier
 from art.preprocessing.expectation_over_transformation import EoTBrightnessPyTorch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .builders import Data, custom, wrap
+from .builders import custom, wrap
 from .wrapped import SETTINGS, Around, evaluate, read_flags
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from art.data_generators import NumpyDataGenerator, PyTorchDataGenerator
 from art.estimators.classification import PyTorchClassifier
+from builders import make_tiny
 from numpy.testing import assert_array_equal
-from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -68,8 +68,7 @@ class Stream(IterableDataset[Any]):
 @pytest.fixture
 def estimator() -> PyTorchClassifier:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    return PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, clip_values=(0, 1))
+    return make_tiny()
 
 
 SOURCES: dict[str, Callable[[], Any]] = {

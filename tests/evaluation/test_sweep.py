@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -15,7 +16,7 @@ from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, sweep
 from art_robust_plugins.evaluation.sweep import merge_reports
 
-from .builders import Data, trained, wrap
+from .builders import trained, wrap
 
 pytest.importorskip("pyautoattack")
 RADII = (0.02, 0.05, 0.1)

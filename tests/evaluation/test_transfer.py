@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Evaluator, transfer
 
-from .builders import Data, custom, step, trained, wrap
+from .builders import custom, step, trained, wrap
 
 
 class Quantised(nn.Module):

@@ -13,6 +13,7 @@ from art.defences.preprocessor.cutout.cutout_pytorch import CutoutPyTorch
 from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from builders import make_linear
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
@@ -87,7 +88,7 @@ def test_pickle(tmp_path, monkeypatch):
 
 def test_it_is_attacked_and_trained_as_any_classifier(digits):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    network = make_linear()
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     subject = make_certifier(network, (1, 8, 8), 10, optimizer=optimizer)
     x, y = digits.x_test[:50], digits.y_test[:50]
@@ -171,7 +172,7 @@ class Unpicklable(nn.Module):
         (Network(lambda x, inner: inner(x.half().to(x.dtype)), conv()), "computes in torch.float16"),
         (Network(lambda x, inner: (inner(x), x), conv()), r"output for 2 inputs is tuple,"),
         (nn.Sequential(conv(), nn.Linear(4, 3)), r"output for 2 inputs is \(2, 3\),"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(5, 4)), "fails on inputs"),
+        (make_linear(5, 4), "fails on inputs"),
         (Unpicklable(), "the network cannot be copied .*generator"),
     ],
 )

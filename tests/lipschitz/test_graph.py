@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import make_linear
 from torch import nn
 from torch.nn import functional
 
@@ -168,7 +169,7 @@ def test_networks_that_cannot_be_analysed(network, message):
 )
 def test_shapes_that_are_none(shape):
     with pytest.raises(ValueError, match="input_shape: got"):
-        LipschitzGraph(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), shape)
+        LipschitzGraph(make_linear(192, 2), shape)
     with pytest.raises(ValueError, match="input_shape: got"):
         insert_weight_maps(nn.Conv2d(3, 4, 3), shape)
 
@@ -178,7 +179,7 @@ def test_shapes_that_are_none(shape):
 )
 def test_deviations_that_are_none(std):
     with pytest.raises(ValueError, match="std: got"):
-        LipschitzGraph(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), IMAGE, std=std)
+        LipschitzGraph(make_linear(192, 2), IMAGE, std=std)
 
 
 def test_other_arguments_that_are_refused():

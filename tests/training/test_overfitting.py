@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_linear
 from torch import Tensor, nn
 
 from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TrainingOptions, WeightMapPreprocessor
@@ -119,8 +120,7 @@ def test_it_is_seen_where_it_happens() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = torch.optim.Adam(model.parameters(), 0.003)
-    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+    estimator = classifier(model, optimizer=partial(torch.optim.Adam, lr=0.003))
     settings: dict[str, Any] = {"steps": 1, "step_size": 0.6, "eps_warmup_epochs": 6}
     trainer = PGDTrainer(estimator, threat=ThreatModel("Linf", 0.4), **settings, options=TrainingOptions(seed=0))
     with messages() as found:
@@ -134,10 +134,9 @@ def test_it_is_seen_where_it_happens() -> None:
 @pytest.mark.parametrize("global_loss", ["ce", "kl"])
 def test_a_linear_network_cannot_overfit_to_its_adversary(global_loss: Any) -> None:
     """One step is its worst case already: whatever the two adversaries leave, nothing catastrophic has happened."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    model = make_linear(classes=2)
     nn.init.zeros_(model[1].weight)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 2, optimizer=optimizer, clip_values=(0, 1))
+    estimator = classifier(model, optimizer=partial(torch.optim.SGD, lr=0.05), nb_classes=2)
     threat = ThreatModel("Linf", 0.25)
     trainer = LocalBallTrainer(estimator, threat=threat, global_loss=global_loss, options=TrainingOptions(seed=0))
     with messages() as found:

@@ -10,6 +10,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from builders import make_linear
 from torch import Tensor, nn
 
 from art_robust_plugins import WeightMap2d, insert_weight_maps, weight_maps
@@ -297,7 +298,7 @@ def test_torchscript_inside_stays_as_it_is() -> None:
         (ResNet(), 5, r"where: got 5,"),
         (ResNet(), nn.ReLU(), r"where: got ReLU\(\),"),
         (ResNet(), "layer1.9", r"where: got 'layer1.9', .*'layer1.1'"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, r"model: got a Sequential in which no convolutional"),
+        (make_linear(), None, r"model: got a Sequential in which no convolutional"),
         (nn.Conv2d(3, 2, 3), None, r"model: it fails on two samples of input_shape \(1, 8, 8\)"),
         (nn.Sequential(Iterating()), "0", r"where: the map after '0' \(Iterating\) acts 2 times"),
         (CallsItsChildren(), "layers.0", r"but the module 'layers.0' does not run in a forward pass"),

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from art.defences.preprocessor import MixupPyTorch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -92,9 +93,8 @@ def classifier(kind: type[Network] = Network, channels: int = 1, **settings: Any
     model = kind(channels)
     if not rank():
         model.load_state_dict(started(channels))
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=0.01)
-    loss = nn.CrossEntropyLoss()
-    return PyTorchClassifier(model, loss, (channels, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1), **settings)
+    optimizer = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.01)
+    return make_classifier(model, optimizer=optimizer, input_shape=(channels, 8, 8), **settings)
 
 
 def outcome(trainer: RobustTrainer, **others: Tensor) -> Result:
@@ -297,9 +297,7 @@ def rate_set_to(rate: float) -> PyTorchClassifier:
 
 
 def with_rate(rate: float) -> PyTorchClassifier:
-    model = Network(1)
-    optimizer = torch.optim.SGD(model.parameters(), rate)
-    return PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+    return make_classifier(Network(1), optimizer=partial(torch.optim.SGD, lr=rate))
 
 
 def fit(trainer: RobustTrainer, x: Any = X, y: Any = Y, **settings: Any) -> None:

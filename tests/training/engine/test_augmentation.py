@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_linear
 from scipy.stats import chi2
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ def test_the_method_sees_changed_images_with_their_labels_and_validation_the_ima
     data = images.movedim(1, -1).contiguous() if last else images
     seen = []
     for _ in range(2):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        model = make_linear()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         settings = {"clip_values": (-1, 1), "channels_first": not last, "optimizer": optimizer, "device_type": "cpu"}
         estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, **settings)

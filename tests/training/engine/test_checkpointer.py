@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 from art.data_generators import NumpyDataGenerator
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier, make_linear
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -299,7 +301,7 @@ def test_a_network_may_have_an_extra_state(tmp_path: Path) -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.calls = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 0
+            self.inner, self.calls = make_linear(), 0
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.calls += self.training
@@ -314,8 +316,7 @@ def test_a_network_may_have_an_extra_state(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = Counting()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+    estimator = make_classifier(model, optimizer=partial(torch.optim.SGD, lr=0.1))
     options = TrainingOptions(seed=0, keep_best=True, checkpoint_dir=tmp_path)
     wrong = (X[:50], (Y[:50] + 1) % 10)  # it only gets worse
     trainer = StandardTrainer(estimator, options=options)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_linear
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,11 +53,10 @@ def test_losses_that_are_no_means_over_samples_are_not_cut(loss: nn.Module) -> N
     ],
 )
 def test_the_gradients_of_parts_are_those_of_the_batch(loss: nn.Module) -> None:
-    model = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # noqa: E731
     states = []
     for parts in (1, 5):
         torch.manual_seed(0)
-        estimator = classifier(model(), copy.deepcopy(loss))
+        estimator = classifier(make_linear(), copy.deepcopy(loss))
         fit(StandardTrainer(estimator, options=TrainingOptions(seed=0, accumulation_steps=parts)))
         states.append(weights(estimator))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*states, strict=True))
@@ -81,7 +81,7 @@ def test_losses_that_give_no_number_are_refused() -> None:
 
 
 def test_binary_losses_of_several_outputs_are_one_class_against_the_rest() -> None:
-    estimator = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), nn.BCEWithLogitsLoss())
+    estimator = classifier(make_linear(), nn.BCEWithLogitsLoss())
     trainer = StandardTrainer(estimator)
     x, y = torch.from_numpy(X[:8]), torch.from_numpy(Y[:8])
     expected = functional.binary_cross_entropy_with_logits(trainer.logits(x), functional.one_hot(y, 10).float())

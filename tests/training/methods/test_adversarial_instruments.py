@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_linear
 from torch import Tensor, nn
 
 from art_robust_plugins import (
@@ -36,7 +37,7 @@ def test_an_instrument_acts_in_the_passes_that_reach_the_weights(make: Any, pass
 
     for name, instruments in {"plain": [], "bang": [BANG(0.5, 0.7, 0.5)]}.items():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        model = make_linear()
         estimator = PyTorchClassifier(
             model,
             nn.CrossEntropyLoss(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,7 @@ def test_a_binary_network_with_one_output(loss: nn.Module) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Identity())
     if isinstance(loss, nn.BCELoss):
         model[2] = nn.Sigmoid()
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    estimator = PyTorchClassifier(model, loss, (1, 8, 8), 2, optimizer=optimizer, clip_values=(0, 1))
+    estimator = classifier(model, loss, optimizer=partial(torch.optim.Adam, lr=0.01), nb_classes=2)
     trainer = TRADESTrainer(estimator, threat=LINF, steps=2, beta=2.0)
     made: list[Tensor] = []
     passed = seen_in(model, lambda: made.append(trainer.training_loss(x[:20], y[:20]).detach()))
@@ -103,8 +103,7 @@ def test_a_saturated_probability_gives_a_finite_loss() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Sigmoid())
     nn.init.zeros_(model[1].weight)
     nn.init.constant_(model[1].bias, 20.0)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    estimator = PyTorchClassifier(model, nn.BCELoss(), (1, 8, 8), 2, optimizer=optimizer, clip_values=(0, 1))
+    estimator = classifier(model, nn.BCELoss(), nb_classes=2)
     assert bool(torch.isfinite(PGDTrainer(estimator, threat=LINF).training_loss(X[:8], Y[:8] % 2)))
     assert bool(torch.isfinite(LocalBallTrainer(estimator, threat=LINF).training_loss(X[:8], Y[:8] % 2)))
 

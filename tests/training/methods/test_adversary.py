@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from builders import make_linear
+from torch import Tensor
 
 from art_robust_plugins import (
     LocalBallTrainer,
@@ -24,10 +26,8 @@ from .adversaries import L1, L2, LINF, X, Y, ce, classifier, kl, quiet
 def linear(classes: int = 2, **arguments: Any) -> tuple[PyTorchClassifier, Tensor]:
     """A linear network of 2 classes and the gradient of its margin f_1 - f_0."""
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    arguments = {"clip_values": (0, 1), **arguments}
-    trained = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), classes, optimizer=optimizer, **arguments)
+    model = make_linear(classes=classes)
+    trained = classifier(model, optimizer=partial(torch.optim.SGD, lr=0.1), nb_classes=classes, **arguments)
     return trained, (model[1].weight[1] - model[1].weight[0]).detach().view(1, 8, 8)
 
 

@@ -13,11 +13,12 @@ from art.attacks.evasion import ProjectedGradientDescent
 from art.data_generators import NumpyDataGenerator
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch, Trainer
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import Tensor, nn
 
 from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TRADESTrainer, TrainingOptions
 
-from ..builders import IMAGES, LABELS, make_classifier
+from ..builders import IMAGES, LABELS
 
 X, Y, TEST, TEST_Y = IMAGES[:400], LABELS[:400], IMAGES[1000:1400], LABELS[1000:1400]
 EPS, STEP, STEPS, BETA = 0.1, 0.03, 5, 6.0
@@ -37,7 +38,7 @@ class Network(nn.Module):
 def classifier(seed: int = 0, optimizer: str = "Adam") -> PyTorchClassifier:
     torch.manual_seed(seed)
     rates = {"Adam": 0.01, "SGD": 0.1}
-    return make_classifier(Network(), partial(getattr(torch.optim, optimizer), lr=rates[optimizer]))
+    return make_classifier(Network(), optimizer=partial(getattr(torch.optim, optimizer), lr=rates[optimizer]))
 
 
 def attack(estimator: PyTorchClassifier, max_iter: int = STEPS, eps_step: float = STEP) -> ProjectedGradientDescent:

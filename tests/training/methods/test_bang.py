@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,8 +18,6 @@ from torch.nn import functional
 
 from art_robust_plugins.training import BANG, BANGTrainer, StandardTrainer, TrainingOptions, bang_gradients
 from art_robust_plugins.training.methods.bang import bang_factors
-
-from ..builders import make_classifier
 
 # ------------------------------------------------------------------------------------------------- the factors
 
@@ -409,7 +408,7 @@ def classifier(seed: int = 0) -> PyTorchClassifier:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(36, 4))
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
-    return make_classifier(network, optimizer, input_shape=(1, 5, 5), nb_classes=4)
+    return make_classifier(network, optimizer=optimizer, input_shape=(1, 5, 5), nb_classes=4)
 
 
 def weights_after(trainer: type, data: tuple[np.ndarray, np.ndarray], **settings: object) -> list[Tensor]:

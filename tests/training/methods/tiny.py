@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +15,7 @@ from art_robust_plugins.training.methods.layerwise import (
     layerwise_perturbations,
 )
 
-from ..builders import make_classifier, momentum, weights
+from ..builders import momentum, weights
 
 
 def largest_matching(present: list[int], stored: list[int]) -> int:
@@ -96,7 +97,7 @@ def classifier() -> PyTorchClassifier:
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.Flatten(), nn.Dropout(0.3)
     )
     network.append(nn.Linear(36, 4))
-    return make_classifier(network, momentum(0.1), input_shape=(1, 6, 6), nb_classes=4)
+    return make_classifier(network, optimizer=momentum(0.1), input_shape=(1, 6, 6), nb_classes=4)
 
 
 def fitted(trainer: Any, epochs: int = 3) -> list[Tensor]:
