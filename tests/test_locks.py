@@ -138,9 +138,9 @@ def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()
-    with pytest.raises(ValueError, match=r"out: got .* report.json is a folder"):
+    with pytest.raises(ValueError, match=r"out: got .*report\.json "):
         check_output_folder("out", tmp_path, ["report.json"])
-    with pytest.raises(ValueError, match=r"out: got .*report.json, which is a folder,"):
+    with pytest.raises(ValueError, match=r"out: got .*report\.json,"):
         check_output_file("out", tmp_path / "report.json")
 
 

@@ -133,22 +133,22 @@ USERS: dict[str, Callable[[PyTorchClassifier, Any], object]] = {
 def test_other_outputs_are_refused_with_what_helps(
     change: Callable[[Tensor], Any], found: str, wrapper: str, user: str, tmp_path: Any
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^classifier: the network's output.* {found}.*{wrapper}"):
+    with pytest.raises(ValueError, match=rf"^classifier: .*output.* {found}.*{wrapper}"):
         USERS[user](classifier(Then(change)), tmp_path)
 
 
 def test_complex_outputs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^classifier: the network's outputs are torch\.complex64"):
+    with pytest.raises(ValueError, match=r"^classifier: .*outputs .*complex64"):
         EstimatorModule(classifier(Then(lambda z: z + 0j)))
 
 
 def test_a_network_of_another_type_is_named_with_the_way_out() -> None:
     network = make_linear(6, 4).double()
-    with pytest.raises(ValueError, match=r"^classifier: the network fails .*torch\.float64.*network\.float\(\)"):
+    with pytest.raises(ValueError, match=r"^classifier: .*fails .*float64.*network\.float\(\)"):
         EstimatorModule(classifier(network))
-    with pytest.raises(ValueError, match=r"^classifier: the network's weights are torch\.float64.*network\.float\(\)"):
+    with pytest.raises(ValueError, match=r"^classifier: .*weights .*float64.*network\.float\(\)"):
         StandardTrainer(classifier(network))
-    with pytest.raises(ValueError, match=r"^classifier: the network fails .*\(2, 1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"^classifier: .*\(2, 1, 2, 3\)"):
         EstimatorModule(classifier(make_linear(5, 4)))
 
 
@@ -178,9 +178,9 @@ def test_one_output_is_two_logits(kind: str) -> None:
 
 def test_one_output_needs_a_loss_of_one_output() -> None:
     for attempt in (EstimatorModule, StandardTrainer):
-        with pytest.raises(ValueError, match=r"^classifier: the network's output .*\(2, 1\).*BCEWithLogitsLoss"):
+        with pytest.raises(ValueError, match=r"^classifier: .*output .*\(2, 1\).*BCEWithLogitsLoss"):
             attempt(classifier(Then(lambda z: z[:, :1]), None, 2))
-    with pytest.raises(ValueError, match=r"^classifier: the network's output .*\(2, 1\).*nn\.Linear\(1, 2\)"):
+    with pytest.raises(ValueError, match=r"^classifier: .*output .*\(2, 1\).*nn\.Linear\(1, 2\)"):
         PyTorchLipschitzCertifier.from_classifier(classifier(Then(lambda z: z[:, :1]), nn.BCEWithLogitsLoss(), 2))
 
 
@@ -200,7 +200,7 @@ def test_what_certificates_advise_for_one_output_is_the_same_classifier() -> Non
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "autocast"])
 def test_certificates_of_what_rounds_are_refused(kind: str) -> None:
-    with pytest.raises(ValueError, match=r"^classifier: the network computes in torch\.b?float16"):
+    with pytest.raises(ValueError, match=r"^classifier: .*torch\.b?float16"):
         PyTorchLipschitzCertifier.from_classifier(classifier(TYPES[kind]()))
     PyTorchLipschitzCertifier.from_classifier(classifier(TYPES["float64"]()))
 

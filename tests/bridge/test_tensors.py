@@ -89,7 +89,7 @@ def test_the_tolerance_is_a_share_of_the_range():
         image_tensor(changed(1 + 5e-6), classifier())
     assert image_tensor(255 * changed(1 + 5e-7), classifier(clip_values=(0, 255))).max() > 255
     estimator = classifier(clip_values=(np.zeros(SHAPE), np.linspace(0.5, 1, 90).reshape(SHAPE)))
-    with pytest.raises(ValueError, match="x: got values outside the classifier's clip_values,"):
+    with pytest.raises(ValueError, match=r"^x: got values .*clip_values"):
         image_tensor(changed(1), estimator)
     assert image_tensor(IMAGES / 2, estimator).shape == IMAGES.shape
     assert image_tensor(100 * IMAGES, classifier(clip_values=None)).max() > 50

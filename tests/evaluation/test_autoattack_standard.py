@@ -115,7 +115,7 @@ def test_what_is_asked_for_must_exist(network: nn.Module) -> None:
         AutoAttack(network, THREAT, version="standart")
     with pytest.raises(ValueError, match=r"^stages: got 'pgd',"):
         AutoAttack(network, THREAT, version="custom", stages=["pgd"])
-    with pytest.raises(ValueError, match=r"^stages: got \['fab'\] for the version 'standard',"):
+    with pytest.raises(ValueError, match=r"^stages: got \['fab'\] .*'standard'"):
         AutoAttack(network, THREAT, stages=["fab"])
 
 
@@ -140,7 +140,7 @@ def test_settings_that_do_not_fit_are_refused(network: nn.Module) -> None:
     for name in ("batch_size", "physical_batch_size"):
         with pytest.raises(ValueError, match=f"^{name}: got 0,"):
             AutoAttack(network, THREAT, **{name: 0})
-    with pytest.raises(ValueError, match=r"^eps: got 8 for inputs in \[0, 1\], .*'8/255'"):
+    with pytest.raises(ValueError, match=r"^eps: got 8 .*'8/255'"):
         AutoAttack(network, ThreatModel("Linf", 8)).run(torch.rand(1, 1, 8, 8), torch.zeros(1).long())
 
 
@@ -284,7 +284,7 @@ def test_the_fast_level_is_never_called_standard(classifier: PyTorchClassifier, 
         assert "NOT the standard" in text
         assert "leaves out fab-t and square" in text
     assert "fast, NOT standard" in compare({"run": report})
-    with pytest.raises(ValueError, match=r"fast-apgd-ce: the reference has no fast level\."):
+    with pytest.raises(ValueError, match=r"fast-apgd-ce: .*reference"):
         Evaluator(classifier, THREAT, attacks="fast", backend="reference", verbose=False).evaluate(*data)
 
 

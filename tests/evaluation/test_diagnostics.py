@@ -128,7 +128,7 @@ def test_no_gradients_at_all(before: Any, reason: str, network: nn.Module, data:
 
 
 def test_no_gradients_and_nothing_else_to_run(network: nn.Module, data: Data) -> None:
-    with pytest.raises(ValueError, match=rf"^attacks: none can run here \(custom: it follows .* {NO_GRADIENT}\), exp"):
+    with pytest.raises(ValueError, match=rf"^attacks: .*\(custom: .* {NO_GRADIENT}\)"):
         run(Around(network, before=lambda x: x.detach()), data)
 
 

@@ -303,9 +303,7 @@ def test_only_autoattacks_own_attacks_are_autoattack(
     classifier: PyTorchClassifier, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("apgd-ce", "cw", "clean"):
-        with pytest.raises(
-            ValueError, match=rf"^attacks: got an attack of one's own with the built-in name '{name}', exp"
-        ):
+        with pytest.raises(ValueError, match=rf"^attacks: got .*'{name}'"):
             evaluate(classifier, data, attacks=custom(step, name=name))
     pretended = [custom(step, name=attack.name, cumulative=True) for attack in SUITES["standard"]]
     monkeypatch.setattr("art_robust_plugins.evaluation.libraries.registry.ATTACKS", {})
@@ -322,7 +320,7 @@ def test_a_caller_in_inference_mode(classifier: PyTorchClassifier, data: Data) -
         made = wrap(make_linear())
     assert_array_equal(inside.robust, plain.robust)
     assert [flag.name for flag in inside.flags] == [flag.name for flag in plain.flags]
-    with pytest.raises(ValueError, match=r"^classifier: the network was made in torch\.inference_mode\(\),"):
+    with pytest.raises(ValueError, match=r"^classifier: .*torch\.inference_mode\(\)"):
         evaluate(made, data, attacks=custom(step))
 
 

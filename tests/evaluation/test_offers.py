@@ -129,7 +129,7 @@ def test_a_probability_under_a_loss_of_logits_is_flagged(network: nn.Sequential,
 
 def test_logits_under_a_loss_of_probabilities_are_refused(network: nn.Sequential, few: Data) -> None:
     classifier = PyTorchClassifier(Single(network), nn.BCELoss(), (1, 8, 8), 2, clip_values=(0, 1))
-    with pytest.raises(ValueError, match=r"^classifier: .* outside of \[0, 1\], and BCELoss .* BCEWithLogitsLoss"):
+    with pytest.raises(ValueError, match=r"^classifier: .*\[0, 1\].*BCELoss .*BCEWithLogitsLoss"):
         evaluate(classifier, *binary(few), attacks="apgd-ce")
 
 
@@ -260,7 +260,7 @@ def test_a_defence_that_gives_another_type_is_named(network: nn.Sequential, data
             return super().__call__(x, y)[0].astype(np.float64), y
 
     classifier = wrap(network, preprocessing_defences=Double((0, 1)))
-    with pytest.raises(ValueError, match=r"^classifier: the network fails .*float64.*astype\('float32'\)"):
+    with pytest.raises(ValueError, match=r"^classifier: .*float64.*astype\('float32'\)"):
         evaluate(classifier, *data)
 
 
@@ -311,5 +311,5 @@ def test_what_has_no_certificate_is_told_before_the_attacks(network: nn.Sequenti
     loss = nn.BCEWithLogitsLoss()
     certifier = PyTorchLipschitzCertifier(Single(network), loss, (1, 8, 8), 2, clip_values=(0, 1))
     evaluator = Evaluator(certifier, ThreatModel("L2", 0.1), attacks="apgd-ce", verbose=False)
-    with pytest.raises(ValueError, match=r"^classifier: the network's output .*nn\.Linear\(1, 2\)"):
+    with pytest.raises(ValueError, match=r"^classifier: .*output .*nn\.Linear\(1, 2\)"):
         evaluator.evaluate(*binary(few))

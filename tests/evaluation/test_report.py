@@ -190,7 +190,7 @@ def test_a_report_without_broken_points_or_images(data: Data, tmp_path: Path) ->
 
 
 def test_robust_cannot_exceed_clean(report: EvaluationReport) -> None:
-    with pytest.raises(ValueError, match=r"robust_accuracy: got 0\.99 with a clean accuracy of"):
+    with pytest.raises(ValueError, match=r"robust_accuracy: got 0\.99 "):
         EvaluationReport(**{**vars(report), "robust_accuracy": 0.99})
 
 
@@ -454,7 +454,7 @@ def test_a_report_with_certificates_is_read_back_and_shown(
     page = Page(text)
     assert page.open == []
     assert report.certified_accuracy is None
-    with pytest.raises(ValueError, match="it holds no certified radii"):
+    with pytest.raises(ValueError, match="certified radii"):
         report.certified_at(0.1)
 
 

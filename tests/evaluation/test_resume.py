@@ -146,7 +146,7 @@ def test_a_foreign_state_is_refused_with_its_difference(
     other = trained(steps=1)
 
     def refused(what: str, run: Evaluator, samples: Data = data) -> None:
-        with pytest.raises(ValueError, match=f"^state_dir: the state in .* with another {what},"):
+        with pytest.raises(ValueError, match=f"^state_dir: .* another {what}"):
             run.evaluate(*samples)
 
     refused("network", evaluator(other, made, tmp_path))
@@ -207,7 +207,7 @@ def test_a_state_of_a_network_that_computes_something_else_is_refused(
         ).evaluate(*data)
 
     run(1.0)
-    with pytest.raises(ValueError, match=r"^state_dir: the state in .* with another preprocessing,"):
+    with pytest.raises(ValueError, match=r"^state_dir: .* another preprocessing"):
         run(0.999)
 
 

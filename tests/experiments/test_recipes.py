@@ -202,13 +202,13 @@ def test_what_is_done_is_not_done_again(
     assert again == record
     for change, names in (("lr = 1e-3", "rows"), ("points = 12", "evaluation")):
         changed = SMALL.replace(change, change + "0")
-        with pytest.raises(ValueError, match=f"holds results of another {names},"):
+        with pytest.raises(ValueError, match=f"another {names}"):
             run_recipe(recipe_of(changed, tmp_path), out, command="")
     with pytest.raises(ValueError, match="another quick form"):
         run_recipe(recipe_of(SMALL, tmp_path, quick=True), out, command="")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="holds other files"):
+    with pytest.raises(ValueError, match=r"^out: got "):
         run_recipe(recipe_of(SMALL, tmp_path), tmp_path / "full", command="")
 
 
@@ -274,7 +274,7 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
         ("steps = 2", "steps = 0", "steps: got 0,"),
     ):
         recipe = recipe_of(SMALL.replace(old, new), tmp_path)
-        with pytest.raises(ValueError, match=f"small: local ball, with BANG, maps: {sentence}"):
+        with pytest.raises(ValueError, match=f"^small: .* maps: {sentence}"):
             run_recipe(recipe, tmp_path / "out", command="")
         assert not (tmp_path / "out").exists()
 
@@ -302,14 +302,14 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
         (
             "options = { channels",
             'options = { schedule = "cosine", warmup_epochs = 2, channels',
-            "maps: warmup_epochs: got 2 of 2 epochs,",
+            "maps: warmup_epochs: got 2 ",
         ),
         (
             "options = { channels",
             'options = { schedule = "one-cycle", channels',
-            "maps: schedule: got 'one-cycle' for 2",
+            "maps: schedule: got 'one-cycle' ",
         ),
-        ("options = { channels", "options = { drop_last = true, channels", "batch_size: got 300 for 200 samples"),
+        ("options = { channels", "options = { drop_last = true, channels", "batch_size: got 300 "),
         ("points = 12", "points = 361", "evaluation.points: got 361,"),
         ('name = "plain"', 'name = "Linf 0.1"', "rows: got names whose folders are Linf-0.1, local-ball"),
         ('name = "plain"', 'name = ".."', "rows: got names whose folders are , local-ball"),
@@ -381,10 +381,10 @@ def test_a_folder_of_other_versions_or_other_data_is_not_continued(
     assert record["results"][0].keys() >= {"date", "machine", "threads"}
     arrays["x_test"][0, 0, 0, 0] += 0.001
     np.savez(tmp_path / "own.npz", **arrays)
-    with pytest.raises(ValueError, match="holds results of another content of the data,"):
+    with pytest.raises(ValueError, match="another content of the data"):
         run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
     monkeypatch.setattr(benchmark, "installed", lambda package: "0.0" if package == "torch" else installed(package))
-    with pytest.raises(ValueError, match="another content of the data and version of torch,"):
+    with pytest.raises(ValueError, match=r"another content of the data .*version of torch"):
         run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
 
 
@@ -437,12 +437,12 @@ BAD = [
     (
         'optimizer = "adam", lr = 1e-3',
         'optimizer = "adam", momentum = 0.5',
-        "small.toml: local ball, with BANG, maps: training.momentum: got 0.5 for adam,",
+        "maps: training.momentum: got 0.5 ",
     ),
     (
         'optimizer = "adam", lr = 1e-3',
         'optimizer = "adam", lr = 1e-3, label_smoothing = 1.5',
-        "small.toml: local ball, with BANG, maps: label_smoothing: got 1.5,",
+        "maps: label_smoothing: got 1.5,",
     ),
     ("points = 12", "points = 0", "small.toml: evaluation.points: got 0,"),
     ("points = 12", "", "small.toml: evaluation.points: got none,"),
@@ -453,7 +453,7 @@ BAD = [
     ('"Linf 0.05"', '"L3 0.05"', "evaluation.threats: norm: got 'L3',"),
     ('method = "standard"', 'method = "standart"', "small.toml: plain: name: got 'standart',"),
     ('method = "standard"', 'method = "lipschitz-certifier"', "method: got 'lipschitz-certifier',"),
-    ('method = "standard"', 'method = "weight-map"\nthreat = "L2 1"', "threat: 'weight-map' takes none,"),
+    ('method = "standard"', 'method = "weight-map"\nthreat = "L2 1"', "threat: 'weight-map' "),
     ("steps = 2", "step = 2", "parameters: got 'step',"),
     ("bang = {", "bnag = {", "with: got 'bnag',"),
     ("beta = 0.4", "bta = 0.4", "with.bang: got 'bta',"),

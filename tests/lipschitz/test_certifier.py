@@ -146,7 +146,7 @@ def test_a_standardisation_of_ones_own_is_refused():
         def forward(self, x, y=None):
             return x.round(), y
 
-    with pytest.raises(ValueError, match="the preprocessing Jumping acts in predict"):
+    with pytest.raises(ValueError, match="preprocessing Jumping "):
         make_certifier(conv(), preprocessing=Jumping(0.0, 1.0, device_type="cpu"))
 
 
@@ -230,9 +230,9 @@ def test_other_refusals():
         PyTorchLipschitzCertifier.from_classifier(conv())
     subject = make_certifier(conv())
     subject.model[7].bias.data[0] = math.inf
-    with pytest.raises(ValueError, match="x: the network's logits for it hold NaN or infinity"):
+    with pytest.raises(ValueError, match=r"^x: .*NaN"):
         subject.certify(X)
-    with pytest.raises(ValueError, match="network: its outputs hold NaN or infinity"):
+    with pytest.raises(ValueError, match=r"^network: .*NaN"):
         make_certifier(subject.model)
 
 

@@ -200,7 +200,7 @@ def test_training_mode_has_no_proven_bound():
     with pytest.raises(ValueError, match="network: it is in training mode"):
         graph.upper_bound()
     network.eval()[1].train()
-    with pytest.raises(ValueError, match="network: its module '1' is in training mode"):
+    with pytest.raises(ValueError, match=r"^network: .*'1' .*training"):
         graph.upper_bound()
 
 
@@ -296,7 +296,7 @@ def test_estimate_with_the_variance_of_the_batch():
     estimate.lipschitz.backward()
     assert network.parts[0].weight.grad.abs().max() > 0
     del variances[shared][1]
-    with pytest.raises(ValueError, match=r"variances: got 1 for the module 'parts\.1'"):
+    with pytest.raises(ValueError, match=r"^variances: got 1 .*'parts\.1'"):
         graph.estimate(variances)
 
 

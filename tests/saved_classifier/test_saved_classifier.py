@@ -184,7 +184,7 @@ def test_weights_of_another_saving_are_refused(tmp_path):
     save_classifier(classifier(), tmp_path / "b")
     changed = load_tensors(tmp_path / "a" / "weights.safetensors")
     save_tensors(tmp_path / "b" / "weights.safetensors", {name: tensor + 1 for name, tensor in changed.items()})
-    with pytest.raises(ValueError, match=r"got other weights than classifier\.json was written with"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors: got .*classifier\.json"):
         load_classifier(tmp_path / "b")
 
 
@@ -200,7 +200,7 @@ def test_estimators_that_cannot_come_back_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"classifier: .*CutoutPyTorch"):
         save_classifier(classifier(preprocessing=CutoutPyTorch(2)), tmp_path)
     foreign = torch.optim.SGD(network().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="an optimizer with parameters of another network"):
+    with pytest.raises(ValueError, match=r"optimizer .*another network"):
         save_classifier(classifier(optimizer=foreign), tmp_path)
     own = type("OwnSGD", (torch.optim.SGD,), {})(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"classifier: .*OwnSGD"):
@@ -223,7 +223,7 @@ class Bomb:
 
 
 def test_missing_and_foreign_files_of_a_classifier(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"folder: got .*, which holds no classifier\.json"):
+    with pytest.raises(FileNotFoundError, match=r"folder: got .*classifier\.json"):
         load_classifier(tmp_path)
     save_classifier(classifier(), tmp_path)
     (tmp_path / "weights.safetensors").write_bytes(pickle.dumps(Bomb()))

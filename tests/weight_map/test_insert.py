@@ -298,10 +298,10 @@ def test_torchscript_inside_stays_as_it_is() -> None:
         (ResNet(), 5, r"where: got 5,"),
         (ResNet(), nn.ReLU(), r"where: got ReLU\(\),"),
         (ResNet(), "layer1.9", r"where: got 'layer1.9', .*'layer1.1'"),
-        (make_linear(), None, r"model: got a Sequential in which no convolutional"),
-        (nn.Conv2d(3, 2, 3), None, r"model: it fails on two samples of input_shape \(1, 8, 8\)"),
-        (nn.Sequential(Iterating()), "0", r"where: the map after '0' \(Iterating\) acts 2 times"),
-        (CallsItsChildren(), "layers.0", r"but the module 'layers.0' does not run in a forward pass"),
+        (make_linear(), None, r"^model: got a Sequential "),
+        (nn.Conv2d(3, 2, 3), None, r"^model: .*\(1, 8, 8\)"),
+        (nn.Sequential(Iterating()), "0", r"^where: .*'0' \(Iterating\) .*2"),
+        (CallsItsChildren(), "layers.0", r"'layers\.0'"),
     ],
 )
 def test_what_cannot_have_a_map_is_refused(network: nn.Module, where: object, sentence: str) -> None:
@@ -323,18 +323,18 @@ def test_other_refusals() -> None:
         insert_weight_maps("abc", SHAPE)
     network = sequential()
     network.stream = (number for number in range(3))
-    with pytest.raises(ValueError, match=r"model: it cannot be copied \(TypeError: .* or inplace=True"):
+    with pytest.raises(ValueError, match=r"^model: .*\(TypeError: .*inplace=True"):
         insert_weight_maps(network, SHAPE)
     assert list(weight_maps(insert_weight_maps(network, SHAPE, inplace=True))) == ["2", "6"]
     augmented = insert_weight_maps(sequential(), SHAPE)
-    with pytest.raises(ValueError, match="the module '2' has a weight map already"):
+    with pytest.raises(ValueError, match=r"'2' .*weight map"):
         insert_weight_maps(augmented, SHAPE)
     assert list(weight_maps(insert_weight_maps(augmented, SHAPE, where="4"))) == ["2", "4", "6"]
     taken = sequential()
     taken[2].weight_map = 3
-    with pytest.raises(ValueError, match="'2' has an attribute 'weight_map' already"):
+    with pytest.raises(ValueError, match=r"'2' .*'weight_map'"):
         insert_weight_maps(taken, SHAPE)
-    with pytest.raises(ValueError, match="the network has no module '99'"):
+    with pytest.raises(ValueError, match="'99'"):
         attach_described(sequential(), [{"after": "99", "size": [1, 2, 2]}])
 
 

@@ -211,7 +211,7 @@ def test_another_size_is_an_error_that_names_both() -> None:
         ({"alpha": float("nan")}, "alpha: got nan"),
         ({"bias": 1}, "bias: got 1,"),
         ({"padding_mode": "same"}, "padding_mode: got 'same',"),
-        ({"padding_mode": "reflect", "kernel_size": 5, "height": 2}, r"for images of 2x4, expected .* 3x3"),
+        ({"padding_mode": "reflect", "kernel_size": 5, "height": 2}, r"5.* 2x4.* 3x3"),
         ({"channels": 0}, "channels: got 0,"),
         ({"width": 2.0}, "width: got 2.0"),
     ],

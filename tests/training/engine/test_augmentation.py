@@ -161,9 +161,9 @@ def test_what_is_no_image_cannot_be_cropped() -> None:
     model = nn.Linear(64, 10)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     flat = PyTorchClassifier(model, nn.CrossEntropyLoss(), (64,), 10, optimizer=optimizer)
-    with pytest.raises(ValueError, match=r"augmentation: got 'flip' for inputs of shape \(64,\),"):
+    with pytest.raises(ValueError, match=r"^augmentation: got 'flip' .*\(64,\)"):
         StandardTrainer(flat, options=TrainingOptions(augmentation="flip")).fit(X[:9].reshape(9, 64), Y[:9])
-    with pytest.raises(ValueError, match="crop_padding: got 8 for images of 8 x 8 pixels,"):
+    with pytest.raises(ValueError, match=r"^crop_padding: got 8 "):
         trained(augmentation="crop-flip", crop_padding=8)
     with pytest.raises(ValueError, match="augmentation: got 'crop',"):
         TrainingOptions(augmentation="crop")

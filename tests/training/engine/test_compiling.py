@@ -166,7 +166,7 @@ def test_an_error_of_the_network_itself_stays_its_own() -> None:
 
 
 def test_cuda_graphs_need_cuda() -> None:
-    with pytest.raises(ValueError, match=r"compile: got 'reduce-overhead' \(CUDA graphs\) for a network on cpu"):
+    with pytest.raises(ValueError, match=r"^compile: got 'reduce-overhead' .*cpu"):
         trained(compile="reduce-overhead")
 
 

@@ -52,7 +52,7 @@ def test_a_part_whose_loss_is_not_finite_is_named_by_its_step() -> None:
             self.calls += 1
             return super().training_loss(x, y) * (torch.nan if self.calls == 6 else 1.0)
 
-    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1, step 3;"):
+    with pytest.raises(FloatingPointError, match=r"loss .*nan .*epoch 1, step 3"):
         trained(kind=Breaking, accumulation_steps=2)
 
 
@@ -61,9 +61,9 @@ def test_parts_need_a_loss_that_averages() -> None:
         estimator = classifier()
         estimator._loss = loss
         trainer = StandardTrainer(estimator, options=TrainingOptions(accumulation_steps=2))
-        with pytest.raises(ValueError, match="classifier: accumulation_steps average over samples,"):
+        with pytest.raises(ValueError, match=r"^classifier: accumulation_steps "):
             trainer.fit(X, Y, verbose=False)
-    with pytest.raises(ValueError, match="accumulation_steps: got 2 with compile 'reduce-overhead'"):
+    with pytest.raises(ValueError, match=r"^accumulation_steps: got 2 .*'reduce-overhead'"):
         TrainingOptions(accumulation_steps=2, compile="reduce-overhead")
     with pytest.raises(ValueError, match="accumulation_steps: got 0,"):
         TrainingOptions(accumulation_steps=0)

@@ -77,7 +77,7 @@ def test_a_schedule_leaves_the_optimizer_as_it_was_and_begins_anew() -> None:
         assert trainer.rates == pytest.approx([0.05 * (1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)])
         after = {name: value for name, value in estimator.optimizer.param_groups[0].items() if name != "params"}
         assert after == before
-    with pytest.raises(ValueError, match="scheduler: got ExponentialLR beside schedule 'cosine',"):
+    with pytest.raises(ValueError, match=r"^scheduler: got ExponentialLR .*'cosine'"):
         trained(schedule="cosine", scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5))
     stream = (batch for batch in [])
 
@@ -85,7 +85,7 @@ def test_a_schedule_leaves_the_optimizer_as_it_was_and_begins_anew() -> None:
         def __iter__(self) -> Any:
             return stream
 
-    with pytest.raises(ValueError, match="schedule: got 'cosine' for a stream without a length,"):
+    with pytest.raises(ValueError, match=r"^schedule: got 'cosine' "):
         trainer.fit_loader(Stream(), verbose=False)
 
 
@@ -148,7 +148,7 @@ def test_schedules_resume(schedule: str, tmp_path: Path, monkeypatch: pytest.Mon
     if schedule == "piecewise":
         trained(**longer)
     else:  # the whole curve belongs to the number of epochs
-        with pytest.raises(ValueError, match=r"was written with nb_epochs 4, but this run has 5"):
+        with pytest.raises(ValueError, match=r"^resume: .*nb_epochs 4, .* 5"):
             trained(**longer)
 
 

@@ -349,13 +349,13 @@ def test_names_in_a_set_are_taken_in_one_order() -> None:
 
 def test_layers_that_compute_in_their_own_way_are_refused_not_replaced() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(25, 6), Cosine(6, 4))
-    with pytest.raises(ValueError, match="the Cosine '2' computes in a way of its own"), bang_gradients(network):
+    with pytest.raises(ValueError, match="Cosine '2' "), bang_gradients(network):
         pass
     with bang_gradients(network, layers=["1"]):
         network(X).sum().backward()
     with (
         bang_gradients(network, layers=["1"]),
-        pytest.raises(ValueError, match="the Linear '1' is taken by another instrument"),
+        pytest.raises(ValueError, match="Linear '1' "),
         bang_gradients(network, layers=["1"]),
     ):
         pass

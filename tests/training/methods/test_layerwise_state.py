@@ -54,7 +54,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
     network, state = small(), recorded(small())
     with pytest.raises(ValueError, match=r"state: got the entry 'seen',"):
         Layerwise(0.1).load_state_dict({"seen": torch.zeros(())})
-    with pytest.raises(ValueError, match=r"state: got torch.int8 of shape \(6, 3, 3, 3\) for the layer '1' and 7"):
+    with pytest.raises(ValueError, match=r"state: got torch\.int8 of shape \(6, 3, 3, 3\) .*'1' .*7"):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"][:6]})
     with pytest.raises(ValueError, match="state: got "):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"][:0]})
@@ -69,7 +69,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
     x, y = batches(1)[0]
     with shaped.attached(network):
         shaped.begin_step(y)
-        with pytest.raises(RuntimeError, match=r"output of '1' has the shape \(7, 3, 3, 3\)"):
+        with pytest.raises(RuntimeError, match=r"'1' .*\(7, 3, 3, 3\)"):
             network(x)
 
 
@@ -112,7 +112,7 @@ def test_passes_that_do_not_fit_the_labels_are_refused() -> None:
         with pytest.raises(ValueError, match=r"y: got labels of shape \(7, 1\),"):
             layerwise.begin_step(y[:, None])
         layerwise.begin_step(y[:5])
-        with pytest.raises(RuntimeError, match=r"y: got 5 labels, and in '0' an output of shape \(7, 3, 3, 3\)"):
+        with pytest.raises(RuntimeError, match=r"^y: got 5 labels, .*'0' .*\(7, 3, 3, 3\)"):
             network(x)
 
 
@@ -126,7 +126,7 @@ def test_layers_without_a_tensor_of_numbers_are_refused() -> None:
     network = nn.Sequential(nn.Conv2d(1, 3, 2), Pair()).double()
     with layerwise_perturbations(network, eps=0.1, layers=[Pair]) as layerwise:
         layerwise.begin_step(y)
-        with pytest.raises(ValueError, match="layers: the output of the Pair '1' is a tuple,"):
+        with pytest.raises(ValueError, match=r"^layers: .*Pair '1' .*tuple"):
             network(x)
 
 

@@ -271,7 +271,7 @@ def test_batches_of_unknown_samples_are_refused() -> None:
         trainer.fit_loader(DataLoader(TensorDataset(X[:32], Y[:32]), batch_size=16), nb_epochs=1, verbose=False)
     assert same(before, weights(trainer.classifier))
     mixing = classifier(preprocessing_defences=[MixupPyTorch(num_classes=10)])
-    with pytest.raises(ValueError, match=r"^start: got 'previous' for a classifier with MixupPyTorch,"):
+    with pytest.raises(ValueError, match=r"^start: got 'previous' .*MixupPyTorch"):
         PGDTrainer(mixing, threat=LINF, start="previous")
 
 
