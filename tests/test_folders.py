@@ -21,14 +21,14 @@ from art_robust_plugins.experiments.runs import RUN_FILES
 from art_robust_plugins.locks import FolderInUseError, locked_folder
 
 
-def untouched(*_: object, **__: object) -> Dataset:
+def refuse_to_load(*_: object, **__: object) -> Dataset:
     raise AssertionError("data were loaded")
 
 
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (command_data, demo, benchmark, networks):
-        monkeypatch.setattr(module, "load_data", untouched)
+        monkeypatch.setattr(module, "load_data", refuse_to_load)
 
 
 @pytest.mark.usefixtures("no_data")
@@ -77,11 +77,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_recipe_begins_in_a_folder_where_another_was_killed_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reached(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise InterruptedError
 
     monkeypatch.setattr(benchmark, "load_data", lambda name: tiny())
-    monkeypatch.setattr(benchmark, "package_versions", reached)
+    monkeypatch.setattr(benchmark, "package_versions", interrupt)
     recipe = load_recipe("digits", quick=True)
     (tmp_path / ".0123abcd.recipe.json").touch()
     (tmp_path / ".benchmark.art-robust.lock").touch()

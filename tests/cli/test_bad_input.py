@@ -78,12 +78,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_gets_one_sentence(run, trained: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_gets_one_sentence(
+    run, trained_run: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:  # type: ignore[no-untyped-def]
     broken = tmp_path / "pickle"
     broken.mkdir()
-    (broken / "classifier.json").write_bytes((trained / "classifier.json").read_bytes())
+    (broken / "classifier.json").write_bytes((trained_run / "classifier.json").read_bytes())
     (broken / "weights.safetensors").write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
-    places = {"new": tmp_path / "new", "trained": trained, "pickle": broken}
+    places = {"new": tmp_path / "new", "trained": trained_run, "pickle": broken}
     code, text = run(*[argument.format(**places) for argument in arguments])
     assert code == 2
     assert sentence in " ".join(text.split())
@@ -96,12 +98,12 @@ def test_debug_shows_where_an_error_came_from(run, tmp_path: Path) -> None:  # t
         run("--debug", "train", "bnag", "--out", tmp_path / "new")
 
 
-def test_radii_in_other_units_are_refused_by_every_command(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_radii_in_other_units_are_refused_by_every_command(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for arguments in (
         ("train", "local-ball", "--eps", "8", "--out", tmp_path / "train"),
         ("train", "standard", "--eps", "8", "--validation", "50", "--out", tmp_path / "train"),
-        ("evaluate", trained, "--eps", "0.1", "--eps", "8", "--out", tmp_path / "evaluate"),
-        ("certify", trained, "--eps", "0.5", "--eps", "8", "--out", tmp_path / "certify"),
+        ("evaluate", trained_run, "--eps", "0.1", "--eps", "8", "--out", tmp_path / "evaluate"),
+        ("certify", trained_run, "--eps", "0.5", "--eps", "8", "--out", tmp_path / "certify"),
     ):
         code, text = run(*arguments)
         assert code == 2
@@ -109,8 +111,8 @@ def test_radii_in_other_units_are_refused_by_every_command(run, trained: Path, t
     assert not any(tmp_path.iterdir())
 
 
-def test_a_path_that_is_no_run_gets_the_way_out(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    shutil.copytree(trained, tmp_path / "bang", ignore=shutil.ignore_patterns("evaluations"))
+def test_a_path_that_is_no_run_gets_the_way_out(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(trained_run, tmp_path / "bang", ignore=shutil.ignore_patterns("evaluations"))
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "training.pt").touch()
     (tmp_path / "weights.pt").touch()
@@ -120,7 +122,7 @@ def test_a_path_that_is_no_run_gets_the_way_out(run, trained: Path, tmp_path: Pa
         ("weights.pt", "with --weights"),
         ("", "it holds the runs bang"),
     ):
-        for command in (["evaluate"], ["certify"], ["export"], ["evaluate", trained, "--transfer"]):
+        for command in (["evaluate"], ["certify"], ["export"], ["evaluate", trained_run, "--transfer"]):
             code, text = run(*command, tmp_path / given)
             assert code == 2
             assert text.startswith(f"error: {'--transfer' if len(command) > 1 else 'RUN'}: got ")
@@ -133,9 +135,9 @@ def test_a_path_that_is_no_run_gets_the_way_out(run, trained: Path, tmp_path: Pa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
 @pytest.mark.parametrize("command", ["train", "evaluate", "certify", "benchmark", "demo"])
 def test_commands_refuse_a_device_that_is_not_there(  # type: ignore[no-untyped-def]
-    run, trained: Path, tmp_path: Path, command: str
+    run, trained_run: Path, tmp_path: Path, command: str
 ) -> None:
-    subject = {"train": ["bang"], "benchmark": ["digits"], "demo": []}.get(command, [trained])
+    subject = {"train": ["bang"], "benchmark": ["digits"], "demo": []}.get(command, [trained_run])
     code, text = run(command, *subject, "--device", "cuda", "--out", tmp_path / "new")
     assert (code, "error: --device: got cuda" in text) == (2, True)
     assert not (tmp_path / "new").exists()

@@ -18,7 +18,7 @@ from art_robust_plugins.evaluation.diagnostics import Findings, ShortAttacks
 from art_robust_plugins.evaluation.progress import CleanFindings
 
 
-def trained(classes: int = 10, steps: int = 150) -> nn.Sequential:
+def train_network(classes: int = 10, steps: int = 150) -> nn.Sequential:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),

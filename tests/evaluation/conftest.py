@@ -13,8 +13,8 @@ from torch import nn
 from art_robust_plugins.evaluation.autoattack import standard
 
 from .browser import Browser, start_browser
-from .builders import trained, wrap
-from .reference import trained_residual
+from .builders import train_network, wrap
+from .reference import train_residual
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +34,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def network() -> nn.Sequential:
-    return trained()
+    return train_network()
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def few(data: Data) -> Data:
 
 @pytest.fixture(scope="session")
 def residual() -> nn.Module:
-    return trained_residual()
+    return train_residual()
 
 
 @pytest.fixture

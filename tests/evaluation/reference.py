@@ -40,17 +40,17 @@ class Residual(nn.Module):
         return self.head(functional.avg_pool2d(x, 2).flatten(1))
 
 
-def coloured(classes: int = 10) -> tuple[Tensor, Tensor]:
+def colour_digits(classes: int = 10) -> tuple[Tensor, Tensor]:
     """The digits as images [3, 32, 32], each of one colour."""
     x, y = (torch.from_numpy(values) for values in load_digits(classes))
     colours = 0.5 + 0.5 * torch.rand(len(x), 3, 1, 1, generator=torch.Generator().manual_seed(0))
     return functional.interpolate(x, scale_factor=4) * colours, y
 
 
-def trained_residual(classes: int = 10) -> nn.Module:
+def train_residual(classes: int = 10) -> nn.Module:
     torch.manual_seed(0)
     network = Residual(classes)
-    x, y = coloured(classes)
+    x, y = colour_digits(classes)
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     for _ in range(60):
         batch = torch.randint(0, len(x) // 2, (64,))

@@ -14,8 +14,8 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.libraries import reference_package
 
-from .builders import trained
-from .reference import coloured, in_batches, needs_reference, verdicts
+from .builders import train_network
+from .reference import colour_digits, in_batches, needs_reference, verdicts
 
 
 class _Silent:
@@ -73,7 +73,7 @@ def test_verdicts_on_digits(norm: str, eps: float, loss: Any, settings: dict[str
     ("norm", "eps", "loss"), [("Linf", 0.025, "dlr-targeted"), ("L2", 0.6, "ce"), ("L1", 6.0, "ce")]
 )
 def test_verdicts_of_a_residual_network(norm: str, eps: float, loss: Any, residual: nn.Module) -> None:
-    x, y = (values[-24:] for values in coloured())
+    x, y = (values[-24:] for values in colour_digits())
     threat = ThreatModel(norm, eps)
     given = {"n_target_classes": 2} if loss == "dlr-targeted" else {"n_restarts": 1}
     expected = verdicts(residual, in_batches(reference(residual, threat, loss, **given), x, y, 10), y)
@@ -85,7 +85,7 @@ def test_verdicts_of_a_residual_network(norm: str, eps: float, loss: Any, residu
 @needs_reference
 @pytest.mark.parametrize(("classes", "loss"), [(4, "dlr-targeted"), (3, "dlr"), (2, "ce")])
 def test_few_classes(classes: int, loss: Any) -> None:
-    network = trained(classes, steps=60).eval()
+    network = train_network(classes, steps=60).eval()
     x, y = (torch.from_numpy(values[-30:]) for values in load_digits(classes))
     threat = ThreatModel("Linf", 0.3)
     targets = {"n_target_classes": 3} if loss == "dlr-targeted" else {"n_restarts": 1}

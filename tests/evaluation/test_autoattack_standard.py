@@ -19,7 +19,7 @@ from art_robust_plugins.evaluation.autoattack import AutoAttack, standard
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses, ChannelsLast, Streams, choose_layout
 
-from .builders import Small, trained, wrap
+from .builders import Small, train_network, wrap
 from .reference import needs_reference, reference_ensemble
 
 THREAT = ThreatModel("Linf", 0.11)
@@ -92,7 +92,7 @@ def test_the_physical_batch_changes_no_verdict(norm: str, network: nn.Module) ->
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes(classes: int) -> None:
     x, y = (torch.from_numpy(values[-20:]) for values in load_digits(classes))
-    found = AutoAttack(trained(classes, steps=30).eval(), ThreatModel("L2", 1.0), version="plus").run(x, y.int())
+    found = AutoAttack(train_network(classes, steps=30).eval(), ThreatModel("L2", 1.0), version="plus").run(x, y.int())
     assert ("apgd-t" in found.left) == (classes >= 4)
     assert ("apgd-dlr" in found.left) == (classes >= 3)
     assert len(found.not_run) + len(found.left) == 6
@@ -233,7 +233,7 @@ def test_an_interrupted_evaluation_is_resumed_inside_its_stage(
     expected, calls = run(None), [0]
     prepare = standard.stage_attack
 
-    def stopped(*args: Any, **given: Any) -> Any:
+    def stop(*args: Any, **given: Any) -> Any:
         attack = prepare(*args, **given)
 
         class Counting:
@@ -247,7 +247,7 @@ def test_an_interrupted_evaluation_is_resumed_inside_its_stage(
 
         return Counting()
 
-    monkeypatch.setattr("art_robust_plugins.evaluation.libraries.autoattack.stage_attack", stopped)
+    monkeypatch.setattr("art_robust_plugins.evaluation.libraries.autoattack.stage_attack", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     calls[0] = -1000

@@ -25,7 +25,7 @@ from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.libraries import reference_package
 from art_robust_plugins.threat import Norm
 
-from .builders import custom, step, strong, trained, wrap
+from .builders import custom, step, strong, train_network, wrap
 from .reference import needs_reference
 
 
@@ -46,11 +46,11 @@ def test_the_standard_suite_gives_the_references_verdicts(
     square = importlib.import_module(f"{package.__name__}.square").SquareAttack
     perturb = square.perturb
 
-    def shortened(attack: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def shorten(attack: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         attack.n_queries = queries
         return perturb(attack, x, y)
 
-    monkeypatch.setattr(square, "perturb", shortened)
+    monkeypatch.setattr(square, "perturb", shorten)
     monkeypatch.setattr(standard, "Square", partial(Square, queries=queries))
     samples = data[0][:16], data[1][:16]
     native = evaluate(wrap(network), samples, eps, norm, batch_size=5, seed=3)
@@ -121,7 +121,7 @@ def test_channels_last_gives_the_same_verdicts(network: nn.Sequential, data: Dat
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes(classes: int) -> None:
     x, y = load_digits(classes)
-    classifier = wrap(trained(classes, steps=60), classes)
+    classifier = wrap(train_network(classes, steps=60), classes)
     report = evaluate(classifier, (x[-20:], y[-20:].astype(np.int32)), 0.3, attacks=["standard", "rand"])
     ran = {result.name: result for result in report.attacks}
     assert ("apgd-t" in ran) == (classes >= 4)
@@ -278,14 +278,14 @@ def test_the_worst_case_is_pointwise(classifier: PyTorchClassifier, data: Data) 
 def test_stages_act_on_the_points_that_stand_and_others_on_all(classifier: PyTorchClassifier, data: Data) -> None:
     seen: dict[str, int] = {"a": 0, "b": 0, "c": 0}
 
-    def counted(name: str) -> Any:
+    def count(name: str) -> Any:
         def perturb(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
             seen[name] += len(x)
             return step(x, y, setting)
 
         return custom(perturb, name=name, cumulative=name != "c")
 
-    report = evaluate(classifier, data, attacks=[counted("a"), counted("b"), counted("c")])
+    report = evaluate(classifier, data, attacks=[count("a"), count("b"), count("c")])
     clean = round(report.clean_accuracy * 40)
     assert seen == {"a": clean, "b": round(report.attacks[0].robust_accuracy * 40), "c": clean}
 

@@ -20,7 +20,7 @@ from art_robust_plugins import Evaluator, ThreatModel, certify, evaluate
 from art_robust_plugins.bridge import EstimatorModule, as_estimator
 from art_robust_plugins.evaluation import EvaluationReport, sweep, transfer
 
-from .builders import trained, wrap
+from .builders import train_network, wrap
 
 EPS = 0.1
 
@@ -211,7 +211,7 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
     "class": (lambda n, x, y: attack(nn.Linear, x, y), "model: got the class Linear"),
     "weights": (lambda n, x, y: attack(n.state_dict(), x, y), "model: got OrderedDict, .*load_state_dict"),
     "path": (lambda n, x, y: attack("weights.pt", x, y), "model: got the path or name 'weights.pt'"),
-    "function": (lambda n, x, y: attack(trained, x, y), "model: got the function trained"),
+    "function": (lambda n, x, y: attack(train_network, x, y), "model: got the function train_network"),
     "bounds of text": (lambda n, x, y: attack(n, x, y, bounds="01"), "bounds: got '01'"),
     "one bound": (lambda n, x, y: attack(n, x, y, bounds=(0,)), r"bounds: got \(0,\)"),
     "no bounds": (lambda n, x, y: attack(n, x, y, bounds=(None, None)), r"bounds: got \(None, None\)"),

@@ -22,7 +22,7 @@ from torch import nn
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Attack, Evaluator, Setting
 
-from .builders import custom, step, trained, wrap
+from .builders import custom, step, train_network, wrap
 
 
 def noisy(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
@@ -86,7 +86,7 @@ def run_until_killed(folder: str) -> None:
     """The child process of the next test."""
     torch.set_num_threads(1)
     x, y = load_digits()
-    network = trained(steps=0)
+    network = train_network(steps=0)
     network.load_state_dict(torch.load(Path(folder) / "weights.pt", weights_only=True))
     made, _ = attacks(pause=0.3)
     evaluator(network, made, Path(folder)).evaluate(x[-40:], y[-40:])
@@ -143,28 +143,28 @@ def test_a_foreign_state_is_refused_with_its_difference(
     made, _ = attacks()
     evaluator(network, made, tmp_path).evaluate(*data)
     x, y = data
-    other = trained(steps=1)
+    other = train_network(steps=1)
 
-    def refused(what: str, run: Evaluator, samples: Data = data) -> None:
+    def check_refusal(what: str, run: Evaluator, samples: Data = data) -> None:
         with pytest.raises(ValueError, match=f"^state_dir: .* another {what}"):
             run.evaluate(*samples)
 
-    refused("network", evaluator(other, made, tmp_path))
-    refused("x", evaluator(network, made, tmp_path), (np.clip(x + 0.01, 0, 1), y))
-    refused("y", evaluator(network, made, tmp_path), (x, (y + 1) % 10))
-    refused("seed", evaluator(network, made, tmp_path, seed=2))
+    check_refusal("network", evaluator(other, made, tmp_path))
+    check_refusal("x", evaluator(network, made, tmp_path), (np.clip(x + 0.01, 0, 1), y))
+    check_refusal("y", evaluator(network, made, tmp_path), (x, (y + 1) % 10))
+    check_refusal("seed", evaluator(network, made, tmp_path, seed=2))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "9.0")
-        refused(rf"version of torch \({re.escape(torch_version)}, now 9\.0\)", evaluator(network, made, tmp_path))
+        check_refusal(rf"version of torch \({re.escape(torch_version)}, now 9\.0\)", evaluator(network, made, tmp_path))
         patch.setattr("art_robust_plugins.evaluation.settings.version", lambda name: "9.0")
-        refused(r"version of art-robust-plugins \(.*, now 9\.0\) and .*", evaluator(network, made, tmp_path))
-    refused("batch_size", evaluator(network, made, tmp_path, batch_size=11))
-    refused("choice of attacks", evaluator(network, made[:2], tmp_path))
-    refused("x and y", evaluator(network, made, tmp_path), (x[:30], y[:30]))
+        check_refusal(r"version of art-robust-plugins \(.*, now 9\.0\) and .*", evaluator(network, made, tmp_path))
+    check_refusal("batch_size", evaluator(network, made, tmp_path, batch_size=11))
+    check_refusal("choice of attacks", evaluator(network, made[:2], tmp_path))
+    check_refusal("x and y", evaluator(network, made, tmp_path), (x[:30], y[:30]))
     threat = Evaluator(
         wrap(network), ThreatModel("L2", 0.06), attacks=made, state_dir=tmp_path, batch_size=10, seed=1, verbose=False
     )
-    refused("threat", threat)
+    check_refusal("threat", threat)
 
 
 class Scaled(nn.Module):

@@ -221,7 +221,7 @@ def test_certificates_join_the_reports_of_their_norm(mini: tuple[Path, list[dict
         assert result["threats"]["L2 0.2"]["robust"] == report.robust_accuracy
 
 
-def untimed(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def drop_times(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**result, "training_seconds": 0} for result in results]
 
 
@@ -232,20 +232,20 @@ def test_a_stopped_recipe_goes_on_and_gives_the_same(
     calls = []
     evaluate = networks.evaluate_run
 
-    def stopped(*arguments: Any, **settings: Any) -> Any:
+    def stop(*arguments: Any, **settings: Any) -> Any:
         calls.append(arguments[0])
         if len(calls) == 2:
             raise KeyboardInterrupt
         return evaluate(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "evaluate_run", stopped)
+        patch.setattr(networks, "evaluate_run", stop)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, out, command="")
     assert (out / "plain" / "seed-0" / "result.json").exists()
     assert not (out / "plain" / "seed-1" / "result.json").exists()
     assert (out / "plain" / "seed-1" / "classifier.json").exists()
-    assert untimed(run_recipe(recipe, out, command="")["results"]) == untimed(mini[1])
+    assert drop_times(run_recipe(recipe, out, command="")["results"]) == drop_times(mini[1])
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_workers_give_what_one_process_gives(mini: tuple[Path, list[dict[str, An
     out, results = mini
     shared = run_recipe(recipe_of(MINI, tmp_path), tmp_path / "out", command="", workers=2)
     assert shared["threads"] == "1"
-    assert untimed(shared["results"]) == untimed(results)
+    assert drop_times(shared["results"]) == drop_times(results)
     weights = [load_tensors(each / "plain" / "seed-1" / "weights.safetensors") for each in (out, tmp_path / "out")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

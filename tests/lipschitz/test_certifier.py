@@ -187,7 +187,7 @@ def test_networks_that_are_refused(network, message):
 
 
 @pytest.fixture(scope="module")
-def traced():
+def shared_certifier():
     return make_certifier(conv())
 
 
@@ -214,15 +214,15 @@ def traced():
         ({"eps": None}, "eps: got None"),
     ],
 )
-def test_arguments_that_are_refused(change, message, traced):
+def test_arguments_that_are_refused(change, message, shared_certifier):
     arguments = {"x": X, "y": np.zeros(40), "eps": 0.1} | change
     with pytest.raises(ValueError, match=message):
-        traced.certified_accuracy(**arguments)
+        shared_certifier.certified_accuracy(**arguments)
     arguments.pop("y")
     arguments.pop("eps")
     if "y" not in change and "eps" not in change:
         with pytest.raises(ValueError, match=message):
-            traced.certify(**arguments)
+            shared_certifier.certify(**arguments)
 
 
 def test_other_refusals():

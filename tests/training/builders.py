@@ -51,10 +51,10 @@ def watch_validations(look: Callable[[Validator], None]) -> Iterator[None]:
     """A context in which ``look`` is called before each validation, when the weights are those that are validated."""
     validate = Validator.validate
 
-    def watched(validator: Validator, batch_size: int = 500) -> dict[str, float]:
+    def watch(validator: Validator, batch_size: int = 500) -> dict[str, float]:
         look(validator)
         return validate(validator, batch_size)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Validator, "validate", watched)
+        patch.setattr(Validator, "validate", watch)
         yield

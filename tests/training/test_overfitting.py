@@ -187,7 +187,7 @@ def test_the_accuracies_are_those_of_the_two_adversaries(monkeypatch: pytest.Mon
     points: list[tuple[str, Tensor]] = []
     ascend = ThreatModel.ascend
 
-    def watched(self: ThreatModel, objective: Any, x: Tensor, start: Tensor, **arguments: Any) -> Tensor:
+    def watch_ascent(self: ThreatModel, objective: Any, x: Tensor, start: Tensor, **arguments: Any) -> Tensor:
         found = ascend(self, objective, x, start, **arguments)
         if len(x) == 64:
             assert not trainer.classifier.model.training
@@ -212,7 +212,7 @@ def test_the_accuracies_are_those_of_the_two_adversaries(monkeypatch: pytest.Mon
                 assert record[f"{name}_adversary_accuracy"] == pytest.approx(float(right.float().mean()))
             assert record["strong_adversary_accuracy"] <= record["own_adversary_accuracy"] + 0.05
 
-    monkeypatch.setattr(ThreatModel, "ascend", watched)
+    monkeypatch.setattr(ThreatModel, "ascend", watch_ascent)
     trainer = Watching(classifier(), threat=THREAT, steps=2, options=TrainingOptions(seed=0))
     fit(trainer, 6, samples=230, batch_size=100)
     assert 0.2 < trainer.history[-1]["strong_adversary_accuracy"] < 1
@@ -222,11 +222,11 @@ def test_few_images_are_all_used_and_a_small_last_batch_is_not(monkeypatch: pyte
     sizes: list[int] = []
     counts = OverfittingWatch.count_resisting
 
-    def counted(watch: OverfittingWatch) -> tuple[int, int, int]:
+    def count(watch: OverfittingWatch) -> tuple[int, int, int]:
         sizes.append(counts(watch)[2])
         return 64, 64, 64
 
-    monkeypatch.setattr(OverfittingWatch, "count_resisting", counted)
+    monkeypatch.setattr(OverfittingWatch, "count_resisting", count)
     fit(LocalBallTrainer(classifier(), threat=THREAT), 2, samples=50, batch_size=20)
     fit(LocalBallTrainer(classifier(), threat=THREAT), 1, samples=300, batch_size=300)
     assert sizes == [20, 20, 64]
@@ -379,7 +379,7 @@ def test_a_second_fit_does_not_go_back_into_the_first(script: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------- across runs
 
 
-def resumed(folder: Path, epochs: int, action: Any = "rollback") -> Remembering:
+def resume(folder: Path, epochs: int, action: Any = "rollback") -> Remembering:
     options = TrainingOptions(seed=0, checkpoint_dir=folder, resume=(folder / "training.pt").exists())
     trainer = Remembering(classifier(), threat=THREAT, overfitting=action, instruments=[Counter()], options=options)
     fit(trainer, epochs)
@@ -389,10 +389,10 @@ def resumed(folder: Path, epochs: int, action: Any = "rollback") -> Remembering:
 def test_a_resumed_run_goes_back_to_the_epoch_that_it_began_with(script: Any, tmp_path: Path) -> None:
     script(GOOD, BAD, BAD)
     with messages():
-        first = resumed(tmp_path, 1)
+        first = resume(tmp_path, 1)
         assert torch.load(tmp_path / "training.pt", weights_only=True)["method"] == {"good": torch.tensor(True)}
-        after_bad = resumed(tmp_path, 2)
-        again = resumed(tmp_path, 3)
+        after_bad = resume(tmp_path, 2)
+        again = resume(tmp_path, 3)
     for trainer in (after_bad, again):
         assert trainer.history[-1]["rolled_back"] == 1
         for now, good in zip(trainer.after[0], first.after[0], strict=True):
@@ -403,20 +403,20 @@ def test_a_resumed_run_goes_back_to_the_epoch_that_it_began_with(script: Any, tm
 def test_a_resumed_run_without_a_good_epoch_has_none(script: Any, tmp_path: Path) -> None:
     script(BAD, BAD)
     with messages():
-        resumed(tmp_path, 1)
+        resume(tmp_path, 1)
     assert torch.load(tmp_path / "training.pt", weights_only=True)["method"] == {"good": torch.tensor(False)}
     with messages() as found:
-        trainer = resumed(tmp_path, 2)
+        trainer = resume(tmp_path, 2)
     assert "no good epoch" in found[0]
     assert "rolled_back" not in trainer.history[1]
 
 
 def test_what_only_warns_keeps_no_state(script: Any, tmp_path: Path) -> None:
     script(GOOD, BAD)
-    trainer = resumed(tmp_path, 1, "warn")
+    trainer = resume(tmp_path, 1, "warn")
     assert trainer.state_dict() == {}
     with messages() as found:
-        trainer = resumed(tmp_path, 2, "warn")
+        trainer = resume(tmp_path, 2, "warn")
     assert len(found) == 1
     assert same(trainer.before[0][0], trainer.after[0][0])
 
@@ -432,10 +432,10 @@ def test_a_killed_epoch_is_repeated_as_it_was(script: Any, tmp_path: Path, monke
         return loss
 
     with messages():
-        whole = resumed(tmp_path / "whole", 3)
+        whole = resume(tmp_path / "whole", 3)
         with monkeypatch.context() as patched:
             patched.setattr(LocalBallTrainer, "training_loss", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                resumed(tmp_path / "parts", 3)
-        parts = resumed(tmp_path / "parts", 3)
+                resume(tmp_path / "parts", 3)
+        parts = resume(tmp_path / "parts", 3)
     assert same(weights(whole.classifier), weights(parts.classifier))

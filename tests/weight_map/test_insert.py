@@ -17,7 +17,7 @@ from art_robust_plugins import WeightMap2d, insert_weight_maps, weight_maps
 from art_robust_plugins.lipschitz import LipschitzGraph
 from art_robust_plugins.weight_map.insert import attach_described, describe_weight_maps
 
-from .networks import NETWORKS, ResNet, Shared, sequential, settled
+from .networks import NETWORKS, ResNet, Shared, sequential, settle
 
 SHAPE = (1, 8, 8)
 X = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(1))
@@ -34,7 +34,7 @@ def random_maps(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_maps_follow_each_stages_first_block(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     make, places = NETWORKS[kind]
-    network = settled(make())
+    network = settle(make())
     names = list(network.state_dict())
     expected = network(X)
     with caplog.at_level(logging.INFO):
@@ -54,7 +54,7 @@ def test_maps_follow_each_stages_first_block(kind: str, caplog: pytest.LogCaptur
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_map_acts_on_the_output_of_its_module(kind: str) -> None:
     make, places = NETWORKS[kind]
-    augmented = random_maps(insert_weight_maps(settled(make()), SHAPE, kernel="unsharp"))
+    augmented = random_maps(insert_weight_maps(settle(make()), SHAPE, kernel="unsharp"))
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in weight_maps(augmented).items():
         layer.register_forward_hook(lambda m, x, y, name=name: seen.update({name: (x[0], y)}))
@@ -67,7 +67,7 @@ def test_a_map_acts_on_the_output_of_its_module(kind: str) -> None:
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_weights_load_before_or_after_the_insertion(kind: str) -> None:
     make, _ = NETWORKS[kind]
-    pretrained = settled(make())
+    pretrained = settle(make())
     before = insert_weight_maps(pretrained, SHAPE)
     after = insert_weight_maps(make(), SHAPE).eval()
     after.load_state_dict(pretrained.state_dict())
@@ -92,14 +92,14 @@ def test_some_of_the_maps_are_not_enough() -> None:
 
 @pytest.mark.parametrize("kind", ["sequential", "resnet"])
 def test_a_symbolic_trace_holds_the_maps(kind: str) -> None:
-    augmented = random_maps(insert_weight_maps(settled(NETWORKS[kind][0]()), SHAPE, kernel="unsharp"))
+    augmented = random_maps(insert_weight_maps(settle(NETWORKS[kind][0]()), SHAPE, kernel="unsharp"))
     assert torch.equal(torch.fx.symbolic_trace(augmented)(X), augmented(X))
 
 
 def test_onnx_holds_the_maps(tmp_path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    augmented = random_maps(insert_weight_maps(settled(ResNet()), SHAPE, kernel="unsharp"))
+    augmented = random_maps(insert_weight_maps(settle(ResNet()), SHAPE, kernel="unsharp"))
     torch.onnx.export(augmented, (X,), tmp_path / "network.onnx", dynamo=True)
     session = runtime.InferenceSession(tmp_path / "network.onnx")
     (output,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
@@ -109,13 +109,13 @@ def test_onnx_holds_the_maps(tmp_path) -> None:
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_what_holds_the_network_holds_the_maps(kind: str) -> None:
     make, places = NETWORKS[kind]
-    augmented = random_maps(insert_weight_maps(settled(make()), SHAPE))
+    augmented = random_maps(insert_weight_maps(settle(make()), SHAPE))
     expected = augmented(X)
     whole = io.BytesIO()
     torch.save(augmented, whole)
     whole.seek(0)
     copies = [copy.deepcopy(augmented), pickle.loads(pickle.dumps(augmented)), torch.load(whole, weights_only=False)]
-    described = settled(make())
+    described = settle(make())
     attach_described(described, describe_weight_maps(augmented))
     described.load_state_dict(augmented.state_dict())
     for other in [*copies, described]:
@@ -129,7 +129,7 @@ def test_what_holds_the_network_holds_the_maps(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sequential", "functional", "blocks", "resnet"])
 def test_torchscript_holds_the_maps(kind: str) -> None:
-    augmented = random_maps(insert_weight_maps(settled(NETWORKS[kind][0]()), SHAPE))
+    augmented = random_maps(insert_weight_maps(settle(NETWORKS[kind][0]()), SHAPE))
     torch.testing.assert_close(torch.jit.script(augmented)(X), augmented(X))
 
 
@@ -137,7 +137,7 @@ def test_torchscript_holds_the_maps(kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind not in ("6c2f", "preact-resnet18")])
 @pytest.mark.parametrize("kernel", ["smoothing", "unsharp"])
 def test_lipschitz_bounds_see_the_maps(kind: str, kernel: str) -> None:
-    augmented = settled(insert_weight_maps(NETWORKS[kind][0](), SHAPE, kernel=kernel))
+    augmented = settle(insert_weight_maps(NETWORKS[kind][0](), SHAPE, kernel=kernel))
     bound = LipschitzGraph(augmented, SHAPE).upper_bound()
     doubled = copy.deepcopy(augmented)
     for layer in weight_maps(doubled).values():
@@ -155,7 +155,7 @@ def test_lipschitz_bounds_see_the_maps(kind: str, kernel: str) -> None:
 @pytest.mark.parametrize("kind", ["sequential", "functional", "resnet"])
 @pytest.mark.parametrize("settings", [{"bias": True}, {"kernel": "unsharp", "padding_mode": "reflect"}])
 def test_lipschitz_bounds_are_above_every_jacobian(kind: str, settings: dict) -> None:
-    network = random_maps(settled(insert_weight_maps(NETWORKS[kind][0](), SHAPE, **settings))).double()
+    network = random_maps(settle(insert_weight_maps(NETWORKS[kind][0](), SHAPE, **settings))).double()
     constants = LipschitzGraph(network, SHAPE).upper_bound()
     generator = torch.Generator().manual_seed(4)
     for x in torch.randn(5, *SHAPE, generator=generator, dtype=torch.float64):

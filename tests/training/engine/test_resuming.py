@@ -81,7 +81,7 @@ class Passing(PGDTrainer):
         super().__init__(classifier, **settings)
 
 
-def exchanged(model: nn.Module) -> torch.optim.Optimizer:
+def exchange(model: nn.Module) -> torch.optim.Optimizer:
     parameters = list(model.parameters())
     parameters[0], parameters[2] = parameters[2], parameters[0]  # of one shape
     return torch.optim.SGD(parameters, 0.1, 0.9)
@@ -119,7 +119,7 @@ OTHERS: list[tuple[str, Run, Run]] = [
     ("clip_values", Run(), Run(clip_values=(0, 2))),
     (r"mean=\[0.0\].*mean=\[0.5\]", Run(), Run(preprocessing=(0.5, 0.5))),
     ("optimizer group 1 lr 0.01.*0.02", Run(optimizer=groups(0.1, 0.01)), Run(optimizer=groups(0.1, 0.02))),
-    ("parameters 1.weight.*has 4.weight", Run(), Run(optimizer=exchanged)),
+    ("parameters 1.weight.*has 4.weight", Run(), Run(optimizer=exchange)),
     (
         "gamma 0.5.*0.1",
         Run(scheduler=lambda o: lr_scheduler.StepLR(o, 1, 0.5)),

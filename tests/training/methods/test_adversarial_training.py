@@ -26,7 +26,7 @@ from art_robust_plugins import (
 from art_robust_plugins.training.engine.validator import Validator
 
 from ..builders import momentum, same, weights
-from .adversaries import L2, LINF, X, Y, classifier, normed, plain, projected, quiet, seen_in, slope
+from .adversaries import L2, LINF, X, Y, classifier, make_normed, plain, project, quiet, seen_in, slope
 
 
 def validate(trainer: RobustTrainer, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -69,7 +69,7 @@ def test_mixed_labels_are_those_of_the_formula() -> None:
         outputs = model(z)
         return -(y * (outputs - outputs.exp().sum(dim=1, keepdim=True).log())).sum(dim=1).mean()
 
-    adversary = projected("Linf", x + 0.125 * slope(soft, x).sign(), x, 0.1).clamp(0, 1)
+    adversary = project("Linf", x + 0.125 * slope(soft, x).sign(), x, 0.1).clamp(0, 1)
     torch.testing.assert_close(trainer.training_loss(x, y), soft(adversary), rtol=1e-10, atol=0)
 
 
@@ -115,7 +115,7 @@ def test_preprocessing_belongs_to_the_network(global_loss: Any) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = normed()
+            self.inner = make_normed()
 
         def forward(self, x: Tensor) -> Tensor:
             return self.inner((x - 0.3) / 0.5)

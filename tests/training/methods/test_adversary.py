@@ -65,7 +65,7 @@ def test_the_divergence_of_a_linear_network_is_ascended_along_its_margin() -> No
 
 
 @pytest.fixture(scope="module")
-def trained() -> PyTorchClassifier:
+def trained_classifier() -> PyTorchClassifier:
     estimator = classifier()
     StandardTrainer(estimator, options=TrainingOptions(seed=0)).fit(X[:1000], Y[:1000], **quiet(6))
     return estimator
@@ -73,17 +73,17 @@ def trained() -> PyTorchClassifier:
 
 @pytest.mark.parametrize("global_loss", ["ce", "kl"])
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
-def test_more_steps_find_more(trained: PyTorchClassifier, threat: ThreatModel, global_loss: Any) -> None:
+def test_more_steps_find_more(trained_classifier: PyTorchClassifier, threat: ThreatModel, global_loss: Any) -> None:
     x, y = X[1000:1200], Y[1000:1200]
-    trained.model.eval()
+    trained_classifier.model.eval()
     heights = []
     for steps in (1, 3, 10):
         trainer = LocalBallTrainer(
-            trained, threat=threat, steps=steps, step_size=threat.eps / 3, global_loss=global_loss
+            trained_classifier, threat=threat, steps=steps, step_size=threat.eps / 3, global_loss=global_loss
         )
         torch.manual_seed(0)
         adversary = trainer.adversary(x, y)
-        trained.model.eval()
+        trained_classifier.model.eval()
         with torch.no_grad():
             at_x, at_adversary = trainer.logits(x), trainer.logits(adversary)
         heights.append(float(ce(at_adversary, y) if global_loss == "ce" else kl(at_x, at_adversary)))
@@ -92,10 +92,10 @@ def test_more_steps_find_more(trained: PyTorchClassifier, threat: ThreatModel, g
 
 
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
-def test_the_local_point_is_worse_than_a_random_one(trained: PyTorchClassifier, threat: ThreatModel) -> None:
+def test_the_local_point_is_worse_than_a_random_one(trained_classifier: PyTorchClassifier, threat: ThreatModel) -> None:
     x = X[1000:1200]
-    trained.model.eval()
-    trainer = LocalBallTrainer(trained, threat=threat)
+    trained_classifier.model.eval()
+    trainer = LocalBallTrainer(trained_classifier, threat=threat)
     found = trainer.local_point(x, x)
     random = threat.project(x + 10 * torch.randn_like(x), x, 0, 1)
     random = x + 0.5 * (random - x)
@@ -104,9 +104,9 @@ def test_the_local_point_is_worse_than_a_random_one(trained: PyTorchClassifier, 
     assert float(kl(at_x, at_found)) > 2 * float(kl(at_x, at_random))
 
 
-def test_no_local_point_stays_at_its_center_in_l1(trained: PyTorchClassifier) -> None:
+def test_no_local_point_stays_at_its_center_in_l1(trained_classifier: PyTorchClassifier) -> None:
     """A step in L1 moves one coordinate, and must not choose one that the range holds back (digits are 0 or 1)."""
-    trained.model.eval()
+    trained_classifier.model.eval()
     x = X[1000:1200]
-    found = LocalBallTrainer(trained, threat=L1).local_point(x, x)
+    found = LocalBallTrainer(trained_classifier, threat=L1).local_point(x, x)
     assert bool(((found - x).flatten(1).abs().amax(dim=1) > 0).all())

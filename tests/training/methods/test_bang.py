@@ -303,11 +303,11 @@ def test_bf16_autocast_keeps_norms_in_float32(monkeypatch: pytest.MonkeyPatch) -
     exact, _ = bang_run(network, X, Y, beta=0.4, ratio=0.5, epsilon=0.855)
     seen: list[torch.dtype] = []
 
-    def watched(norms: Tensor, *arguments: object) -> Tensor:
+    def watch(norms: Tensor, *arguments: object) -> Tensor:
         seen.append(norms.dtype)
         return bang_factors(norms, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("art_robust_plugins.training.methods.bang.bang_factors", watched)
+    monkeypatch.setattr("art_robust_plugins.training.methods.bang.bang_factors", watch)
     clone = copy.deepcopy(network)
     with bang_gradients(clone, beta=0.4, ratio=0.5, epsilon=0.855) as bang:
         bang.begin_step(Y)

@@ -19,10 +19,10 @@ from art_robust_plugins.training.methods.layerwise import (
     layerwise_perturbations,
 )
 
-from .tiny import batches, classifier, fitted, largest_matching, moves, same_state, small, tiny
+from .tiny import batches, classifier, fit, largest_matching, moves, same_state, small, tiny
 
 
-def recorded(network: nn.Sequential) -> dict[str, Tensor]:
+def record(network: nn.Sequential) -> dict[str, Tensor]:
     with layerwise_perturbations(network, eps=0.1) as layerwise:
         x, y = batches(1)[0]
         layerwise.begin_step(y)
@@ -32,7 +32,7 @@ def recorded(network: nn.Sequential) -> dict[str, Tensor]:
 
 def test_the_state_is_taken_up_again_and_is_safe_to_keep() -> None:
     network = small()
-    state = recorded(network)
+    state = record(network)
     assert set(state) == {"labels", "number", "layer:1", "layer:3", "sign:0:1", "sign:0:3"}
     assert not any(tensor.requires_grad for tensor in state.values())
     kept = {key: tensor.clone() for key, tensor in state.items()}
@@ -51,7 +51,7 @@ def test_the_state_is_taken_up_again_and_is_safe_to_keep() -> None:
 
 
 def test_states_that_do_not_fit_are_refused() -> None:
-    network, state = small(), recorded(small())
+    network, state = small(), record(small())
     with pytest.raises(ValueError, match=r"state: got the entry 'seen',"):
         Layerwise(0.1).load_state_dict({"seen": torch.zeros(())})
     with pytest.raises(ValueError, match=r"state: got torch\.int8 of shape \(6, 3, 3, 3\) .*'1' .*7"):
@@ -101,7 +101,7 @@ def test_a_network_without_convolutions_needs_named_layers() -> None:
         LayerwiseAdversarialTrainer(trained, eps=0.1)
     with pytest.raises(ValueError, match=message), layerwise_perturbations(network, eps=0.1):
         pass
-    fitted(LayerwiseAdversarialTrainer(trained, eps=0.1, layers=[nn.ReLU]), 1)
+    fit(LayerwiseAdversarialTrainer(trained, eps=0.1, layers=[nn.ReLU]), 1)
 
 
 def test_passes_that_do_not_fit_the_labels_are_refused() -> None:

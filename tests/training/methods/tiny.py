@@ -22,16 +22,16 @@ def largest_matching(present: list[int], stored: list[int]) -> int:
     """By augmenting paths."""
     owner: dict[int, int] = {}
 
-    def placed(i: int, seen: set[int]) -> bool:
+    def place(i: int, seen: set[int]) -> bool:
         for j, label in enumerate(stored):
             if label != present[i] and j not in seen:
                 seen.add(j)
-                if j not in owner or placed(owner[j], seen):
+                if j not in owner or place(owner[j], seen):
                     owner[j] = i
                     return True
         return False
 
-    return sum(placed(i, set()) for i in range(len(present)))
+    return sum(place(i, set()) for i in range(len(present)))
 
 
 # ----------------------------------------------------------------------------------- training against the definition
@@ -100,6 +100,6 @@ def classifier() -> PyTorchClassifier:
     return make_classifier(network, optimizer=momentum(0.1), input_shape=(1, 6, 6), nb_classes=4)
 
 
-def fitted(trainer: Any, epochs: int = 3) -> list[Tensor]:
+def fit(trainer: Any, epochs: int = 3) -> list[Tensor]:
     trainer.fit(X, Y, nb_epochs=epochs, batch_size=16, verbose=False)  # the last batch of an epoch has 2 samples
     return weights(trainer.classifier)
