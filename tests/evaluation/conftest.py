@@ -12,7 +12,6 @@ from torch import nn
 
 from art_robust_plugins.evaluation.autoattack import standard
 
-from .browser import Browser, start_browser
 from .builders import train_network, wrap
 from .reference import train_residual
 
@@ -24,12 +23,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with start_browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from art_robust_plugins.evaluation.autoattack import AutoAttack, standard
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses, ChannelsLast, Streams, choose_layout
 
-from .builders import Small, train_network, wrap
-from .reference import needs_reference, reference_ensemble
+from ..builders import Small, train_network, wrap
+from ..reference import needs_reference, reference_ensemble
 
 THREAT = ThreatModel("Linf", 0.11)
 

@@ -23,8 +23,8 @@ from art_robust_plugins.evaluation.autoattack.square import Square, find_image_s
 from art_robust_plugins.evaluation.autoattack.square_windows import build_tile
 from art_robust_plugins.evaluation.libraries import reference_package
 
-from .builders import train_network
-from .reference import colour_digits, in_batches, needs_reference, verdicts
+from ..builders import train_network
+from ..reference import colour_digits, in_batches, needs_reference, verdicts
 
 
 def correct(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

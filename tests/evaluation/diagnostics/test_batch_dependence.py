@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from art_robust_plugins.evaluation.diagnostics import measure_differences
 
-from .builders import custom, step, wrap
-from .wrapped import Around, Forward, evaluate, read_flags
+from ..builders import custom, step, wrap
+from ..wrapped import Around, Forward, evaluate, read_flags
 
 
 class Stuck(nn.Module):

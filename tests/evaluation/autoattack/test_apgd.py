@@ -14,8 +14,8 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.libraries import reference_package
 
-from .builders import train_network
-from .reference import colour_digits, in_batches, needs_reference, verdicts
+from ..builders import train_network
+from ..reference import colour_digits, in_batches, needs_reference, verdicts
 
 
 class _Silent:

@@ -16,8 +16,8 @@ from art_robust_plugins.evaluation import AttackResult, EvaluationReport, Flag, 
 from art_robust_plugins.evaluation.rendering import render_comparison, render_report
 from art_robust_plugins.evaluation.results import Examples
 
+from ..made import make_detailed, make_report
 from .browser import Browser, needs_chromium
-from .made import make_detailed, make_report
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from art_robust_plugins.evaluation import EvaluationReport, Setting
 
-from .builders import custom, step, wrap
-from .wrapped import Around, Forward, evaluate, move_a_bias, read_flags
+from ..builders import custom, step, wrap
+from ..wrapped import Around, Forward, evaluate, move_a_bias, read_flags
 
 
 def purify(take: Callable[[Around, Tensor], Tensor]) -> Forward:

@@ -18,7 +18,7 @@ from art_robust_plugins.evaluation.diagnostics import run_diagnostics
 from art_robust_plugins.evaluation.diagnostics.short_attacks import Chunk
 from art_robust_plugins.evaluation.flags import Flag, merge_flags
 
-from .builders import custom, healthy_findings, list_flags, step, strong, wrap
+from ..builders import custom, healthy_findings, list_flags, step, strong, wrap
 
 
 class Around(nn.Module):

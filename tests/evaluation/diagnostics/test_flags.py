@@ -17,7 +17,7 @@ from art_robust_plugins.bridge import InputRange
 from art_robust_plugins.evaluation.diagnostics import FLAG_TESTS, Certificate, run_diagnostics
 from art_robust_plugins.evaluation.progress import COUNTS, AttackProgress
 
-from .builders import healthy_findings
+from ..builders import healthy_findings
 
 HEALTHY = healthy_findings()
 

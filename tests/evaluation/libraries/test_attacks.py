@@ -16,7 +16,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import ATTACKS, SUITES, EvaluationReport, Evaluator
 from art_robust_plugins.evaluation.libraries import package_versions, resolve
 
-from .builders import wrap
+from ..builders import wrap
 
 
 def run(network: nn.Module, data: Data, attacks: Any, norm: str = "Linf", eps: float = 0.1) -> EvaluationReport:
