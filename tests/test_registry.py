@@ -52,7 +52,7 @@ def test_the_parameters_of_an_estimator_are_those_that_create_takes(classifier: 
     assert parameters_of(PyTorchLipschitzCertifier) == {}
     assert parameters_of(BANGTrainer)["epsilon"] == 0.815
     assert create("lipschitz-certifier", classifier).model is classifier.model
-    with pytest.raises(TypeError, match=r"^c: 'lipschitz-certifier' "):
+    with pytest.raises(TypeError, match=r"c: 'lipschitz-certifier' "):
         create("lipschitz-certifier", classifier, c=1)
 
 
@@ -74,9 +74,9 @@ def test_create(classifier: PyTorchClassifier) -> None:
 def test_unknown_names_and_parameters_suggest_the_nearest(classifier: PyTorchClassifier) -> None:
     with pytest.raises(ValueError, match=r"name: got 'bnag', .*'bang'\?"):
         create("bnag", classifier)
-    with pytest.raises(TypeError, match=r"^epsilom: 'bang' .*'epsilon'\?"):
+    with pytest.raises(TypeError, match=r"epsilom: 'bang' .*'epsilon'\?"):
         create("bang", classifier, epsilom=1.0)
-    with pytest.raises(TypeError, match=r"^xyz: 'bang' "):
+    with pytest.raises(TypeError, match=r"xyz: 'bang' "):
         create("bang", classifier, xyz=1.0)
 
 
@@ -97,7 +97,7 @@ def test_instruments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert create_instrument("bang", beta=0.4, ratio=0.5).setting.beta == 0.4
     with pytest.raises(ValueError, match=r"name: got 'layer', .*'layerwise'\?"):
         create_instrument("layer")
-    with pytest.raises(TypeError, match=r"^bta: 'bang' .*'beta'\?"):
+    with pytest.raises(TypeError, match=r"bta: 'bang' .*'beta'\?"):
         create_instrument("bang", bta=1)
     points(monkeypatch, ("odd", "art_robust_plugins.training.methods.bang:BANGTrainer"))
     with pytest.raises(TypeError, match=r"art_robust_plugins\.training\.Instrument"):

@@ -50,7 +50,7 @@ BAD = [
     (["methods", "trads"], "'trades'?"),
     (["attack"], "error: COMMAND: got 'attack',"),
     (["train", "bang", "--validation", "5000", "--out", "{new}"], "error: --validation: got 5000 of 1437"),
-    (["train", "bang", "--out", "{trained}"], "error: --out: got "),
+    (["train", "bang", "--out", "{trained}"], "error: --out: "),
     (["evaluate", "{new}", "--eps", "0.1"], "error: RUN: got "),
     (["evaluate", "{trained}", "--eps", "0.1", "--attacks", "standrd"], "'standard'?"),
     (["evaluate", "{trained}", "--norm", "L2"], "error: --eps: got none, "),
@@ -73,7 +73,7 @@ BAD = [
     (["benchmark", "mnits"], "NAME: got 'mnits',"),
     (["benchmark", "{new}/own.toml"], "own.toml: no such file,"),
     (["benchmark", "digits", "--quick", "--record", "{new}"], "--record: got "),
-    (["benchmark", "digits", "--out", "{trained}"], "error: --out: got "),
+    (["benchmark", "digits", "--out", "{trained}"], "error: --out: "),
 ]
 
 

@@ -230,9 +230,9 @@ def test_other_refusals():
         PyTorchLipschitzCertifier.from_classifier(conv())
     subject = make_certifier(conv())
     subject.model[7].bias.data[0] = math.inf
-    with pytest.raises(ValueError, match=r"^x: .*NaN"):
+    with pytest.raises(ValueError, match=r"x: .*NaN"):
         subject.certify(X)
-    with pytest.raises(ValueError, match=r"^network: .*NaN"):
+    with pytest.raises(ValueError, match=r"network: .*NaN"):
         make_certifier(subject.model)
 
 

@@ -210,10 +210,10 @@ def test_buffers_alone_and_nothing_at_all():
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.LazyLinear(3)), nn.Sequential(nn.Flatten(), nn.LazyLinear(3))])
 def test_lazy_layers_before_their_first_input(network):
-    with pytest.raises(ValueError, match=r"^network: .*'\d\.weight'"):
+    with pytest.raises(ValueError, match=r"network: .*'\d\.weight'"):
         LipschitzGraph(network, (SIZE,))
     classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (SIZE,), 3, clip_values=(0, 1))
-    with pytest.raises(ValueError, match=r"^network: .*'\d\.weight'"):
+    with pytest.raises(ValueError, match=r"network: .*'\d\.weight'"):
         PyTorchLipschitzCertifier.from_classifier(classifier)
     network(torch.zeros(2, SIZE))
     assert PyTorchLipschitzCertifier.from_classifier(classifier).lipschitz_constants().max() > 0

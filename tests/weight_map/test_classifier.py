@@ -276,5 +276,5 @@ def test_bad_input() -> None:
             call(wrong)
     generated = classifier()
     generated.model.stream = (number for number in range(3))
-    with pytest.raises(ValueError, match=r"^classifier: .*\(TypeError: .*PyTorchWeightMapClass"):
+    with pytest.raises(ValueError, match=r"classifier: .*\(TypeError: .*PyTorchWeightMapClass"):
         PyTorchWeightMapClassifier.from_classifier(generated)
