@@ -33,7 +33,7 @@ def no_larger_file_than() -> Callable[[int], AbstractContextManager[None]]:
     import resource
 
     @contextmanager
-    def limited(size: int) -> Iterator[None]:
+    def limit_files(size: int) -> Iterator[None]:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
         try:
@@ -41,4 +41,4 @@ def no_larger_file_than() -> Callable[[int], AbstractContextManager[None]]:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    return limited
+    return limit_files

@@ -67,19 +67,19 @@ def small(**arguments: Any) -> nn.Module:
     return create_model("small-cnn", (3, 8, 8), 10, channels=4, **arguments)
 
 
-def standardised() -> PyTorchClassifier:
+def make_standardised() -> PyTorchClassifier:
     mean, std = np.float32([[[90.0]], [[100.0]], [[110.0]]]), np.float32([[[60.0]], [[50.0]], [[70.0]]])
     return estimator(small(dropout=0.5), clip_values=(0.0, 255.0), preprocessing=(mean, std))
 
 
-def normalised() -> PyTorchClassifier:
+def make_normalised() -> PyTorchClassifier:
     classifier = estimator(create_model("wide-resnet", (3, 8, 8), 10, depth=10, widen_factor=1))
     classifier.model.train()
     classifier.model(torch.rand(32, 3, 8, 8))  # running statistics of its own
     return classifier
 
 
-def mapped() -> PyTorchClassifier:
+def make_mapped() -> PyTorchClassifier:
     classifier = PyTorchWeightMapClassifier.from_classifier(estimator(small()), kernel="unsharp")
     for layer in classifier.weight_maps.values():
         nn.init.uniform_(layer.map, 0.5, 1.5)
@@ -93,9 +93,9 @@ def mapped_input() -> PyTorchClassifier:
 
 
 CLASSIFIERS: dict[str, Callable[[], PyTorchClassifier]] = {
-    "mean and deviation, 0 to 255": standardised,
-    "batch normalisation": normalised,
-    "weight maps": mapped,
+    "mean and deviation, 0 to 255": make_standardised,
+    "batch normalisation": make_normalised,
+    "weight maps": make_mapped,
     "a map of the input": mapped_input,
     "MinMax": lambda: estimator(create_model("2c2f", (3, 8, 8), 10, activation="minmax")),
     "a certifier": lambda: PyTorchLipschitzCertifier.from_classifier(estimator(small(), preprocessing=(0.4, 0.3))),
@@ -218,10 +218,10 @@ def test_a_file_that_would_give_other_logits_is_not_written(tmp_path: Path) -> N
     x[0] = 0.0  # alone it takes the other branch
     path = tmp_path / "network.pt"
     path.write_text("an earlier one")
-    with pytest.raises(ValueError, match=r"its network cannot be exported as torchscript \(TracerWarning: .* data"):
+    with pytest.raises(ValueError, match=r"torchscript \(TracerWarning: "):
         export_classifier(classifier, path, x, format="torchscript")
     assert path.read_text() == "an earlier one"
-    with pytest.raises(ValueError, match=r"its network cannot be exported as torch-export .* without control flow"):
+    with pytest.raises(ValueError, match=r"torch-export "):
         export_classifier(classifier, tmp_path / "network.pt2", x)
     assert [file.name for file in tmp_path.iterdir()] == ["network.pt"]
 
@@ -270,7 +270,7 @@ def test_what_tracing_warns_of_is_refused(name: str, quiet: bool, tmp_path: Path
     forward = CONSTANTS[name]
     network = Told(silently(forward) if quiet else forward)
     x = np.full((3, 3, 2, 2), 0.2, dtype=np.float32)
-    with pytest.raises(ValueError, match=r"cannot be exported as torchscript \(TracerWarning: "):
+    with pytest.raises(ValueError, match=r"torchscript \(TracerWarning: "):
         export_classifier(estimator(network, (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
     assert list(tmp_path.iterdir()) == []
 
@@ -278,7 +278,7 @@ def test_what_tracing_warns_of_is_refused(name: str, quiet: bool, tmp_path: Path
 def test_a_file_that_fails_for_another_batch_is_refused(tmp_path: Path) -> None:
     network = Told(silently(CONSTANTS["loop"]))
     x = np.full((3, 3, 2, 2), 0.2, dtype=np.float32)
-    with pytest.raises(ValueError, match=r"classifier: the file of its network fails for .* inputs \(RuntimeError"):
+    with pytest.raises(ValueError, match=r"^classifier: .*\(RuntimeError"):
         export_classifier(estimator(network, (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
     assert list(tmp_path.iterdir()) == []
 
@@ -323,7 +323,7 @@ def test_a_network_in_torchscript_is_refused(format: Format, tmp_path: Path) -> 
         pytest.importorskip("onnxscript")
     network = nn.Sequential(torch.jit.script(nn.Flatten()), nn.Linear(12, 10))
     x = np.zeros((2, 3, 2, 2), dtype=np.float32)
-    with pytest.raises(ValueError, match="classifier: got a network with a RecursiveScriptModule"):
+    with pytest.raises(ValueError, match=r"^classifier: got .*RecursiveScriptModule"):
         export_classifier(estimator(network, (3, 2, 2)), tmp_path / f"n{SUFFIXES[format]}", x, format=format)
 
 
@@ -343,7 +343,7 @@ class Jumping(nn.Module):
 
 def test_small_logits_are_compared_at_their_own_scale(tmp_path: Path) -> None:
     x = np.zeros((3, 3, 2, 2), dtype=np.float32)
-    with pytest.raises(ValueError, match="logits that are up to 1e-06 from the estimator's"):
+    with pytest.raises(ValueError, match="1e-06"):
         export_classifier(estimator(Jumping(1e-4), (3, 2, 2)), tmp_path / "network.pt", x, format="torchscript")
     assert list(tmp_path.iterdir()) == []
     nothing = estimator(Jumping(0.0), (3, 2, 2))
@@ -378,24 +378,24 @@ def test_bad_arguments_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     classifier = estimator(small())
     x = inputs(classifier, 2)
 
-    def refused(sentence: str, *arguments: Any, **settings: Any) -> None:
+    def check_refusal(sentence: str, *arguments: Any, **settings: Any) -> None:
         with pytest.raises((ValueError, TypeError, ImportError), match=sentence):
             export_classifier(*arguments, **settings)
         assert list(tmp_path.iterdir()) == []
 
     path = tmp_path / "network.pt2"
-    refused("classifier: got SmallCNN,", classifier.model, path, x)
-    refused("format: got 'tflite',", classifier, path, x, format="tflite")
-    refused(r"path: got 'network.pt2',", classifier, path, x, format="onnx")
-    refused("batch: got 0,", classifier, path, x, batch=0)
-    refused("x: got one input,", classifier, path, x[:1])
-    refused("x: got values in", classifier, path, 2 * x + 1)
+    check_refusal("classifier: got SmallCNN,", classifier.model, path, x)
+    check_refusal("format: got 'tflite',", classifier, path, x, format="tflite")
+    check_refusal(r"path: got 'network.pt2',", classifier, path, x, format="onnx")
+    check_refusal("batch: got 0,", classifier, path, x, batch=0)
+    check_refusal("x: got one input,", classifier, path, x[:1])
+    check_refusal("x: got values in", classifier, path, 2 * x + 1)
     script = {"format": "torchscript", "batch": 2}
-    refused("batch: got 2 for torchscript", classifier, tmp_path / "network.pt", x, **script)
+    check_refusal("batch: got 2 for torchscript", classifier, tmp_path / "network.pt", x, **script)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     missing = r"onnxscript is not installed,"
-    refused(missing, classifier, tmp_path / "network.onnx", x, format="onnx")
+    check_refusal(missing, classifier, tmp_path / "network.onnx", x, format="onnx")
 
 
 class Locked(nn.Module):
@@ -410,7 +410,7 @@ class Locked(nn.Module):
 
 def test_a_network_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
     x = torch.rand(3, 3, 8, 8)
-    with pytest.raises(ValueError, match="classifier: the network cannot be copied"):
+    with pytest.raises(ValueError, match=r"^classifier: .*network .*copied"):
         export_classifier(estimator(Locked()), tmp_path / "network.pt2", x)
 
     class LockedDefence(Squared):

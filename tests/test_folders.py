@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from builders import make_classifier, make_linear
 from typer.testing import CliRunner
 
 from art_robust_plugins import Evaluator, ThreatModel
@@ -22,14 +21,14 @@ from art_robust_plugins.experiments.runs import RUN_FILES
 from art_robust_plugins.locks import FolderInUseError, locked_folder
 
 
-def untouched(*_: object, **__: object) -> Dataset:
+def refuse_to_load(*_: object, **__: object) -> Dataset:
     raise AssertionError("data were loaded")
 
 
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (command_data, demo, benchmark, networks):
-        monkeypatch.setattr(module, "load_data", untouched)
+        monkeypatch.setattr(module, "load_data", refuse_to_load)
 
 
 @pytest.mark.usefixtures("no_data")
@@ -78,11 +77,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_recipe_begins_in_a_folder_where_another_was_killed_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reached(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise InterruptedError
 
     monkeypatch.setattr(benchmark, "load_data", lambda name: tiny())
-    monkeypatch.setattr(benchmark, "package_versions", reached)
+    monkeypatch.setattr(benchmark, "package_versions", interrupt)
     recipe = load_recipe("digits", quick=True)
     (tmp_path / ".0123abcd.recipe.json").touch()
     (tmp_path / ".benchmark.art-robust.lock").touch()
@@ -98,8 +97,7 @@ def test_a_recipe_begins_in_a_folder_where_another_was_killed_at_once(
 def test_an_evaluation_holds_its_state(tmp_path: Path) -> None:
     data = tiny()
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 3, clip_values=(0, 1))
+    classifier = make_classifier(make_linear(classes=3), nb_classes=3)
 
     def evaluate(folder: Path) -> Any:
         threat = ThreatModel("Linf", 0.1)

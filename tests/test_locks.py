@@ -38,12 +38,12 @@ def holder(folder: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
 
 
-def said(process: subprocess.Popen[bytes]) -> list[bytes]:
+def read_words(process: subprocess.Popen[bytes]) -> list[bytes]:
     assert process.stdout is not None
     return process.stdout.readline().split()
 
 
-def killed(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     assert process.stdout is not None
@@ -52,13 +52,13 @@ def killed(process: subprocess.Popen[bytes]) -> None:
 
 def test_a_folder_is_held_by_one_process_until_it_is_killed(tmp_path: Path) -> None:
     process = holder(tmp_path)
-    assert said(process) == [b"held"]
+    assert read_words(process) == [b"held"]
     with pytest.raises(FolderInUseError, match=rf"^out: .* process {process.pid},"):  # noqa: SIM117
         with locked_folder("out", tmp_path, "training"):
             pytest.fail("two processes hold one folder")
     with locked_folder("out", tmp_path, "report"):  # another purpose
         pass
-    killed(process)
+    kill(process)
     assert is_unused(tmp_path)  # although the lock's file is still there
     assert list(tmp_path.iterdir())
     with locked_folder("out", tmp_path, "training"):
@@ -68,9 +68,9 @@ def test_a_folder_is_held_by_one_process_until_it_is_killed(tmp_path: Path) -> N
 
 def test_a_forked_child_does_not_hold_the_folder_of_a_parent_that_was_killed(tmp_path: Path) -> None:
     process = holder(tmp_path, "fork")
-    word, child = said(process)
+    word, child = read_words(process)
     assert word == b"forked"
-    killed(process)
+    kill(process)
     try:
         os.kill(int(child), 0)  # it lives
         with locked_folder("out", tmp_path, "training"):
@@ -138,9 +138,9 @@ def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()
-    with pytest.raises(ValueError, match=r"out: got .* report.json is a folder"):
+    with pytest.raises(ValueError, match=r"out: got .*report\.json "):
         check_output_folder("out", tmp_path, ["report.json"])
-    with pytest.raises(ValueError, match=r"out: got .*report.json, which is a folder,"):
+    with pytest.raises(ValueError, match=r"out: got .*report\.json,"):
         check_output_file("out", tmp_path / "report.json")
 
 

@@ -44,7 +44,7 @@ def run(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     run("-m", "hatchling", "build", "-t", "wheel", "-t", "sdist", "-d", str(folder), cwd=ROOT)
@@ -52,8 +52,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(built: Path) -> Path:
-    return next(built.glob("*.whl"))
+def wheel(packages: Path) -> Path:
+    return next(packages.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def test_the_wheel_holds_the_package_and_what_it_reads(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in held)
 
 
-def test_the_sdist_builds_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) -> None:
-    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+def test_the_sdist_builds_the_same_wheel(packages: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(next(packages.glob("*.tar.gz"))) as archive:
         archive.extractall(tmp_path, filter="data")
     sources = next(tmp_path.iterdir())
     assert {"tests", "docs", "benchmarks", "constraints.txt", "tox.ini"} <= {path.name for path in sources.iterdir()}

@@ -12,7 +12,7 @@ import pytest
 from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
 from art.estimators.classification import PyTorchClassifier
-from torch import nn, optim
+from builders import make_tiny
 
 from art_robust_plugins import (
     BANGTrainer,
@@ -29,9 +29,7 @@ from art_robust_plugins.training import BANG, Layerwise
 
 @pytest.fixture
 def classifier() -> PyTorchClassifier:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    optimizer = optim.SGD(network.parameters(), 0.1)
-    return PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, optimizer=optimizer, clip_values=(0, 1))
+    return make_tiny()
 
 
 def points(monkeypatch: pytest.MonkeyPatch, *named: tuple[str, str]) -> None:
@@ -54,7 +52,7 @@ def test_the_parameters_of_an_estimator_are_those_that_create_takes(classifier: 
     assert parameters_of(PyTorchLipschitzCertifier) == {}
     assert parameters_of(BANGTrainer)["epsilon"] == 0.815
     assert create("lipschitz-certifier", classifier).model is classifier.model
-    with pytest.raises(TypeError, match=r"c: 'lipschitz-certifier' has no such parameter,"):
+    with pytest.raises(TypeError, match=r"c: 'lipschitz-certifier' "):
         create("lipschitz-certifier", classifier, c=1)
 
 
@@ -76,15 +74,15 @@ def test_create(classifier: PyTorchClassifier) -> None:
 def test_unknown_names_and_parameters_suggest_the_nearest(classifier: PyTorchClassifier) -> None:
     with pytest.raises(ValueError, match=r"name: got 'bnag', .*'bang'\?"):
         create("bnag", classifier)
-    with pytest.raises(TypeError, match=r"epsilom: 'bang' has no such parameter.* 'epsilon'\?"):
+    with pytest.raises(TypeError, match=r"epsilom: 'bang' .*'epsilon'\?"):
         create("bang", classifier, epsilom=1.0)
-    with pytest.raises(TypeError, match=r"xyz: 'bang' has no such parameter,"):
+    with pytest.raises(TypeError, match=r"xyz: 'bang' "):
         create("bang", classifier, xyz=1.0)
 
 
 def test_what_is_no_art_class_is_refused_by_the_name_of_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     points(monkeypatch, ("odd", "collections:OrderedDict"))
-    with pytest.raises(TypeError, match=r"the entry point 'odd' \(collections:OrderedDict\) is "):
+    with pytest.raises(TypeError, match=r"'odd' \(collections:OrderedDict\)"):
         available_methods()
     points(monkeypatch, ("gone", "art_robust_plugins.nowhere:Trainer"))
     with pytest.raises(ImportError, match=r"the entry point 'gone' "):
@@ -99,7 +97,7 @@ def test_instruments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert create_instrument("bang", beta=0.4, ratio=0.5).setting.beta == 0.4
     with pytest.raises(ValueError, match=r"name: got 'layer', .*'layerwise'\?"):
         create_instrument("layer")
-    with pytest.raises(TypeError, match=r"bta: 'bang' has no such parameter.* 'beta'\?"):
+    with pytest.raises(TypeError, match=r"bta: 'bang' .*'beta'\?"):
         create_instrument("bang", bta=1)
     points(monkeypatch, ("odd", "art_robust_plugins.training.methods.bang:BANGTrainer"))
     with pytest.raises(TypeError, match=r"art_robust_plugins\.training\.Instrument"):
@@ -115,7 +113,7 @@ def test_preprocessors_and_estimators_can_be_methods(
         ("plain", "art.estimators.classification:PyTorchClassifier"),
     )
     assert create("cutout", classifier, length=2, channels_first=True).length == 2
-    with pytest.raises(TypeError, match="the estimator 'plain' has no from_classifier"):
+    with pytest.raises(TypeError, match=r"'plain' .*from_classifier"):
         create("plain", classifier)
 
 

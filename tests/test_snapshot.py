@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
+from builders import make_linear
 from torch import nn
 
 from art_robust_plugins.fingerprints import describe_module, describe_value, digest
@@ -221,7 +222,7 @@ def test_ordinary_networks_keep_their_digest():
 
 
 def test_a_trainer_says_that_predict_does_more():
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    network = make_linear(4, 3)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     smoothed = PyTorchRandomizedSmoothing(
         network, nn.CrossEntropyLoss(), (1, 2, 2), 3, optimizer=optimizer, clip_values=(0, 1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import nn
 
 from art_robust_plugins import (
@@ -74,8 +75,7 @@ def test_rows_are_cut_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def objects() -> dict[str, object]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-    optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    estimator = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 4, optimizer, clip_values=(0, 1))
+    estimator = make_classifier(network, optimizer=partial(torch.optim.SGD, lr=0.1), nb_classes=4)
     threat = ThreatModel("Linf", "8/255")
     own = Attack("<b>own</b>", "a test", lambda setting: (lambda x, y: x, {}))
     evaluator = Evaluator(estimator, threat, attacks=own, verbose=False)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from art.defences.preprocessor import CutoutPyTorch, MixupPyTorch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
-from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import nn
 from torch.nn import functional
 
@@ -54,9 +54,9 @@ def network(shape=SHAPE, nb_classes=4, channels_last=False):
 
 
 def classifier(model=None, loss=None, shape=SHAPE, nb_classes=4, **arguments):
-    arguments = {"clip_values": (0, 1), "device_type": "cpu", **arguments}
     model = network(shape, nb_classes) if model is None else model
-    return PyTorchClassifier(model, loss or nn.CrossEntropyLoss(), shape, nb_classes, **arguments)
+    arguments = {"device_type": "cpu", **arguments}
+    return make_classifier(model, loss, input_shape=shape, nb_classes=nb_classes, **arguments)
 
 
 PER_CHANNEL = (np.array([0.1, 0.2, 0.3], np.float32), np.array([0.4, 0.5, 0.6], np.float32))

@@ -10,6 +10,7 @@ import torch
 from art.defences.postprocessor import Rounded
 from art.defences.preprocessor import FeatureSqueezing, JpegCompression
 from art.estimators.classification import PyTorchClassifier
+from builders import make_linear
 from torch import nn
 
 from art_robust_plugins.bridge import (
@@ -157,7 +158,7 @@ def softmax_classifier():
             "classifier: the network's output for 2 inputs is (2, 3),",
         ),
         (
-            lambda: classifier(nn.Sequential(nn.Flatten(), nn.Linear(90, 1)), nb_classes=2),
+            lambda: classifier(make_linear(90, 1), nb_classes=2),
             ValueError,
             "classifier: the network's output for 2 inputs is (2, 1),",
         ),

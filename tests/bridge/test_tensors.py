@@ -49,7 +49,7 @@ def test_read_only_and_reversed_arrays():
     assert np.array_equal(image_tensor(x, classifier()).numpy(), x)
 
 
-def changed(value):
+def change_value(value):
     x = IMAGES.copy()
     x[1, 2, 3, 4] = value
     return x
@@ -63,10 +63,10 @@ def changed(value):
         (IMAGES.transpose(0, 2, 3, 1), "x: got an array of shape (7, 6, 5, 3),"),
         (np.float32(1), "x: got an array of shape (),"),
         (IMAGES[:0], "x: got no samples,"),
-        (changed(np.nan), "x: got NaN or infinity,"),
-        (changed(-np.inf), "x: got NaN or infinity,"),
-        (changed(1.5), f"x: got values in [{IMAGES.min():g}, 1.5],"),
-        (changed(-0.01), f"x: got values in [-0.01, {IMAGES.max():g}],"),
+        (change_value(np.nan), "x: got NaN or infinity,"),
+        (change_value(-np.inf), "x: got NaN or infinity,"),
+        (change_value(1.5), f"x: got values in [{IMAGES.min():g}, 1.5],"),
+        (change_value(-0.01), f"x: got values in [-0.01, {IMAGES.max():g}],"),
         (IMAGES.astype(str), "x: got values of type <U32,"),
         (IMAGES.astype(object), "x: got values of type object,"),
         (IMAGES.astype(complex), "x: got values of type complex128,"),
@@ -84,13 +84,13 @@ def test_the_argument_is_named():
 
 
 def test_the_tolerance_is_a_share_of_the_range():
-    assert image_tensor(changed(1 + 5e-7), classifier()).max() > 1
+    assert image_tensor(change_value(1 + 5e-7), classifier()).max() > 1
     with pytest.raises(ValueError, match="clip_values"):
-        image_tensor(changed(1 + 5e-6), classifier())
-    assert image_tensor(255 * changed(1 + 5e-7), classifier(clip_values=(0, 255))).max() > 255
+        image_tensor(change_value(1 + 5e-6), classifier())
+    assert image_tensor(255 * change_value(1 + 5e-7), classifier(clip_values=(0, 255))).max() > 255
     estimator = classifier(clip_values=(np.zeros(SHAPE), np.linspace(0.5, 1, 90).reshape(SHAPE)))
-    with pytest.raises(ValueError, match="x: got values outside the classifier's clip_values,"):
-        image_tensor(changed(1), estimator)
+    with pytest.raises(ValueError, match=r"^x: got values .*clip_values"):
+        image_tensor(change_value(1), estimator)
     assert image_tensor(IMAGES / 2, estimator).shape == IMAGES.shape
     assert image_tensor(100 * IMAGES, classifier(clip_values=None)).max() > 50
 

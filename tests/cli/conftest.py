@@ -35,7 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  #
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "bang"
     command = ["train", "bang", "--epochs", "3", "--set", "ratio=0.5", "--validation", "100", "--eps", "0.1"]
     cli.app([*command, "--out", str(out)], standalone_mode=False)

@@ -63,10 +63,10 @@ def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]
         assert run(command, "--help")[0] == 0
 
 
-def test_an_evaluation_that_is_there_is_taken_up_and_said_so(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_evaluation_that_is_there_is_taken_up_and_said_so(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for radii in (["--eps", "0.1"], ["--eps", "0.05", "--eps", "0.1"]):
         out = tmp_path / str(len(radii))
-        command = ["evaluate", trained, *radii, "--attacks", "apgd-ce,apgd-t", "--points", 5, "--out", out]
+        command = ["evaluate", trained_run, *radii, "--attacks", "apgd-ce,apgd-t", "--points", 5, "--out", out]
         code, first = run(*command)
         assert code == 0
         assert "apgd-t" in first
@@ -78,18 +78,18 @@ def test_an_evaluation_that_is_there_is_taken_up_and_said_so(run, trained: Path,
         assert first.startswith(quiet)  # stdout: what came of it; progress is on stderr
 
 
-def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_evaluate_and_report(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for eps in ("0.05", "0.1"):
         arguments = ["--eps", eps, "--attacks", "fgsm", "--attacks", "apgd-ce", "--points", 30]
-        code, text = run("evaluate", trained, *arguments)
+        code, text = run("evaluate", trained_run, *arguments)
         assert code == 0
         assert "apgd-ce" in text
-    folders = sorted((trained / "evaluations").iterdir())
+    folders = sorted((trained_run / "evaluations").iterdir())
     assert [folder.name for folder in folders] == ["Linf-0.05-fgsm-apgd-ce-30", "Linf-0.1-fgsm-apgd-ce-30"]
     report = EvaluationReport.load(folders[1])
     assert len(report.robust) == 30
     assert (folders[1] / "report.html").exists()
-    code, text = run("report", trained, "--out", tmp_path / "page")
+    code, text = run("report", trained_run, "--out", tmp_path / "page")
     assert code == 0
     page = (tmp_path / "page" / "index.html").read_text()
     (folders[1] / "report.html").unlink()
@@ -98,10 +98,10 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     assert "bang, Linf-0.05-fgsm-apgd-ce-30" in page
     assert "different threat models" in text
     # Another number of points is another evaluation, and one that was stopped does not keep others from the page.
-    assert run("evaluate", trained, "--eps", "0.1", "--attacks", "fgsm", "--points", 20)[0] == 0
-    stopped = trained / "evaluations" / "Linf-0.2-standard-30"
+    assert run("evaluate", trained_run, "--eps", "0.1", "--attacks", "fgsm", "--points", 20)[0] == 0
+    stopped = trained_run / "evaluations" / "Linf-0.2-standard-30"
     (stopped / "state").mkdir(parents=True)
-    code, text = run("report", trained.parent, "--out", tmp_path / "page")
+    code, text = run("report", trained_run.parent, "--out", tmp_path / "page")
     assert code == 0
     assert f"{stopped}: left out, its evaluation is not finished." in text.replace("\n", "")
     assert "bang, Linf-0.1-fgsm-20" in (tmp_path / "page" / "index.html").read_text()
@@ -110,9 +110,9 @@ def test_evaluate_and_report(run, trained: Path, tmp_path: Path) -> None:  # typ
     assert "RUN: got no folder with a report" in text
 
 
-def test_attacked_images_as_files(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_attacked_images_as_files(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     arguments = ["--eps", "0.1", "--eps", "0.2", "--attacks", "apgd-ce", "--points", 10, "--out", tmp_path, "--png"]
-    code, text = run("evaluate", trained, *arguments)
+    code, text = run("evaluate", trained_run, *arguments)
     assert code == 0
     assert text.count("after rounding") == 2
     for eps in ("0.1", "0.2"):
@@ -123,12 +123,12 @@ def test_attacked_images_as_files(run, trained: Path, tmp_path: Path) -> None:  
         assert report.settings["eight_bit"]["broken"] == len(files)
 
 
-def test_the_authors_autoattack_and_the_size_of_a_pass(run, trained: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_authors_autoattack_and_the_size_of_a_pass(run, trained_run: Path) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("pyautoattack")
     arguments = ["--eps", "0.1", "--attacks", "apgd-ce", "--points", 12, "--batch-size", 5]
-    assert run("evaluate", trained, *arguments, "--physical-batch-size", 3)[0] == 0
-    assert run("evaluate", trained, *arguments, "--backend", "reference")[0] == 0
-    evaluations = trained / "evaluations"
+    assert run("evaluate", trained_run, *arguments, "--physical-batch-size", 3)[0] == 0
+    assert run("evaluate", trained_run, *arguments, "--backend", "reference")[0] == 0
+    evaluations = trained_run / "evaluations"
     ours, theirs = (
         EvaluationReport.load(evaluations / f"Linf-0.1-apgd-ce-12-batch5{end}") for end in ("", "-reference")
     )
@@ -137,9 +137,9 @@ def test_the_authors_autoattack_and_the_size_of_a_pass(run, trained: Path) -> No
     assert (ours.robust == theirs.robust).all()
 
 
-def test_the_comparison_marks_what_is_not_standard(run, trained: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_the_comparison_marks_what_is_not_standard(run, trained_run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     arguments = ["--attacks", "apgd-ce", "--points", 10, "--out", tmp_path]
-    assert run("evaluate", trained, "--eps", "0.1", *arguments)[0] == 0
+    assert run("evaluate", trained_run, "--eps", "0.1", *arguments)[0] == 0
     report = EvaluationReport.load(tmp_path)
     quick = replace(report, settings={**report.settings, "fast": True})
     known = replace(report, settings={**report.settings, "reused": {"eps": 0.05, "points": 2}})
@@ -150,9 +150,9 @@ def test_the_comparison_marks_what_is_not_standard(run, trained: Path, tmp_path:
         assert all(word in table for word in said.split())
 
 
-def test_a_sweep_over_eps(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_sweep_over_eps(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     copied = tmp_path / "swept"
-    shutil.copytree(trained, copied, ignore=shutil.ignore_patterns("evaluations"))
+    shutil.copytree(trained_run, copied, ignore=shutil.ignore_patterns("evaluations"))
     code, text = run("evaluate", copied, "--eps", "0.1", "--eps", "0.05", "--attacks", "apgd-ce", "--points", 20)
     assert code == 0
     said = " ".join(text.split())
@@ -173,27 +173,27 @@ def test_a_sweep_over_eps(run, trained: Path, tmp_path: Path) -> None:  # type: 
         assert f"swept, Linf-0.1-0.05-apgd-ce-20/{eps}" in page
 
 
-def test_the_gradients_of_another_run(run, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    other = shutil.copytree(trained, tmp_path / "other", ignore=shutil.ignore_patterns("evaluations"))
+def test_the_gradients_of_another_run(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = shutil.copytree(trained_run, tmp_path / "other", ignore=shutil.ignore_patterns("evaluations"))
     arguments = ["--eps", "0.1", "--attacks", "apgd-ce", "--points", 10, "--out", tmp_path / "out"]
-    code, text = run("evaluate", trained, "--transfer", other, *arguments)
+    code, text = run("evaluate", trained_run, "--transfer", other, *arguments)
     assert code == 0
     assert "transfer-other" in text
     assert [attack.name for attack in EvaluationReport.load(tmp_path / "out").attacks] == ["apgd-ce", "transfer-other"]
-    code, text = run("evaluate", trained, "--transfer", other, "--transfer", other, *arguments)
+    code, text = run("evaluate", trained_run, "--transfer", other, "--transfer", other, *arguments)
     assert code == 2
     assert "--transfer: got " in " ".join(text.split())
 
 
-def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    code, text = run("certify", trained, "--eps", "0.05", "--eps", "8/255", "--points", 100)
+def test_certify_and_a_report_with_certificates(run, trained_run: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("certify", trained_run, "--eps", "0.05", "--eps", "8/255", "--points", 100)
     assert code == 0
     assert "layers.0" in text
     assert "cholesky" in text
-    folder = trained / "certificates" / "L2-0.05-8_255-digits-100"
+    folder = trained_run / "certificates" / "L2-0.05-8_255-digits-100"
     told = json.loads((folder / "certificate.json").read_text())
     radii = load_tensors(folder / "radii.safetensors")
-    certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(trained))
+    certifier = PyTorchLipschitzCertifier.from_classifier(load_classifier(trained_run))
     prediction, radius = certifier.certify(digits.x_test[:100])
     np.testing.assert_allclose(radii["radius"].numpy(), radius, rtol=1e-9)
     assert np.array_equal(radii["prediction"].numpy(), prediction)
@@ -204,33 +204,35 @@ def test_certify_and_a_report_with_certificates(run, trained: Path, digits: Data
     assert told["largest_pair"] == certifier.lipschitz_constants().max()
     assert f"{expected[0]['accuracy']:.2%}" in text
 
-    code, text = run("certify", trained, "--eps", "0.01", "--norm", "Linf", "--out", tmp_path / "linf")
+    code, text = run("certify", trained_run, "--eps", "0.01", "--norm", "Linf", "--out", tmp_path / "linf")
     assert code == 0
     assert "which is loose" in " ".join(text.split())
     linf = load_tensors(tmp_path / "linf" / "radii.safetensors")["radius"]
     np.testing.assert_allclose(8 * linf[:100].numpy(), radius, rtol=1e-9)
 
     arguments = ["--norm", "L2", "--eps", "0.05", "--attacks", "apgd-ce", "--points", 30]
-    assert run("evaluate", trained, *arguments)[0] == 0
-    code, text = run("evaluate", trained, *arguments, "--certify")  # the attacks are taken from the first call's state
+    assert run("evaluate", trained_run, *arguments)[0] == 0
+    code, text = run(
+        "evaluate", trained_run, *arguments, "--certify"
+    )  # the attacks are taken from the first call's state
     assert code == 0
     assert "certified" in text
-    report = EvaluationReport.load(trained / "evaluations" / "L2-0.05-apgd-ce-30")
+    report = EvaluationReport.load(trained_run / "evaluations" / "L2-0.05-apgd-ce-30")
     assert report.certified_accuracy == float((correct[:30] & (radius[:30] >= 0.05)).mean())
-    assert run("evaluate", trained, *arguments)[0] == 0  # and kept, when the report is made again
-    again = EvaluationReport.load(trained / "evaluations" / "L2-0.05-apgd-ce-30")
+    assert run("evaluate", trained_run, *arguments)[0] == 0  # and kept, when the report is made again
+    again = EvaluationReport.load(trained_run / "evaluations" / "L2-0.05-apgd-ce-30")
     assert again.certified_accuracy == report.certified_accuracy
 
 
-def test_export(run, trained: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    code, text = run("export", trained)
+def test_export(run, trained_run: Path, digits: Dataset, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("export", trained_run)
     assert code == 0
-    assert f"Saved {trained / 'network.pt2'}: logits of 16 test images differ by" in " ".join(text.split())
-    assert run("export", trained, "--format", "torchscript", "--out", tmp_path / "bang.pt")[0] == 0
-    wanted = load_classifier(trained, device="cpu").predict(digits.x_test[:3])
-    for network in (torch.export.load(trained / "network.pt2").module(), torch.jit.load(tmp_path / "bang.pt")):
+    assert f"Saved {trained_run / 'network.pt2'}: logits of 16 test images differ by" in " ".join(text.split())
+    assert run("export", trained_run, "--format", "torchscript", "--out", tmp_path / "bang.pt")[0] == 0
+    wanted = load_classifier(trained_run, device="cpu").predict(digits.x_test[:3])
+    for network in (torch.export.load(trained_run / "network.pt2").module(), torch.jit.load(tmp_path / "bang.pt")):
         np.testing.assert_allclose(network(torch.from_numpy(digits.x_test[:3])).detach().numpy(), wanted, atol=1e-5)
-    (trained / "network.pt2").unlink()
+    (trained_run / "network.pt2").unlink()
 
 
 def test_a_network_without_a_bound_is_not_certified(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

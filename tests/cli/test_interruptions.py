@@ -30,7 +30,7 @@ def test_ctrl_c_in_a_benchmark_says_how_to_resume_and_it_works(run: Run, tmp_pat
     path, out = tmp_path / "own.toml", tmp_path / "out"
     path.write_text(RECIPE)
     command = ["benchmark", str(path), "--out", str(out)]
-    stopped = interrupted(command, out / "plain" / "seed-0" / "training.pt")
+    stopped = run_and_interrupt(command, out / "plain" / "seed-0" / "training.pt")
     assert stopped.returncode == 130
     assert f"to continue: art-robust benchmark {path} --out {out}" in stopped.stderr
     assert not (out / "results.json").exists()
@@ -40,7 +40,7 @@ def test_ctrl_c_in_a_benchmark_says_how_to_resume_and_it_works(run: Run, tmp_pat
     assert result["clean"] > 0.5
 
 
-def interrupted(
+def run_and_interrupt(
     command: list[str], until: Path, by: signal.Signals = signal.SIGINT
 ) -> subprocess.CompletedProcess[str]:
     """Start a command, send it Ctrl-C (or another signal) once a file is there, and collect what it says.
@@ -66,7 +66,7 @@ def interrupted(
 
 def test_what_a_launcher_ends_says_how_to_resume(tmp_path: Path) -> None:
     command = ["train", "bang", "--epochs", "40", "--out", str(tmp_path / "run")]
-    stopped = interrupted(command, tmp_path / "run" / "training.pt", signal.SIGTERM)
+    stopped = run_and_interrupt(command, tmp_path / "run" / "training.pt", signal.SIGTERM)
     assert stopped.returncode == 143
     advice = f"ended by SIGTERM; to continue: art-robust train bang --epochs 40 --out {tmp_path / 'run'} --resume"
     assert advice in stopped.stderr
@@ -76,7 +76,7 @@ def test_what_a_launcher_ends_says_how_to_resume(tmp_path: Path) -> None:
 def test_ctrl_c_in_training_says_how_to_resume_and_it_works(run: Run, tmp_path: Path) -> None:
     command = ["train", "bang", "--epochs", "20"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    stopped = interrupted([*command, "--out", str(parts)], parts / "training.pt")
+    stopped = run_and_interrupt([*command, "--out", str(parts)], parts / "training.pt")
     assert stopped.returncode == 130
     advice = stopped.stderr.split("to continue: art-robust ")[1].splitlines()[0]
     assert advice == f"train bang --epochs 20 --out {parts} --resume"
@@ -93,20 +93,20 @@ def test_ctrl_c_in_training_says_how_to_resume_and_it_works(run: Run, tmp_path: 
 def test_ctrl_c_in_the_demo_says_how_to_resume(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     # Its workers begin with the networks that take longest.
-    stopped = interrupted(["demo", "--out", str(out)], out / "pgd" / "training.pt")
+    stopped = run_and_interrupt(["demo", "--out", str(out)], out / "pgd" / "training.pt")
     assert stopped.returncode == 130
     assert f"to continue: art-robust demo --out {out}\n" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert not (out / "index.html").exists()
 
 
-def test_ctrl_c_in_an_evaluation_says_how_to_resume_and_it_works(run: Run, trained: Path, tmp_path: Path) -> None:
-    command = ["evaluate", str(trained), "--eps", "0.08", "--batch-size", "4"]
+def test_ctrl_c_in_an_evaluation_says_how_to_resume_and_it_works(run: Run, trained_run: Path, tmp_path: Path) -> None:
+    command = ["evaluate", str(trained_run), "--eps", "0.08", "--batch-size", "4"]
     options = ["--points", "8", "--attacks", "apgd-ce", "--attacks", "apgd-t"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    stopped = interrupted([*command, *options, "--out", str(parts)], parts / "state" / "evaluation.pt")
+    stopped = run_and_interrupt([*command, *options, "--out", str(parts)], parts / "state" / "evaluation.pt")
     assert stopped.returncode == 130
-    assert f"to continue: art-robust evaluate {trained}" in stopped.stderr
+    assert f"to continue: art-robust evaluate {trained_run}" in stopped.stderr
     for out in (parts, whole):
         assert run(*command, *options, "--out", out)[0] == 0
     assert np.array_equal(EvaluationReport.load(whole).robust, EvaluationReport.load(parts).robust)

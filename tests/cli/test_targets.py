@@ -128,8 +128,8 @@ def test_classifiers_instances_and_other_ranges(run, folder: Path) -> None:  # t
     assert report.adversarial.max() > 16
 
 
-def test_a_run_is_attacked_within_the_threat_of_its_training(run, trained: Path) -> None:  # type: ignore[no-untyped-def]
-    code, text = run("evaluate", trained, "--attacks", "fgsm", "--points", 5)
+def test_a_run_is_attacked_within_the_threat_of_its_training(run, trained_run: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("evaluate", trained_run, "--attacks", "fgsm", "--points", 5)
     assert code == 0, text
     assert "Threat: Linf 0.1, that of the training." in text
     assert EvaluationReport.load(find_path(text, "report.html").parent).settings["threat"]["eps"] == 0.1

@@ -19,10 +19,10 @@ from art_robust_plugins.cli import train
 from art_robust_plugins.data import Dataset
 
 
-def test_train_saves_a_working_estimator_with_its_record(trained: Path, digits: Dataset) -> None:
-    classifier = load_classifier(trained)
+def test_train_saves_a_working_estimator_with_its_record(trained_run: Path, digits: Dataset) -> None:
+    classifier = load_classifier(trained_run)
     assert (classifier.predict(digits.x_test).argmax(axis=1) == digits.y_test).mean() > 0.8
-    record = json.loads((trained / "classifier.json").read_text())["extra"]
+    record = json.loads((trained_run / "classifier.json").read_text())["extra"]
     assert record["method"] == "bang"
     assert record["parameters"]["ratio"] == 0.5
     assert record["data"] == "digits"

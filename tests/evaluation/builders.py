@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits
+from builders import load_digits, make_classifier
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,15 +17,8 @@ from art_robust_plugins.evaluation import Attack, AttackResult, EvaluationReport
 from art_robust_plugins.evaluation.diagnostics import Findings, ShortAttacks
 from art_robust_plugins.evaluation.progress import CleanFindings
 
-Data = tuple[NDArray[np.float32], NDArray[np.int64]]
 
-
-def digits(classes: int = 10) -> Data:
-    data = load_digits(n_class=classes)
-    return (data.images / 16).astype(np.float32)[:, None], data.target.astype(np.int64)
-
-
-def trained(classes: int = 10, steps: int = 150) -> nn.Sequential:
+def train_network(classes: int = 10, steps: int = 150) -> nn.Sequential:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
@@ -36,7 +28,7 @@ def trained(classes: int = 10, steps: int = 150) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(256, classes),
     )
-    x, y = (torch.from_numpy(values) for values in digits(classes))
+    x, y = (torch.from_numpy(values) for values in load_digits(classes))
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     for _ in range(steps):
         batch = torch.randint(0, len(x) // 2, (64,))
@@ -47,8 +39,8 @@ def trained(classes: int = 10, steps: int = 150) -> nn.Sequential:
 
 
 def wrap(network: nn.Module, classes: int = 10, **arguments: object) -> PyTorchClassifier:
-    settings = {"input_shape": (1, 8, 8), "nb_classes": classes, "clip_values": (0.0, 1.0), **arguments}
-    return PyTorchClassifier(network, nn.CrossEntropyLoss(), **settings)
+    """A classifier without an optimizer: it is only evaluated."""
+    return make_classifier(network, nb_classes=classes, **arguments)
 
 
 class Small(nn.Module):

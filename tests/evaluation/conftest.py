@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, load_digits
 from torch import nn
 
 from art_robust_plugins.evaluation.autoattack import standard
 
-from .browser import Browser, start_browser
-from .builders import Data, digits, trained, wrap
-from .reference import trained_residual
+from .builders import train_network, wrap
+from .reference import train_residual
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,15 +25,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with start_browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
-
-
 @pytest.fixture(scope="session")
 def network() -> nn.Sequential:
-    return trained()
+    return train_network()
 
 
 @pytest.fixture
@@ -43,7 +37,7 @@ def classifier(network: nn.Sequential) -> PyTorchClassifier:
 
 @pytest.fixture(scope="session")
 def data() -> Data:
-    x, y = digits()
+    x, y = load_digits()
     return x[-40:], y[-40:]
 
 
@@ -54,7 +48,7 @@ def few(data: Data) -> Data:
 
 @pytest.fixture(scope="session")
 def residual() -> nn.Module:
-    return trained_residual()
+    return train_residual()
 
 
 @pytest.fixture

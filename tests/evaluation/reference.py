@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from builders import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.libraries import reference_package
-
-from .builders import digits
 
 needs_reference = pytest.mark.skipif(
     not (importlib.util.find_spec("autoattack") or importlib.util.find_spec("pyautoattack")),
@@ -41,17 +40,17 @@ class Residual(nn.Module):
         return self.head(functional.avg_pool2d(x, 2).flatten(1))
 
 
-def coloured(classes: int = 10) -> tuple[Tensor, Tensor]:
+def colour_digits(classes: int = 10) -> tuple[Tensor, Tensor]:
     """The digits as images [3, 32, 32], each of one colour."""
-    x, y = (torch.from_numpy(values) for values in digits(classes))
+    x, y = (torch.from_numpy(values) for values in load_digits(classes))
     colours = 0.5 + 0.5 * torch.rand(len(x), 3, 1, 1, generator=torch.Generator().manual_seed(0))
     return functional.interpolate(x, scale_factor=4) * colours, y
 
 
-def trained_residual(classes: int = 10) -> nn.Module:
+def train_residual(classes: int = 10) -> nn.Module:
     torch.manual_seed(0)
     network = Residual(classes)
-    x, y = coloured(classes)
+    x, y = colour_digits(classes)
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     for _ in range(60):
         batch = torch.randint(0, len(x) // 2, (64,))

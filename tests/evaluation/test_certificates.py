@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, load_digits
 from torch import Tensor, nn
 
 from art_robust_plugins import Evaluator, LipschitzMarginTrainer, PyTorchLipschitzCertifier, ThreatModel
@@ -15,7 +16,7 @@ from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.certificates import WITNESSES
 from art_robust_plugins.models import create_model
 
-from .builders import Data, custom, digits, step
+from .builders import custom, step
 
 RADII = {"Linf": 0.08, "L2": 0.5, "L1": 1.2}
 
@@ -35,7 +36,7 @@ class Watched(nn.Module):
 
 @pytest.fixture(scope="module")
 def points(network: nn.Module) -> tuple[Tensor, Tensor]:
-    x, y = (torch.from_numpy(values[-40:]) for values in digits())
+    x, y = (torch.from_numpy(values[-40:]) for values in load_digits())
     return x, y
 
 
@@ -74,7 +75,7 @@ def test_points_that_are_spared_change_nothing_for_the_others(
 
 @pytest.fixture(scope="module")
 def certifier() -> PyTorchLipschitzCertifier:
-    x, y = digits()
+    x, y = load_digits()
     torch.manual_seed(0)
     network = create_model("orthogonal-mlp", (1, 8, 8), 10, width=32, depth=1)
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
@@ -86,7 +87,7 @@ def certifier() -> PyTorchLipschitzCertifier:
 
 @pytest.fixture(scope="module")
 def some() -> Data:
-    x, y = digits()
+    x, y = load_digits()
     return x[-60:], y[-60:]
 
 

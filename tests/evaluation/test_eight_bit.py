@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, make_linear
 from PIL import Image
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 
 
 @pytest.fixture(scope="module")
-def evaluated(network: nn.Module, data: Data) -> tuple[EvaluationReport, PyTorchClassifier]:
+def evaluation(network: nn.Module, data: Data) -> tuple[EvaluationReport, PyTorchClassifier]:
     classifier = wrap(network)
     # No multiple of 1 / 255, so that rounding to the nearest level can leave the ball.
     evaluator = Evaluator(classifier, ThreatModel("Linf", 0.1005), attacks=custom(step), verbose=False)
@@ -29,9 +30,9 @@ def evaluated(network: nn.Module, data: Data) -> tuple[EvaluationReport, PyTorch
 
 
 def test_files_hold_the_rounded_images_and_the_report_judges_these(
-    evaluated: tuple[EvaluationReport, PyTorchClassifier], data: Data, tmp_path: Path
+    evaluation: tuple[EvaluationReport, PyTorchClassifier], data: Data, tmp_path: Path
 ) -> None:
-    report, classifier = evaluated
+    report, classifier = evaluation
     judged = report.save_images(tmp_path / "images", classifier)
     broken = report.broken.nonzero()[0]
     assert [path.name for path in sorted((tmp_path / "images").iterdir())] == [f"{point:05}.png" for point in broken]
@@ -62,10 +63,10 @@ def test_files_hold_the_rounded_images_and_the_report_judges_these(
 
 
 def test_other_networks_and_reports_are_refused(
-    evaluated: tuple[EvaluationReport, PyTorchClassifier], network: nn.Module, tmp_path: Path
+    evaluation: tuple[EvaluationReport, PyTorchClassifier], network: nn.Module, tmp_path: Path
 ) -> None:
-    report, classifier = evaluated
-    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    report, classifier = evaluation
+    other = make_linear()
     for wrong, kind in ((wrap(other), ValueError), (network, TypeError)):
         with pytest.raises(kind, match="classifier: got"):
             report.save_images(tmp_path, wrong)
@@ -81,9 +82,9 @@ def test_other_networks_and_reports_are_refused(
 
 
 def test_the_network_is_left_as_it_was(
-    evaluated: tuple[EvaluationReport, PyTorchClassifier], network: nn.Module, tmp_path: Path
+    evaluation: tuple[EvaluationReport, PyTorchClassifier], network: nn.Module, tmp_path: Path
 ) -> None:
-    report, classifier = evaluated
+    report, classifier = evaluation
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     random = torch.get_rng_state()

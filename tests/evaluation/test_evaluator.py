@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, load_digits, make_linear
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -24,7 +25,7 @@ from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.libraries import reference_package
 from art_robust_plugins.threat import Norm
 
-from .builders import Data, custom, digits, step, strong, trained, wrap
+from .builders import custom, step, strong, train_network, wrap
 from .reference import needs_reference
 
 
@@ -45,11 +46,11 @@ def test_the_standard_suite_gives_the_references_verdicts(
     square = importlib.import_module(f"{package.__name__}.square").SquareAttack
     perturb = square.perturb
 
-    def shortened(attack: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def shorten(attack: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         attack.n_queries = queries
         return perturb(attack, x, y)
 
-    monkeypatch.setattr(square, "perturb", shortened)
+    monkeypatch.setattr(square, "perturb", shorten)
     monkeypatch.setattr(standard, "Square", partial(Square, queries=queries))
     samples = data[0][:16], data[1][:16]
     native = evaluate(wrap(network), samples, eps, norm, batch_size=5, seed=3)
@@ -119,8 +120,8 @@ def test_channels_last_gives_the_same_verdicts(network: nn.Sequential, data: Dat
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes(classes: int) -> None:
-    x, y = digits(classes)
-    classifier = wrap(trained(classes, steps=60), classes)
+    x, y = load_digits(classes)
+    classifier = wrap(train_network(classes, steps=60), classes)
     report = evaluate(classifier, (x[-20:], y[-20:].astype(np.int32)), 0.3, attacks=["standard", "rand"])
     ran = {result.name: result for result in report.attacks}
     assert ("apgd-t" in ran) == (classes >= 4)
@@ -277,14 +278,14 @@ def test_the_worst_case_is_pointwise(classifier: PyTorchClassifier, data: Data) 
 def test_stages_act_on_the_points_that_stand_and_others_on_all(classifier: PyTorchClassifier, data: Data) -> None:
     seen: dict[str, int] = {"a": 0, "b": 0, "c": 0}
 
-    def counted(name: str) -> Any:
+    def count(name: str) -> Any:
         def perturb(x: torch.Tensor, y: torch.Tensor, setting: Setting) -> torch.Tensor:
             seen[name] += len(x)
             return step(x, y, setting)
 
         return custom(perturb, name=name, cumulative=name != "c")
 
-    report = evaluate(classifier, data, attacks=[counted("a"), counted("b"), counted("c")])
+    report = evaluate(classifier, data, attacks=[count("a"), count("b"), count("c")])
     clean = round(report.clean_accuracy * 40)
     assert seen == {"a": clean, "b": round(report.attacks[0].robust_accuracy * 40), "c": clean}
 
@@ -302,9 +303,7 @@ def test_only_autoattacks_own_attacks_are_autoattack(
     classifier: PyTorchClassifier, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("apgd-ce", "cw", "clean"):
-        with pytest.raises(
-            ValueError, match=rf"^attacks: got an attack of one's own with the built-in name '{name}', exp"
-        ):
+        with pytest.raises(ValueError, match=rf"^attacks: got .*'{name}'"):
             evaluate(classifier, data, attacks=custom(step, name=name))
     pretended = [custom(step, name=attack.name, cumulative=True) for attack in SUITES["standard"]]
     monkeypatch.setattr("art_robust_plugins.evaluation.libraries.registry.ATTACKS", {})
@@ -318,10 +317,10 @@ def test_a_caller_in_inference_mode(classifier: PyTorchClassifier, data: Data) -
     with torch.inference_mode():
         x, y = torch.from_numpy(data[0]) + 0, torch.from_numpy(data[1]) + 0
         inside = evaluate(classifier, (x, y), attacks=custom(strong))
-        made = wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+        made = wrap(make_linear())
     assert_array_equal(inside.robust, plain.robust)
     assert [flag.name for flag in inside.flags] == [flag.name for flag in plain.flags]
-    with pytest.raises(ValueError, match=r"^classifier: the network was made in torch\.inference_mode\(\),"):
+    with pytest.raises(ValueError, match=r"^classifier: .*torch\.inference_mode\(\)"):
         evaluate(made, data, attacks=custom(step))
 
 

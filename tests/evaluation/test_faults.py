@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, load_digits
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from torch import nn
@@ -25,14 +26,14 @@ from art_robust_plugins.evaluation.autoattack import AutoAttack
 from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses
 from art_robust_plugins.files import load_state
 
-from .builders import Data, Small, custom, digits, trained, wrap
+from .builders import Small, custom, train_network, wrap
 
 THREAT = ThreatModel("Linf", 0.1)
 # Square's five thousand passes of a few images take longer than all others together.
 GRADIENT_BASED = ["apgd-ce", "apgd-t", "fab-t"]
 
 
-def evaluated(classifier: PyTorchClassifier, data: Data, **arguments: Any) -> EvaluationReport:
+def evaluate(classifier: PyTorchClassifier, data: Data, **arguments: Any) -> EvaluationReport:
     arguments = {"batch_size": 4, "verbose": False, **arguments}
     return Evaluator(classifier, THREAT, **arguments).evaluate(*data)
 
@@ -48,11 +49,11 @@ def assert_same(report: EvaluationReport, expected: EvaluationReport) -> None:
 def in_child(weights: str, folder: str, points: int) -> None:
     """The process that the next test kills."""
     torch.set_num_threads(1)
-    network = trained(steps=0)
+    network = train_network(steps=0)
     network.load_state_dict(torch.load(weights, weights_only=True))
-    x, y = digits()
+    x, y = load_digits()
     data = x[-40:][:points], y[-40:][:points]
-    evaluated(wrap(network), data, state_dir=folder, attacks=GRADIENT_BASED, batch_size=1)
+    evaluate(wrap(network), data, state_dir=folder, attacks=GRADIENT_BASED, batch_size=1)
 
 
 def test_an_evaluation_that_is_killed_five_times_ends_with_the_same_verdicts(
@@ -66,22 +67,21 @@ def test_an_evaluation_that_is_killed_five_times_ends_with_the_same_verdicts(
     context.set_forkserver_preload(["art_robust_plugins", "sklearn.datasets"])
     draw = np.random.default_rng(0)
 
-    def written() -> int:
+    def count_written() -> int:
         return len(list(folder.glob("batches/[0-9]*.pt")))
 
     for _ in range(5):
-        before = written()
+        before = count_written()
         child = context.Process(target=in_child, args=(str(weights), str(folder), len(data[0])))
         child.start()
-        while written() == before and child.is_alive():
+        while count_written() == before and child.is_alive():
             time.sleep(0.002)
         child.join(draw.uniform(0, 0.1))
         child.kill()
         child.join()
         assert child.exitcode == -SIGKILL
     resumed, expected = (
-        evaluated(wrap(network), data, state_dir=place, attacks=GRADIENT_BASED, batch_size=1)
-        for place in (folder, None)
+        evaluate(wrap(network), data, state_dir=place, attacks=GRADIENT_BASED, batch_size=1) for place in (folder, None)
     )
     assert_same(resumed, expected)
 
@@ -93,16 +93,16 @@ def test_a_disk_that_is_full_ends_the_evaluation_which_goes_on_when_there_is_roo
     no_larger_file_than: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     given: dict[str, Any] = {"attacks": ["apgd-ce", "apgd-t"], "batch_size": 20}
-    expected = evaluated(classifier, data, state_dir=tmp_path / "whole", **given)
+    expected = evaluate(classifier, data, state_dir=tmp_path / "whole", **given)
     sizes = sorted(path.stat().st_size for path in (tmp_path / "whole").rglob("*.pt"))
     with no_larger_file_than(sizes[-1] - 1), pytest.raises(OSError, match=r"batches/\d\d-\d{6}\.pt") as full:
-        evaluated(classifier, data, state_dir=tmp_path / "full", **given)
+        evaluate(classifier, data, state_dir=tmp_path / "full", **given)
     assert full.value.errno == errno.EFBIG
     written = list((tmp_path / "full").rglob("*.*"))
     assert (tmp_path / "full" / "evaluation.pt") in written
     for path in written:
         load_state(path)  # nothing is half written, nothing temporary is left
-    assert_same(evaluated(classifier, data, state_dir=tmp_path / "full", **given), expected)
+    assert_same(evaluate(classifier, data, state_dir=tmp_path / "full", **given), expected)
 
     with no_larger_file_than(1000), pytest.raises(OSError, match=r"report/"):
         expected.save(tmp_path / "report")
@@ -112,7 +112,7 @@ def test_a_disk_that_is_full_ends_the_evaluation_which_goes_on_when_there_is_roo
 def test_lack_of_memory_outside_of_the_attacks_halves_the_passes_too(network: nn.Module, data: Data) -> None:
     small = Small(network)
     given: dict[str, Any] = {"attacks": ["apgd-ce"], "batch_size": 20}
-    roomy, narrow = (evaluated(wrap(model), data, **given) for model in (network, small))
+    roomy, narrow = (evaluate(wrap(model), data, **given) for model in (network, small))
     assert_array_equal(roomy.robust, narrow.robust)
     assert_allclose(roomy.curve, narrow.curve, atol=0.1)  # other random starts
     assert small.largest == 5
@@ -141,7 +141,7 @@ def test_images_that_only_the_attacks_own_passes_misclassify_are_flagged(network
     """Here the verdicts' passes know the labels, from the first attack on: no rounding, and not called so."""
     classifier = wrap(network)
     data = data[0][:20], data[1][:20]
-    expected = evaluated(classifier, data, attacks=["apgd-ce", "apgd-t"])
+    expected = evaluate(classifier, data, attacks=["apgd-ce", "apgd-t"])
     broken = round((expected.clean_accuracy - expected.attacks[0].robust_accuracy) * len(data[0]))
     predict, attacked = classifier.predict, []
 
@@ -157,7 +157,7 @@ def test_images_that_only_the_attacks_own_passes_misclassify_are_flagged(network
         return clean
 
     classifier.predict = right
-    report = evaluated(classifier, data, attacks=[custom(begin), "apgd-ce", "apgd-t"])
+    report = evaluate(classifier, data, attacks=[custom(begin), "apgd-ce", "apgd-t"])
     (flag,) = [flag for flag in report.flags if flag.name == "not-confirmed"]
     assert f"apgd-ce misclassified {broken} images in its own passes that the verdict's pass" in flag.evidence
     assert "no more than rounding" not in flag.advice
@@ -169,7 +169,7 @@ def test_images_that_only_the_attacks_own_passes_misclassify_are_flagged(network
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.45), ("L1", 1.2)])
 def test_torchs_default_device_changes_nothing(norm: str, eps: float, network: nn.Module) -> None:
     """A tensor that was made on the default device would have no data."""
-    x, y = (torch.from_numpy(values[-8:]) for values in digits())
+    x, y = (torch.from_numpy(values[-8:]) for values in load_digits())
     stages = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
     attack = AutoAttack(network.eval(), ThreatModel(norm, eps), version="custom", stages=stages)
     expected = attack.run(x, y)
@@ -188,7 +188,7 @@ def test_the_evaluator_follows_no_default_device(network: nn.Module, data: Data)
         with torch.device("cpu"):  # ART's own batches follow the default device
             return predict(*args, **given)
 
-    expected = evaluated(classifier, data, attacks=["apgd-ce", "gaussian-0.1"])
+    expected = evaluate(classifier, data, attacks=["apgd-ce", "gaussian-0.1"])
     classifier.predict = on_cpu
     with torch.device("meta"):
-        assert_same(evaluated(classifier, data, attacks=["apgd-ce", "gaussian-0.1"]), expected)
+        assert_same(evaluate(classifier, data, attacks=["apgd-ce", "gaussian-0.1"]), expected)

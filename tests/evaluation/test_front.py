@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, make_linear
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,24 +20,13 @@ from art_robust_plugins import Evaluator, ThreatModel, certify, evaluate
 from art_robust_plugins.bridge import EstimatorModule, as_estimator
 from art_robust_plugins.evaluation import EvaluationReport, sweep, transfer
 
-from .builders import digits, trained, wrap
+from .builders import train_network, wrap
 
 EPS = 0.1
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
-    return trained()
-
-
-@pytest.fixture(scope="module")
-def data() -> tuple[Any, Any]:
-    x, y = digits()
-    return x[-40:], y[-40:]
-
-
-@pytest.fixture(scope="module")
-def through_art(network: nn.Module, data: tuple[Any, Any]) -> EvaluationReport:
+def through_art(network: nn.Module, data: Data) -> EvaluationReport:
     report = Evaluator(wrap(network), ThreatModel("Linf", EPS), attacks="apgd-ce", verbose=False).evaluate(*data)
     assert 0 < report.robust_accuracy < report.clean_accuracy
     return report
@@ -71,16 +61,14 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_the_data_gives_the_verdicts_of_the_art_classifier(
-    form: str, network: nn.Module, data: tuple[Any, Any], through_art: EvaluationReport
+    form: str, network: nn.Module, data: Data, through_art: EvaluationReport
 ) -> None:
     report = attack(network, *FORMS[form](*data))
     np.testing.assert_array_equal(report.robust, through_art.robust)
     np.testing.assert_array_equal(report.adversarial, through_art.adversarial)
 
 
-def test_plain_networks_in_evaluator_and_sweep(
-    network: nn.Module, data: tuple[Any, Any], through_art: EvaluationReport
-) -> None:
+def test_plain_networks_in_evaluator_and_sweep(network: nn.Module, data: Data, through_art: EvaluationReport) -> None:
     settings: dict[str, Any] = {"attacks": "apgd-ce", "verbose": False}
     report = Evaluator(network, ThreatModel("Linf", EPS), **settings).evaluate(*data)
     np.testing.assert_array_equal(report.robust, through_art.robust)
@@ -90,19 +78,17 @@ def test_plain_networks_in_evaluator_and_sweep(
         np.testing.assert_array_equal(swept.robust, others[eps].robust)
 
 
-def test_outputs_with_logits_are_taken(
-    network: nn.Module, data: tuple[Any, Any], through_art: EvaluationReport
-) -> None:
+def test_outputs_with_logits_are_taken(network: nn.Module, data: Data, through_art: EvaluationReport) -> None:
     model = Wrapped(network, lambda outputs: SimpleNamespace(logits=outputs, loss=None))
     report = attack(model, *data)
     np.testing.assert_array_equal(report.robust, through_art.robust)
     assert report.settings["network"] == "Wrapped"
 
 
-def test_standardisation_is_that_of_the_network_itself(data: tuple[Any, Any]) -> None:
+def test_standardisation_is_that_of_the_network_itself(data: Data) -> None:
     """Of three channels as wide as three pixels: ART alone takes three numbers for the columns."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(27, 4))
+    network = make_linear(27, 4)
     x, mean, std = torch.rand(6, 3, 3, 3), (0.1, 0.5, 0.7), (0.2, 0.3, 0.4)
     by_channel = [torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std)]
     expected = network((x - by_channel[0]) / by_channel[1])
@@ -116,7 +102,7 @@ def test_standardisation_is_that_of_the_network_itself(data: tuple[Any, Any]) ->
     assert bool((gradient != 0).any())
 
 
-def test_the_network_is_left_as_it_was(data: tuple[Any, Any]) -> None:
+def test_the_network_is_left_as_it_was(data: Data) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 10))
     network[1].eval()
@@ -144,7 +130,7 @@ def test_one_output_is_the_logit_of_class_1() -> None:
     assert report.robust.tolist() == [False, True]  # the sums are -0.2 and 0.8, and 0.22 is the most that changes
 
 
-def test_a_compiled_network_stands_for_the_module_that_it_compiles(network: nn.Module, data: tuple[Any, Any]) -> None:
+def test_a_compiled_network_stands_for_the_module_that_it_compiles(network: nn.Module, data: Data) -> None:
     """Each of the many sizes of a batch would be compiled."""
     compiled = []
 
@@ -163,7 +149,7 @@ def test_a_compiled_network_stands_for_the_module_that_it_compiles(network: nn.M
     assert compiled  # otherwise the case is none
 
 
-def test_transfers_from_plain_networks(network: nn.Module, data: tuple[Any, Any]) -> None:
+def test_transfers_from_plain_networks(network: nn.Module, data: Data) -> None:
     report = attack(network, *data, transfers={"twin": network})
     assert [result.name for result in report.attacks] == ["apgd-ce", "transfer-twin"]
     both = [transfer(network, "plain"), transfer(wrap(network), "art")]
@@ -185,7 +171,7 @@ def test_certified_radii_of_a_linear_network_are_distances() -> None:
     np.testing.assert_array_equal(certify(art, x)[1], radius)
 
 
-def test_a_network_that_guesses_is_warned_of(network: nn.Module, data: tuple[Any, Any]) -> None:
+def test_a_network_that_guesses_is_warned_of(network: nn.Module, data: Data) -> None:
     settings = {"norm": "linf", "eps": EPS, "attacks": "apgd-ce", "verbose": False}
     with pytest.warns(UserWarning, match=r"^model: .* no better than guessing") as guessing:
         evaluate(network, data[0], (data[1] + 1) % 10, **settings)
@@ -225,7 +211,7 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
     "class": (lambda n, x, y: attack(nn.Linear, x, y), "model: got the class Linear"),
     "weights": (lambda n, x, y: attack(n.state_dict(), x, y), "model: got OrderedDict, .*load_state_dict"),
     "path": (lambda n, x, y: attack("weights.pt", x, y), "model: got the path or name 'weights.pt'"),
-    "function": (lambda n, x, y: attack(trained, x, y), "model: got the function trained"),
+    "function": (lambda n, x, y: attack(train_network, x, y), "model: got the function train_network"),
     "bounds of text": (lambda n, x, y: attack(n, x, y, bounds="01"), "bounds: got '01'"),
     "one bound": (lambda n, x, y: attack(n, x, y, bounds=(0,)), r"bounds: got \(0,\)"),
     "no bounds": (lambda n, x, y: attack(n, x, y, bounds=(None, None)), r"bounds: got \(None, None\)"),
@@ -268,7 +254,7 @@ MISTAKES: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_told_with_the_way_out(mistake: str, network: nn.Module, data: tuple[Any, Any]) -> None:
+def test_mistakes_are_told_with_the_way_out(mistake: str, network: nn.Module, data: Data) -> None:
     call, sentence = MISTAKES[mistake]
     with pytest.raises((ValueError, TypeError), match=f"^{sentence}"):
         call(network, *data)

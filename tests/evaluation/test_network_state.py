@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.autoattack import APGD, FAB, Square
 from art_robust_plugins.evaluation.transfer import transfer
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 from .wrapped import Around, Forward, evaluate, read_flags
 
 

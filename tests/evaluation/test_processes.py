@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import load_digits
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 from torch.nn import functional
 
 from art_robust_plugins import EvaluationReport, save_classifier
 from art_robust_plugins.models import create_model
-
-from .builders import digits
 
 pytest.importorskip("pyautoattack")
 # What accelerate launch starts on GPUs; on CPUs it starts one process only.
@@ -34,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as art-robust train leaves it."""
     torch.manual_seed(0)
     network = create_model("small-cnn", (1, 8, 8), 10, channels=4, hidden=16)
-    x, y = (torch.from_numpy(values[:1000]) for values in digits())
+    x, y = (torch.from_numpy(values[:1000]) for values in load_digits())
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     for _ in range(60):
         optimizer.zero_grad()
@@ -47,32 +46,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(run: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluationReport:
+def report_of_one(run: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluationReport:
     """By one process."""
     out = tmp_path_factory.mktemp("one")
     subprocess.run([sys.executable, *EVALUATE, str(run), *OPTIONS, "--out", str(out)], check=True, capture_output=True)
     return EvaluationReport.load(out)
 
 
-def same(report: EvaluationReport, expected: EvaluationReport) -> None:
+def same(report: EvaluationReport, report_of_one: EvaluationReport) -> None:
     assert report.settings["processes"] == 2
-    assert expected.settings["processes"] == 1
+    assert report_of_one.settings["processes"] == 1
     for name in ("robust", "correct"):
-        assert_array_equal(getattr(report, name), getattr(expected, name))
+        assert_array_equal(getattr(report, name), getattr(report_of_one, name))
     # Passes of fewer images may round differently.
-    assert_allclose(report.adversarial, expected.adversarial, atol=1e-5)
-    for one, other in zip(report.attacks, expected.attacks, strict=True):
+    assert_allclose(report.adversarial, report_of_one.adversarial, atol=1e-5)
+    for one, other in zip(report.attacks, report_of_one.attacks, strict=True):
         assert_array_equal(one.robust, other.robust)
-    assert (report.flags, report.curve) == (expected.flags, expected.curve)
+    assert (report.flags, report.curve) == (report_of_one.flags, report_of_one.curve)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_report(run: Path, expected: EvaluationReport, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_report(run: Path, report_of_one: EvaluationReport, tmp_path: Path) -> None:
     command = [*LAUNCH, *EVALUATE, str(run), *OPTIONS, "--out", str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Robustness evaluation") == 1
-    same(EvaluationReport.load(tmp_path), expected)
+    same(EvaluationReport.load(tmp_path), report_of_one)
 
 
 @pytest.mark.slow
@@ -104,7 +103,7 @@ def test_workers_share_the_points_of_a_single_batch(run: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(
-    run: Path, expected: EvaluationReport, tmp_path: Path
+    run: Path, report_of_one: EvaluationReport, tmp_path: Path
 ) -> None:
     command = [sys.executable, *EVALUATE, str(run), *OPTIONS, "--workers", "2", "--out", str(tmp_path)]
     batches = tmp_path / "state" / "batches"
@@ -127,7 +126,7 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on(
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    same(EvaluationReport.load(tmp_path), expected)
+    same(EvaluationReport.load(tmp_path), report_of_one)
 
 
 @pytest.mark.slow
@@ -147,7 +146,7 @@ def test_workers_end_with_the_command_that_started_them(run: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_then_goes_on(
-    run: Path, expected: EvaluationReport, tmp_path: Path
+    run: Path, report_of_one: EvaluationReport, tmp_path: Path
 ) -> None:
     command = [*LAUNCH, *EVALUATE, str(run), *OPTIONS, "--out", str(tmp_path)]
     batches = tmp_path / "state" / "batches"
@@ -167,4 +166,4 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(
     assert done.returncode == 0, done.stderr
     assert kept
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    same(EvaluationReport.load(tmp_path), expected)
+    same(EvaluationReport.load(tmp_path), report_of_one)

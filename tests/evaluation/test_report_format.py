@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import Data
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag
 from art_robust_plugins.files import load_tensors
 
-from .builders import Data, custom, step, wrap
+from .builders import custom, step, wrap
 
 FORMATS = Path(__file__).parent / "formats"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "report-format.md"

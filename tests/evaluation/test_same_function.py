@@ -11,15 +11,16 @@ import pytest
 import torch
 from art.estimators.classification import HuggingFaceClassifierPyTorch, PyTorchClassifier
 from art.preprocessing.expectation_over_transformation import EoTBrightnessPyTorch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .builders import Data, custom, wrap
+from .builders import custom, wrap
 from .wrapped import SETTINGS, Around, evaluate, read_flags
 
 
-def subclassed(network: nn.Module, change: Callable[[Any, Any, int], Any]) -> PyTorchClassifier:
+def subclass(network: nn.Module, change: Callable[[Any, Any, int], Any]) -> PyTorchClassifier:
     class Own(PyTorchClassifier):
         def predict(self, x: Any, batch_size: int = 128, **other: Any) -> Any:
             return change(super().predict, x, batch_size)
@@ -48,15 +49,15 @@ def test_a_predict_that_does_more_is_refused(change: Any, network: nn.Module, fe
     called: list[Any] = []
     attack = custom(lambda x, y, setting: called.append(x) or x)
     with pytest.raises(ValueError, match=r"^classifier: predict of Own "):
-        evaluate(subclassed(network, change), few, attacks=attack)
+        evaluate(subclass(network, change), few, attacks=attack)
     assert not called
 
 
 def test_a_predict_that_does_the_same_is_none(network: nn.Module, classifier: PyTorchClassifier, few: Data) -> None:
-    same = subclassed(network, lambda predict, x, size: predict(x, size))
+    same = subclass(network, lambda predict, x, size: predict(x, size))
     assert_array_equal(evaluate(same, few).robust, evaluate(classifier, few).robust)
     noisy = Around(network, lambda self, x: self.network(x) + torch.randn(len(x), 10))
-    same = subclassed(noisy, lambda predict, x, size: predict(x, size))
+    same = subclass(noisy, lambda predict, x, size: predict(x, size))
     assert "randomised" in read_flags(evaluate(same, few))
 
 
@@ -102,10 +103,10 @@ def test_a_hook_that_arts_predict_passes_over(network: nn.Module, few: Data) -> 
 
 
 def test_preprocessing_that_makes_several_inputs_of_one(network: nn.Module, few: Data) -> None:
-    def brightened(samples: int) -> PyTorchClassifier:
+    def brighten(samples: int) -> PyTorchClassifier:
         defence = EoTBrightnessPyTorch(nb_samples=samples, delta=0.1, clip_values=(0.0, 1.0))
         return wrap(network, preprocessing_defences=defence)
 
-    with pytest.raises(ValueError, match=r"^classifier: the preprocessing EoTBrightnessPyTorch .*6 .*2, "):
-        evaluate(brightened(3), few)
-    assert "randomised" in read_flags(evaluate(brightened(1), few))
+    with pytest.raises(ValueError, match=r"^classifier: .*EoTBrightnessPyTorch .*6 .*2"):
+        evaluate(brighten(3), few)
+    assert "randomised" in read_flags(evaluate(brighten(1), few))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -16,7 +17,7 @@ from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, sweep
 from art_robust_plugins.evaluation.sweep import merge_reports
 
-from .builders import Data, trained, wrap
+from .builders import train_network, wrap
 
 pytest.importorskip("pyautoattack")
 RADII = (0.02, 0.05, 0.1)
@@ -82,7 +83,7 @@ def test_progress_says_of_how_many_points(network: nn.Module, data: Data, capsys
 
 def test_nothing_runs_when_every_point_is_broken(network: nn.Module, data: Data) -> None:
     few = data[0][:6], data[1][:6]
-    weak = wrap(trained(steps=5))
+    weak = wrap(train_network(steps=5))
     *_, whole, larger = sweep(weak, "Linf", [0.01, 0.4, 0.5], *few, attacks="apgd-ce", verbose=False).values()
     assert whole.robust_accuracy == larger.robust_accuracy == 0
     assert larger.settings["threat"] == {"norm": "Linf", "eps": 0.5, "text": "Linf 0.5"}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import Evaluator, transfer
 
-from .builders import Data, custom, step, trained, wrap
+from .builders import custom, step, train_network, wrap
 
 
 class Quantised(nn.Module):
@@ -25,14 +26,14 @@ class Quantised(nn.Module):
         return self.network(stairs + 0 * x)
 
 
-def evaluated(estimator: object, data: Data, *attacks: object) -> object:
+def evaluate(estimator: object, data: Data, *attacks: object) -> object:
     return Evaluator(estimator, ThreatModel("Linf", 0.15), attacks=list(attacks), verbose=False).evaluate(*data)
 
 
 def test_obfuscated_gradients_are_flagged(network: nn.Module, data: Data) -> None:
     masked = wrap(Quantised(network))
-    other = transfer(wrap(trained(steps=100)), "plain")
-    report = evaluated(masked, data, custom(step, name="step"), other)
+    other = transfer(wrap(train_network(steps=100)), "plain")
+    report = evaluate(masked, data, custom(step, name="step"), other)
     step_left, transfer_left = (int(result.robust.sum()) for result in report.attacks)
     assert transfer_left < step_left - 5
     (flag,) = [flag for flag in report.flags if flag.name == "transfer-beats-white-box"]
@@ -44,10 +45,10 @@ def test_obfuscated_gradients_are_flagged(network: nn.Module, data: Data) -> Non
 
 
 def test_a_network_whose_gradients_lead_is_not_flagged(network: nn.Module, data: Data) -> None:
-    source = wrap(trained(steps=100))
+    source = wrap(train_network(steps=100))
     weights = {name: tensor.clone() for name, tensor in source.model.state_dict().items()}
     source.model.train().zero_grad()
-    report = evaluated(wrap(network), data, "pgd-20", transfer(source, "plain"))
+    report = evaluate(wrap(network), data, "pgd-20", transfer(source, "plain"))
     assert "transfer-beats-white-box" not in [flag.name for flag in report.flags]
     assert source.model.training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in source.model.parameters())
@@ -58,7 +59,7 @@ def test_it_is_gradient_ascent_on_the_source(network: nn.Module, data: Data) -> 
     """From another range of inputs, on itself as well as PGD on the network."""
     shifted = nn.Sequential(Shift(), network)
     source = wrap(shifted, clip_values=(-1.0, 1.0))
-    report = evaluated(wrap(network), data, transfer(source, "itself"))
+    report = evaluate(wrap(network), data, transfer(source, "itself"))
     x, y = (torch.from_numpy(values) for values in data)
     found = torch.from_numpy(report.adversarial)
     assert ThreatModel("Linf", 0.15).distance(found, x).max() <= 0.15 + 1e-6
@@ -76,7 +77,7 @@ class Shift(nn.Module):
 def test_a_source_of_another_kind_is_refused(network: nn.Module, data: Data) -> None:
     flat = wrap(nn.Sequential(nn.Linear(64, 10)), input_shape=(64,))
     with pytest.raises(ValueError, match=r"'transfer-flat' .*\(64,\)"):
-        evaluated(wrap(network), data, transfer(flat, "flat"))
+        evaluate(wrap(network), data, transfer(flat, "flat"))
 
 
 def test_a_state_knows_the_source(network: nn.Module, data: Data, tmp_path: object) -> None:
@@ -84,7 +85,7 @@ def test_a_state_knows_the_source(network: nn.Module, data: Data, tmp_path: obje
         evaluator = Evaluator(
             wrap(network),
             ThreatModel("Linf", 0.15),
-            attacks=transfer(wrap(trained(steps=steps)), "plain"),
+            attacks=transfer(wrap(train_network(steps=steps)), "plain"),
             state_dir=tmp_path,
             verbose=False,
         )

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator
 
-from .builders import Data, custom, step
+from .builders import custom, step
 
 Forward = Callable[["Around", Tensor], Tensor]
 SETTINGS: dict[str, Any] = {"input_shape": (1, 8, 8), "nb_classes": 10, "clip_values": (0.0, 1.0)}

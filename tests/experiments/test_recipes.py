@@ -202,13 +202,13 @@ def test_what_is_done_is_not_done_again(
     assert again == record
     for change, names in (("lr = 1e-3", "rows"), ("points = 12", "evaluation")):
         changed = SMALL.replace(change, change + "0")
-        with pytest.raises(ValueError, match=f"holds results of another {names},"):
+        with pytest.raises(ValueError, match=f"another {names}"):
             run_recipe(recipe_of(changed, tmp_path), out, command="")
     with pytest.raises(ValueError, match="another quick form"):
         run_recipe(recipe_of(SMALL, tmp_path, quick=True), out, command="")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="holds other files"):
+    with pytest.raises(ValueError, match=r"^--out: "):
         run_recipe(recipe_of(SMALL, tmp_path), tmp_path / "full", command="")
 
 
@@ -221,7 +221,7 @@ def test_certificates_join_the_reports_of_their_norm(mini: tuple[Path, list[dict
         assert result["threats"]["L2 0.2"]["robust"] == report.robust_accuracy
 
 
-def untimed(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def drop_times(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**result, "training_seconds": 0} for result in results]
 
 
@@ -232,20 +232,20 @@ def test_a_stopped_recipe_goes_on_and_gives_the_same(
     calls = []
     evaluate = networks.evaluate_run
 
-    def stopped(*arguments: Any, **settings: Any) -> Any:
+    def stop(*arguments: Any, **settings: Any) -> Any:
         calls.append(arguments[0])
         if len(calls) == 2:
             raise KeyboardInterrupt
         return evaluate(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "evaluate_run", stopped)
+        patch.setattr(networks, "evaluate_run", stop)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe, out, command="")
     assert (out / "plain" / "seed-0" / "result.json").exists()
     assert not (out / "plain" / "seed-1" / "result.json").exists()
     assert (out / "plain" / "seed-1" / "classifier.json").exists()
-    assert untimed(run_recipe(recipe, out, command="")["results"]) == untimed(mini[1])
+    assert drop_times(run_recipe(recipe, out, command="")["results"]) == drop_times(mini[1])
 
 
 @pytest.mark.slow
@@ -253,7 +253,7 @@ def test_workers_give_what_one_process_gives(mini: tuple[Path, list[dict[str, An
     out, results = mini
     shared = run_recipe(recipe_of(MINI, tmp_path), tmp_path / "out", command="", workers=2)
     assert shared["threads"] == "1"
-    assert untimed(shared["results"]) == untimed(results)
+    assert drop_times(shared["results"]) == drop_times(results)
     weights = [load_tensors(each / "plain" / "seed-1" / "weights.safetensors") for each in (out, tmp_path / "out")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -274,7 +274,7 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
         ("steps = 2", "steps = 0", "steps: got 0,"),
     ):
         recipe = recipe_of(SMALL.replace(old, new), tmp_path)
-        with pytest.raises(ValueError, match=f"small: local ball, with BANG, maps: {sentence}"):
+        with pytest.raises(ValueError, match=f"^small: .* maps: {sentence}"):
             run_recipe(recipe, tmp_path / "out", command="")
         assert not (tmp_path / "out").exists()
 
@@ -302,14 +302,14 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
         (
             "options = { channels",
             'options = { schedule = "cosine", warmup_epochs = 2, channels',
-            "maps: warmup_epochs: got 2 of 2 epochs,",
+            "maps: warmup_epochs: got 2 ",
         ),
         (
             "options = { channels",
             'options = { schedule = "one-cycle", channels',
-            "maps: schedule: got 'one-cycle' for 2",
+            "maps: schedule: got 'one-cycle' ",
         ),
-        ("options = { channels", "options = { drop_last = true, channels", "batch_size: got 300 for 200 samples"),
+        ("options = { channels", "options = { drop_last = true, channels", "batch_size: got 300 "),
         ("points = 12", "points = 361", "evaluation.points: got 361,"),
         ('name = "plain"', 'name = "Linf 0.1"', "rows: got names whose folders are Linf-0.1, local-ball"),
         ('name = "plain"', 'name = ".."', "rows: got names whose folders are , local-ball"),
@@ -381,12 +381,12 @@ def test_a_folder_of_other_versions_or_other_data_is_not_continued(
     assert record["results"][0].keys() >= {"date", "machine", "threads"}
     arrays["x_test"][0, 0, 0, 0] += 0.001
     np.savez(tmp_path / "own.npz", **arrays)
-    with pytest.raises(ValueError, match="holds results of another content of the data,"):
+    with pytest.raises(ValueError, match="another content of the data"):
         run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
     monkeypatch.setattr(
         benchmark, "find_version", lambda package: "0.0" if package == "torch" else find_version(package)
     )
-    with pytest.raises(ValueError, match="another content of the data and version of torch,"):
+    with pytest.raises(ValueError, match=r"another content of the data .*version of torch"):
         run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
 
 
@@ -439,12 +439,12 @@ BAD = [
     (
         'optimizer = "adam", lr = 1e-3',
         'optimizer = "adam", momentum = 0.5',
-        "small.toml: local ball, with BANG, maps: training.momentum: got 0.5 for adam,",
+        "maps: training.momentum: got 0.5 ",
     ),
     (
         'optimizer = "adam", lr = 1e-3',
         'optimizer = "adam", lr = 1e-3, label_smoothing = 1.5',
-        "small.toml: local ball, with BANG, maps: label_smoothing: got 1.5,",
+        "maps: label_smoothing: got 1.5,",
     ),
     ("points = 12", "points = 0", "small.toml: evaluation.points: got 0,"),
     ("points = 12", "", "small.toml: evaluation.points: got none,"),
@@ -455,7 +455,7 @@ BAD = [
     ('"Linf 0.05"', '"L3 0.05"', "evaluation.threats: norm: got 'L3',"),
     ('method = "standard"', 'method = "standart"', "small.toml: plain: name: got 'standart',"),
     ('method = "standard"', 'method = "lipschitz-certifier"', "method: got 'lipschitz-certifier',"),
-    ('method = "standard"', 'method = "weight-map"\nthreat = "L2 1"', "threat: 'weight-map' takes none,"),
+    ('method = "standard"', 'method = "weight-map"\nthreat = "L2 1"', "threat: 'weight-map' "),
     ("steps = 2", "step = 2", "parameters: got 'step',"),
     ("bang = {", "bnag = {", "with: got 'bnag',"),
     ("beta = 0.4", "bta = 0.4", "with.bang: got 'bta',"),

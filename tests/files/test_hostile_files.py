@@ -21,7 +21,7 @@ from art_robust_plugins.files import load_state, load_tensors, read_json, save_s
 from art_robust_plugins.terminal import PlainConsole
 
 
-def refused(read: Callable[[Path], Any], path: Path, named: str) -> None:
+def check_refusal(read: Callable[[Path], Any], path: Path, named: str) -> None:
     with pytest.raises(ValueError) as refusal:  # noqa: PT011
         read(path)
     assert named in str(refusal.value)
@@ -48,7 +48,7 @@ def refused(read: Callable[[Path], Any], path: Path, named: str) -> None:
 def test_json(content: bytes, named: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    refused(read_json, path, named)
+    check_refusal(read_json, path, named)
 
 
 def test_json_within_the_limits(tmp_path: Path) -> None:
@@ -64,13 +64,13 @@ def test_pipes_and_folders_are_not_waited_for(read: Callable[[Path], Any], tmp_p
     suffix = {load_data: ".npz", load_recipe: ".toml"}.get(read, "")
     path = tmp_path / f"file{suffix}"
     os.mkfifo(path)
-    refused(read, path, "got a named pipe")
+    check_refusal(read, path, "got a named pipe")
     path.unlink()
     path.mkdir()
-    refused(read, path, "got a folder")
+    check_refusal(read, path, "got a folder")
     path.rmdir()
     path.symlink_to("/dev/zero")
-    refused(read, path, "got a device")
+    check_refusal(read, path, "got a device")
     path.unlink()
     path.symlink_to(path)
     with pytest.raises(FileNotFoundError, match="file"):
@@ -86,7 +86,7 @@ def repack(path: Path, change: Callable[[str, bytes], bytes], compression: int =
             archive.writestr(name, change(name, content))
 
 
-def pickled(content: bytes) -> Callable[[str, bytes], bytes]:
+def replace_pickle(content: bytes) -> Callable[[str, bytes], bytes]:
     return lambda name, before: content if name.endswith("data.pkl") else before
 
 
@@ -100,7 +100,7 @@ class Global:
         return self.call
 
 
-def doubled(times: int) -> bytes:
+def nest_pickle(times: int) -> bytes:
     """A list that holds a list twice, which holds ...: as many of them as a tree of 2**times leaves."""
     value: list[Any] = []
     for _ in range(times):
@@ -113,21 +113,21 @@ def test_states(tmp_path: Path) -> None:
     save_state(path, {"a": torch.zeros(100_000)})
     repack(path, lambda name, content: content, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10_000
-    refused(load_state, path, "compressed members")
+    check_refusal(load_state, path, "compressed members")
 
     for content, named in (
         (pickle.dumps({"a": Global(bytearray, 10**12)}, protocol=2), "objects other than tensors"),
         (pickle.dumps({"a": Global(torch.Tensor, 10**12)}, protocol=2), "objects other than tensors"),
         (pickle.dumps(Global(pickle.codecs.encode, b"\0" * 10, "hex"), protocol=2), "objects other than tensors"),
         (b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".", "nested more than 100 deep"),
-        (doubled(90)[:-1] + b"q\xff.", ""),
+        (nest_pickle(90)[:-1] + b"q\xff.", ""),
         (b"\x80\x02}q\x00.garbage", ""),
         (b"", ""),
     ):
         save_state(path, {"a": 1})
-        repack(path, pickled(content))
+        repack(path, replace_pickle(content))
         if named:
-            refused(load_state, path, named)
+            check_refusal(load_state, path, named)
         else:
             try:
                 load_state(path)
@@ -135,9 +135,9 @@ def test_states(tmp_path: Path) -> None:
                 assert str(path) in str(error)  # noqa: PT017
 
     torch.save({"a": torch.zeros(1).expand(10**12)}, path)
-    refused(load_state, path, "larger than its memory")
+    check_refusal(load_state, path, "larger than its memory")
     torch.save({"a": torch.eye(2).to_sparse()}, path)
-    refused(load_state, path, "training state")
+    check_refusal(load_state, path, "training state")
 
 
 def test_tensors_of_sizes_that_are_not_there(tmp_path: Path) -> None:
@@ -163,12 +163,12 @@ def test_npz_files_that_declare_more_than_they_hold(tmp_path: Path) -> None:
         return content.replace(b"(2, 1, 8, 8), }" + b" " * 13, b"(2" + b"0" * 13 + b", 1, 8, 8), }")
 
     repack(path, giant)
-    refused(load_data, path, "x_train is not as large as its shape (20000000000000, 1, 8, 8) says")
+    check_refusal(load_data, path, "x_train is not as large as its shape (20000000000000, 1, 8, 8) says")
 
     # Half a terabyte of zeros in as good as no bytes would take minutes to write: the size is that of the header's.
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("x_train.npy", b"")
-    refused(load_data, path, "x_train twice")
+    check_refusal(load_data, path, "x_train twice")
 
 
 def test_npz_files_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_npz_files_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
     assert path.stat().st_size < 20_000
     load_data(path)
     monkeypatch.setattr("art_robust_plugins.files.npz.physical_memory", lambda: 2**22)
-    refused(load_data, path, "more than half of the memory")
+    check_refusal(load_data, path, "more than half of the memory")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_npz_files_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
 def test_recipes(text: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text(text)
-    refused(load_recipe, path, named)
+    check_refusal(load_recipe, path, named)
 
 
 HOSTILE = "<script>alert(1)</script> | [a](http://b) `c`\n\x1b[31m\u202e $x_{$ =1+1 [red] :smile: \ud800"

@@ -90,7 +90,7 @@ def test_the_three_kinds_are_told_apart(tmp_path):
 
 def test_an_archive_with_code_is_not_run(tmp_path):
     torch.save({"a": Bomb()}, tmp_path / "s.pt")
-    with pytest.raises(ValueError, match=r"s\.pt: got a pickle of objects other than tensors"):
+    with pytest.raises(ValueError, match=r"s\.pt: got a pickle "):
         load_state(tmp_path / "s.pt")
 
 

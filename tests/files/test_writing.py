@@ -50,7 +50,7 @@ def test_json_round_trip(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), {"loss": np.float32("nan")}])
 def test_json_has_no_nan(tmp_path, bad):
-    with pytest.raises(ValueError, match=r"a\.json: got data with NaN, infinity or a cycle,"):
+    with pytest.raises(ValueError, match=r"a\.json: got "):
         write_json(tmp_path / "a.json", bad)
     assert not list(tmp_path.iterdir())
 

@@ -119,7 +119,7 @@ class Normalised(nn.Module):
         return self.last(functional.leaky_relu(self.first((x - self.mean) / self.deviation), 0.2)) * 0.7 + 1
 
 
-def parametrised():
+def make_parametrised():
     return nn.Sequential(
         parametrizations.weight_norm(nn.Conv2d(3, 6, 3)),
         nn.PReLU(6),
@@ -155,7 +155,7 @@ def paddings():
     return Network(forward, *modes, nn.Conv2d(4, 4, 2, padding="same"), head(4 * 11 * 10))
 
 
-def transposed():
+def make_transposed():
     layers = [nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3, 2, groups=2)]
     return nn.Sequential(*layers, nn.BatchNorm2d(4), nn.Hardswish(), nn.Dropout(), head(4 * 49), nn.BatchNorm1d(4))
 
@@ -195,10 +195,10 @@ ARCHITECTURES = {
         pools,
         shape_arithmetic,
         Normalised,
-        parametrised,
+        make_parametrised,
         min_max,
         paddings,
-        transposed,
+        make_transposed,
         functional_matrices,
         no_linear_end,
         three_dimensions,

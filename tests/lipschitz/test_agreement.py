@@ -48,7 +48,7 @@ class Network(nn.Module):
 # The graph is another function
 
 
-def counted(calls=[0]):  # noqa: B006
+def count(calls=[0]):  # noqa: B006
     calls[0] += 1
     return calls[0]
 
@@ -62,7 +62,7 @@ def counted(calls=[0]):  # noqa: B006
         lambda y, x: y if torch.compiler.is_compiling() or float(x.abs().sum()) > 1e-9 else y + 1,
         lambda y, x: y if len(x) == 1 else 2 * y,
         lambda y, x: y - y.mean(dim=0) + y.mean(dim=0).sum(),
-        lambda y, x: y * (1 if torch.compiler.is_compiling() else 1 + counted() % 2),
+        lambda y, x: y * (1 if torch.compiler.is_compiling() else 1 + count() % 2),
         lambda y, x: y if torch.compiler.is_compiling() else y + 1e-3 * torch.randn_like(y),
         lambda y, x: y + 1e-3 * torch.from_numpy(np.random.default_rng().normal(size=3)).to(y),
         lambda y, x: y if x.dtype == torch.float64 else -y,
@@ -96,7 +96,7 @@ def steeper(x):
     return functional.leaky_relu(x, 3.0)
 
 
-def scaled(x, factor=1.0):
+def scale(x, factor=1.0):
     return factor * functional.relu(x)
 
 
@@ -148,7 +148,7 @@ def a_function_of_torch(subject, monkeypatch):
 
 
 def a_default(subject, monkeypatch):
-    monkeypatch.setattr(scaled, "__defaults__", (2.0,))
+    monkeypatch.setattr(scale, "__defaults__", (2.0,))
 
 
 def a_partial_function(subject, monkeypatch):
@@ -205,7 +205,7 @@ def a_function_in_torch(subject, monkeypatch):
     [
         (functional.relu, another_function),
         (functional.relu, a_function_of_torch),
-        (scaled, a_default),
+        (scale, a_default),
         (functools.partial(functional.leaky_relu, negative_slope=0.5), a_partial_function),
         (Slope(), an_object_in_a_callable),
         (Slotted(), an_object_in_a_callable),

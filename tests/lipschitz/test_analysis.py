@@ -39,12 +39,12 @@ def counting(monkeypatch):
     Counting.traces = Counting.bounds = 0
     monkeypatch.setattr(analysis, "LipschitzGraph", Counting)
 
-    def taken():
+    def take_counts():
         result = Counting.traces, Counting.bounds
         Counting.traces = Counting.bounds = 0
         return result
 
-    return taken
+    return take_counts
 
 
 def agrees(subject, counting):
@@ -98,7 +98,7 @@ def statistics(subject):
     subject.model.inner[1].running_var.mul_(0.5)
 
 
-def loaded(subject):
+def load_others(subject):
     subject.model.inner.load_state_dict(conv(seed=1).state_dict())
 
 
@@ -106,7 +106,7 @@ def in_place(subject):
     subject.model.inner[0].weight.data[0, 0, 0, 0] += 1e-3
 
 
-def assigned(subject):
+def assign_data(subject):
     subject.model.inner[7].weight.data = subject.model.inner[7].weight.data * 1.5
 
 
@@ -114,7 +114,7 @@ def another_parameter(subject):
     subject.model.inner[7].bias = nn.Parameter(torch.tensor([1.0, 0, 0, 0]))
 
 
-def shifted(subject):
+def shift(subject):
     subject.model.shift += 0.25
 
 
@@ -166,7 +166,7 @@ def another_network(subject):
 
 @pytest.mark.parametrize(
     ("change", "cost"),
-    [(f, (0, 1)) for f in (step, statistics, loaded, in_place, assigned, another_parameter, shifted)]
+    [(f, (0, 1)) for f in (step, statistics, load_others, in_place, assign_data, another_parameter, shift)]
     + [
         (f, (1, 1))
         for f in (

@@ -183,7 +183,7 @@ def test_certified_accuracy():
 # Soundness, by attack
 
 
-def trained(digits, network):
+def train(digits, network):
     x, y = torch.from_numpy(digits.x_train), torch.from_numpy(digits.y_train)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
     for _ in range(8):
@@ -197,12 +197,12 @@ def trained(digits, network):
 @pytest.fixture(scope="module")
 def digit_network(digits):
     torch.manual_seed(0)
-    return trained(
+    return train(
         digits, nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
     )
 
 
-def broken(logits, x, labels, radii, steps=40, restarts=3):
+def find_broken(logits, x, labels, radii, steps=40, restarts=3):
     """Which predictions projected-gradient ascent changes: on the margin to each other class, in each sample's ball.
 
     ``logits`` is a function of the estimator's input, in float64; the ball is not clipped, as the certificate is not.
@@ -260,9 +260,9 @@ def test_no_attack_breaks_a_certificate(digits, digit_network, form):
     assert (found == digits.y_test[:80]).mean() > 0.9
     assert (certificate > 0.02 * scale).mean() > 0.9
     logits, images, labels = in_float64(subject), torch.from_numpy(x), torch.from_numpy(found)
-    assert not broken(logits, images, labels, 0.999 * certificate).any()
+    assert not find_broken(logits, images, labels, 0.999 * certificate).any()
     # The same attack finds out a bound that is three times too small, on nearly every image.
-    assert broken(logits, images, labels, 3 * certificate).mean() > 0.8
+    assert find_broken(logits, images, labels, 3 * certificate).mean() > 0.8
 
 
 @pytest.mark.parametrize("form", ["plain", "bytes"])

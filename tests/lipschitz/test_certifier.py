@@ -13,6 +13,7 @@ from art.defences.preprocessor.cutout.cutout_pytorch import CutoutPyTorch
 from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from builders import make_linear
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
@@ -87,7 +88,7 @@ def test_pickle(tmp_path, monkeypatch):
 
 def test_it_is_attacked_and_trained_as_any_classifier(digits):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    network = make_linear()
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     subject = make_certifier(network, (1, 8, 8), 10, optimizer=optimizer)
     x, y = digits.x_test[:50], digits.y_test[:50]
@@ -145,7 +146,7 @@ def test_a_standardisation_of_ones_own_is_refused():
         def forward(self, x, y=None):
             return x.round(), y
 
-    with pytest.raises(ValueError, match="the preprocessing Jumping acts in predict"):
+    with pytest.raises(ValueError, match="preprocessing Jumping "):
         make_certifier(conv(), preprocessing=Jumping(0.0, 1.0, device_type="cpu"))
 
 
@@ -171,7 +172,7 @@ class Unpicklable(nn.Module):
         (Network(lambda x, inner: inner(x.half().to(x.dtype)), conv()), "computes in torch.float16"),
         (Network(lambda x, inner: (inner(x), x), conv()), r"output for 2 inputs is tuple,"),
         (nn.Sequential(conv(), nn.Linear(4, 3)), r"output for 2 inputs is \(2, 3\),"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(5, 4)), "fails on inputs"),
+        (make_linear(5, 4), "fails on inputs"),
         (Unpicklable(), "the network cannot be copied .*generator"),
     ],
 )
@@ -186,7 +187,7 @@ def test_networks_that_are_refused(network, message):
 
 
 @pytest.fixture(scope="module")
-def traced():
+def shared_certifier():
     return make_certifier(conv())
 
 
@@ -213,15 +214,15 @@ def traced():
         ({"eps": None}, "eps: got None"),
     ],
 )
-def test_arguments_that_are_refused(change, message, traced):
+def test_arguments_that_are_refused(change, message, shared_certifier):
     arguments = {"x": X, "y": np.zeros(40), "eps": 0.1} | change
     with pytest.raises(ValueError, match=message):
-        traced.certified_accuracy(**arguments)
+        shared_certifier.certified_accuracy(**arguments)
     arguments.pop("y")
     arguments.pop("eps")
     if "y" not in change and "eps" not in change:
         with pytest.raises(ValueError, match=message):
-            traced.certify(**arguments)
+            shared_certifier.certify(**arguments)
 
 
 def test_other_refusals():
@@ -229,9 +230,9 @@ def test_other_refusals():
         PyTorchLipschitzCertifier.from_classifier(conv())
     subject = make_certifier(conv())
     subject.model[7].bias.data[0] = math.inf
-    with pytest.raises(ValueError, match="x: the network's logits for it hold NaN or infinity"):
+    with pytest.raises(ValueError, match=r"x: .*NaN"):
         subject.certify(X)
-    with pytest.raises(ValueError, match="network: its outputs hold NaN or infinity"):
+    with pytest.raises(ValueError, match=r"network: .*NaN"):
         make_certifier(subject.model)
 
 

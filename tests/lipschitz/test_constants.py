@@ -43,7 +43,7 @@ class Cayley(nn.Module):
         return torch.linalg.solve(identity + skew, identity - skew)
 
 
-def registered(parametrization):
+def register(parametrization):
     def make(size):
         layer = nn.Linear(size, size)
         parametrize.register_parametrization(layer, "weight", parametrization)
@@ -53,8 +53,8 @@ def registered(parametrization):
 
 
 PARAMETRISED = {
-    "Cholesky": (registered(Orthogonal()), 1.0),
-    "Cayley": (registered(Cayley()), 1.0),
+    "Cholesky": (register(Orthogonal()), 1.0),
+    "Cayley": (register(Cayley()), 1.0),
     "torch's Cayley": (lambda n: parametrizations.orthogonal(nn.Linear(n, n), orthogonal_map="cayley"), 1.0),
     "torch's exponential": (lambda n: parametrizations.orthogonal(nn.Linear(n, n), orthogonal_map="matrix_exp"), 1.0),
     "torch's Householder": (lambda n: parametrizations.orthogonal(nn.Linear(n, n), orthogonal_map="householder"), 1.0),
@@ -93,14 +93,14 @@ def test_parametrised_layers_train_and_certify(name):
     assert bool((radius > 0).any())
 
 
-def selected(network, x):
+def select(network, x):
     return network.last(x[:, network.mask])
 
 
 MASK = torch.tensor([True, False, True, True, False, True])
 READ = {
-    "mask": (lambda: Network(selected, 4, mask=MASK), lambda w: w),
-    "mask of bytes": (lambda: Network(selected, 4, mask=MASK.byte()), lambda w: w),
+    "mask": (lambda: Network(select, 4, mask=MASK), lambda w: w),
+    "mask of bytes": (lambda: Network(select, 4, mask=MASK.byte()), lambda w: w),
     "mask that is computed": (
         lambda: Network(lambda n, x: n.last(x[:, (n.mask > 0) & (n.mask < 9)]), 4, mask=MASK.float()),
         lambda w: w,
@@ -210,10 +210,10 @@ def test_buffers_alone_and_nothing_at_all():
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.LazyLinear(3)), nn.Sequential(nn.Flatten(), nn.LazyLinear(3))])
 def test_lazy_layers_before_their_first_input(network):
-    with pytest.raises(ValueError, match=r"network: its '\d.weight' has no shape yet"):
+    with pytest.raises(ValueError, match=r"network: .*'\d\.weight'"):
         LipschitzGraph(network, (SIZE,))
     classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (SIZE,), 3, clip_values=(0, 1))
-    with pytest.raises(ValueError, match=r"network: its '\d.weight' has no shape yet"):
+    with pytest.raises(ValueError, match=r"network: .*'\d\.weight'"):
         PyTorchLipschitzCertifier.from_classifier(classifier)
     network(torch.zeros(2, SIZE))
     assert PyTorchLipschitzCertifier.from_classifier(classifier).lipschitz_constants().max() > 0

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import make_linear
 from torch import nn
 from torch.nn import functional
 
@@ -168,7 +169,7 @@ def test_networks_that_cannot_be_analysed(network, message):
 )
 def test_shapes_that_are_none(shape):
     with pytest.raises(ValueError, match="input_shape: got"):
-        LipschitzGraph(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), shape)
+        LipschitzGraph(make_linear(192, 2), shape)
     with pytest.raises(ValueError, match="input_shape: got"):
         insert_weight_maps(nn.Conv2d(3, 4, 3), shape)
 
@@ -178,7 +179,7 @@ def test_shapes_that_are_none(shape):
 )
 def test_deviations_that_are_none(std):
     with pytest.raises(ValueError, match="std: got"):
-        LipschitzGraph(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), IMAGE, std=std)
+        LipschitzGraph(make_linear(192, 2), IMAGE, std=std)
 
 
 def test_other_arguments_that_are_refused():
@@ -199,7 +200,7 @@ def test_training_mode_has_no_proven_bound():
     with pytest.raises(ValueError, match="network: it is in training mode"):
         graph.upper_bound()
     network.eval()[1].train()
-    with pytest.raises(ValueError, match="network: its module '1' is in training mode"):
+    with pytest.raises(ValueError, match=r"network: .*'1' .*training"):
         graph.upper_bound()
 
 
@@ -295,7 +296,7 @@ def test_estimate_with_the_variance_of_the_batch():
     estimate.lipschitz.backward()
     assert network.parts[0].weight.grad.abs().max() > 0
     del variances[shared][1]
-    with pytest.raises(ValueError, match=r"variances: got 1 for the module 'parts\.1'"):
+    with pytest.raises(ValueError, match=r"^variances: got 1 .*'parts\.1'"):
         graph.estimate(variances)
 
 

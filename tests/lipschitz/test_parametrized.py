@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import make_linear
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,7 +44,7 @@ MAKERS = {
     "torch's orthogonal": lambda: nn.Sequential(nn.Flatten(), parametrizations.orthogonal(nn.Linear(6, 4))),
     "two in a row": lambda: nn.Sequential(nn.Flatten(), _doubled_twice(nn.Linear(6, 4))),
     "used twice": lambda: nn.Sequential(nn.Flatten(), Twice()),
-    "none": lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 4)),
+    "none": lambda: make_linear(6, 4),
 }
 
 

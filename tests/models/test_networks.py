@@ -25,7 +25,7 @@ def parameters(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def weighted(network):
+def list_weighted(network):
     return [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
@@ -79,7 +79,7 @@ def test_the_small_cnn_fits_digits_of_any_size(shape):
 
 
 def test_lenet_starts_uniform_as_its_paper():
-    for layer in weighted(LeNet()):
+    for layer in list_weighted(LeNet()):
         bound = math.sqrt(3 / layer.weight[0].numel())
         assert layer.weight.abs().max() <= bound
         assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.06)
@@ -87,7 +87,7 @@ def test_lenet_starts_uniform_as_its_paper():
 
 
 def test_the_quick_net_starts_gaussian_as_its_paper():
-    layers = weighted(QuickNet())
+    layers = list_weighted(QuickNet())
     for layer, std in zip(layers, (1e-4, 1e-2, 1e-2, 0.1, 0.1), strict=True):
         assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
         assert not layer.bias.any()
@@ -96,7 +96,7 @@ def test_the_quick_net_starts_gaussian_as_its_paper():
 @pytest.mark.parametrize("make", [PreActResNet18, lambda: WideResNet(depth=10, widen_factor=2)])
 def test_residual_networks_start_as_he_et_al(make):
     torch.manual_seed(0)
-    for layer in weighted(make()):
+    for layer in list_weighted(make()):
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.weight.numel() / layer.in_channels
             assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
@@ -163,7 +163,7 @@ def test_networks_for_certificates_take_their_options(name):
     network = create_model(name, (3, 32, 32), 10, activation="minmax", init="orthogonal")
     assert any(isinstance(module, MinMax) for module in network.modules())
     assert not any(isinstance(module, nn.ReLU) for module in network.modules())
-    for layer in weighted(network):
+    for layer in list_weighted(network):
         rows = layer.weight.detach().flatten(1)
         gram = rows @ rows.t() if rows.shape[0] <= rows.shape[1] else rows.t() @ rows
         torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import nn
 
 from art_robust_plugins.files import (
@@ -23,16 +23,11 @@ def network():
 
 
 def classifier(model=None, loss=None, **arguments):
-    model = network() if model is None else model
-    return PyTorchClassifier(model, loss or nn.CrossEntropyLoss(), SHAPE, 10, clip_values=(0, 1), **arguments)
+    return make_classifier(network() if model is None else model, loss, **arguments)
 
 
 class OwnLoss(nn.CrossEntropyLoss):
     pass
-
-
-def own_network():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
 def change(folder, **entries):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_linear
 from torch import Tensor, nn
 
 from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TrainingOptions, WeightMapPreprocessor
@@ -119,8 +120,7 @@ def test_it_is_seen_where_it_happens() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = torch.optim.Adam(model.parameters(), 0.003)
-    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+    estimator = classifier(model, optimizer=partial(torch.optim.Adam, lr=0.003))
     settings: dict[str, Any] = {"steps": 1, "step_size": 0.6, "eps_warmup_epochs": 6}
     trainer = PGDTrainer(estimator, threat=ThreatModel("Linf", 0.4), **settings, options=TrainingOptions(seed=0))
     with messages() as found:
@@ -134,10 +134,9 @@ def test_it_is_seen_where_it_happens() -> None:
 @pytest.mark.parametrize("global_loss", ["ce", "kl"])
 def test_a_linear_network_cannot_overfit_to_its_adversary(global_loss: Any) -> None:
     """One step is its worst case already: whatever the two adversaries leave, nothing catastrophic has happened."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    model = make_linear(classes=2)
     nn.init.zeros_(model[1].weight)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 2, optimizer=optimizer, clip_values=(0, 1))
+    estimator = classifier(model, optimizer=partial(torch.optim.SGD, lr=0.05), nb_classes=2)
     threat = ThreatModel("Linf", 0.25)
     trainer = LocalBallTrainer(estimator, threat=threat, global_loss=global_loss, options=TrainingOptions(seed=0))
     with messages() as found:
@@ -188,7 +187,7 @@ def test_the_accuracies_are_those_of_the_two_adversaries(monkeypatch: pytest.Mon
     points: list[tuple[str, Tensor]] = []
     ascend = ThreatModel.ascend
 
-    def watched(self: ThreatModel, objective: Any, x: Tensor, start: Tensor, **arguments: Any) -> Tensor:
+    def watch_ascent(self: ThreatModel, objective: Any, x: Tensor, start: Tensor, **arguments: Any) -> Tensor:
         found = ascend(self, objective, x, start, **arguments)
         if len(x) == 64:
             assert not trainer.classifier.model.training
@@ -213,7 +212,7 @@ def test_the_accuracies_are_those_of_the_two_adversaries(monkeypatch: pytest.Mon
                 assert record[f"{name}_adversary_accuracy"] == pytest.approx(float(right.float().mean()))
             assert record["strong_adversary_accuracy"] <= record["own_adversary_accuracy"] + 0.05
 
-    monkeypatch.setattr(ThreatModel, "ascend", watched)
+    monkeypatch.setattr(ThreatModel, "ascend", watch_ascent)
     trainer = Watching(classifier(), threat=THREAT, steps=2, options=TrainingOptions(seed=0))
     fit(trainer, 6, samples=230, batch_size=100)
     assert 0.2 < trainer.history[-1]["strong_adversary_accuracy"] < 1
@@ -223,11 +222,11 @@ def test_few_images_are_all_used_and_a_small_last_batch_is_not(monkeypatch: pyte
     sizes: list[int] = []
     counts = OverfittingWatch.count_resisting
 
-    def counted(watch: OverfittingWatch) -> tuple[int, int, int]:
+    def count(watch: OverfittingWatch) -> tuple[int, int, int]:
         sizes.append(counts(watch)[2])
         return 64, 64, 64
 
-    monkeypatch.setattr(OverfittingWatch, "count_resisting", counted)
+    monkeypatch.setattr(OverfittingWatch, "count_resisting", count)
     fit(LocalBallTrainer(classifier(), threat=THREAT), 2, samples=50, batch_size=20)
     fit(LocalBallTrainer(classifier(), threat=THREAT), 1, samples=300, batch_size=300)
     assert sizes == [20, 20, 64]
@@ -380,7 +379,7 @@ def test_a_second_fit_does_not_go_back_into_the_first(script: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------- across runs
 
 
-def resumed(folder: Path, epochs: int, action: Any = "rollback") -> Remembering:
+def resume(folder: Path, epochs: int, action: Any = "rollback") -> Remembering:
     options = TrainingOptions(seed=0, checkpoint_dir=folder, resume=(folder / "training.pt").exists())
     trainer = Remembering(classifier(), threat=THREAT, overfitting=action, instruments=[Counter()], options=options)
     fit(trainer, epochs)
@@ -390,10 +389,10 @@ def resumed(folder: Path, epochs: int, action: Any = "rollback") -> Remembering:
 def test_a_resumed_run_goes_back_to_the_epoch_that_it_began_with(script: Any, tmp_path: Path) -> None:
     script(GOOD, BAD, BAD)
     with messages():
-        first = resumed(tmp_path, 1)
+        first = resume(tmp_path, 1)
         assert torch.load(tmp_path / "training.pt", weights_only=True)["method"] == {"good": torch.tensor(True)}
-        after_bad = resumed(tmp_path, 2)
-        again = resumed(tmp_path, 3)
+        after_bad = resume(tmp_path, 2)
+        again = resume(tmp_path, 3)
     for trainer in (after_bad, again):
         assert trainer.history[-1]["rolled_back"] == 1
         for now, good in zip(trainer.after[0], first.after[0], strict=True):
@@ -404,20 +403,20 @@ def test_a_resumed_run_goes_back_to_the_epoch_that_it_began_with(script: Any, tm
 def test_a_resumed_run_without_a_good_epoch_has_none(script: Any, tmp_path: Path) -> None:
     script(BAD, BAD)
     with messages():
-        resumed(tmp_path, 1)
+        resume(tmp_path, 1)
     assert torch.load(tmp_path / "training.pt", weights_only=True)["method"] == {"good": torch.tensor(False)}
     with messages() as found:
-        trainer = resumed(tmp_path, 2)
+        trainer = resume(tmp_path, 2)
     assert "no good epoch" in found[0]
     assert "rolled_back" not in trainer.history[1]
 
 
 def test_what_only_warns_keeps_no_state(script: Any, tmp_path: Path) -> None:
     script(GOOD, BAD)
-    trainer = resumed(tmp_path, 1, "warn")
+    trainer = resume(tmp_path, 1, "warn")
     assert trainer.state_dict() == {}
     with messages() as found:
-        trainer = resumed(tmp_path, 2, "warn")
+        trainer = resume(tmp_path, 2, "warn")
     assert len(found) == 1
     assert same(trainer.before[0][0], trainer.after[0][0])
 
@@ -433,10 +432,10 @@ def test_a_killed_epoch_is_repeated_as_it_was(script: Any, tmp_path: Path, monke
         return loss
 
     with messages():
-        whole = resumed(tmp_path / "whole", 3)
+        whole = resume(tmp_path / "whole", 3)
         with monkeypatch.context() as patched:
             patched.setattr(LocalBallTrainer, "training_loss", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                resumed(tmp_path / "parts", 3)
-        parts = resumed(tmp_path / "parts", 3)
+                resume(tmp_path / "parts", 3)
+        parts = resume(tmp_path / "parts", 3)
     assert same(weights(whole.classifier), weights(parts.classifier))

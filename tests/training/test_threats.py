@@ -22,7 +22,7 @@ from art_robust_plugins import (
 )
 from art_robust_plugins.evaluation import sweep
 
-from .engine.small import X, Y, classifier, fit, refused
+from .engine.small import X, Y, check_refusal, classifier, fit
 
 PER_CHANNEL = (np.zeros((1, 8, 8), np.float32), np.linspace(1, 10, 64, dtype=np.float32).reshape(1, 8, 8))
 
@@ -62,7 +62,7 @@ def test_without_limits_the_training_inputs_are_the_range(name: str, limits: Any
     """Images in [0, 1] are no farther apart than 1 in Linf, and than 8 in L2."""
     whole = 8.0 if name[0] == "c" else 1.0
     trainer = MAKES[name](classifier(clip_values=limits), 1.01 * whole)
-    refused(trainer, f"{name}: got {1.01 * whole:g}")
+    check_refusal(trainer, f"{name}: got {1.01 * whole:g}")
     with pytest.raises(ValueError, match=f"^{name}: got"):
         trainer.fit_loader([(X, Y)], nb_epochs=1, verbose=False)
     assert trainer.history == []
@@ -115,7 +115,7 @@ def test_limits_that_shrink_after_the_trainer_is_made() -> None:
     estimator = classifier(clip_values=(0, 255))
     trainer = PGDTrainer(estimator, threat=ThreatModel("Linf", 8), steps=1)
     estimator.set_params(clip_values=(0, 1))
-    refused(trainer, "eps: got 8", "'8/255'")
+    check_refusal(trainer, "eps: got 8", "'8/255'")
 
 
 def test_other_lengths_in_other_units() -> None:

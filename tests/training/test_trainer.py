@@ -104,10 +104,10 @@ def test_options_are_checked(options: dict[str, Any], sentence: str) -> None:
 def test_optimizers_and_schedulers_that_the_loop_cannot_drive() -> None:
     trained = classifier()
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(trained.optimizer)
-    with pytest.raises(ValueError, match="scheduler: got ReduceLROnPlateau per step"):
+    with pytest.raises(ValueError, match=r"^scheduler: got ReduceLROnPlateau "):
         StandardTrainer(trained, options=TrainingOptions(scheduler_interval="step")).fit(X, Y, scheduler=plateau)
     trained._optimizer = torch.optim.LBFGS(trained.model.parameters())
-    with pytest.raises(ValueError, match="classifier: its optimizer LBFGS needs a closure"):
+    with pytest.raises(ValueError, match=r"^classifier: its optimizer LBFGS "):
         StandardTrainer(trained).fit(X, Y)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import nn
 
 from art_robust_plugins.models import create_model
@@ -19,6 +22,5 @@ def network() -> nn.Module:
 def classifier(model: nn.Module | None = None, **options) -> PyTorchClassifier:
     """A classifier of images [1, 8, 8] in [0, 1], with SGD; what is random after it is the same in every test."""
     torch.manual_seed(0)
-    model = network() if model is None else model
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    return PyTorchClassifier(model, nn.CrossEntropyLoss(), SHAPE, 10, optimizer, clip_values=(0, 1), **options)
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    return make_classifier(network() if model is None else model, **{"optimizer": optimizer, **options})

@@ -150,7 +150,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int, int
 }
 
 
-def settled(network: nn.Module) -> nn.Module:
+def settle(network: nn.Module) -> nn.Module:
     """Weights from a fixed seed, and batch statistics that are not the initial ones; in evaluation mode."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

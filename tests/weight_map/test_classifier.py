@@ -38,7 +38,7 @@ from .networks import NETWORKS, Functional
 X = np.random.default_rng(0).random((6, *SHAPE), dtype=np.float32)
 
 
-def augmented(network: nn.Module | None = None, **options) -> PyTorchWeightMapClassifier:
+def augment(network: nn.Module | None = None, **options) -> PyTorchWeightMapClassifier:
     made = PyTorchWeightMapClassifier.from_classifier(classifier(network), **options)
     for layer in made.weight_maps.values():
         nn.init.uniform_(layer.map, 0.5, 1.5)
@@ -78,7 +78,7 @@ def test_the_optimizer_and_its_scheduler_go_on_with_the_maps() -> None:
 
 
 def test_clones_are_fresh_and_alike() -> None:
-    made = augmented(kernel="unsharp", alpha=0.5, bias=True)
+    made = augment(kernel="unsharp", alpha=0.5, bias=True)
     clone = made.clone_for_refitting()
     assert type(clone) is PyTorchWeightMapClassifier
     assert clone.get_params().keys() == made.get_params().keys()
@@ -119,9 +119,9 @@ def test_a_network_with_maps_keeps_them_and_joins_the_optimizer() -> None:
         assert sorted(held(optimizer)) == sorted(id(p) for p in network.parameters())
     assert (made.kernel, made.bias) == ("unsharp", False)
     for settings, sentence in [
-        ({"kernel": "smoothing"}, "kernel: got 'smoothing' for a network"),
-        ({"alpha": 1}, "alpha: got 1 for a network"),
-        ({"where": "layers.1"}, r"where: got 'layers.1' for a network .*,"),
+        ({"kernel": "smoothing"}, "kernel: got 'smoothing' "),
+        ({"alpha": 1}, "alpha: got 1 "),
+        ({"where": "layers.1"}, r"where: got 'layers\.1' "),
         ({"where": nn.ReLU}, "where: got <class"),
         ({"kernel_size": 3.0}, r"kernel_size: got 3\.0,"),
     ]:
@@ -148,7 +148,7 @@ def test_maps_that_differ_have_no_common_setting() -> None:
 @pytest.mark.parametrize("name", sorted(n for n, kind in available_methods().items() if issubclass(kind, Trainer)))
 @pytest.mark.parametrize("kind", ["sequential", "functional", "resnet"])
 def test_every_trainer_trains_the_maps(name: str, kind: str, digits: Dataset) -> None:
-    made = augmented(NETWORKS[kind][0]())
+    made = augment(NETWORKS[kind][0]())
     parameters = dict(getattr(available_methods()[name], "demo", {}))
     known = parameters_of(available_methods()[name])
     if "threat" in known:
@@ -177,7 +177,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(digits: Dataset, tmp_path
 
 
 def test_attacks_of_art_see_the_maps() -> None:
-    made = augmented(kernel="unsharp")
+    made = augment(kernel="unsharp")
     y = np.eye(10, dtype=np.float32)[:6]
     gradient = made.loss_gradient(X, y)
     x = torch.from_numpy(X).requires_grad_()
@@ -222,7 +222,7 @@ def test_certified_radii_hold(kernel: str, digits: Dataset) -> None:
 
 
 def test_saved_and_loaded(tmp_path) -> None:
-    made = augmented(kernel="unsharp", alpha=0.5, kernel_size=3)
+    made = augment(kernel="unsharp", alpha=0.5, kernel_size=3)
     save_classifier(made, tmp_path / "own")
     loaded = load_classifier(tmp_path / "own")
     assert type(loaded) is PyTorchWeightMapClassifier
@@ -243,7 +243,7 @@ def test_saved_and_loaded(tmp_path) -> None:
 
 
 def test_networks_of_the_caller_come_back_with_maps(tmp_path) -> None:
-    made = augmented(Functional())
+    made = augment(Functional())
     save_classifier(made, tmp_path)
     with pytest.raises(ValueError, match="model: got none,"):
         load_classifier(tmp_path)
@@ -259,22 +259,22 @@ def test_bad_input() -> None:
         PyTorchWeightMapClassifier.from_classifier(3)
     with pytest.raises(ValueError, match="kernel: got 'blur'"):
         PyTorchWeightMapClassifier.from_classifier(classifier(), kernel="blur")
-    with pytest.raises(ValueError, match="where: got 'nowhere', which no module"):
+    with pytest.raises(ValueError, match="where: got 'nowhere', "):
         create("weight-map", classifier(), where="nowhere")
     pooled = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     with pytest.raises(ValueError, match=r"x: got shape \[1, 4, 9, 9\],"):
-        augmented(pooled).model(torch.rand(1, 1, 9, 9))
+        augment(pooled).model(torch.rand(1, 1, 9, 9))
     wrong, y = np.zeros((2, 1, 9, 9), dtype=np.float32), np.eye(10, dtype=np.float32)[:2]
     sentence = r"x: got shape \(2, 1, 9, 9\),"
     for call in (
-        augmented(pooled).predict,
-        lambda x: augmented(pooled).fit(x, y, nb_epochs=1),
-        lambda x: augmented(pooled).loss_gradient(x, y),
-        lambda x: augmented(pooled).class_gradient(x),
+        augment(pooled).predict,
+        lambda x: augment(pooled).fit(x, y, nb_epochs=1),
+        lambda x: augment(pooled).loss_gradient(x, y),
+        lambda x: augment(pooled).class_gradient(x),
     ):
         with pytest.raises(ValueError, match=sentence):
             call(wrong)
     generated = classifier()
     generated.model.stream = (number for number in range(3))
-    with pytest.raises(ValueError, match=r"classifier: it cannot be copied \(TypeError: .* or PyTorchWeightMapClass"):
+    with pytest.raises(ValueError, match=r"classifier: .*\(TypeError: .*PyTorchWeightMapClass"):
         PyTorchWeightMapClassifier.from_classifier(generated)

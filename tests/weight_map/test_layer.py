@@ -56,7 +56,7 @@ def oracle(x: Tensor, layer: WeightMap2d) -> Tensor:
     return mean if layer.kernel == "smoothing" else m + layer.alpha * (m - mean)
 
 
-def made(kernel: str, size: int, mode: str, *, bias: bool = True, dtype: torch.dtype = torch.float64) -> WeightMap2d:
+def make(kernel: str, size: int, mode: str, *, bias: bool = True, dtype: torch.dtype = torch.float64) -> WeightMap2d:
     torch.manual_seed(0)
     layer = WeightMap2d(2, 4, 5, kernel=kernel, kernel_size=size, alpha=0.7, bias=bias, padding_mode=mode, dtype=dtype)
     for parameter in layer.parameters():
@@ -68,7 +68,7 @@ def made(kernel: str, size: int, mode: str, *, bias: bool = True, dtype: torch.d
 def test_the_output_is_that_of_the_definition(kernel: str, size: int, mode: str) -> None:
     x = torch.randn(3, 2, 4, 5, dtype=torch.float64)
     for bias in (False, True):
-        layer = made(kernel, size, mode, bias=bias)
+        layer = make(kernel, size, mode, bias=bias)
         torch.testing.assert_close(layer(x), oracle(x, layer), rtol=0, atol=1e-14)
         single = copy.deepcopy(layer).float()
         torch.testing.assert_close(single(x.float()).double(), oracle(x, layer), rtol=1e-5, atol=1e-5)
@@ -76,7 +76,7 @@ def test_the_output_is_that_of_the_definition(kernel: str, size: int, mode: str)
 
 @pytest.mark.parametrize(("kernel", "size", "mode"), SETTINGS)
 def test_gradients_are_those_of_the_definition(kernel: str, size: int, mode: str) -> None:
-    layer = made(kernel, size, mode)
+    layer = make(kernel, size, mode)
     x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(2, 2, 4, 5, dtype=torch.float64)
     gradients = torch.autograd.grad((layer(x) * direction).sum(), [x, *layer.parameters()])
@@ -108,7 +108,7 @@ def test_at_first_it_is_the_plain_kernel_with_the_borders_of_the_docstring() -> 
 
 @pytest.mark.parametrize(("kernel", "size", "mode"), SETTINGS)
 def test_type_and_memory_format_of_the_input_are_kept(kernel: str, size: int, mode: str) -> None:
-    layer = made(kernel, size, mode, dtype=torch.float32)
+    layer = make(kernel, size, mode, dtype=torch.float32)
     x = torch.rand(3, 2, 4, 5)
     expected = layer(x)
     last = layer(x.contiguous(memory_format=torch.channels_last))
@@ -121,7 +121,7 @@ def test_type_and_memory_format_of_the_input_are_kept(kernel: str, size: int, mo
 
 
 def test_a_large_batch_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = made("unsharp", 3, "zeros")
+    layer = make("unsharp", 3, "zeros")
     x = torch.randn(9, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     whole = layer(x)
     expected = torch.autograd.grad(whole.square().sum(), [x, *layer.parameters()])
@@ -136,7 +136,7 @@ def test_a_large_batch_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("kernel", "size", "mode"), SETTINGS)
 def test_exports_give_the_same(kernel: str, size: int, mode: str) -> None:
-    layer = made(kernel, size, mode, bias=mode == "zeros", dtype=torch.float32)
+    layer = make(kernel, size, mode, bias=mode == "zeros", dtype=torch.float32)
     x = torch.rand(3, 2, 4, 5)
     expected = layer(x)
     exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
@@ -152,14 +152,14 @@ def test_exports_give_the_same(kernel: str, size: int, mode: str) -> None:
 
 
 def test_torchscript_in_float64_is_as_precise() -> None:
-    layer, x = made("unsharp", 3, "zeros"), torch.rand(3, 2, 4, 5, dtype=torch.float64)
+    layer, x = make("unsharp", 3, "zeros"), torch.rand(3, 2, 4, 5, dtype=torch.float64)
     torch.testing.assert_close(torch.jit.script(layer)(x), layer(x), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize(("kernel", "mode"), [("identity", "zeros"), ("unsharp", "zeros"), ("smoothing", "reflect")])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_vmap_gives_the_same(kernel: str, mode: str, channels_last: bool) -> None:
-    layer, x = made(kernel, 3, mode), torch.rand(6, 2, 4, 5, dtype=torch.float64)
+    layer, x = make(kernel, 3, mode), torch.rand(6, 2, 4, 5, dtype=torch.float64)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     mapped = torch.vmap(layer)(x.unflatten(0, (3, 2)))
@@ -169,7 +169,7 @@ def test_vmap_gives_the_same(kernel: str, mode: str, channels_last: bool) -> Non
 def test_onnx_gives_the_same(tmp_path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    layer, x = made("unsharp", 3, "reflect", dtype=torch.float32), torch.rand(3, 2, 4, 5)
+    layer, x = make("unsharp", 3, "reflect", dtype=torch.float32), torch.rand(3, 2, 4, 5)
     torch.onnx.export(layer, (x,), tmp_path / "layer.onnx", dynamo=True)
     session = runtime.InferenceSession(tmp_path / "layer.onnx")
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -177,7 +177,7 @@ def test_onnx_gives_the_same(tmp_path) -> None:
 
 
 def test_state_dicts() -> None:
-    layer = made("smoothing", 3, "zeros")
+    layer = make("smoothing", 3, "zeros")
     assert list(layer.state_dict()) == ["map", "bias"]
     before = layer.map.detach().clone()
     with pytest.raises(RuntimeError, match="bias"):
@@ -211,7 +211,7 @@ def test_another_size_is_an_error_that_names_both() -> None:
         ({"alpha": float("nan")}, "alpha: got nan"),
         ({"bias": 1}, "bias: got 1,"),
         ({"padding_mode": "same"}, "padding_mode: got 'same',"),
-        ({"padding_mode": "reflect", "kernel_size": 5, "height": 2}, r"for images of 2x4, expected .* 3x3"),
+        ({"padding_mode": "reflect", "kernel_size": 5, "height": 2}, r"5.* 2x4.* 3x3"),
         ({"channels": 0}, "channels: got 0,"),
         ({"width": 2.0}, "width: got 2.0"),
     ],
@@ -233,7 +233,7 @@ def test_whole_numbers_of_numpy_are_numbers() -> None:
 def test_its_lipschitz_bound_is_the_largest_weight_times_the_kernels_norm(
     kernel: str, size: int, mode: str, bias: bool
 ) -> None:
-    layer = made(kernel, size, mode, bias=bias)
+    layer = make(kernel, size, mode, bias=bias)
     network = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 40, bias=False, dtype=torch.float64)).eval()
     nn.init.eye_(network[2].weight)
     bound = float(LipschitzGraph(network, (2, 4, 5)).upper_bound().lipschitz)

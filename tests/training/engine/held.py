@@ -146,7 +146,7 @@ class Scaled(StandardTrainer):
         return super().training_loss(x, y) * self.scale
 
 
-def scaled(scale: float) -> Any:
+def make_scaled(scale: float) -> Any:
     def make(*arguments: Any, **settings: Any) -> Scaled:
         trainer = Scaled(*arguments, **settings)
         trainer.scale = scale

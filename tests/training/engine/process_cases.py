@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from art.defences.preprocessor import MixupPyTorch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -74,7 +75,7 @@ class Precise(Network):
 
 
 @cache
-def started(channels: int) -> dict[str, Tensor]:
+def train_start(channels: int) -> dict[str, Tensor]:
     """Weights that know something of digits: a network that knows nothing has gradients as small as rounding."""
     torch.manual_seed(0)
     model = Network(channels)
@@ -91,10 +92,9 @@ def classifier(kind: type[Network] = Network, channels: int = 1, **settings: Any
     """The weights of the first process count: the others begin elsewhere."""
     model = kind(channels)
     if not rank():
-        model.load_state_dict(started(channels))
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=0.01)
-    loss = nn.CrossEntropyLoss()
-    return PyTorchClassifier(model, loss, (channels, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1), **settings)
+        model.load_state_dict(train_start(channels))
+    optimizer = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.01)
+    return make_classifier(model, optimizer=optimizer, input_shape=(channels, 8, 8), **settings)
 
 
 def outcome(trainer: RobustTrainer, **others: Tensor) -> Result:
@@ -103,7 +103,7 @@ def outcome(trainer: RobustTrainer, **others: Tensor) -> Result:
     return {"weights": {**weights, **others}, "history": history}
 
 
-def fitted(trainer: RobustTrainer, x: Any = X, y: Any = Y, **settings: Any) -> Result:
+def run_fit(trainer: RobustTrainer, x: Any = X, y: Any = Y, **settings: Any) -> Result:
     """Batches of 25 (shares of 13 and 12), and a last one of a single sample, which the second process lacks."""
     trainer.fit(x, y, **{"batch_size": 25, "nb_epochs": 3, "verbose": False, **settings})
     return outcome(trainer)
@@ -118,24 +118,24 @@ def case(function: Case) -> Case:
 def standard(_: Path) -> Result:
     trained = classifier()
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(trained.optimizer, factor=0.5, patience=0, threshold=0.9)
-    result = fitted(StandardTrainer(trained, options=TrainingOptions(seed=1)), nb_epochs=4, scheduler=plateau)
+    result = run_fit(StandardTrainer(trained, options=TrainingOptions(seed=1)), nb_epochs=4, scheduler=plateau)
     assert result["history"][-1]["learning_rate"] < 0.1
     return result
 
 
 @case
 def bang(_: Path) -> Result:
-    return fitted(BANGTrainer(classifier(), ratio=0.5, options=TrainingOptions(seed=1, max_gradient_norm=0.5)))
+    return run_fit(BANGTrainer(classifier(), ratio=0.5, options=TrainingOptions(seed=1, max_gradient_norm=0.5)))
 
 
 @case
 def layerwise(folder: Path) -> Result:
     options = TrainingOptions(seed=1, checkpoint_dir=folder / "layerwise")
-    result = fitted(LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options))
+    result = run_fit(LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options))
     # The signs of the whole batch are in the checkpoint, with which a run of any number of processes goes on.
     options = TrainingOptions(seed=1, checkpoint_dir=folder / "layerwise", resume=True)
     trainer = LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options)
-    resumed = fitted(trainer, nb_epochs=4)
+    resumed = run_fit(trainer, nb_epochs=4)
     assert resumed["history"][:3] == result["history"]
     return resumed
 
@@ -150,7 +150,7 @@ def local_ball_with_two_instruments(_: Path) -> Result:
         instruments=[BANG(layers=["layers.5"]), Layerwise(0.1)],
         options=TrainingOptions(seed=1, keep_best=True),
     )
-    result = fitted(trainer, validation_data=VALIDATION, nb_epochs=2)
+    result = run_fit(trainer, validation_data=VALIDATION, nb_epochs=2)
     assert {"own_adversary_accuracy", "strong_adversary_accuracy", "validation_robust_accuracy"} <= {
         *result["history"][-1]
     }
@@ -169,43 +169,43 @@ def rolled_back(_: Path) -> Result:
     counts = iter([(50, 50, 64), (50 - 40 * rank(), 5, 64), (50, 50, 64)])
     real = trainer.overfitting_watch.count_resisting
 
-    def counted() -> tuple[int, int, int]:
+    def count() -> tuple[int, int, int]:
         real()
         own, strong, images = next(counts)
         found = torch.tensor([own])
         trainer.copy_from_main_process([found])
         return int(found), strong, images
 
-    trainer.overfitting_watch.count_resisting = counted  # type: ignore[method-assign]
+    trainer.overfitting_watch.count_resisting = count  # type: ignore[method-assign]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = fitted(trainer)
+        result = run_fit(trainer)
     assert [record.get("rolled_back") for record in result["history"]] == [None, 1, None]
     return result
 
 
 @case
 def pgd_in_l2(_: Path) -> Result:
-    return fitted(PGDTrainer(classifier(), threat=ThreatModel("L2", 0.2), steps=3, options=TrainingOptions(seed=1)))
+    return run_fit(PGDTrainer(classifier(), threat=ThreatModel("L2", 0.2), steps=3, options=TrainingOptions(seed=1)))
 
 
 @case
 def pgd_in_l1(_: Path) -> Result:
-    return fitted(PGDTrainer(classifier(), threat=ThreatModel("L1", 0.5), steps=3, options=TrainingOptions(seed=1)))
+    return run_fit(PGDTrainer(classifier(), threat=ThreatModel("L1", 0.5), steps=3, options=TrainingOptions(seed=1)))
 
 
 @case
 def trades(_: Path) -> Result:
     options = TrainingOptions(seed=1, channels_last=True)
     trainer = TRADESTrainer(classifier(Precise, channels=2), threat=THREAT, steps=2, start="gaussian", options=options)
-    return fitted(trainer, TWO_CHANNELS)
+    return run_fit(trainer, TWO_CHANNELS)
 
 
 @case
 def fused_steps_of_channels_last(_: Path) -> Result:
     """A fused step walks through memory: gradients in another order than the weights' would move wrong ones."""
     options = TrainingOptions(seed=1, channels_last=True, fused_optimizer=True)
-    return fitted(StandardTrainer(classifier(channels=2), options=options), TWO_CHANNELS)
+    return run_fit(StandardTrainer(classifier(channels=2), options=options), TWO_CHANNELS)
 
 
 @case
@@ -213,7 +213,7 @@ def parts_augmentation_and_average(_: Path) -> Result:
     """Each part of a batch (of 13 and 12 samples) is shared, with the random starts of the whole part."""
     options = TrainingOptions(seed=1, accumulation_steps=2, ema_decay=0.9, augmentation="crop-flip", crop_padding=1)
     trainer = PGDTrainer(classifier(Precise), threat=THREAT, steps=2, options=options)
-    return fitted(trainer, validation_data=VALIDATION)
+    return run_fit(trainer, validation_data=VALIDATION)
 
 
 @case
@@ -224,7 +224,7 @@ def from_the_previous_adversary(folder: Path) -> Result:
     for epochs in (2, 3):
         options = TrainingOptions(seed=1, checkpoint_dir=folder / "previous", resume=epochs > 2, **moved)
         trainer = PGDTrainer(classifier(Precise), threat=THREAT, **changes, options=options)
-        result = fitted(trainer, nb_epochs=epochs)
+        result = run_fit(trainer, nb_epochs=epochs)
     assert trainer.change_store is not None
     assert trainer.change_store.complete
     return {**result, "weights": result["weights"] | {"changes": trainer.change_store.changes.clone()}}
@@ -233,7 +233,7 @@ def from_the_previous_adversary(folder: Path) -> Result:
 @case
 def lipschitz_margin(_: Path) -> Result:
     trainer = LipschitzMarginTrainer(classifier(), c=0.1, c_warmup_epochs=2, options=TrainingOptions(seed=1))
-    result = fitted(trainer)
+    result = run_fit(trainer)
     vectors = {name: vector.clone() for name, vector in trainer.graph.vectors.items()}
     assert vectors
     return {**result, "weights": result["weights"] | vectors}
@@ -242,7 +242,7 @@ def lipschitz_margin(_: Path) -> Result:
 @case
 def weight_map(_: Path) -> Result:
     trained = PyTorchWeightMapClassifier.from_classifier(classifier(), kernel="unsharp")
-    return fitted(StandardTrainer(trained, options=TrainingOptions(seed=1)))
+    return run_fit(StandardTrainer(trained, options=TrainingOptions(seed=1)))
 
 
 @case
@@ -271,7 +271,7 @@ class Smoothed(RobustTrainer):
 
 @case
 def smoothed(_: Path) -> Result:
-    return fitted(Smoothed(classifier(), options=TrainingOptions(seed=1)), X[:7], Y[:7], batch_size=4)
+    return run_fit(Smoothed(classifier(), options=TrainingOptions(seed=1)), X[:7], Y[:7], batch_size=4)
 
 
 class Poisoned(RobustTrainer):
@@ -297,9 +297,7 @@ def rate_set_to(rate: float) -> PyTorchClassifier:
 
 
 def with_rate(rate: float) -> PyTorchClassifier:
-    model = Network(1)
-    optimizer = torch.optim.SGD(model.parameters(), rate)
-    return PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+    return make_classifier(Network(1), optimizer=partial(torch.optim.SGD, lr=rate))
 
 
 def fit(trainer: RobustTrainer, x: Any = X, y: Any = Y, **settings: Any) -> None:

@@ -46,7 +46,7 @@ def two_convolutions(seed: int = 0) -> nn.Sequential:
 classifier = make_builder(network, device_type="cpu")
 
 
-def trained(
+def train(
     model: nn.Module | None = None,
     *,
     kind: type[RobustTrainer] = StandardTrainer,
@@ -97,9 +97,9 @@ PGD = {"kind": PGDTrainer, "method": {"threat": ThreatModel("Linf", 0.1), "steps
 def resumes_exactly(folder: Path, model: Callable[[], nn.Module] = network, **settings: Any) -> None:
     """A run of 4 epochs equals one that was stopped after 1 and after 3."""
     shared = {"scheduler": None, "kind": StandardTrainer, **settings}
-    whole = trained(model(), epochs=4, checkpoint_dir=folder / "whole", **shared)
+    whole = train(model(), epochs=4, checkpoint_dir=folder / "whole", **shared)
     for epochs in (1, 3, 4):
-        parts = trained(model(), epochs=epochs, checkpoint_dir=folder / "parts", resume=epochs > 1, **shared)
+        parts = train(model(), epochs=epochs, checkpoint_dir=folder / "parts", resume=epochs > 1, **shared)
     assert same_named(named_weights(whole), named_weights(parts))
     for one, other in zip(whole.history, parts.history, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}

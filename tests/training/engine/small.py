@@ -37,7 +37,7 @@ def fit(trainer: RobustTrainer, x: Any = X, y: Any = Y, **arguments: Any) -> Rob
     return trainer
 
 
-def refused(trainer: RobustTrainer, *words: str, **arguments: Any) -> None:
+def check_refusal(trainer: RobustTrainer, *words: str, **arguments: Any) -> None:
     """``fit`` refuses with a sentence that has these words, and leaves weights and buffers as they were."""
     before = weights(trainer.classifier)
     with pytest.raises(ValueError) as refusal:  # noqa: PT011 (the words are compared below)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_linear
 from scipy.stats import chi2
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from art_robust_plugins import (
 from art_robust_plugins.training.engine.augmentation import crop_and_flip
 
 from ..builders import watch_validations
-from .runs import X, Y, resumes_exactly, trained
+from .runs import X, Y, resumes_exactly, train
 
 
 def possible_crops(image: Tensor, padding: int, fill: float) -> list[Tensor]:
@@ -82,7 +83,7 @@ def test_the_method_sees_changed_images_with_their_labels_and_validation_the_ima
     data = images.movedim(1, -1).contiguous() if last else images
     seen = []
     for _ in range(2):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        model = make_linear()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         settings = {"clip_values": (-1, 1), "channels_first": not last, "optimizer": optimizer, "device_type": "cpu"}
         estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, **settings)
@@ -103,7 +104,7 @@ def test_the_method_sees_changed_images_with_their_labels_and_validation_the_ima
 
 
 def test_flips_alone_move_nothing() -> None:
-    trainer = trained(kind=Seeing, epochs=1, augmentation="flip", shuffle=False)
+    trainer = train(kind=Seeing, epochs=1, augmentation="flip", shuffle=False)
     x = torch.cat([batch for batch, _ in trainer.seen])
     images = torch.from_numpy(X[:100])
     kept = (x == images).flatten(1).all(dim=1)
@@ -113,7 +114,7 @@ def test_flips_alone_move_nothing() -> None:
 
 def test_padding_takes_the_lower_clip_value_of_each_pixel() -> None:
     low = np.linspace(-2, -1, 64, dtype=np.float32).reshape(1, 8, 8)
-    trainer = trained(
+    trainer = train(
         kind=Seeing, augmentation="crop-flip", crop_padding=7, preparation={"clip_values": (low, np.ones_like(low))}
     )
     x = torch.cat([batch for batch, _ in trainer.seen])
@@ -160,10 +161,10 @@ def test_what_is_no_image_cannot_be_cropped() -> None:
     model = nn.Linear(64, 10)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     flat = PyTorchClassifier(model, nn.CrossEntropyLoss(), (64,), 10, optimizer=optimizer)
-    with pytest.raises(ValueError, match=r"augmentation: got 'flip' for inputs of shape \(64,\),"):
+    with pytest.raises(ValueError, match=r"^augmentation: got 'flip' .*\(64,\)"):
         StandardTrainer(flat, options=TrainingOptions(augmentation="flip")).fit(X[:9].reshape(9, 64), Y[:9])
-    with pytest.raises(ValueError, match="crop_padding: got 8 for images of 8 x 8 pixels,"):
-        trained(augmentation="crop-flip", crop_padding=8)
+    with pytest.raises(ValueError, match=r"^crop_padding: got 8 "):
+        train(augmentation="crop-flip", crop_padding=8)
     with pytest.raises(ValueError, match="augmentation: got 'crop',"):
         TrainingOptions(augmentation="crop")
     with pytest.raises(ValueError, match="crop_padding: got 0,"):

@@ -16,7 +16,7 @@ from art_robust_plugins import (
 )
 
 from ..builders import watch_validations
-from .runs import X, Y, named_weights, resumes_exactly, same_named, trained
+from .runs import X, Y, named_weights, resumes_exactly, same_named, train
 
 
 class Recording(StandardTrainer):
@@ -38,8 +38,8 @@ class Recording(StandardTrainer):
 
 def test_the_average_of_the_weights_is_the_formula() -> None:
     decay = 0.7
-    plain = trained(kind=Recording, epochs=3)
-    averaged = trained(kind=Recording, epochs=3, ema_decay=decay, validation=(X[:50], Y[:50]))
+    plain = train(kind=Recording, epochs=3)
+    averaged = train(kind=Recording, epochs=3, ema_decay=decay, validation=(X[:50], Y[:50]))
     assert all(same_named(one, other) for one, other in zip(plain.steps, averaged.steps, strict=True))
     visited = [*plain.steps, named_weights(plain)]
     names = dict(plain.classifier.model.named_parameters())
@@ -63,7 +63,7 @@ def test_the_average_of_the_weights_is_the_formula() -> None:
 
 def test_the_best_epoch_holds_averaged_weights() -> None:
     validation = (X[:100], (Y[:100] + 1) % 10)  # wrong labels: it only gets worse
-    trainer = trained(kind=Recording, epochs=3, ema_decay=0.9, validation=validation, keep_best=True)
+    trainer = train(kind=Recording, epochs=3, ema_decay=0.9, validation=validation, keep_best=True)
     found = [record["validation_accuracy"] for record in trainer.history]
     best = int(np.argmax(found))
     assert same_named(named_weights(trainer), trainer.validated[best])
@@ -77,7 +77,7 @@ def test_going_back_to_earlier_weights_starts_the_average_anew() -> None:
             self.classifier.model.load_state_dict(self.steps[0])
             record["rolled_back"] = 1.0
 
-    trainer = trained(kind=Backward, epochs=1, ema_decay=0.9)
+    trainer = train(kind=Backward, epochs=1, ema_decay=0.9)
     assert same_named(named_weights(trainer), trainer.steps[0])
 
 
@@ -85,8 +85,8 @@ def test_going_back_to_earlier_weights_starts_the_average_anew() -> None:
 def test_the_average_is_resumed(tmp_path: Path, keep_best: bool) -> None:
     validation = (X[:50], (Y[:50] + 1) % 10)
     resumes_exactly(tmp_path, ema_decay=0.9, keep_best=keep_best, validation=validation)
-    with pytest.raises(ValueError, match=r"was written with ema_decay 0.9, but this run has None"):
-        trained(epochs=5, checkpoint_dir=tmp_path / "parts", resume=True, keep_best=keep_best, validation=validation)
+    with pytest.raises(ValueError, match=r"^resume: .*ema_decay 0\.9, .* None"):
+        train(epochs=5, checkpoint_dir=tmp_path / "parts", resume=True, keep_best=keep_best, validation=validation)
 
 
 @pytest.mark.parametrize("decay", [0, 1, 1.5, -0.1, "0.9", True, float("nan")])

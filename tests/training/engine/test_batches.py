@@ -118,7 +118,7 @@ def test_loaders_are_checked() -> None:
         trainer.fit_loader([torch.zeros(3)], verbose=False)
     with pytest.raises(ValueError, match="loader: got no batch in an epoch"):
         trainer.fit_loader([], verbose=False)
-    with pytest.raises(ValueError, match="validation_data: got none with keep_best"):
+    with pytest.raises(ValueError, match="validation_data: got none "):
         StandardTrainer(classifier(), options=TrainingOptions(keep_best=True)).fit(X, Y, verbose=False)
 
 

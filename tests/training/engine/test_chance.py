@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import make_linear
 from torch import nn
 from torch.optim import SGD
 
@@ -34,7 +35,7 @@ def test_a_network_that_has_learned_something_is_not_told_of(case: str) -> None:
     rare = (Y == 3).astype(int)  # one class holds 90 %
     loss = {"imbalanced, squared error": nn.MSELoss(), "class weights": nn.CrossEntropyLoss(torch.tensor([1.0, 9.0]))}
     several = case in ("learned", "short")
-    model = network() if several else nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    model = network() if several else make_linear(classes=2)
     estimator = classifier(model, loss.get(case), nb_classes=10 if several else 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

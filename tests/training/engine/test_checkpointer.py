@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 from art.data_generators import NumpyDataGenerator
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier, make_linear
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,7 +40,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 
     trained = classifier()
     trainer = Breaking(trained, options=TrainingOptions(checkpoint_dir=tmp_path))
-    with pytest.raises(FloatingPointError, match=r"the loss became nan in epoch 2, step 3"):
+    with pytest.raises(FloatingPointError, match=r"loss .*nan .*epoch 2, step 3"):
         trainer.fit(X[:128], Y[:128], batch_size=32, nb_epochs=3, verbose=False)
     assert all(tensor.isfinite().all() for tensor in weights(trained))
     saved = torch.load(tmp_path / "training.pt", weights_only=True)
@@ -140,7 +142,7 @@ def test_weights_that_became_nan_do_not_replace_the_last_good_checkpoint(tmp_pat
             return loss
 
     trainer = Poisoned(classifier(), options=TrainingOptions(checkpoint_dir=tmp_path))
-    with pytest.raises(FloatingPointError, match="the weights became NaN or infinite in epoch 2"):
+    with pytest.raises(FloatingPointError, match=r"weights .*epoch 2"):
         trainer.fit(X[:128], Y[:128], batch_size=32, nb_epochs=4, verbose=False)
     saved = torch.load(tmp_path / "training.pt", weights_only=True)
     assert saved["epochs"] == 1
@@ -217,13 +219,9 @@ def test_instruments_and_rates_must_be_those_of_the_checkpoint(tmp_path: Path) -
 
     start(0.5, 0.05, resume=False)
     start(0.5, 0.05, resume=True)
-    with pytest.raises(
-        ValueError, match=r"was written with instruments \[BANG\(.*beta=0.5.*but this run has .*beta=1.0"
-    ):
+    with pytest.raises(ValueError, match=r"^resume: .*BANG\(.*beta=0\.5.*beta=1\.0"):
         start(1.0, 0.05, resume=True)
-    with pytest.raises(
-        ValueError, match=r"was written with optimizer SGD .*'lr': 0.05.*but this run has .*'lr': 0.001"
-    ):
+    with pytest.raises(ValueError, match=r"^resume: .*SGD .*'lr': 0\.05.*'lr': 0\.001"):
         start(0.5, 0.001, resume=True)
 
 
@@ -248,7 +246,7 @@ def test_where_a_setting_is_in_memory_does_not_matter(tmp_path: Path) -> None:
     assert str(halves[0]) != str(halves[1])
     start(halves[0], resume=False)
     start(halves[1], resume=True)
-    with pytest.raises(ValueError, match=r"was written with weight <function .*<lambda>>, but this run has <built-in"):
+    with pytest.raises(ValueError, match=r"^resume: .*weight <function .*<lambda>>.* <built-in"):
         start(torch.sqrt, resume=True)
 
 
@@ -275,7 +273,7 @@ def test_ctrl_c_leaves_the_network_usable_and_the_checkpoint(tmp_path: Path) -> 
 
 def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     resumable(tmp_path, False, 1)
-    with pytest.raises(ValueError, match=r"checkpoint_dir: .* holds an earlier run,"):
+    with pytest.raises(ValueError, match=r"^checkpoint_dir: "):
         resumable(tmp_path, False, 2)
     trainer = BANGTrainer(
         classifier(optimizer=OPTIMIZERS["Adam"]),
@@ -283,7 +281,7 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
         threat=ThreatModel("Linf", 0.1),
         options=TrainingOptions(seed=2, checkpoint_dir=tmp_path, resume=True, keep_best=True),
     )
-    with pytest.raises(ValueError, match=r"was written with ratio 0.5, but this run has 0.25"):
+    with pytest.raises(ValueError, match=r"^resume: .*ratio 0\.5, .* 0\.25"):
         trainer.fit(X[:300], Y[:300], validation_data=(X[:9], Y[:9]), nb_epochs=5, verbose=False)
 
 
@@ -291,7 +289,7 @@ def test_a_run_does_not_resume_for_fewer_epochs_than_it_has(tmp_path: Path) -> N
     for epochs in (2, 2):
         options = TrainingOptions(seed=0, checkpoint_dir=tmp_path, resume=True)
         StandardTrainer(classifier(), options=options).fit(X[:50], Y[:50], nb_epochs=epochs, verbose=False)
-    with pytest.raises(ValueError, match=r"nb_epochs: got 1, but .*training.pt holds 2,"):
+    with pytest.raises(ValueError, match=r"nb_epochs: got 1, .*training\.pt .* 2,"):
         StandardTrainer(classifier(), options=options).fit(X[:50], Y[:50], nb_epochs=1, verbose=False)
 
 
@@ -299,7 +297,7 @@ def test_a_network_may_have_an_extra_state(tmp_path: Path) -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.calls = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 0
+            self.inner, self.calls = make_linear(), 0
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.calls += self.training
@@ -314,8 +312,7 @@ def test_a_network_may_have_an_extra_state(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = Counting()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, clip_values=(0, 1))
+    estimator = make_classifier(model, optimizer=partial(torch.optim.SGD, lr=0.1))
     options = TrainingOptions(seed=0, keep_best=True, checkpoint_dir=tmp_path)
     wrong = (X[:50], (Y[:50] + 1) % 10)  # it only gets worse
     trainer = StandardTrainer(estimator, options=options)
@@ -350,7 +347,7 @@ def test_checkpoints_of_an_earlier_form_resume(tmp_path: Path) -> None:
     StandardTrainer(whole, options=TrainingOptions(seed=0)).fit(X[:50], Y[:50], nb_epochs=2, verbose=False)
     assert same(resumed, weights(whole))
     save_state(tmp_path / "training.pt", {**state, "order": [torch.Generator().get_state()]})
-    with pytest.raises(ValueError, match=r"was written with 1 random generators of the loader, but this run has 0."):
+    with pytest.raises(ValueError, match=r"^resume: .*training\.pt .* 1 .* 0"):
         run(2, True)
 
 

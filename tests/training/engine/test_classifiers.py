@@ -89,7 +89,7 @@ def test_defences_that_act_in_fit_alone_act_in_every_batch_and_not_in_validation
 def test_defences_in_an_order_that_cannot_be_kept_are_refused() -> None:
     both, fit_only = Brighten(0.1), Brighten(0.2, apply_fit=True, apply_predict=False)
     StandardTrainer(classifier(preprocessing_defences=[fit_only, both]))
-    with pytest.raises(ValueError, match="the training-only defence Brighten comes after Brighten"):
+    with pytest.raises(ValueError, match=r"Brighten .*Brighten"):
         StandardTrainer(classifier(preprocessing_defences=[both, fit_only]))
 
 

@@ -14,7 +14,7 @@ from art_robust_plugins import (
     TrainingOptions,
 )
 
-from .runs import X, Y, classifier, close, cuda, named_weights, network, resumes_exactly, trained, without_normalisation
+from .runs import X, Y, classifier, close, cuda, named_weights, network, resumes_exactly, train, without_normalisation
 
 
 class Calls(TorchDispatchMode):
@@ -38,9 +38,9 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fused_steps_are_those_of_the_optimizer(name: str) -> None:
-    plain = trained(without_normalisation(), optimizer=OPTIMIZERS[name], epochs=3)
+    plain = train(without_normalisation(), optimizer=OPTIMIZERS[name], epochs=3)
     with Calls() as calls:
-        fused = trained(without_normalisation(), optimizer=OPTIMIZERS[name], epochs=3, fused_optimizer=True)
+        fused = train(without_normalisation(), optimizer=OPTIMIZERS[name], epochs=3, fused_optimizer=True)
     assert f"_fused_{name}_" in calls.names
     assert close(named_weights(plain), named_weights(fused), atol=1e-5)
     one, other = (trainer.classifier.optimizer for trainer in (plain, fused))
@@ -78,7 +78,7 @@ def test_other_optimizers_have_no_fused_step() -> None:
 
     for kind in (torch.optim.RMSprop, OwnStep):
         with pytest.raises(ValueError, match=f"got the optimizer {kind.__name__},"):
-            trained(optimizer=lambda model, kind=kind: kind(model.parameters(), 0.01), fused_optimizer=True)
+            train(optimizer=lambda model, kind=kind: kind(model.parameters(), 0.01), fused_optimizer=True)
     with pytest.raises(ValueError, match="fused_optimizer: got 1,"):
         TrainingOptions(fused_optimizer=1)
 
@@ -86,7 +86,7 @@ def test_other_optimizers_have_no_fused_step() -> None:
 @cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_fused_adam_on_a_gpu_counts_its_steps_there_and_then_on_the_cpu_again() -> None:
-    trainer = trained(network().cuda(), optimizer=OPTIMIZERS["adam"], preparation={"device_type": "gpu"})
+    trainer = train(network().cuda(), optimizer=OPTIMIZERS["adam"], preparation={"device_type": "gpu"})
     optimizer = trainer.classifier.optimizer
     options = TrainingOptions(seed=0, fused_optimizer=True)
     StandardTrainer(trainer.classifier, options=options).fit(X, Y, batch_size=64, nb_epochs=1, verbose=False)

@@ -18,7 +18,7 @@ from art_robust_plugins import (
 )
 from art_robust_plugins.training.engine.learning_rates import one_cycle
 
-from .runs import X, Y, classifier, named_weights, network, same_named, trained
+from .runs import X, Y, classifier, named_weights, network, same_named, train
 
 
 class Rates(StandardTrainer):
@@ -39,12 +39,12 @@ def test_schedules_are_their_formulas() -> None:
     time = np.arange(total)
     shared: dict[str, Any] = {"kind": Rates, "epochs": epochs}
 
-    cosine = trained(**shared, schedule="cosine")
+    cosine = train(**shared, schedule="cosine")
     np.testing.assert_allclose(cosine.rates, rate * (1 + np.cos(np.pi * time / total)) / 2, rtol=1e-12)
-    warm = trained(**shared, schedule="cosine", warmup_epochs=1.5)
+    warm = train(**shared, schedule="cosine", warmup_epochs=1.5)
     rest = (1 + np.cos(np.pi * (time - 6) / (total - 6))) / 2
     np.testing.assert_allclose(warm.rates, rate * np.where(time < 6, (time + 1) / 7, rest), rtol=1e-12)
-    stairs = trained(**shared, schedule="piecewise", milestones=[1, 2.5], milestone_decay=0.2)
+    stairs = train(**shared, schedule="piecewise", milestones=[1, 2.5], milestone_decay=0.2)
     np.testing.assert_allclose(stairs.rates, rate * 0.2 ** ((time >= 4).astype(int) + (time >= 10)), rtol=1e-12)
 
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], rate)
@@ -54,9 +54,9 @@ def test_schedules_are_their_formulas() -> None:
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         torchs.step()
-    cycle = trained(**shared, schedule="one-cycle")
+    cycle = train(**shared, schedule="one-cycle")
     np.testing.assert_allclose(cycle.rates, expected, rtol=1e-9)
-    assert trained(**shared, schedule="constant").rates == [rate] * total
+    assert train(**shared, schedule="constant").rates == [rate] * total
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 10])
@@ -77,15 +77,15 @@ def test_a_schedule_leaves_the_optimizer_as_it_was_and_begins_anew() -> None:
         assert trainer.rates == pytest.approx([0.05 * (1 + np.cos(np.pi * t / 4)) / 2 for t in range(4)])
         after = {name: value for name, value in estimator.optimizer.param_groups[0].items() if name != "params"}
         assert after == before
-    with pytest.raises(ValueError, match="scheduler: got ExponentialLR beside schedule 'cosine',"):
-        trained(schedule="cosine", scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5))
+    with pytest.raises(ValueError, match=r"^scheduler: got ExponentialLR .*'cosine'"):
+        train(schedule="cosine", scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5))
     stream = (batch for batch in [])
 
     class Stream:
         def __iter__(self) -> Any:
             return stream
 
-    with pytest.raises(ValueError, match="schedule: got 'cosine' for a stream without a length,"):
+    with pytest.raises(ValueError, match=r"^schedule: got 'cosine' "):
         trainer.fit_loader(Stream(), verbose=False)
 
 
@@ -100,20 +100,20 @@ class Stopped(StandardTrainer):
 
 def test_a_training_can_be_too_short_for_a_schedule() -> None:
     with pytest.raises(ValueError, match=r"warmup_epochs: got 2 of 2 epochs,"):
-        trained(schedule="cosine", warmup_epochs=2)
+        train(schedule="cosine", warmup_epochs=2)
     with pytest.raises(ValueError, match=r"schedule: got 'one-cycle' for 3 steps,"):
-        trained(schedule="one-cycle", samples=96, epochs=1)
+        train(schedule="one-cycle", samples=96, epochs=1)
 
 
 def test_a_rate_that_is_a_tensor_comes_back() -> None:
     rate = torch.tensor(0.01)
-    trainer = trained(optimizer=lambda model: torch.optim.Adam(model.parameters(), rate), schedule="cosine")
+    trainer = train(optimizer=lambda model: torch.optim.Adam(model.parameters(), rate), schedule="cosine")
     assert trainer.classifier.optimizer.param_groups[0]["lr"] is rate
     assert rate == 0.01
 
 
 def test_the_history_has_the_rate_of_each_epochs_last_step() -> None:
-    trainer = trained(kind=Rates, schedule="cosine", epochs=3)
+    trainer = train(kind=Rates, schedule="cosine", epochs=3)
     assert [record["learning_rate"] for record in trainer.history] == trainer.rates[3::4]
 
 
@@ -134,22 +134,22 @@ def test_a_schedule_needs_the_length_that_a_loader_says(length: int, sentence: s
 def test_schedules_resume(schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     milestones = (1, 2.25) if schedule == "piecewise" else ()
     shared: dict[str, Any] = {"kind": Stopped, "epochs": 4, "schedule": schedule, "milestones": milestones}
-    whole = trained(**shared)
+    whole = train(**shared)
     monkeypatch.setenv("STOPPED", "1")
     with pytest.raises(KeyboardInterrupt):
-        trained(**shared, checkpoint_dir=tmp_path)
+        train(**shared, checkpoint_dir=tmp_path)
     monkeypatch.delenv("STOPPED")
-    resumed = trained(**shared, checkpoint_dir=tmp_path, resume=True)
+    resumed = train(**shared, checkpoint_dir=tmp_path, resume=True)
     assert same_named(named_weights(whole), named_weights(resumed))
     assert [record["learning_rate"] for record in whole.history] == [
         record["learning_rate"] for record in resumed.history
     ]
     longer = {**shared, "epochs": 5, "checkpoint_dir": tmp_path, "resume": True}
     if schedule == "piecewise":
-        trained(**longer)
+        train(**longer)
     else:  # the whole curve belongs to the number of epochs
-        with pytest.raises(ValueError, match=r"was written with nb_epochs 4, but this run has 5"):
-            trained(**longer)
+        with pytest.raises(ValueError, match=r"^resume: .*nb_epochs 4, .* 5"):
+            train(**longer)
 
 
 @pytest.mark.parametrize(

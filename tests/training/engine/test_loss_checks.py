@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_linear
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +18,7 @@ from art_robust_plugins import (
 )
 
 from ..builders import weights
-from .small import X, Y, classifier, fit, refused
+from .small import X, Y, check_refusal, classifier, fit
 
 
 class Coupled(nn.Module):
@@ -39,7 +40,7 @@ class Coupled(nn.Module):
 )
 def test_losses_that_are_no_means_over_samples_are_not_cut(loss: nn.Module) -> None:
     trainer = StandardTrainer(classifier(loss=loss), options=TrainingOptions(accumulation_steps=4))
-    refused(trainer, "accumulation_steps average over samples", type(loss).__name__)
+    check_refusal(trainer, "accumulation_steps average over samples", type(loss).__name__)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +53,10 @@ def test_losses_that_are_no_means_over_samples_are_not_cut(loss: nn.Module) -> N
     ],
 )
 def test_the_gradients_of_parts_are_those_of_the_batch(loss: nn.Module) -> None:
-    model = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))  # noqa: E731
     states = []
     for parts in (1, 5):
         torch.manual_seed(0)
-        estimator = classifier(model(), copy.deepcopy(loss))
+        estimator = classifier(make_linear(), copy.deepcopy(loss))
         fit(StandardTrainer(estimator, options=TrainingOptions(seed=0, accumulation_steps=parts)))
         states.append(weights(estimator))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*states, strict=True))
@@ -67,7 +67,7 @@ def test_a_batch_that_counts_for_nothing_is_refused_by_its_reason() -> None:
     weight[2] = 0
     ignoring = StandardTrainer(classifier(loss=nn.CrossEntropyLoss(ignore_index=2)))
     for trainer in (ignoring, StandardTrainer(classifier(loss=nn.CrossEntropyLoss(weight)))):
-        refused(trainer, "y: got a batch of 20 labels all of class 2", x=X[:20], y=np.full(20, 2))
+        check_refusal(trainer, "y: got a batch of 20 labels all of class 2", x=X[:20], y=np.full(20, 2))
         fit(trainer, batch_size=300)  # a batch with others trains
 
 
@@ -76,12 +76,12 @@ def test_losses_that_give_no_number_are_refused() -> None:
         def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
             return (outputs - y).square().mean(dim=1)
 
-    refused(StandardTrainer(classifier(loss=nn.CrossEntropyLoss(reduction="none"))), "reduction 'none'")
-    refused(StandardTrainer(classifier(loss=OfEach())), "a tensor of shape (64,)")
+    check_refusal(StandardTrainer(classifier(loss=nn.CrossEntropyLoss(reduction="none"))), "reduction 'none'")
+    check_refusal(StandardTrainer(classifier(loss=OfEach())), "a tensor of shape (64,)")
 
 
 def test_binary_losses_of_several_outputs_are_one_class_against_the_rest() -> None:
-    estimator = classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), nn.BCEWithLogitsLoss())
+    estimator = classifier(make_linear(), nn.BCEWithLogitsLoss())
     trainer = StandardTrainer(estimator)
     x, y = torch.from_numpy(X[:8]), torch.from_numpy(Y[:8])
     expected = functional.binary_cross_entropy_with_logits(trainer.logits(x), functional.one_hot(y, 10).float())
@@ -120,7 +120,7 @@ FAILING: dict[str, tuple[Any, tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", FAILING)
 def test_losses_that_fail_on_the_first_batch_are_refused(case: str) -> None:
     loss, words = FAILING[case]
-    refused(StandardTrainer(classifier(loss=loss)), "classifier: ", *words)
+    check_refusal(StandardTrainer(classifier(loss=loss)), "classifier: ", *words)
 
 
 class Normalising(StandardTrainer):

@@ -15,7 +15,7 @@ from art_robust_plugins import (
     TrainingOptions,
 )
 
-from .runs import X, Y, classifier, close, named_weights, resumes_exactly, same_named, trained, two_convolutions
+from .runs import X, Y, classifier, close, named_weights, resumes_exactly, same_named, train, two_convolutions
 
 
 @pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, lr=0.05, momentum=0.9), torch.optim.Adam])
@@ -55,7 +55,7 @@ def test_after_training_in_channels_last_everything_lies_as_it_did() -> None:
 
     for layer in (model[2], model[4]):
         layer.register_forward_hook(look)
-    trainer = trained(model, optimizer=lambda model: torch.optim.Adam(model.parameters()), channels_last=True)
+    trainer = train(model, optimizer=lambda model: torch.optim.Adam(model.parameters()), channels_last=True)
     assert seen
     assert all(seen)
     assert [parameter.stride() for parameter in model.parameters()] == before
@@ -73,4 +73,4 @@ def test_losses_of_bfloat16_outputs_are_in_float32() -> None:
             assert self.logits(x).dtype == loss.dtype == torch.float32
             return loss
 
-    assert not same_named(named_weights(trained(kind=Precise, mixed_precision="bf16")), named_weights(trained()))
+    assert not same_named(named_weights(train(kind=Precise, mixed_precision="bf16")), named_weights(train()))

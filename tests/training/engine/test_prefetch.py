@@ -13,7 +13,7 @@ from art_robust_plugins.training.engine.prefetch import prefetch
 from .runs import cuda
 
 
-def numbered(count: int, order: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
+def number(count: int, order: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
     for index in range(count):
         order.append(f"read {index}")
         yield torch.full((3, 2), float(index)), torch.full((3,), index)
@@ -21,7 +21,7 @@ def numbered(count: int, order: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
 
 def test_a_loaders_batches_come_in_order_and_none_is_read_before_its_turn() -> None:
     order: list[str] = []
-    for index, (x, y) in enumerate(prefetch(numbered(3, order), torch.device("cpu"))):
+    for index, (x, y) in enumerate(prefetch(number(3, order), torch.device("cpu"))):
         assert torch.equal(x, torch.full((3, 2), float(index)))
         assert torch.equal(y, torch.full((3,), index))
         order.append(f"used {index}")
@@ -33,7 +33,7 @@ def test_a_loaders_batches_come_in_order_and_none_is_read_before_its_turn() -> N
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_the_next_batch_is_read_ahead_and_no_value_is_lost() -> None:
     order: list[str] = []
-    for index, (x, _) in enumerate(prefetch(numbered(3, order), torch.device("cuda"))):
+    for index, (x, _) in enumerate(prefetch(number(3, order), torch.device("cuda"))):
         assert x.device.type == "cuda"
         assert torch.equal(x.cpu(), torch.full((3, 2), float(index)))
         order.append(f"used {index}")

@@ -63,17 +63,17 @@ def test_what_ends_a_wait_is_said_unless_it_is_lack_of_memory(monkeypatch: pytes
 def test_settings_of_several_processes_are_compared_in_full_and_shown_where_they_differ(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refused(one: dict[str, str], other: dict[str, str]) -> str:
-        def gathered(everyone: list[Any], _: object) -> None:
+    def compare(one: dict[str, str], other: dict[str, str]) -> str:
+        def gather(everyone: list[Any], _: object) -> None:
             everyone[:] = [one, other]
 
-        monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
         return refusal(lambda: Pair().check_same_settings(one))
 
     long = "a" * 500
-    assert refused({"x": long, "y": "1"}, {"x": long, "y": "2"}).startswith("ValueError: y: got 1 in process 0 and 2")
-    assert refused({"x": "1"}, {}).startswith("ValueError: x: got 1 in process 0 and none in process 1,")
-    said = refused({"x": f"{long}0{long}"}, {"x": f"{long}1{long}"})
+    assert compare({"x": long, "y": "1"}, {"x": long, "y": "2"}).startswith("ValueError: y: got 1 in process 0 and 2")
+    assert compare({"x": "1"}, {}).startswith("ValueError: x: got 1 in process 0 and none in process 1,")
+    said = compare({"x": f"{long}0{long}"}, {"x": f"{long}1{long}"})
     shown = [f"...{'a' * 30}{digit}{'a' * 29}..." for digit in "01"]
     assert said.startswith(f"ValueError: x: got {shown[0]} in process 0 and {shown[1]} in process 1,")
 

@@ -81,7 +81,7 @@ class Passing(PGDTrainer):
         super().__init__(classifier, **settings)
 
 
-def exchanged(model: nn.Module) -> torch.optim.Optimizer:
+def exchange(model: nn.Module) -> torch.optim.Optimizer:
     parameters = list(model.parameters())
     parameters[0], parameters[2] = parameters[2], parameters[0]  # of one shape
     return torch.optim.SGD(parameters, 0.1, 0.9)
@@ -119,7 +119,7 @@ OTHERS: list[tuple[str, Run, Run]] = [
     ("clip_values", Run(), Run(clip_values=(0, 2))),
     (r"mean=\[0.0\].*mean=\[0.5\]", Run(), Run(preprocessing=(0.5, 0.5))),
     ("optimizer group 1 lr 0.01.*0.02", Run(optimizer=groups(0.1, 0.01)), Run(optimizer=groups(0.1, 0.02))),
-    ("parameters 1.weight.*has 4.weight", Run(), Run(optimizer=exchanged)),
+    ("parameters 1.weight.*has 4.weight", Run(), Run(optimizer=exchange)),
     (
         "gamma 0.5.*0.1",
         Run(scheduler=lambda o: lr_scheduler.StepLR(o, 1, 0.5)),
@@ -169,7 +169,7 @@ def test_another_run_is_refused_and_left_as_it_was(difference: str, one: Run, ot
     one.train(tmp_path, 1)
     before = (tmp_path / "training.pt").read_bytes()
     made: list[Any] = []
-    with pytest.raises(ValueError, match=rf"^resume: .*training.pt was written with .*{difference}") as refusal:
+    with pytest.raises(ValueError, match=rf"^resume: .*training\.pt .*{difference}") as refusal:
         other.train(tmp_path, 2, made)
     assert "\n" not in str(refusal.value)
     torch.manual_seed(0)
@@ -276,10 +276,10 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_pa
             raise AssertionError("a step was taken")
 
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^checkpoint_dir: got .*file is a file"):
+    with pytest.raises(ValueError, match=r"^checkpoint_dir: got .*file "):
         Run(trainer=Never).train(tmp_path / "file" / "below", 1)
     (tmp_path / "run" / "training.pt").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"^checkpoint_dir: got .*training.pt is a folder"):
+    with pytest.raises(ValueError, match=r"^checkpoint_dir: got .*training\.pt "):
         Run(trainer=Never).train(tmp_path / "run", 1)
 
 

@@ -24,7 +24,7 @@ from art_robust_plugins import (
     TrainingOptions,
 )
 
-from .small import LINF, X, Y, classifier, fit, refused
+from .small import LINF, X, Y, check_refusal, classifier, fit
 
 
 class NeedsEpoch:
@@ -70,7 +70,7 @@ def test_schedulers_that_would_fail_or_do_nothing_are_refused_at_once(case: str)
     make, options, word = BAD_SCHEDULERS[case]
     estimator = classifier()
     trainer = StandardTrainer(estimator, options=TrainingOptions(**options))
-    refused(trainer, "scheduler: ", word, scheduler=make(estimator.optimizer))
+    check_refusal(trainer, "scheduler: ", word, scheduler=make(estimator.optimizer))
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from .process_cases import (
     CASES,
     LAUNCH,
     classifier,
-    fitted,
     noise,
-    started,
+    run_fit,
+    train_start,
 )
 
 
@@ -72,7 +72,7 @@ def test_what_two_processes_began_one_can_go_on_with(two: list[dict[str, Any]], 
     ends = []
     for begun in (folder, tmp_path):
         options = TrainingOptions(seed=1, checkpoint_dir=begun / "layerwise", resume=True)
-        ends.append(fitted(LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options), nb_epochs=5))
+        ends.append(run_fit(LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=options), nb_epochs=5))
     for key, expected in ends[1]["weights"].items():
         torch.testing.assert_close(ends[0]["weights"][key], expected, rtol=1e-4, atol=1e-5, msg=key)
     assert len(ends[0]["history"]) == 5
@@ -80,7 +80,7 @@ def test_what_two_processes_began_one_can_go_on_with(two: list[dict[str, Any]], 
 
 @pytest.mark.slow
 def test_a_layer_that_no_loss_reaches_stays_as_it_was(two: list[dict[str, Any]]) -> None:
-    assert torch.equal(two[1]["standard"]["weights"]["unused.weight"], started(1)["unused.weight"])
+    assert torch.equal(two[1]["standard"]["weights"]["unused.weight"], train_start(1)["unused.weight"])
 
 
 @pytest.mark.slow

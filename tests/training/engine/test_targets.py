@@ -22,7 +22,7 @@ from art_robust_plugins import (
 )
 
 from ..builders import same, weights
-from .small import LINF, X, Y, classifier, fit, network, refused
+from .small import LINF, X, Y, check_refusal, classifier, fit, network
 
 SOFT = np.eye(10)[Y] * 0.9 + 0.01
 
@@ -66,8 +66,8 @@ def test_methods_and_losses_that_take_soft_labels(make: Any, loss: nn.Module) ->
     ],
 )
 def test_soft_labels_that_do_not_fit_are_refused(y: Any, loss: nn.Module, word: str) -> None:
-    refused(StandardTrainer(classifier(loss=loss)), "y: got", word, y=y)
+    check_refusal(StandardTrainer(classifier(loss=loss)), "y: got", word, y=y)
 
 
 def test_lipschitz_margins_need_one_class() -> None:
-    refused(LipschitzMarginTrainer(classifier(), c=0.1), "y: got class probabilities", y=SOFT)
+    check_refusal(LipschitzMarginTrainer(classifier(), c=0.1), "y: got class probabilities", y=SOFT)

@@ -76,13 +76,13 @@ def test_on_a_gpu_a_step_does_not_wait(name: str) -> None:
     trainer = EVERY_METHOD[name](estimator, TrainingOptions(seed=0, augmentation="crop-flip", ema_decay=0.9))
     inner, calls = trainer.training_loss, 0
 
-    def watched(x: Tensor, y: Tensor) -> Tensor:
+    def watch(x: Tensor, y: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         torch.cuda.set_sync_debug_mode("error" if 2 < calls < 9 else "default")
         return inner(x, y)
 
-    trainer.training_loss = watched  # type: ignore[method-assign]
+    trainer.training_loss = watch  # type: ignore[method-assign]
     try:
         trainer.fit(X[:100], Y[:100], batch_size=10, nb_epochs=1, verbose=False)
     finally:

@@ -19,7 +19,7 @@ Y = torch.from_numpy(LABELS)
 LINF, L2, L1 = ThreatModel("Linf", 0.1), ThreatModel("L2", 0.8), ThreatModel("L1", 2.0)
 
 
-def normed(seed: int = 0) -> nn.Sequential:
+def make_normed(seed: int = 0) -> nn.Sequential:
     """With batch normalisation, and dropout that draws nothing."""
     torch.manual_seed(seed)
     return nn.Sequential(
@@ -39,14 +39,14 @@ def plain(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Softplus(), nn.Flatten(), nn.Linear(36, 10))
 
 
-classifier = make_builder(normed, momentum(0.1))
+classifier = make_builder(make_normed, momentum(0.1))
 
 
 def quiet(epochs: int = 2, batch_size: int = 50) -> dict[str, Any]:
     return {"nb_epochs": epochs, "batch_size": batch_size, "verbose": False}
 
 
-def projected(norm: str, z: Tensor, x: Tensor, eps: float) -> Tensor:
+def project(norm: str, z: Tensor, x: Tensor, eps: float) -> Tensor:
     if norm == "Linf":
         return torch.minimum(torch.maximum(z, x - eps), x + eps)
     lengths = [(a - b).pow(2).sum().sqrt() for a, b in zip(z, x, strict=True)]

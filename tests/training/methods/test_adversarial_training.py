@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from art_robust_plugins import (
 from art_robust_plugins.training.engine.validator import Validator
 
 from ..builders import momentum, same, weights
-from .adversaries import L2, LINF, X, Y, classifier, normed, plain, projected, quiet, seen_in, slope
+from .adversaries import L2, LINF, X, Y, classifier, make_normed, plain, project, quiet, seen_in, slope
 
 
 def validate(trainer: RobustTrainer, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -68,7 +69,7 @@ def test_mixed_labels_are_those_of_the_formula() -> None:
         outputs = model(z)
         return -(y * (outputs - outputs.exp().sum(dim=1, keepdim=True).log())).sum(dim=1).mean()
 
-    adversary = projected("Linf", x + 0.125 * slope(soft, x).sign(), x, 0.1).clamp(0, 1)
+    adversary = project("Linf", x + 0.125 * slope(soft, x).sign(), x, 0.1).clamp(0, 1)
     torch.testing.assert_close(trainer.training_loss(x, y), soft(adversary), rtol=1e-10, atol=0)
 
 
@@ -81,8 +82,7 @@ def test_a_binary_network_with_one_output(loss: nn.Module) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Identity())
     if isinstance(loss, nn.BCELoss):
         model[2] = nn.Sigmoid()
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    estimator = PyTorchClassifier(model, loss, (1, 8, 8), 2, optimizer=optimizer, clip_values=(0, 1))
+    estimator = classifier(model, loss, optimizer=partial(torch.optim.Adam, lr=0.01), nb_classes=2)
     trainer = TRADESTrainer(estimator, threat=LINF, steps=2, beta=2.0)
     made: list[Tensor] = []
     passed = seen_in(model, lambda: made.append(trainer.training_loss(x[:20], y[:20]).detach()))
@@ -103,8 +103,7 @@ def test_a_saturated_probability_gives_a_finite_loss() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Sigmoid())
     nn.init.zeros_(model[1].weight)
     nn.init.constant_(model[1].bias, 20.0)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    estimator = PyTorchClassifier(model, nn.BCELoss(), (1, 8, 8), 2, optimizer=optimizer, clip_values=(0, 1))
+    estimator = classifier(model, nn.BCELoss(), nb_classes=2)
     assert bool(torch.isfinite(PGDTrainer(estimator, threat=LINF).training_loss(X[:8], Y[:8] % 2)))
     assert bool(torch.isfinite(LocalBallTrainer(estimator, threat=LINF).training_loss(X[:8], Y[:8] % 2)))
 
@@ -116,7 +115,7 @@ def test_preprocessing_belongs_to_the_network(global_loss: Any) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = normed()
+            self.inner = make_normed()
 
         def forward(self, x: Tensor) -> Tensor:
             return self.inner((x - 0.3) / 0.5)

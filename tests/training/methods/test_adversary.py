@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from builders import make_linear
+from torch import Tensor
 
 from art_robust_plugins import (
     LocalBallTrainer,
@@ -24,10 +26,8 @@ from .adversaries import L1, L2, LINF, X, Y, ce, classifier, kl, quiet
 def linear(classes: int = 2, **arguments: Any) -> tuple[PyTorchClassifier, Tensor]:
     """A linear network of 2 classes and the gradient of its margin f_1 - f_0."""
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    arguments = {"clip_values": (0, 1), **arguments}
-    trained = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), classes, optimizer=optimizer, **arguments)
+    model = make_linear(classes=classes)
+    trained = classifier(model, optimizer=partial(torch.optim.SGD, lr=0.1), nb_classes=classes, **arguments)
     return trained, (model[1].weight[1] - model[1].weight[0]).detach().view(1, 8, 8)
 
 
@@ -65,7 +65,7 @@ def test_the_divergence_of_a_linear_network_is_ascended_along_its_margin() -> No
 
 
 @pytest.fixture(scope="module")
-def trained() -> PyTorchClassifier:
+def trained_classifier() -> PyTorchClassifier:
     estimator = classifier()
     StandardTrainer(estimator, options=TrainingOptions(seed=0)).fit(X[:1000], Y[:1000], **quiet(6))
     return estimator
@@ -73,17 +73,17 @@ def trained() -> PyTorchClassifier:
 
 @pytest.mark.parametrize("global_loss", ["ce", "kl"])
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
-def test_more_steps_find_more(trained: PyTorchClassifier, threat: ThreatModel, global_loss: Any) -> None:
+def test_more_steps_find_more(trained_classifier: PyTorchClassifier, threat: ThreatModel, global_loss: Any) -> None:
     x, y = X[1000:1200], Y[1000:1200]
-    trained.model.eval()
+    trained_classifier.model.eval()
     heights = []
     for steps in (1, 3, 10):
         trainer = LocalBallTrainer(
-            trained, threat=threat, steps=steps, step_size=threat.eps / 3, global_loss=global_loss
+            trained_classifier, threat=threat, steps=steps, step_size=threat.eps / 3, global_loss=global_loss
         )
         torch.manual_seed(0)
         adversary = trainer.adversary(x, y)
-        trained.model.eval()
+        trained_classifier.model.eval()
         with torch.no_grad():
             at_x, at_adversary = trainer.logits(x), trainer.logits(adversary)
         heights.append(float(ce(at_adversary, y) if global_loss == "ce" else kl(at_x, at_adversary)))
@@ -92,10 +92,10 @@ def test_more_steps_find_more(trained: PyTorchClassifier, threat: ThreatModel, g
 
 
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
-def test_the_local_point_is_worse_than_a_random_one(trained: PyTorchClassifier, threat: ThreatModel) -> None:
+def test_the_local_point_is_worse_than_a_random_one(trained_classifier: PyTorchClassifier, threat: ThreatModel) -> None:
     x = X[1000:1200]
-    trained.model.eval()
-    trainer = LocalBallTrainer(trained, threat=threat)
+    trained_classifier.model.eval()
+    trainer = LocalBallTrainer(trained_classifier, threat=threat)
     found = trainer.local_point(x, x)
     random = threat.project(x + 10 * torch.randn_like(x), x, 0, 1)
     random = x + 0.5 * (random - x)
@@ -104,9 +104,9 @@ def test_the_local_point_is_worse_than_a_random_one(trained: PyTorchClassifier, 
     assert float(kl(at_x, at_found)) > 2 * float(kl(at_x, at_random))
 
 
-def test_no_local_point_stays_at_its_center_in_l1(trained: PyTorchClassifier) -> None:
+def test_no_local_point_stays_at_its_center_in_l1(trained_classifier: PyTorchClassifier) -> None:
     """A step in L1 moves one coordinate, and must not choose one that the range holds back (digits are 0 or 1)."""
-    trained.model.eval()
+    trained_classifier.model.eval()
     x = X[1000:1200]
-    found = LocalBallTrainer(trained, threat=L1).local_point(x, x)
+    found = LocalBallTrainer(trained_classifier, threat=L1).local_point(x, x)
     assert bool(((found - x).flatten(1).abs().amax(dim=1) > 0).all())

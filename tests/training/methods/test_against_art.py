@@ -13,11 +13,12 @@ from art.attacks.evasion import ProjectedGradientDescent
 from art.data_generators import NumpyDataGenerator
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch, Trainer
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import Tensor, nn
 
 from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TRADESTrainer, TrainingOptions
 
-from ..builders import IMAGES, LABELS, make_classifier
+from ..builders import IMAGES, LABELS
 
 X, Y, TEST, TEST_Y = IMAGES[:400], LABELS[:400], IMAGES[1000:1400], LABELS[1000:1400]
 EPS, STEP, STEPS, BETA = 0.1, 0.03, 5, 6.0
@@ -37,7 +38,7 @@ class Network(nn.Module):
 def classifier(seed: int = 0, optimizer: str = "Adam") -> PyTorchClassifier:
     torch.manual_seed(seed)
     rates = {"Adam": 0.01, "SGD": 0.1}
-    return make_classifier(Network(), partial(getattr(torch.optim, optimizer), lr=rates[optimizer]))
+    return make_classifier(Network(), optimizer=partial(getattr(torch.optim, optimizer), lr=rates[optimizer]))
 
 
 def attack(estimator: PyTorchClassifier, max_iter: int = STEPS, eps_step: float = STEP) -> ProjectedGradientDescent:
@@ -77,7 +78,7 @@ def accuracy(estimator: PyTorchClassifier, x: np.ndarray) -> float:
 
 
 @lru_cache
-def trained(make: Callable[[PyTorchClassifier], Trainer]) -> tuple[float, float]:
+def train(make: Callable[[PyTorchClassifier], Trainer]) -> tuple[float, float]:
     """Accuracy, and accuracy under ART's PGD of 20 steps, through ART's interface alone: means of 3 runs."""
     found = []
     for seed in range(3):
@@ -99,14 +100,14 @@ def test_training_is_as_good_as_arts(ours: Any, arts: Any) -> None:
     The difference of two means of 3 then has a standard error of 0.012, and 0.04 is three of them. ART's PGD is the
     same method. Its TRADES ascends the loss, where the paper and this package ascend the divergence.
     """
-    (clean, robust), (reference_clean, reference_robust) = trained(ours), trained(arts)
+    (clean, robust), (reference_clean, reference_robust) = train(ours), train(arts)
     assert clean > reference_clean - 0.04
     assert robust > reference_robust - 0.04
     assert min(robust, reference_robust) > 0.5
 
 
 def test_a_local_ball_around_one_step_is_better_than_arts_five_steps() -> None:
-    assert trained(our_local_ball)[1] > trained(arts_madry)[1]
+    assert train(our_local_ball)[1] > train(arts_madry)[1]
 
 
 def test_pgd_without_random_numbers_is_arts_step_by_step() -> None:

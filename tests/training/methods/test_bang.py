@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,8 +18,6 @@ from torch.nn import functional
 
 from art_robust_plugins.training import BANG, BANGTrainer, StandardTrainer, TrainingOptions, bang_gradients
 from art_robust_plugins.training.methods.bang import bang_factors
-
-from ..builders import make_classifier
 
 # ------------------------------------------------------------------------------------------------- the factors
 
@@ -304,11 +303,11 @@ def test_bf16_autocast_keeps_norms_in_float32(monkeypatch: pytest.MonkeyPatch) -
     exact, _ = bang_run(network, X, Y, beta=0.4, ratio=0.5, epsilon=0.855)
     seen: list[torch.dtype] = []
 
-    def watched(norms: Tensor, *arguments: object) -> Tensor:
+    def watch(norms: Tensor, *arguments: object) -> Tensor:
         seen.append(norms.dtype)
         return bang_factors(norms, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("art_robust_plugins.training.methods.bang.bang_factors", watched)
+    monkeypatch.setattr("art_robust_plugins.training.methods.bang.bang_factors", watch)
     clone = copy.deepcopy(network)
     with bang_gradients(clone, beta=0.4, ratio=0.5, epsilon=0.855) as bang:
         bang.begin_step(Y)
@@ -350,13 +349,13 @@ def test_names_in_a_set_are_taken_in_one_order() -> None:
 
 def test_layers_that_compute_in_their_own_way_are_refused_not_replaced() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(25, 6), Cosine(6, 4))
-    with pytest.raises(ValueError, match="the Cosine '2' computes in a way of its own"), bang_gradients(network):
+    with pytest.raises(ValueError, match="Cosine '2' "), bang_gradients(network):
         pass
     with bang_gradients(network, layers=["1"]):
         network(X).sum().backward()
     with (
         bang_gradients(network, layers=["1"]),
-        pytest.raises(ValueError, match="the Linear '1' is taken by another instrument"),
+        pytest.raises(ValueError, match="Linear '1' "),
         bang_gradients(network, layers=["1"]),
     ):
         pass
@@ -409,7 +408,7 @@ def classifier(seed: int = 0) -> PyTorchClassifier:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(36, 4))
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
-    return make_classifier(network, optimizer, input_shape=(1, 5, 5), nb_classes=4)
+    return make_classifier(network, optimizer=optimizer, input_shape=(1, 5, 5), nb_classes=4)
 
 
 def weights_after(trainer: type, data: tuple[np.ndarray, np.ndarray], **settings: object) -> list[Tensor]:

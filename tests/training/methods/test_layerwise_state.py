@@ -19,10 +19,10 @@ from art_robust_plugins.training.methods.layerwise import (
     layerwise_perturbations,
 )
 
-from .tiny import batches, classifier, fitted, largest_matching, moves, same_state, small, tiny
+from .tiny import batches, classifier, fit, largest_matching, moves, same_state, small, tiny
 
 
-def recorded(network: nn.Sequential) -> dict[str, Tensor]:
+def record(network: nn.Sequential) -> dict[str, Tensor]:
     with layerwise_perturbations(network, eps=0.1) as layerwise:
         x, y = batches(1)[0]
         layerwise.begin_step(y)
@@ -32,7 +32,7 @@ def recorded(network: nn.Sequential) -> dict[str, Tensor]:
 
 def test_the_state_is_taken_up_again_and_is_safe_to_keep() -> None:
     network = small()
-    state = recorded(network)
+    state = record(network)
     assert set(state) == {"labels", "number", "layer:1", "layer:3", "sign:0:1", "sign:0:3"}
     assert not any(tensor.requires_grad for tensor in state.values())
     kept = {key: tensor.clone() for key, tensor in state.items()}
@@ -51,10 +51,10 @@ def test_the_state_is_taken_up_again_and_is_safe_to_keep() -> None:
 
 
 def test_states_that_do_not_fit_are_refused() -> None:
-    network, state = small(), recorded(small())
+    network, state = small(), record(small())
     with pytest.raises(ValueError, match=r"state: got the entry 'seen',"):
         Layerwise(0.1).load_state_dict({"seen": torch.zeros(())})
-    with pytest.raises(ValueError, match=r"state: got torch.int8 of shape \(6, 3, 3, 3\) for the layer '1' and 7"):
+    with pytest.raises(ValueError, match=r"state: got torch\.int8 of shape \(6, 3, 3, 3\) .*'1' .*7"):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"][:6]})
     with pytest.raises(ValueError, match="state: got "):
         Layerwise(0.1).load_state_dict({**state, "sign:0:1": state["sign:0:1"][:0]})
@@ -69,7 +69,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
     x, y = batches(1)[0]
     with shaped.attached(network):
         shaped.begin_step(y)
-        with pytest.raises(RuntimeError, match=r"output of '1' has the shape \(7, 3, 3, 3\)"):
+        with pytest.raises(RuntimeError, match=r"'1' .*\(7, 3, 3, 3\)"):
             network(x)
 
 
@@ -101,7 +101,7 @@ def test_a_network_without_convolutions_needs_named_layers() -> None:
         LayerwiseAdversarialTrainer(trained, eps=0.1)
     with pytest.raises(ValueError, match=message), layerwise_perturbations(network, eps=0.1):
         pass
-    fitted(LayerwiseAdversarialTrainer(trained, eps=0.1, layers=[nn.ReLU]), 1)
+    fit(LayerwiseAdversarialTrainer(trained, eps=0.1, layers=[nn.ReLU]), 1)
 
 
 def test_passes_that_do_not_fit_the_labels_are_refused() -> None:
@@ -112,7 +112,7 @@ def test_passes_that_do_not_fit_the_labels_are_refused() -> None:
         with pytest.raises(ValueError, match=r"y: got labels of shape \(7, 1\),"):
             layerwise.begin_step(y[:, None])
         layerwise.begin_step(y[:5])
-        with pytest.raises(RuntimeError, match=r"y: got 5 labels, and in '0' an output of shape \(7, 3, 3, 3\)"):
+        with pytest.raises(RuntimeError, match=r"^y: got 5 labels, .*'0' .*\(7, 3, 3, 3\)"):
             network(x)
 
 
@@ -126,7 +126,7 @@ def test_layers_without_a_tensor_of_numbers_are_refused() -> None:
     network = nn.Sequential(nn.Conv2d(1, 3, 2), Pair()).double()
     with layerwise_perturbations(network, eps=0.1, layers=[Pair]) as layerwise:
         layerwise.begin_step(y)
-        with pytest.raises(ValueError, match="layers: the output of the Pair '1' is a tuple,"):
+        with pytest.raises(ValueError, match=r"^layers: .*Pair '1' .*tuple"):
             network(x)
 
 

@@ -19,23 +19,23 @@ from art_robust_plugins.training.methods.layerwise import (
 )
 
 from ..builders import same
-from .tiny import classifier, fitted
+from .tiny import classifier, fit
 
 
 def test_eps_0_trains_like_no_instrument_bit_for_bit() -> None:
     options = TrainingOptions(seed=3)
-    plain = fitted(StandardTrainer(classifier(), options=options))
-    assert same(plain, fitted(LayerwiseAdversarialTrainer(classifier(), eps=0, options=options)))
-    assert not same(plain, fitted(LayerwiseAdversarialTrainer(classifier(), eps=0.1, options=options)))
+    plain = fit(StandardTrainer(classifier(), options=options))
+    assert same(plain, fit(LayerwiseAdversarialTrainer(classifier(), eps=0, options=options)))
+    assert not same(plain, fit(LayerwiseAdversarialTrainer(classifier(), eps=0.1, options=options)))
 
 
 def test_a_run_is_repeatable_also_with_the_same_trainer_object() -> None:
     trainer = LayerwiseAdversarialTrainer(classifier(), eps=0.3, options=TrainingOptions(seed=3))
-    first = fitted(trainer)
+    first = fit(trainer)
     fresh = classifier()
     trainer.classifier.model.load_state_dict(fresh.model.state_dict())
     trainer.classifier.optimizer.load_state_dict(fresh.optimizer.state_dict())
-    assert same(first, fitted(trainer))
+    assert same(first, fit(trainer))
 
 
 def trainers(kind: str, options: TrainingOptions) -> Any:
@@ -57,7 +57,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(kind: str, tmp_path: Pa
             channels_last=kind == "channels last",
             mixed_precision="bf16" if kind == "bf16" else "no",
         )
-        return fitted(trainers(kind, options), epochs)
+        return fit(trainers(kind, options), epochs)
 
     whole = run("whole", False, 4)
     run("parts", False, 1)
@@ -86,7 +86,7 @@ def test_in_a_step_of_the_local_ball_all_training_passes_carry_one_perturbation_
     )
     loss = trainer.training_loss
 
-    def watched(x: Tensor, y: Tensor) -> Tensor:
+    def watch(x: Tensor, y: Tensor) -> Tensor:
         plain.clear()
         seen.clear()
         result = loss(x, y)
@@ -98,10 +98,10 @@ def test_in_a_step_of_the_local_ball_all_training_passes_carry_one_perturbation_
             means.append(mean if not means else means[-1] + MOMENTUM * (mean - means[-1]))
         return result
 
-    trainer.training_loss = watched  # type: ignore[method-assign]
+    trainer.training_loss = watch  # type: ignore[method-assign]
     layerwise, states = trainer.instruments[0], []
     trainer.end_epoch = lambda record: states.append(layerwise.state_dict())  # type: ignore[method-assign]
-    fitted(trainer, 6)
+    fit(trainer, 6)
     assert len(moved) > 2 * MEASURED_EVERY
     for at_adversary, at_local_point in moved[1:]:
         assert at_adversary.abs().max() > 0
@@ -118,7 +118,7 @@ def test_the_ascent_records_nothing() -> None:
         states.append(layerwise.state_dict())
 
     trainer.end_epoch = end_epoch
-    fitted(trainer, 1)
+    fit(trainer, 1)
     calls = {key.split(":")[1] for key in states[0] if key.startswith("sign:")}
     assert calls == {"0"}
     without = LocalBallTrainer(
@@ -128,7 +128,7 @@ def test_the_ascent_records_nothing() -> None:
         instruments=[BANG(0.9, ratio=0.5)],
         options=TrainingOptions(seed=0),
     )
-    assert not same(fitted(without, 1), [t.clone() for t in trainer.classifier.model.state_dict().values()])
+    assert not same(fit(without, 1), [t.clone() for t in trainer.classifier.model.state_dict().values()])
 
 
 def test_bang_still_acts_on_a_perturbed_network() -> None:
@@ -136,7 +136,7 @@ def test_bang_still_acts_on_a_perturbed_network() -> None:
     for instruments in ([], [BANG(0.5)]):
         options = TrainingOptions(seed=0)
         results.append(
-            fitted(LayerwiseAdversarialTrainer(classifier(), eps=0.3, instruments=instruments, options=options))
+            fit(LayerwiseAdversarialTrainer(classifier(), eps=0.3, instruments=instruments, options=options))
         )
     assert not same(*results)
 
@@ -147,7 +147,7 @@ def test_a_step_costs_one_forward_and_one_backward_pass() -> None:
         trainer = trainer(trained, options=TrainingOptions(seed=0), **arguments)
         trained.model[3].register_forward_hook(lambda module, *_: seen.append("forward" if module.training else "eval"))
         trained.model[3].register_full_backward_hook(lambda *_: seen.append("backward"))
-        fitted(trainer, 2)
+        fit(trainer, 2)
         return seen
 
     found = passes(LayerwiseAdversarialTrainer, eps=0.1)

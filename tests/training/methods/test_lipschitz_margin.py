@@ -53,7 +53,7 @@ def network(seed: int = 0) -> nn.Sequential:
 classifier = make_builder(network, partial(torch.optim.Adam, lr=0.003))
 
 
-def converged(trainer: LipschitzMarginTrainer, x: Tensor, y: Tensor) -> None:
+def converge(trainer: LipschitzMarginTrainer, x: Tensor, y: Tensor) -> None:
     """Let the power iterations reach the norms, as many small training steps would."""
     trainer.classifier.model.train()
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_loss_and_gradients_against_dense_float64(c: float) -> None:
     StandardTrainer(estimator, options=TrainingOptions(seed=0)).fit(X[:600], Y[:600], nb_epochs=3, verbose=False)
     trainer = LipschitzMarginTrainer(estimator, c=c)
     x, y = X[600:632], Y[600:632]
-    converged(trainer, x, y)
+    converge(trainer, x, y)
     model = estimator.model
     model.train()
     twin = copy.deepcopy(model).double()
@@ -175,7 +175,7 @@ def test_another_last_layer_takes_the_weaker_form() -> None:
     inner = nn.Linear(64, 10)
     estimator = classifier(nn.Sequential(nn.Flatten(), inner, nn.Tanh()))
     trainer = LipschitzMarginTrainer(estimator, c=0.05)
-    converged(trainer, X[:20], Y[:20])
+    converge(trainer, X[:20], Y[:20])
     loss = trainer.training_loss(X[:20], Y[:20])
     logits = estimator.model(X[:20]).detach().double()
     l = math.sqrt(2) * 0.05 * float(torch.linalg.matrix_norm(inner.weight.detach().double(), 2))  # noqa: E741
@@ -207,13 +207,13 @@ def test_no_margin_anywhere_and_dead_weights_give_finite_gradients(margin: Any) 
 def test_one_power_step_for_each_operator_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
     estimator, taken = classifier(), []
 
-    def counted(operator: Any, vector: Tensor | None = None, *, steps: int = 1) -> tuple[Tensor, Tensor]:
+    def count_steps(operator: Any, vector: Tensor | None = None, *, steps: int = 1) -> tuple[Tensor, Tensor]:
         taken.append((type(operator).__name__, steps, vector is not None))
         return original(operator, vector, steps=steps)
 
     trainer = LipschitzMarginTrainer(estimator)
     original = propagation.lower_estimate
-    monkeypatch.setattr(propagation, "lower_estimate", counted)
+    monkeypatch.setattr(propagation, "lower_estimate", count_steps)
     trainer.fit(X[:40], Y[:40], batch_size=20, nb_epochs=2, verbose=False)
     steps = 4
     assert sorted(name for name, _, _ in taken) == ["Convolution"] * 2 * steps + ["Linear"] * steps
@@ -287,7 +287,7 @@ def test_it_certifies_what_plain_training_does_not(activation: type[nn.Module]) 
     assert certified["lipschitz-margin"] > certified["standard"] + 0.25
 
 
-def broken(model: Any, x: Tensor, found: Tensor, radii: Tensor, restarts: int = 4, steps: int = 60) -> Tensor:
+def find_broken(model: Any, x: Tensor, found: Tensor, radii: Tensor, restarts: int = 4, steps: int = 60) -> Tensor:
     """Which predictions change somewhere on projected-gradient paths on the margin, each in its L2 ball: bool [N]."""
     generator, changed = torch.Generator().manual_seed(0), torch.zeros(len(x), dtype=torch.bool)
     reach = radii.view(-1, 1, 1, 1)
@@ -329,8 +329,8 @@ def test_no_attack_breaks_what_a_trained_network_certifies(margin_trained: PyTor
         return twin((x - 0.5) / 0.25)
 
     x, found, radii = X[1400:1500].double(), torch.from_numpy(prediction), torch.from_numpy(radius)
-    assert not bool(broken(logits, x, found, 0.999 * radii).any())
-    assert float(broken(logits, x, found, 2 * radii).double().mean()) > 0.5
+    assert not bool(find_broken(logits, x, found, 0.999 * radii).any())
+    assert float(find_broken(logits, x, found, 2 * radii).double().mean()) > 0.5
 
 
 def test_autoattack_at_each_certified_radius(margin_trained: PyTorchLipschitzCertifier) -> None:

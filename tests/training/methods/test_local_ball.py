@@ -22,7 +22,7 @@ from art_robust_plugins.training import BANG
 from art_robust_plugins.training.overfitting import OverfittingWatch
 
 from ..builders import same, weights
-from .adversaries import L2, LINF, X, Y, classifier, normed, quiet
+from .adversaries import L2, LINF, X, Y, classifier, make_normed, quiet
 
 
 @pytest.mark.filterwarnings("ignore:catastrophic")  # two epochs on few images leave what looks like it
@@ -112,7 +112,7 @@ SCRIPT = [(0.9, 0.8), (0.9, 0.1), (0.8, 0.7), (0.9, 0.2), (0.9, 0.0), (0.9, 0.9)
 """Accuracies under the own and the strong adversary, by epoch: good, bad, good, bad, bad, good."""
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+def follow_script(monkeypatch: pytest.MonkeyPatch) -> None:
     def counts(watch: OverfittingWatch) -> tuple[float, float, int]:
         own, strong = SCRIPT[len(watch.trainer.history)]
         return 64 * own, 64 * strong, 64
@@ -123,11 +123,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:catastrophic")
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a ramp of eps, a falling learning rate, and rollbacks before and after every interruption."""
-    scripted(monkeypatch)
+    follow_script(monkeypatch)
 
     def run(folder: Path, epochs: list[int]) -> tuple[list[Tensor], list[dict[str, float]], Any]:
         for number, last in enumerate(epochs):
-            model = normed()
+            model = make_normed()
             model[6].p = 0.2
             optimizer = torch.optim.Adam(model.parameters(), 0.01)
             estimator = PyTorchClassifier(

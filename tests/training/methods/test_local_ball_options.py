@@ -58,10 +58,10 @@ def test_the_local_point_lies_along_the_last_gradient_of_the_ascent(
     xa, xl = points[-2:]
     last = points[steps - 1 + (global_loss == "kl")]
 
-    def ascended(z: Tensor) -> Tensor:
+    def ascend(z: Tensor) -> Tensor:
         return ce(network(z), y) if global_loss == "ce" else kl(network(x).detach(), network(z))
 
-    gradient = slope(ascended, last)
+    gradient = slope(ascend, last)
     if threat == LINF:
         step, sure = gradient.sign(), gradient.abs() > 1e-12
     else:

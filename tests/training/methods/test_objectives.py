@@ -19,7 +19,7 @@ from art_robust_plugins import (
     TRADESTrainer,
 )
 
-from .adversaries import L2, LINF, OBJECTIVES, X, Y, ce, classifier, kl, normed, plain, projected, slope
+from .adversaries import L2, LINF, OBJECTIVES, X, Y, ce, classifier, kl, make_normed, plain, project, slope
 
 
 def noise(norm: str, x: Tensor, radius: float) -> Tensor:
@@ -57,7 +57,7 @@ class Oracle:
             return x
         if kind == "gaussian":
             moved = x + 0.03 * self.eps * torch.randn(x.shape, dtype=x.dtype)
-            return self.clip(projected(self.norm, moved, x, self.eps))
+            return self.clip(project(self.norm, moved, x, self.eps))
         return self.clip(x + noise(self.norm, x, self.eps))
 
     def ascend(
@@ -66,7 +66,7 @@ class Oracle:
         z, iterates = self.start(x, start), []
         for _ in range(steps):
             moved = z + step_size * direction(self.norm, slope(objective, z))
-            z = self.clip(projected(self.norm, moved, x, self.eps))
+            z = self.clip(project(self.norm, moved, x, self.eps))
             iterates.append(z)
         return iterates
 
@@ -97,7 +97,7 @@ class Oracle:
         beside = self.clip(center + noise(self.norm, center, 0.5 * r))
         gradient = slope(lambda z: kl(at_center, self.model(z)), beside)
         point = center + r * direction(self.norm, gradient)
-        point = self.clip(projected(self.norm, point, x, self.eps) if s["within_threat"] else point)
+        point = self.clip(project(self.norm, point, x, self.eps) if s["within_threat"] else point)
         self.model.train()
         clean = self.model(x) if is_kl or s["clean_weight"] else None
         adversary = self.model(center)
@@ -136,7 +136,7 @@ def compare_steps(
 
 
 @pytest.mark.parametrize("limits", [(0, 1), None])
-@pytest.mark.parametrize("network", [normed, plain])
+@pytest.mark.parametrize("network", [make_normed, plain])
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_pgd_is_madrys(threat: ThreatModel, network: Any, limits: tuple[float, float] | None) -> None:
     trainer = PGDTrainer(classifier(network(), clip_values=limits), threat=threat, steps=3)
@@ -149,12 +149,12 @@ def test_pgd_is_madrys(threat: ThreatModel, network: Any, limits: tuple[float, f
 @pytest.mark.parametrize("start", ["none", "gaussian"])
 def test_pgd_from_other_starts_and_with_ten_steps(start: Any) -> None:
     trainer = PGDTrainer(classifier(), threat=L2, start=start)
-    oracle = Oracle(normed().double(), L2, (0, 1))
+    oracle = Oracle(make_normed().double(), L2, (0, 1))
     compare_steps(trainer, oracle, lambda x, y: oracle.madry(x, y, 10, 0.2, start), X.double())
 
 
 @pytest.mark.parametrize("limits", [(0, 1), None])
-@pytest.mark.parametrize("network", [normed, plain])
+@pytest.mark.parametrize("network", [make_normed, plain])
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_trades_is_zhangs(threat: ThreatModel, network: Any, limits: tuple[float, float] | None) -> None:
     trainer = TRADESTrainer(classifier(network(), clip_values=limits), threat=threat, steps=4, beta=3.5)
@@ -167,7 +167,7 @@ def test_trades_with_the_start_and_the_step_of_its_authors() -> None:
     """0.001 and 0.003 at 8/255, but as shares of the radius."""
     threat = ThreatModel("Linf", "8/255")
     trainer = TRADESTrainer(classifier(), threat=threat, start="gaussian", step_size=0.003)
-    oracle = Oracle(normed().double(), threat, (0, 1))
+    oracle = Oracle(make_normed().double(), threat, (0, 1))
     compare_steps(trainer, oracle, lambda x, y: oracle.trades(x, y, 6.0, 10, 0.003, "gaussian"), X.double())
 
 
@@ -187,7 +187,7 @@ def test_the_objective_is_the_formula(changes: dict[str, Any], threat: ThreatMod
         "start": "uniform",
     }
     trainer = LocalBallTrainer(classifier(), threat=threat, **changes)
-    oracle = Oracle(normed().double(), threat, (0, 1))
+    oracle = Oracle(make_normed().double(), threat, (0, 1))
     compare_steps(trainer, oracle, lambda x, y: oracle.local_ball(x, y, {**defaults, **changes}), X.double(), steps=3)
     assert oracle.clipped > 0
 

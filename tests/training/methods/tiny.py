@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_classifier
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,23 +15,23 @@ from art_robust_plugins.training.methods.layerwise import (
     layerwise_perturbations,
 )
 
-from ..builders import make_classifier, momentum, weights
+from ..builders import momentum, weights
 
 
 def largest_matching(present: list[int], stored: list[int]) -> int:
     """By augmenting paths."""
     owner: dict[int, int] = {}
 
-    def placed(i: int, seen: set[int]) -> bool:
+    def place(i: int, seen: set[int]) -> bool:
         for j, label in enumerate(stored):
             if label != present[i] and j not in seen:
                 seen.add(j)
-                if j not in owner or placed(owner[j], seen):
+                if j not in owner or place(owner[j], seen):
                     owner[j] = i
                     return True
         return False
 
-    return sum(placed(i, set()) for i in range(len(present)))
+    return sum(place(i, set()) for i in range(len(present)))
 
 
 # ----------------------------------------------------------------------------------- training against the definition
@@ -96,9 +97,9 @@ def classifier() -> PyTorchClassifier:
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.Flatten(), nn.Dropout(0.3)
     )
     network.append(nn.Linear(36, 4))
-    return make_classifier(network, momentum(0.1), input_shape=(1, 6, 6), nb_classes=4)
+    return make_classifier(network, optimizer=momentum(0.1), input_shape=(1, 6, 6), nb_classes=4)
 
 
-def fitted(trainer: Any, epochs: int = 3) -> list[Tensor]:
+def fit(trainer: Any, epochs: int = 3) -> list[Tensor]:
     trainer.fit(X, Y, nb_epochs=epochs, batch_size=16, verbose=False)  # the last batch of an epoch has 2 samples
     return weights(trainer.classifier)

@@ -149,13 +149,13 @@ def test_a_solver_that_errs_does_not_prove_too_much(monkeypatch):
     assert high > 1e-6 * largest
     factorise = torch.linalg.cholesky_ex
 
-    def regularised(matrix):
+    def regularise(matrix):
         """A factorisation that never fails."""
         shift = float(torch.linalg.eigvalsh(matrix)[0])
         factor, _ = factorise(matrix + max(0.0, 1e-3 - shift) * torch.eye(len(matrix), dtype=matrix.dtype))
         return factor, torch.tensor(0)
 
-    monkeypatch.setattr(torch.linalg, "cholesky_ex", regularised)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", regularise)
     for share in (0.5, 0.9, 0.99):
         slack = prove_level(Blocks(gram, sizes), bandwidth, largest * share)
         assert slack is None or largest * share + slack >= largest

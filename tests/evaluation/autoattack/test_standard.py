@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import Data, load_digits
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
@@ -18,8 +19,8 @@ from art_robust_plugins.evaluation.autoattack import AutoAttack, standard
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses, ChannelsLast, Streams, choose_layout
 
-from .builders import Data, Small, digits, trained, wrap
-from .reference import needs_reference, reference_ensemble
+from ..builders import Small, train_network, wrap
+from ..reference import needs_reference, reference_ensemble
 
 THREAT = ThreatModel("Linf", 0.11)
 
@@ -52,7 +53,7 @@ def test_parameters_are_the_references(version: Any, norm: Any, network: nn.Modu
 @pytest.mark.parametrize("version", ["standard", "plus", "rand", "custom"])
 def test_every_version_gives_the_references_verdicts(version: Any, norm: Any, network: nn.Module) -> None:
     """Its own evaluation from begin to end, with as few iterations as ours has here."""
-    x, y = (torch.from_numpy(values[-20:]) for values in digits())
+    x, y = (torch.from_numpy(values[-20:]) for values in load_digits())
     threat = ThreatModel(norm, {"Linf": 0.1, "L2": 0.45, "L1": 1.2}[norm])
     stages = ["fab-t", "square", "apgd-dlr"] if version == "custom" else []
     reference = reference_ensemble(network, threat, seed=2, version=version, stages=stages)
@@ -72,7 +73,7 @@ def test_every_version_gives_the_references_verdicts(version: Any, norm: Any, ne
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_the_physical_batch_changes_no_verdict(norm: str, network: nn.Module) -> None:
-    x, y = (torch.from_numpy(values[-40:]) for values in digits())
+    x, y = (torch.from_numpy(values[-40:]) for values in load_digits())
     threat = ThreatModel(norm, {"Linf": 0.1, "L2": 0.45, "L1": 1.2}[norm])
     found = [
         AutoAttack(network, threat, seed=1, batch_size=15, physical_batch_size=size).run(x, y)
@@ -90,8 +91,8 @@ def test_the_physical_batch_changes_no_verdict(norm: str, network: nn.Module) ->
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_few_classes(classes: int) -> None:
-    x, y = (torch.from_numpy(values[-20:]) for values in digits(classes))
-    found = AutoAttack(trained(classes, steps=30).eval(), ThreatModel("L2", 1.0), version="plus").run(x, y.int())
+    x, y = (torch.from_numpy(values[-20:]) for values in load_digits(classes))
+    found = AutoAttack(train_network(classes, steps=30).eval(), ThreatModel("L2", 1.0), version="plus").run(x, y.int())
     assert ("apgd-t" in found.left) == (classes >= 4)
     assert ("apgd-dlr" in found.left) == (classes >= 3)
     assert len(found.not_run) + len(found.left) == 6
@@ -100,7 +101,7 @@ def test_few_classes(classes: int) -> None:
 
 
 def test_nothing_is_left_to_attack(network: nn.Module) -> None:
-    x = torch.from_numpy(digits()[0][-5:])
+    x = torch.from_numpy(load_digits()[0][-5:])
     with torch.no_grad():
         wrong = (network(x).argmax(dim=1) + 1) % 10
     found = AutoAttack(network, THREAT).run(x, wrong)
@@ -114,7 +115,7 @@ def test_what_is_asked_for_must_exist(network: nn.Module) -> None:
         AutoAttack(network, THREAT, version="standart")
     with pytest.raises(ValueError, match=r"^stages: got 'pgd',"):
         AutoAttack(network, THREAT, version="custom", stages=["pgd"])
-    with pytest.raises(ValueError, match=r"^stages: got \['fab'\] for the version 'standard',"):
+    with pytest.raises(ValueError, match=r"^stages: got \['fab'\] .*'standard'"):
         AutoAttack(network, THREAT, stages=["fab"])
 
 
@@ -139,7 +140,7 @@ def test_settings_that_do_not_fit_are_refused(network: nn.Module) -> None:
     for name in ("batch_size", "physical_batch_size"):
         with pytest.raises(ValueError, match=f"^{name}: got 0,"):
             AutoAttack(network, THREAT, **{name: 0})
-    with pytest.raises(ValueError, match=r"^eps: got 8 for inputs in \[0, 1\], .*'8/255'"):
+    with pytest.raises(ValueError, match=r"^eps: got 8 .*'8/255'"):
         AutoAttack(network, ThreatModel("Linf", 8)).run(torch.rand(1, 1, 8, 8), torch.zeros(1).long())
 
 
@@ -178,7 +179,7 @@ def test_a_randomised_networks_passes_keep_to_the_logical_batch(data: Data, netw
 
 @pytest.mark.usefixtures("short")
 def test_what_does_not_fit_into_memory_is_halved(network: nn.Module) -> None:
-    x, y = (torch.from_numpy(values[-20:]) for values in digits())
+    x, y = (torch.from_numpy(values[-20:]) for values in load_digits())
     small = Small(network)
     plain, halved = (AutoAttack(model, THREAT, batch_size=20).run(x, y) for model in (network, small))
     assert torch.equal(plain.robust, halved.robust)
@@ -232,7 +233,7 @@ def test_an_interrupted_evaluation_is_resumed_inside_its_stage(
     expected, calls = run(None), [0]
     prepare = standard.stage_attack
 
-    def stopped(*args: Any, **given: Any) -> Any:
+    def stop(*args: Any, **given: Any) -> Any:
         attack = prepare(*args, **given)
 
         class Counting:
@@ -246,7 +247,7 @@ def test_an_interrupted_evaluation_is_resumed_inside_its_stage(
 
         return Counting()
 
-    monkeypatch.setattr("art_robust_plugins.evaluation.libraries.autoattack.stage_attack", stopped)
+    monkeypatch.setattr("art_robust_plugins.evaluation.libraries.autoattack.stage_attack", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     calls[0] = -1000
@@ -283,7 +284,7 @@ def test_the_fast_level_is_never_called_standard(classifier: PyTorchClassifier, 
         assert "NOT the standard" in text
         assert "leaves out fab-t and square" in text
     assert "fast, NOT standard" in compare({"run": report})
-    with pytest.raises(ValueError, match=r"fast-apgd-ce: the reference has no fast level\."):
+    with pytest.raises(ValueError, match=r"fast-apgd-ce: .*reference"):
         Evaluator(classifier, THREAT, attacks="fast", backend="reference", verbose=False).evaluate(*data)
 
 
@@ -308,7 +309,7 @@ def test_a_search_in_low_precision_claims_no_break_that_float32_does_not_confirm
 
 
 def test_a_search_in_low_precision_finds_what_there_is(network: nn.Module) -> None:
-    x, y = (torch.from_numpy(values[-20:]) for values in digits())
+    x, y = (torch.from_numpy(values[-20:]) for values in load_digits())
     found = APGD(network, ThreatModel("Linf", 0.2), steps=10, precision=torch.bfloat16)(x, y)
     with torch.no_grad():
         wrong = network(found).argmax(dim=1) != y

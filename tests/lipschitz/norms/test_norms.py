@@ -83,7 +83,7 @@ def modules(draw):
     return module, (inputs, *size)
 
 
-def accepted(module, shape):
+def runs_in_torch(module, shape):
     """Whether torch itself runs the module on this size."""
     try:
         return convolution_function(module)(torch.zeros(1, *shape, dtype=torch.float64)).numel() > 0
@@ -99,7 +99,7 @@ SLOW = settings(max_examples=250, derandomize=True, database=None, suppress_heal
 @given(modules())
 def test_random_convolutions(case):
     module, shape = case
-    if accepted(module, shape):
+    if runs_in_torch(module, shape):
         check_operator(module, shape)
     else:
         with pytest.raises(ValueError, match="expected"):

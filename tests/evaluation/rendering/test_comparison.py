@@ -18,7 +18,7 @@ from art_robust_plugins.evaluation.rendering import comparison_markdown, render_
 from art_robust_plugins.evaluation.rendering.curves import draw_curves, draw_training
 from art_robust_plugins.evaluation.rendering.svg import COLOURS, GROUNDS, SHAPES, choose_evenly, choose_ticks
 
-from .made import make_report
+from ..made import make_report
 
 HOSTILE = "\"'><script>alert(1)</script><svg onload=alert(1)> </script> {{ 7 * 7 }} =1\x1b[31m"
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import load_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ from art_robust_plugins.evaluation.autoattack.square import Square, find_image_s
 from art_robust_plugins.evaluation.autoattack.square_windows import build_tile
 from art_robust_plugins.evaluation.libraries import reference_package
 
-from .builders import digits, trained
-from .reference import coloured, in_batches, needs_reference, verdicts
+from ..builders import train_network
+from ..reference import colour_digits, in_batches, needs_reference, verdicts
 
 
 def correct(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,8 +35,8 @@ def correct(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def images_of(name: str) -> tuple[Tensor, Tensor]:
     if name == "residual":
-        return coloured()
-    x, y = digits()
+        return colour_digits()
+    x, y = load_digits()
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
@@ -251,11 +252,11 @@ def test_fab_keeps_as_many_images_as_some_passes_hold(network: nn.Module, monkey
     held: list[int] = []
     run = FAB.run
 
-    def recorded(attack: FAB, rows: Any) -> Any:
+    def record(attack: FAB, rows: Any) -> Any:
         held.append(len(rows.index))
         return run(attack, rows)
 
-    monkeypatch.setattr(FAB, "run", recorded)
+    monkeypatch.setattr(FAB, "run", record)
     found = [FAB(network, ThreatModel("Linf", 0.11), steps=6, physical_batch_size=size)(x, y) for size in (1, 9, 99)]
     assert held == [9] * 22 + [36] * 5 + [18] + [198]
     for other in found[1:]:
@@ -265,8 +266,8 @@ def test_fab_keeps_as_many_images_as_some_passes_hold(network: nn.Module, monkey
 @needs_reference
 @pytest.mark.parametrize("classes", [4, 2])
 def test_fab_of_few_classes(classes: int) -> None:
-    network = trained(classes, steps=60).eval()
-    x, y = correct(network, *(torch.from_numpy(values) for values in digits(classes)))
+    network = train_network(classes, steps=60).eval()
+    x, y = correct(network, *(torch.from_numpy(values) for values in load_digits(classes)))
     threat = ThreatModel("Linf", 0.25)
     attack = reference("fab", network, threat, targeted=True, n_target_classes=classes - 1, n_iter=12)
     found = FAB(network, threat, targets=9, steps=12)(x, y)

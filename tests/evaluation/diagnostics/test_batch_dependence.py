@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
+from builders import Data
 from torch import Tensor, nn
 from torch.nn import functional
 
 from art_robust_plugins.evaluation.diagnostics import measure_differences
 
-from .builders import Data, custom, step, wrap
-from .wrapped import Around, Forward, evaluate, read_flags
+from ..builders import custom, step, wrap
+from ..wrapped import Around, Forward, evaluate, read_flags
 
 
 class Stuck(nn.Module):
@@ -78,7 +79,7 @@ def test_of_images_alone_two_pass_to_show_a_dependence(forward: Forward, network
     assert read_flags(report)["batch-dependent"] == "severe"
 
 
-def crowded(self: Around, x: Tensor) -> Tensor:
+def crowd(self: Around, x: Tensor) -> Tensor:
     """Experts with room for three images of a class: the others are passed over."""
     logits: Tensor = self.network(x)
     classes = functional.one_hot(logits.argmax(dim=1), 10)
@@ -91,7 +92,7 @@ def crowded(self: Around, x: Tensor) -> Tensor:
     [
         lambda self, x: self.network(x * torch.where(torch.arange(len(x)) < 20, 1.0, -1.0).view(-1, 1, 1, 1)),
         lambda self, x: self.network(x * torch.where(torch.arange(len(x)) < 32, 1.0, 0.5).view(-1, 1, 1, 1)),
-        crowded,
+        crowd,
     ],
     ids=["half", "last", "capacity"],
 )
@@ -103,11 +104,11 @@ def test_a_dependence_that_only_large_batches_show(forward: Forward, network: nn
 def test_no_pass_is_larger_than_the_physical_batch(size: int, network: nn.Module, few: Data) -> None:
     sizes: set[int] = set()
 
-    def limited(self: Around, x: Tensor) -> Tensor:
+    def watch_sizes(self: Around, x: Tensor) -> Tensor:
         sizes.add(len(x))
         return self.network(x)
 
-    report = evaluate(wrap(Around(network, limited)), few, physical_batch_size=size, attacks="apgd-ce")
+    report = evaluate(wrap(Around(network, watch_sizes)), few, physical_batch_size=size, attacks="apgd-ce")
     assert max(sizes) == max(size, 2)  # the checks before the attacks pass two
     assert "batch-dependent" not in read_flags(report)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from builders import make_linear
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
@@ -86,7 +87,7 @@ def test_an_evaluation_of_large_images_returns_freed_blocks(
 
 @pytest.mark.parametrize("beyond", [0.0, 1e-7])
 def test_images_within_the_range_are_not_copied(beyond: float) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(50, CLASSES))
+    model = make_linear(50, CLASSES)
     classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), SHAPE, CLASSES, clip_values=(0.0, 1.0))
     x = torch.rand(3, *SHAPE)
     x[0, 0, 0, 0] = -beyond

@@ -18,7 +18,7 @@ from art_robust_plugins.evaluation.ranking import find_obstacles, have_same_poin
 from art_robust_plugins.evaluation.rendering import render_comparison, render_report
 from art_robust_plugins.evaluation.rendering.explorer import LEVELS, UNKNOWN, breakers, explorer_data
 
-from .made import EPS, LEFT, make_detailed, make_report
+from ..made import EPS, LEFT, make_detailed, make_report
 
 SHARED = 'id="explorer-data"'
 HOSTILE = "\"'></script><script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from builders import load_digits, make_linear
 from torch import nn
 
 from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.libraries import reference_package
 
-from .builders import digits, trained
-from .reference import coloured, in_batches, needs_reference, verdicts
+from ..builders import train_network
+from ..reference import colour_digits, in_batches, needs_reference, verdicts
 
 
 class _Silent:
@@ -52,7 +53,7 @@ STEPS = 16
 @needs_reference
 @pytest.mark.parametrize(("norm", "eps", "loss", "settings"), CASES)
 def test_verdicts_on_digits(norm: str, eps: float, loss: Any, settings: dict[str, Any], network: nn.Module) -> None:
-    x, y = (torch.from_numpy(values[-24:]) for values in digits())
+    x, y = (torch.from_numpy(values[-24:]) for values in load_digits())
     threat = ThreatModel(norm, eps)
     given = {"n_restarts": 1, **{NAMES[name]: value for name, value in settings.items()}}
     expected = verdicts(network, in_batches(reference(network, threat, loss, seed=3, **given), x, y, 10), y)
@@ -72,7 +73,7 @@ def test_verdicts_on_digits(norm: str, eps: float, loss: Any, settings: dict[str
     ("norm", "eps", "loss"), [("Linf", 0.025, "dlr-targeted"), ("L2", 0.6, "ce"), ("L1", 6.0, "ce")]
 )
 def test_verdicts_of_a_residual_network(norm: str, eps: float, loss: Any, residual: nn.Module) -> None:
-    x, y = (values[-24:] for values in coloured())
+    x, y = (values[-24:] for values in colour_digits())
     threat = ThreatModel(norm, eps)
     given = {"n_target_classes": 2} if loss == "dlr-targeted" else {"n_restarts": 1}
     expected = verdicts(residual, in_batches(reference(residual, threat, loss, **given), x, y, 10), y)
@@ -84,8 +85,8 @@ def test_verdicts_of_a_residual_network(norm: str, eps: float, loss: Any, residu
 @needs_reference
 @pytest.mark.parametrize(("classes", "loss"), [(4, "dlr-targeted"), (3, "dlr"), (2, "ce")])
 def test_few_classes(classes: int, loss: Any) -> None:
-    network = trained(classes, steps=60).eval()
-    x, y = (torch.from_numpy(values[-30:]) for values in digits(classes))
+    network = train_network(classes, steps=60).eval()
+    x, y = (torch.from_numpy(values[-30:]) for values in load_digits(classes))
     threat = ThreatModel("Linf", 0.3)
     targets = {"n_target_classes": 3} if loss == "dlr-targeted" else {"n_restarts": 1}
     expected = in_batches(reference(network, threat, loss, **targets), x, y, 30)
@@ -94,7 +95,7 @@ def test_few_classes(classes: int, loss: Any) -> None:
 
 
 def test_points_that_are_done_cost_nothing(network: nn.Module) -> None:
-    x, y = (torch.from_numpy(values[-30:]) for values in digits())
+    x, y = (torch.from_numpy(values[-30:]) for values in load_digits())
     rows: list[int] = []
     hook = network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     APGD(network, ThreatModel("Linf", 0.5), steps=100)(x, y)
@@ -104,7 +105,7 @@ def test_points_that_are_done_cost_nothing(network: nn.Module) -> None:
 
 
 def test_nothing_of_the_callers_is_touched(network: nn.Module) -> None:
-    x, y = (torch.from_numpy(values[-10:]) for values in digits())
+    x, y = (torch.from_numpy(values[-10:]) for values in load_digits())
     gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
     before, state = (x.clone(), y.clone()), torch.get_rng_state()
     APGD(network, ThreatModel("L1", 2.0), steps=5, larger_radii=True)(x, y)
@@ -116,7 +117,7 @@ def test_nothing_of_the_callers_is_touched(network: nn.Module) -> None:
 
 
 def test_logits_that_are_nan_are_misclassified() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    network = make_linear(12, 4)
 
     def faulty(module: nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
         far = (inputs[0] - 0.45).abs().flatten(1).amax(dim=1, keepdim=True) > 0.05

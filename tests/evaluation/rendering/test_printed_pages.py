@@ -16,8 +16,8 @@ from art_robust_plugins.evaluation import AttackResult, EvaluationReport, Flag, 
 from art_robust_plugins.evaluation.rendering import render_comparison, render_report
 from art_robust_plugins.evaluation.results import Examples
 
+from ..made import make_detailed, make_report
 from .browser import Browser, needs_chromium
-from .made import make_detailed, make_report
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -125,7 +125,7 @@ def make_unusual() -> dict[str, EvaluationReport]:
             report, attacks=attacks, settings={**report.settings, "attacks": list(names), "autoattack": False}
         )
 
-    def shaped(*shape: int) -> EvaluationReport:
+    def make_shaped(*shape: int) -> EvaluationReport:
         report = make_detailed(half)
         assert report.details is not None
         size = int(np.prod(shape))
@@ -145,9 +145,9 @@ def make_unusual() -> dict[str, EvaluationReport]:
         )
 
     return {
-        "vectors": shaped(7),
-        "a pixel": shaped(1, 1, 1),
-        "large": shaped(3, 224, 224),
+        "vectors": make_shaped(7),
+        "a pixel": make_shaped(1, 1, 1),
+        "large": make_shaped(3, 224, 224),
         "one class": make_detailed(np.arange(12) != 3),
         "none robust": make_detailed(half & False),
         "all robust": make_detailed(half | True, radii=np.full(12, 1.0)),

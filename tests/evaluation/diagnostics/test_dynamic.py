@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
 from art_robust_plugins.evaluation import EvaluationReport, Setting
 
-from .builders import Data, custom, step, wrap
-from .wrapped import Around, Forward, evaluate, move_a_bias, read_flags
+from ..builders import custom, step, wrap
+from ..wrapped import Around, Forward, evaluate, move_a_bias, read_flags
 
 
-def purified(take: Callable[[Around, Tensor], Tensor]) -> Forward:
+def purify(take: Callable[[Around, Tensor], Tensor]) -> Forward:
     def forward(self: Around, x: Tensor) -> Tensor:
         with torch.enable_grad():
             gradient = take(self, x.detach().clone().requires_grad_())
@@ -61,9 +62,9 @@ def remembers(self: Around, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("forward", "evidence"),
     [
-        (purified(lambda self, x: torch.autograd.grad(energy(self, x), x)[0]), "takes gradients"),
-        (purified(by_backward), "takes gradients"),
-        (purified(lambda self, x: torch.func.grad(lambda z: energy(self, z))(x.detach())), "takes gradients"),
+        (purify(lambda self, x: torch.autograd.grad(energy(self, x), x)[0]), "takes gradients"),
+        (purify(by_backward), "takes gradients"),
+        (purify(lambda self, x: torch.func.grad(lambda z: energy(self, z))(x.detach())), "takes gradients"),
         (move_a_bias, "bias"),
         (replaces_a_bias, "bias"),
         (minimises_entropy, "takes gradients"),
@@ -99,7 +100,7 @@ def test_gradients_that_one_clean_image_alone_makes_a_network_take(take: Any, ne
     marked = Around(
         network,
         lambda self, x: (
-            purified(take)(self, x) if ((x.sum(dim=(1, 2, 3)) - mark).abs() < 1e-4).any() else self.network(x)
+            purify(take)(self, x) if ((x.sum(dim=(1, 2, 3)) - mark).abs() < 1e-4).any() else self.network(x)
         ),
     )
     report = evaluate(wrap(marked), (few[0][order], few[1][order]), attacks=custom(lambda x, y, setting: x))
@@ -112,7 +113,7 @@ def test_gradients_that_candidates_alone_make_a_network_take(
 ) -> None:
     around = Around(
         network,
-        lambda self, x: purified(take)(self, x) if (x[:, 0, 0, 0] == 0.0625).any() else self.network(x),
+        lambda self, x: purify(take)(self, x) if (x[:, 0, 0, 0] == 0.0625).any() else self.network(x),
     )
     before = copy.deepcopy(around.state_dict())
 
@@ -146,10 +147,10 @@ def test_networks_that_only_seem_to_change(forward: Forward, network: nn.Module,
 
 
 def test_a_verdict_does_not_depend_on_earlier_passes(network: nn.Module, few: Data) -> None:
-    def evaluated(size: int) -> EvaluationReport:
+    def evaluate_in_batches(size: int) -> EvaluationReport:
         return evaluate(wrap(Around(network, move_a_bias)), few, batch_size=size, physical_batch_size=size)
 
-    one, another = evaluated(20), evaluated(1)
+    one, another = evaluate_in_batches(20), evaluate_in_batches(1)
     assert_array_equal(one.robust, another.robust)
     assert_array_equal(one.correct, another.correct)
 

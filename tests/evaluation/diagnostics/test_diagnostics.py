@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from torch import Tensor, nn
 
 from art_robust_plugins import ThreatModel
@@ -17,7 +18,7 @@ from art_robust_plugins.evaluation.diagnostics import run_diagnostics
 from art_robust_plugins.evaluation.diagnostics.short_attacks import Chunk
 from art_robust_plugins.evaluation.flags import Flag, merge_flags
 
-from .builders import Data, custom, healthy_findings, list_flags, step, strong, wrap
+from ..builders import custom, healthy_findings, list_flags, step, strong, wrap
 
 
 class Around(nn.Module):
@@ -90,7 +91,7 @@ def test_zero_gradients_and_eps_that_does_not_matter(network: nn.Module, data: D
     assert "eps-does-not-matter" not in list_flags(saturated)
 
 
-def blocked(x: Tensor) -> Tensor:
+def block(x: Tensor) -> Tensor:
     """Runs, but not under autograd."""
     if x.requires_grad:
         raise RuntimeError("no kernel for the gradient.\nA trace.")
@@ -105,7 +106,7 @@ NO_GRADIENT = "no gradient of the logits reaches the input"
     [
         (lambda x: x.detach(), NO_GRADIENT),
         (lambda x: x.detach() + torch.ones(1, requires_grad=True), NO_GRADIENT),
-        (blocked, "the gradient of the logits cannot be computed (no kernel for the gradient)"),
+        (block, "the gradient of the logits cannot be computed (no kernel for the gradient)"),
     ],
 )
 def test_no_gradients_at_all(before: Any, reason: str, network: nn.Module, data: Data, tmp_path: Any) -> None:
@@ -127,7 +128,7 @@ def test_no_gradients_at_all(before: Any, reason: str, network: nn.Module, data:
 
 
 def test_no_gradients_and_nothing_else_to_run(network: nn.Module, data: Data) -> None:
-    with pytest.raises(ValueError, match=rf"^attacks: none can run here \(custom: it follows .* {NO_GRADIENT}\), exp"):
+    with pytest.raises(ValueError, match=rf"^attacks: .*\(custom: .* {NO_GRADIENT}\)"):
         run(Around(network, before=lambda x: x.detach()), data)
 
 
@@ -213,7 +214,7 @@ def result(name: str, accuracy: float, **fields: Any) -> AttackResult:
     )
 
 
-def found(*results: AttackResult) -> list[str]:
+def find_flags(*results: AttackResult) -> list[str]:
     """The flags of these results, of a network that is healthy otherwise."""
     return [flag.name for flag in run_diagnostics(healthy_findings(results=results))]
 
@@ -233,35 +234,37 @@ def test_many_steps_that_find_far_more_than_one(
 
 
 def test_square_beats_the_white_box() -> None:
-    assert found(result("fab-t", 0.5), result("square", 0.497)) == ["square-beats-white-box"]
+    assert find_flags(result("fab-t", 0.5), result("square", 0.497)) == ["square-beats-white-box"]
     # Two points are chance.
-    assert found(result("fab-t", 0.5), result("square", 0.498)) == []
+    assert find_flags(result("fab-t", 0.5), result("square", 0.498)) == []
     # Alone, it has no gradients to beat; and stages of another suite are none before it.
-    assert found(result("square", 0.1)) == []
-    assert found(result("rand-apgd-ce", 0.5), result("square", 0.1)) == []
+    assert find_flags(result("square", 0.1)) == []
+    assert find_flags(result("rand-apgd-ce", 0.5), result("square", 0.1)) == []
 
 
 def test_a_targeted_attack_far_ahead_of_the_cross_entropy() -> None:
-    assert found(result("apgd-ce", 0.7), result("apgd-t", 0.5)) == ["cross-entropy-misleads"]
-    assert found(result("apgd-ce", 0.52), result("apgd-t", 0.48)) == []
-    assert found(result("apgd-t", 0.5)) == []
+    assert find_flags(result("apgd-ce", 0.7), result("apgd-t", 0.5)) == ["cross-entropy-misleads"]
+    assert find_flags(result("apgd-ce", 0.52), result("apgd-t", 0.48)) == []
+    assert find_flags(result("apgd-t", 0.5)) == []
     # In another order the difference is another one.
-    assert found(result("apgd-ce", 0.7), result("fab-t", 0.6), result("apgd-t", 0.5)) == []
-    assert found(result("apgd-t", 0.5), result("apgd-ce", 0.3)) == []
+    assert find_flags(result("apgd-ce", 0.7), result("fab-t", 0.6), result("apgd-t", 0.5)) == []
+    assert find_flags(result("apgd-t", 0.5), result("apgd-ce", 0.3)) == []
 
 
 def test_fgsm_and_pgd_that_both_ran() -> None:
-    assert found(result("fgsm", 0.3), result("pgd-20", 0.5)) == ["fgsm-beats-pgd"]
-    assert found(result("fgsm", 0.5), result("pgd-20", 0.3)) == []
-    assert found(result("fgsm", 0.29), result("pgd-20", 0.3)) == []
+    assert find_flags(result("fgsm", 0.3), result("pgd-20", 0.5)) == ["fgsm-beats-pgd"]
+    assert find_flags(result("fgsm", 0.5), result("pgd-20", 0.3)) == []
+    assert find_flags(result("fgsm", 0.29), result("pgd-20", 0.3)) == []
 
 
 def test_a_single_point_is_no_sign() -> None:
     def few(name: str, left: int) -> AttackResult:
         return AttackResult(name, "", left / 20, np.arange(20) < left, 0.0, 0, 0, True, False, {})
 
-    assert found(few("fgsm", 10), few("pgd-20", 12), few("apgd-ce", 9), few("apgd-t", 7), few("square", 5)) == []
-    assert len(found(few("fgsm", 10), few("pgd-20", 13), few("apgd-ce", 9), few("apgd-t", 6), few("square", 3))) == 3
+    assert find_flags(few("fgsm", 10), few("pgd-20", 12), few("apgd-ce", 9), few("apgd-t", 7), few("square", 5)) == []
+    assert (
+        len(find_flags(few("fgsm", 10), few("pgd-20", 13), few("apgd-ce", 9), few("apgd-t", 6), few("square", 3))) == 3
+    )
 
 
 def test_flags_of_one_name_become_one() -> None:

@@ -17,16 +17,16 @@ from art_robust_plugins.bridge import InputRange
 from art_robust_plugins.evaluation.diagnostics import FLAG_TESTS, Certificate, run_diagnostics
 from art_robust_plugins.evaluation.progress import COUNTS, AttackProgress
 
-from .builders import healthy_findings
+from ..builders import healthy_findings
 
 HEALTHY = healthy_findings()
 
 
-def raised(**changed: Any) -> list[str]:
+def raise_flags(**changed: Any) -> list[str]:
     return [flag.name for flag in run_diagnostics(replace(HEALTHY, **changed))]
 
 
-def attacked(**counts: int) -> dict[str, AttackProgress]:
+def make_progress(**counts: int) -> dict[str, AttackProgress]:
     """The progress of one attack with these counts."""
     progress = AttackProgress.begin(10)
     assert counts.keys() <= set(COUNTS)
@@ -36,7 +36,7 @@ def attacked(**counts: int) -> dict[str, AttackProgress]:
 
 def test_findings_of_a_healthy_network_raise_no_flag() -> None:
     assert run_diagnostics(HEALTHY) == []
-    assert raised(progress=attacked()) == []
+    assert raise_flags(progress=make_progress()) == []
 
 
 def test_each_test_is_listed_once_and_says_what_it_looks_for() -> None:
@@ -61,12 +61,12 @@ def test_each_test_is_listed_once_and_says_what_it_looks_for() -> None:
     ],
 )
 def test_what_clean_passes_find(change: dict[str, Any], name: str) -> None:
-    assert raised(clean=replace(HEALTHY.clean, **change)) == [name]
+    assert raise_flags(clean=replace(HEALTHY.clean, **change)) == [name]
 
 
 @pytest.mark.parametrize("change", [{"memory": 1e-4}, {"seeded_difference": 1e-4}, {"tied": 2}])
 def test_clean_passes_at_the_threshold_raise_none(change: dict[str, Any]) -> None:
-    assert raised(clean=replace(HEALTHY.clean, **change)) == []
+    assert raise_flags(clean=replace(HEALTHY.clean, **change)) == []
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_clean_passes_at_the_threshold_raise_none(change: dict[str, Any]) -> Non
     ],
 )
 def test_what_candidates_are(kind: str, name: str) -> None:
-    assert raised(progress=attacked(**{kind: 1})) == [name]
-    assert "1 " in run_diagnostics(replace(HEALTHY, progress=attacked(**{kind: 1})))[0].evidence
+    assert raise_flags(progress=make_progress(**{kind: 1})) == [name]
+    assert "1 " in run_diagnostics(replace(HEALTHY, progress=make_progress(**{kind: 1})))[0].evidence
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_candidates_are(kind: str, name: str) -> None:
     ],
 )
 def test_what_short_attacks_find(change: dict[str, Any], name: str) -> None:
-    assert raised(short_attacks=replace(HEALTHY.short_attacks, **change)) == [name]
+    assert raise_flags(short_attacks=replace(HEALTHY.short_attacks, **change)) == [name]
 
 
 @pytest.mark.parametrize(
@@ -113,28 +113,28 @@ def test_what_short_attacks_find(change: dict[str, Any], name: str) -> None:
     ],
 )
 def test_short_attacks_at_the_threshold_raise_none(change: dict[str, Any]) -> None:
-    assert raised(short_attacks=replace(HEALTHY.short_attacks, **change)) == []
+    assert raise_flags(short_attacks=replace(HEALTHY.short_attacks, **change)) == []
 
 
 def test_how_the_estimator_takes_its_inputs() -> None:
-    assert raised(straight_through=["JpegCompression"]) == ["straight-through"]
+    assert raise_flags(straight_through=["JpegCompression"]) == ["straight-through"]
     uneven = InputRange(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]))
-    assert raised(input_range=uneven) == ["uneven-range"]
+    assert raise_flags(input_range=uneven) == ["uneven-range"]
 
 
 def test_one_output_that_is_a_probability() -> None:
     outputs = torch.stack([torch.zeros(10), torch.linspace(0, 1, 10)], dim=1)
     single = {"clean": replace(HEALTHY.clean, outputs=outputs), "single_output": True}
-    assert raised(**single, loss=nn.BCEWithLogitsLoss()) == ["probabilities"]
-    assert raised(**single, loss=nn.BCELoss()) == []
+    assert raise_flags(**single, loss=nn.BCEWithLogitsLoss()) == ["probabilities"]
+    assert raise_flags(**single, loss=nn.BCELoss()) == []
     few = {**single, "clean": replace(HEALTHY.clean, outputs=outputs[:9])}
-    assert raised(**few, loss=nn.BCEWithLogitsLoss()) == []
+    assert raise_flags(**few, loss=nn.BCEWithLogitsLoss()) == []
 
 
 def test_a_certificate_that_an_attack_refutes() -> None:
     radii, attacked_points = np.array([0.2, 0.1, -1.0]), np.array([True, False, True])
-    assert raised(certificate=Certificate(radii, attacked_points, eps=0.2)) == ["certificate-broken"]
-    assert raised(certificate=Certificate(radii, attacked_points, eps=0.21)) == []
+    assert raise_flags(certificate=Certificate(radii, attacked_points, eps=0.2)) == ["certificate-broken"]
+    assert raise_flags(certificate=Certificate(radii, attacked_points, eps=0.21)) == []
 
 
 @pytest.mark.parametrize("name", ["flags", "results"])

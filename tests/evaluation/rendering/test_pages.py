@@ -15,8 +15,8 @@ import pytest
 from art_robust_plugins.evaluation import EvaluationReport, Flag, save_comparison
 from art_robust_plugins.evaluation.rendering import comparison_markdown, conclude
 
+from ..made import EPS, make_detailed
 from .browser import Browser, Page, needs_chromium
-from .made import EPS, make_detailed
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 

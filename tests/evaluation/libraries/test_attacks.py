@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import Data
 from numpy.testing import assert_array_equal
 from torch import nn
 
@@ -15,7 +16,7 @@ from art_robust_plugins import ThreatModel
 from art_robust_plugins.evaluation import ATTACKS, SUITES, EvaluationReport, Evaluator
 from art_robust_plugins.evaluation.libraries import package_versions, resolve
 
-from .builders import Data, wrap
+from ..builders import wrap
 
 
 def run(network: nn.Module, data: Data, attacks: Any, norm: str = "Linf", eps: float = 0.1) -> EvaluationReport:

@@ -34,7 +34,7 @@ class Network(nn.Module):
         return self.last(self.inner(x).flatten(1))
 
 
-def analysed(function, *modules, shape=SHAPE):
+def analyse(function, *modules, shape=SHAPE):
     network = Network(function, shape, *modules).eval()
     graph = LipschitzGraph(network, shape)
     # The last layer is linear: what comes before it is bounded by the norm of all that is before it and merged scales.
@@ -46,7 +46,7 @@ def analysed(function, *modules, shape=SHAPE):
 
 def bound_of(function, *modules, shape=SHAPE):
     """The bound of the function itself: |x| after it has slope 1 and is merged with nothing."""
-    _, bound = analysed(lambda x, *parts: function(x, *parts).abs(), *modules, shape=shape)
+    _, bound = analyse(lambda x, *parts: function(x, *parts).abs(), *modules, shape=shape)
     return bound.before_last.item()
 
 
@@ -77,7 +77,7 @@ def layer(module, value=None):
     return module
 
 
-def written(x, indices, values, accumulate=False):
+def write(x, indices, values, accumulate=False):
     return torch.ops.aten.index_put(x, list(indices), values, accumulate)
 
 
@@ -124,24 +124,24 @@ ATTAINED = {
     "asinh": (torch.asinh, (), 1),
     "log-sigmoid": (lambda x: functional.logsigmoid(x - 90), (), 1),
     "relu6": (lambda x: functional.relu6(x + 1), (), 1),
-    "entries overwritten": (lambda x: written(x, (None, None, torch.tensor([0, 2])), torch.zeros(()).double()), (), 1),
+    "entries overwritten": (lambda x: write(x, (None, None, torch.tensor([0, 2])), torch.zeros(()).double()), (), 1),
     "entries written": (
-        lambda x: written(torch.zeros_like(x), (None, None, torch.tensor([2, 0])), x[:, :, :2]),
+        lambda x: write(torch.zeros_like(x), (None, None, torch.tensor([2, 0])), x[:, :, :2]),
         (),
         1,
     ),
     "entries written and kept": (
-        lambda x: written(x, (None, None, torch.tensor([2])), x[:, :, :1]),
+        lambda x: write(x, (None, None, torch.tensor([2])), x[:, :, :1]),
         (),
         2**0.5,
     ),
     "one entry written to several places": (
-        lambda x: written(torch.zeros_like(x), (None, None, None, torch.tensor([0, 1, 3])), x[..., :1]),
+        lambda x: write(torch.zeros_like(x), (None, None, None, torch.tensor([0, 1, 3])), x[..., :1]),
         (),
         3**0.5,
     ),
     "entries added": (
-        lambda x: written(torch.zeros_like(x), (None, None, None, torch.tensor([1, 1, 1, 1])), x, accumulate=True),
+        lambda x: write(torch.zeros_like(x), (None, None, None, torch.tensor([1, 1, 1, 1])), x, accumulate=True),
         (),
         2,
     ),
@@ -309,7 +309,7 @@ REFUSED = {
     "norm along the batch": (lambda x: x - x.norm(dim=0), "axis 0"),
     "deviation of all": (lambda x: x - x.std(), "axis 0"),
     "cumsum over the batch": (lambda x: x.cumsum(0), "axis 0"),
-    "write to the first sample": (lambda x: written(x, (torch.tensor([0]),), torch.zeros(()).double()), "axis 0"),
+    "write to the first sample": (lambda x: write(x, (torch.tensor([0]),), torch.zeros(()).double()), "axis 0"),
     "scatter to the first sample": (lambda x: x.scatter(0, torch.zeros(1, 2, 3, 4).long(), x), "axis 0"),
     "add to the first sample": (lambda x: x.index_add(0, torch.tensor([0]), x[:1]), "axis 0"),
     "layer norm without eps": (lambda x: functional.layer_norm(x + torch.arange(4), (4,), eps=0.0), "eps 0.0"),
@@ -327,7 +327,7 @@ REFUSED = {
     "quotient by another magnitude": (lambda x: x / (1 + x.flip(3).abs()), "a division"),
     "quotient by a magnitude of zero": (lambda x: x / (x.abs() + torch.tensor([0.0, 1, 1, 1])), "a division|NaN"),
     "several values to one place": (
-        lambda x: written(torch.zeros_like(x), (None, None, None, torch.tensor([0, 0, 1, 2])), x),
+        lambda x: write(torch.zeros_like(x), (None, None, None, torch.tensor([0, 0, 1, 2])), x),
         "several values to one place",
     ),
     "places of the input": (
