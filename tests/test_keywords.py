@@ -19,6 +19,7 @@ from art_robust_plugins import (
     Evaluator,
     LayerwiseAdversarialTrainer,
     LocalBallTrainer,
+    PGDTrainer,
     PyTorchLipschitzCertifier,
     PyTorchWeightMapClassifier,
     RobustTrainer,
@@ -105,7 +106,16 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: BANGTrainer(classifier(), version=1), "version", "one of classifier"),
     (lambda: evaluate(classifier(), X, Y, radius=0.1), "radius", "eps"),
     (lambda: evaluate(classifier(), X, Y, version="standard"), "version", "attacks"),
-    (lambda: evaluate(classifier(), X, Y, steps=3), "steps", "one of model"),
+    (lambda: evaluate(classifier(), X, Y, steps=3), "steps", "attacks="),
+    (lambda: evaluate(classifier(), X, Y, alpha=0.1), "alpha", "attacks="),
+    (lambda: evaluate(classifier(), X, Y, n=5), "n", "x[:"),
+    (lambda: evaluate(classifier(), X, Y, points=5), "points", "x[:"),
+    (lambda: Evaluator(classifier(), THREAT, n_ex=5), "n_ex", "x[:"),
+    (lambda: evaluate(classifier(), X, Y, epsilons=[0.1]), "epsilons", "sweep("),
+    (lambda: PGDTrainer(classifier(), threat=THREAT, eps_step=0.1), "eps_step", "step_size"),
+    (lambda: PGDTrainer(classifier(), threat=THREAT, alpha=0.1), "alpha", "step_size"),
+    (lambda: PGDTrainer(classifier(), threat=THREAT, nb_iter=3), "nb_iter", "steps"),
+    (lambda: TRADESTrainer(classifier(), threat=THREAT, lambda_=6), "lambda_", "beta"),
     (lambda: evaluate(classifier(), images=X, labels=Y), "images", "x"),
     (lambda: certify(classifier(), X, eps=0.1), "eps", "none: a proven radius is returned"),
     (lambda: certify(classifier(), X, y=Y), "y", "none: the predictions are returned"),
@@ -129,6 +139,27 @@ def test_a_missing_argument_is_named() -> None:
             call()
     with pytest.raises(TypeError, match=r"^classifier: got none"):
         StandardTrainer(options=TrainingOptions())
+    with pytest.raises(TypeError, match=r"^model: got none"):
+        certify()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("given", [{"x": X}, {"x": torch.utils.data.DataLoader([(X[0], Y[0])])}])
+def test_labels_that_are_missing_are_named_with_what_takes_batches(given: dict[str, Any]) -> None:
+    for call in (lambda fit: fit(*given.values()), lambda fit: fit(**given)):
+        with pytest.raises(TypeError, match=r"^y: got none, .*fit_loader\(loader\)"):
+            call(StandardTrainer(classifier()).fit)
+
+
+@pytest.mark.parametrize("eps", [[0.05, 0.1], (0.05,), np.array([0.05, 0.1]), torch.tensor([0.1])])
+def test_several_radii_are_sent_to_sweep(eps: Any) -> None:
+    for call in (lambda: evaluate(classifier(), X, Y, "Linf", eps), lambda: ThreatModel("Linf", eps)):
+        with pytest.raises(ValueError, match=r"(?s)^eps: got .*sweep"):
+            call()
+
+
+@pytest.mark.parametrize("eps", [np.float32(0.5), np.array(0.5), torch.tensor(0.5)])
+def test_one_number_of_any_library_is_a_radius(eps: Any) -> None:
+    assert ThreatModel("Linf", eps).eps == 0.5
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from ..experiments.evaluation_plans import EvaluationPlan
-from .arguments import DeviceOption, NetworkArgument, NetworkOptions, QuietOption, Submission, select_device
+from .arguments import (
+    LARGEST_SEED,
+    DeviceOption,
+    NetworkArgument,
+    NetworkOptions,
+    QuietOption,
+    Submission,
+    select_device,
+)
 from .derived import FieldOption, take_settings
 from .launching import WorkersOption, share_with_workers
 
@@ -26,7 +34,7 @@ EVALUATION = (
     FieldOption(
         EvaluationPlan, "backend", help="Whose AutoAttack: this package's, or its authors' where it is installed."
     ),
-    FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0),
+    FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0, max=LARGEST_SEED),
 )
 
 

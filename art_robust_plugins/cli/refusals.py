@@ -123,12 +123,12 @@ def _expect(name: str, function: Callable[..., Any]) -> tuple[str | None, Callab
         return f"one of {', '.join(map(repr, choices))}", lambda value: value not in choices
     if kind not in _KINDS:
         return None, lambda value: False
-    least = getattr(option, "min", None)
-    bound = "" if least is None else f" of at least {least}"
+    least, most = getattr(option, "min", None), getattr(option, "max", None)
+    bound = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
 
     def refuses(value: Any) -> bool:
         try:
-            return least is not None and kind(value) < least
+            return (least is not None and kind(value) < least) or (most is not None and kind(value) > most)
         except ValueError:
             return True
 
