@@ -86,5 +86,7 @@ def _rename_inside(sentence: str, options: dict[str, str]) -> str:
     given = r"(?<![\w.=-])(?P<name>[a-z]\w*)=(?!=|\.\.\.)(?:\((?P<pair>[\d., -]+)\)|(?P<value>[\w'/.]*\w)?)"
     sentence = re.sub(given, rename_given, sentence)
     return re.sub(
-        r"(?<![\w'\"./=-])[a-z]+(?:_[a-z]+)+(?![\w'\"(=/.]\w*)", lambda found: options.get(found[0], found[0]), sentence
+        r"(?<![\w'\"./=-])[a-z]+(?:_[a-z]+)+(?![\w'\"(=/]|\.\w)",
+        lambda found: options.get(found[0], found[0]),
+        sentence,
     )
