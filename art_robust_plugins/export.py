@@ -42,6 +42,7 @@ from .choices import Format
 from .files import write_atomically
 from .keywords import explain_keywords
 from .lipschitz.preprocessing import Standardisation
+from .locks import check_output_file
 
 SUFFIXES: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx", "torchscript": ".pt"}
 """The suffix of a file of each format."""
@@ -98,6 +99,7 @@ def export_classifier(
     check_classifier(classifier)
     check_choice("format", format, get_args(Format))
     path = check_path("path", path)
+    check_output_file("path", path)
     if path.suffix != SUFFIXES[format]:
         raise ValueError(f"path: got {path.name!r}, expected a name that ends in {SUFFIXES[format]} for {format}.")
     if batch is not None and (not is_integer(batch) or batch < 1):

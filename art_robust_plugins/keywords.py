@@ -29,12 +29,14 @@ def _in_classifier(setting: str) -> Meant:
     return _in_training(f"it in PyTorchClassifier(..., {setting})")
 
 
+_OF_ATTACK = "an attack by name, as attacks='pgd-20'; see art-robust attacks"
 _EPOCHS = (("nb_epochs", "nb_epochs"), *_in_training("fit(..., nb_epochs=...)"))
 _THREAT = (("threat", "threat=ThreatModel('Linf', '8/255')"),)
 _MOVED = "the network where it shall compute, by network.to(...)"
 _DATA = (("loader", "loader"), ("generator", "generator"), ("x", "x"))
 _CLASSIFIER = (("classifier", "classifier"), ("estimator", "estimator"), ("model", "model"))
 _EXAMPLES = {"threat": "ThreatModel('Linf', '8/255')", "norm": "'Linf'", "eps": "'8/255'"}
+_OF_BATCHES = {"y": "the labels of x; a DataLoader, or batches (x, y), are given to fit_loader(loader)"}
 _OPTIMIZER = _in_training("it in the optimizer of PyTorchClassifier(..., optimizer=...)")
 MEANT: Mapping[str, Meant] = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs", "max_epochs", "epoch"), _EPOCHS),
@@ -64,7 +66,37 @@ MEANT: Mapping[str, Meant] = {
     **dict.fromkeys(("classifier", "estimator", "model", "net", "network"), _CLASSIFIER),
     **dict.fromkeys(("train_loader", "dataloader", "loader", "data", "dataset", "images", "x_test", "inputs"), _DATA),
     **dict.fromkeys(("labels", "targets", "y_test"), (("y", "y"),)),
-    **dict.fromkeys(("n_steps", "num_steps", "nb_steps", "max_iter", "iterations"), (("steps", "steps"),)),
+    **dict.fromkeys(
+        (
+            "steps",
+            "n_steps",
+            "num_steps",
+            "nb_steps",
+            "max_iter",
+            "iterations",
+            "n_iter",
+            "nb_iter",
+            "num_iter",
+            "nb_iters",
+        ),
+        (("steps", "steps"), ("attacks", _OF_ATTACK)),
+    ),
+    **dict.fromkeys(
+        ("eps_step", "step", "eps_iter", "alpha", "step_size", "rel_stepsize"),
+        (("step_size", "step_size"), ("attacks", _OF_ATTACK)),
+    ),
+    **dict.fromkeys(
+        ("lambda_", "lam", "lamda", "lambda", "lmbda"),
+        (("ratio", "one of beta, epsilon, ratio"), ("local_weight", "local_weight"), ("beta", "beta")),
+    ),
+    **dict.fromkeys(
+        ("points", "n_points", "n", "n_examples", "n_ex", "num_examples", "nb_samples", "num_samples"),
+        (("x", "fewer images, as x[:1000] with their labels"),),
+    ),
+    **dict.fromkeys(("n_restarts", "num_random_init", "restarts", "random_start"), (("attacks", _OF_ATTACK),)),
+    **dict.fromkeys(
+        ("epsilons", "eps_list", "radii"), (("eps", "one eps, or sweep(model, norm, eps, x, y)"), *_THREAT)
+    ),
     "device": (
         ("device", "device"),
         ("device_type", "device_type"),
@@ -99,7 +131,7 @@ class KnownKeywords:
         check_keywords(cls.__init__, keywords, {each.__name__: each for each in methods if each is not None})
         _check_positions(cls.__init__, cls.__name__, given)
         if given or keywords:  # a copy is made of nothing
-            _check_required(cls.__init__, given, keywords)
+            _check_required(cls.__init__, given, keywords, {})
         return super().__new__(cls)
 
 
@@ -121,6 +153,8 @@ def explain_keywords(function: Function, meant: Mapping[str, str] | None = None)
             owner = type(arguments[0]) if is_method and arguments else None
             check_keywords(function, keywords, {} if owner is None else {owner.__name__: owner.__init__})
         _check_positions(function, function.__name__, arguments[is_method:])
+        of_batches = is_method and hasattr(type(arguments[0]) if arguments else None, "fit_loader")
+        _check_required(function, arguments[is_method:], keywords, _OF_BATCHES if of_batches else {})
         return function(*arguments, **keywords)
 
     vars(call)[_EXPLAINED] = function
@@ -186,15 +220,17 @@ def _check_positions(function: Callable[..., Any], name: str, given: Sequence[An
         )
 
 
-def _check_required(function: Callable[..., Any], given: Sequence[Any], keywords: Mapping[str, Any]) -> None:
-    """Refuse a call of a constructor that leaves out an argument without default."""
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+def _check_required(
+    function: Callable[..., Any], given: Sequence[Any], keywords: Mapping[str, Any], hints: Mapping[str, str]
+) -> None:
+    """Refuse a call that leaves out an argument without default; ``given`` are those without a name, but ``self``."""
+    parameters = [each for each in inspect.signature(function).parameters.values() if each.name != "self"]
     for number, each in enumerate(parameters):
         by_position = each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) and number < len(given)
         required = each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         if required and not by_position and each.name not in keywords:
             how = f", such as {_EXAMPLES[each.name]}" if each.name in _EXAMPLES else ""
-            raise TypeError(f"{each.name}: got none, expected one{how}.")
+            raise TypeError(f"{each.name}: got none, expected {hints.get(each.name, f'one{how}')}.")
 
 
 def find_meant(keyword: str, parameters: Mapping[str, inspect.Parameter]) -> str | None:

@@ -6,7 +6,7 @@ Training, evaluation and certification all speak this one object, so that "Linf,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ from .moved import make_alias
 Norm = Literal["Linf", "L2", "L1"]
 Bound = float | Tensor
 """A limit of the input range: one number, or a tensor that broadcasts against a batch."""
+
+_SMALLEST = torch.finfo(torch.float32).tiny
+"""The smallest radius, as a share of the ball that holds every image."""
 
 _ORDERS: dict[str | float, Norm] = {
     **dict.fromkeys(("inf", "infty", "infinity", "∞", math.inf), "Linf"),
@@ -188,6 +191,8 @@ def check_radius(
 ) -> None:
     """Refuse a ball that holds every image of ``size`` numbers in [low, high]: its radius is likely in other units.
 
+    One whose radius float32 does not hold, which would be the clean image alone, is refused as well.
+
     Args:
         threat: the ball.
         low: of each number: a number, or a tensor that broadcasts against an image.
@@ -201,9 +206,15 @@ def check_radius(
     """
     radius, norm = threat.eps if value is None else value, threat.norm
     whole = _largest_distance(norm, low, high, size)
-    if radius < whole or whole <= 0:
+    smallest = _SMALLEST * whole
+    if whole <= 0 or smallest <= radius < whole or radius == 0:
         return
     lowest, highest = torch.as_tensor(low, device="cpu").min().item(), torch.as_tensor(high, device="cpu").max().item()
+    if radius < whole:
+        raise ValueError(
+            f"{name}: got {radius:g} for inputs in [{lowest:g}, {highest:g}], expected at least {smallest:.2g}, below "
+            f"which float32 rounds changes of an image away."
+        )
     levels = norm == "Linf" and 0 <= lowest < highest <= 1 <= radius <= 255
     hint = f"; did you mean '{radius:g}/255'?" if levels else "."
     raise ValueError(
@@ -247,10 +258,13 @@ def parse_radius(eps: float | str, *, zero: bool = False) -> float:
     Raises:
         ValueError: for anything else.
     """
+    if getattr(eps, "ndim", None) == 0:  # an array or a tensor of one number
+        eps = eps.item()  # type: ignore[union-attr]
     value = _parse_fraction(eps) if isinstance(eps, str) else to_float(eps)
     if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
         wanted = "a number that is not negative" if zero else "a positive number"
-        raise ValueError(f"eps: got {eps!r}, expected {wanted} or a fraction such as '8/255'.")
+        several = "; sweep takes several radii" if isinstance(eps, Iterable) and not isinstance(eps, str) else ""
+        raise ValueError(f"eps: got {eps!r}, expected {wanted} or a fraction such as '8/255'{several}.")
     return value
 
 

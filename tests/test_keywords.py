@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders import make_linear, make_tiny
 from torch import nn
 
@@ -18,6 +19,7 @@ from art_robust_plugins import (
     Evaluator,
     LayerwiseAdversarialTrainer,
     LocalBallTrainer,
+    PGDTrainer,
     PyTorchLipschitzCertifier,
     PyTorchWeightMapClassifier,
     RobustTrainer,
@@ -98,7 +100,16 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: BANGTrainer(make_tiny(), version=1), "version", "one of classifier"),
     (lambda: evaluate(make_tiny(), X, Y, radius=0.1), "radius", "eps"),
     (lambda: evaluate(make_tiny(), X, Y, version="standard"), "version", "attacks"),
-    (lambda: evaluate(make_tiny(), X, Y, steps=3), "steps", "one of model"),
+    (lambda: evaluate(make_tiny(), X, Y, steps=3), "steps", "attacks="),
+    (lambda: evaluate(make_tiny(), X, Y, alpha=0.1), "alpha", "attacks="),
+    (lambda: evaluate(make_tiny(), X, Y, n=5), "n", "x[:"),
+    (lambda: evaluate(make_tiny(), X, Y, points=5), "points", "x[:"),
+    (lambda: Evaluator(make_tiny(), THREAT, n_ex=5), "n_ex", "x[:"),
+    (lambda: evaluate(make_tiny(), X, Y, epsilons=[0.1]), "epsilons", "sweep("),
+    (lambda: PGDTrainer(make_tiny(), threat=THREAT, eps_step=0.1), "eps_step", "step_size"),
+    (lambda: PGDTrainer(make_tiny(), threat=THREAT, alpha=0.1), "alpha", "step_size"),
+    (lambda: PGDTrainer(make_tiny(), threat=THREAT, nb_iter=3), "nb_iter", "steps"),
+    (lambda: TRADESTrainer(make_tiny(), threat=THREAT, lambda_=6), "lambda_", "beta"),
     (lambda: evaluate(make_tiny(), images=X, labels=Y), "images", "x"),
     (lambda: certify(make_tiny(), X, eps=0.1), "eps", "none: a proven radius is returned"),
     (lambda: certify(make_tiny(), X, y=Y), "y", "none: the predictions are returned"),
@@ -122,6 +133,27 @@ def test_a_missing_argument_is_named() -> None:
             call()
     with pytest.raises(TypeError, match=r"^classifier: got none"):
         StandardTrainer(options=TrainingOptions())
+    with pytest.raises(TypeError, match=r"^model: got none"):
+        certify()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("given", [{"x": X}, {"x": torch.utils.data.DataLoader([(X[0], Y[0])])}])
+def test_labels_that_are_missing_are_named_with_what_takes_batches(given: dict[str, Any]) -> None:
+    for call in (lambda fit: fit(*given.values()), lambda fit: fit(**given)):
+        with pytest.raises(TypeError, match=r"^y: got none, .*fit_loader\(loader\)"):
+            call(StandardTrainer(make_tiny()).fit)
+
+
+@pytest.mark.parametrize("eps", [[0.05, 0.1], (0.05,), np.array([0.05, 0.1]), torch.tensor([0.1])])
+def test_several_radii_are_sent_to_sweep(eps: Any) -> None:
+    for call in (lambda: evaluate(make_tiny(), X, Y, "Linf", eps), lambda: ThreatModel("Linf", eps)):
+        with pytest.raises(ValueError, match=r"(?s)^eps: got .*sweep"):
+            call()
+
+
+@pytest.mark.parametrize("eps", [np.float32(0.5), np.array(0.5), torch.tensor(0.5)])
+def test_one_number_of_any_library_is_a_radius(eps: Any) -> None:
+    assert ThreatModel("Linf", eps).eps == 0.5
 
 
 @pytest.mark.parametrize(

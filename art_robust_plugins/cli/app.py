@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -21,8 +22,9 @@ import typer.main
 from ..escapes import printable
 from ..memory import keep_freed_memory
 from .arguments import ARGUMENTS
-from .refusals import HELP_ERROR, UsageError, check_paths, explain_usage, name_options
+from .refusals import HELP_ERROR, UsageError, check_paths, explain_usage
 from .spellings import replace_spellings
+from .translation import translate
 
 COMMANDS = {
     "demo": "Train, attack and compare every method on one page.",
@@ -132,7 +134,7 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         keep_freed_memory()
         try:
-            with nullcontext() if ctx.params["debug"] else _warnings_in_one_line():
+            with nullcontext() if ctx.params["debug"] else _warnings_in_one_line(partial(self._translate, ctx=ctx)):
                 result = super().invoke(ctx)
             if "torch" in sys.modules:  # else there are no processes to part from
                 from .running import part
@@ -146,21 +148,26 @@ class Commands(typer.core.TyperGroup):
             if ctx.params["debug"]:
                 raise
             rank = os.environ.get("RANK", "0")
-            sentence = name_options(str(error), ctx.invoked_subcommand)
+            sentence = self._translate(str(error), ctx)
             told = "\n".join(map(printable, sentence.split("\n")))
             print(f"error{'' if rank == '0' else f' in process {rank}'}: {told}", file=sys.stderr)
             sys.exit(1 if isinstance(error, FloatingPointError | ConnectionError) else 2)
 
+    def _translate(self, sentence: str, ctx: Any) -> str:
+        """A sentence about an argument of Python in the words of the command that runs."""
+        name = ctx.invoked_subcommand
+        return translate(sentence, self.commands[name], ctx.meta.get(ARGUMENTS, ())) if name in COMMANDS else sentence
+
 
 @contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
+def _warnings_in_one_line(translate: Callable[[str], str]) -> Iterator[None]:
     """Show warnings to users as sentences, without the place in the code, which says nothing to a user here."""
     before = warnings.formatwarning
 
     def format_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> str:
         if not issubclass(category, UserWarning):
             return before(message, category, *rest, **more)
-        return "".join(f"{printable(line)}\n" for line in f"warning: {message}".split("\n"))
+        return "".join(f"{printable(line)}\n" for line in f"warning: {translate(str(message))}".split("\n"))
 
     warnings.formatwarning = format_warning
     try:

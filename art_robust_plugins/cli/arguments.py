@@ -52,7 +52,8 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Show the results, bu
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; it is made when it is missing.")]
 
-SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0)]
+LARGEST_SEED = 2**32 - 1
+SeedOption = Annotated[int, typer.Option(help="Makes the run repeatable.", min=0, max=LARGEST_SEED)]
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A folder that art-robust train, or save_classifier, wrote.")

@@ -28,6 +28,7 @@ class FieldOption:
         help: what it does; by default the first sentence about the field in the dataclass's docstring.
         metavar: what stands for its value.
         min: the smallest whole number that it takes.
+        max: the largest one.
         kind: its type where the field takes more than one option can say.
         default: its default where that is not the field's.
     """
@@ -38,6 +39,7 @@ class FieldOption:
     help: str | None = None
     metavar: str | None = None
     min: int | None = None
+    max: int | None = None
     kind: Any = None
     default: Any = _FIELD
 
@@ -45,7 +47,7 @@ class FieldOption:
         """The parameter of a command, as typer reads it."""
         names = [] if self.option is None else [self.option]
         purpose = _read_purpose(self.owner, self.field) if self.help is None else self.help
-        option = typer.Option(*names, help=purpose, metavar=self.metavar, min=self.min)
+        option = typer.Option(*names, help=purpose, metavar=self.metavar, min=self.min, max=self.max)
         kind = _read_type(self.owner, self.field) if self.kind is None else self.kind
         default = default_of(self.owner, self.field) if self.default is _FIELD else self.default
         return inspect.Parameter(

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from ..experiments.evaluation_plans import EvaluationPlan
-from .arguments import DeviceOption, NetworkArgument, NetworkOptions, QuietOption, Submission, select_device
+from .arguments import (
+    LARGEST_SEED,
+    DeviceOption,
+    NetworkArgument,
+    NetworkOptions,
+    QuietOption,
+    Submission,
+    select_device,
+)
 from .derived import FieldOption, take_settings
 from .launching import WorkersOption, share_with_workers
 
@@ -33,7 +41,7 @@ EVALUATION = (
         "backend",
         help="Implementation of AutoAttack: native (this package's), or reference (its authors', if installed).",
     ),
-    FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0),
+    FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0, max=LARGEST_SEED),
 )
 
 

@@ -17,25 +17,6 @@ UsageError: type[Exception] = _exceptions.UsageError
 HELP_ERROR = "NoArgsIsHelpError"
 """The name of the exception that typer raises for a command without words; its text is the help."""
 
-_OPTIONS = {
-    "checkpoint_dir:": "--out:",
-    "state_dir:": "--out:",
-    "out:": "--out:",
-    "transfers:": "--transfer:",
-    "folder: got": "RUN: got",
-    "name: got the data": "--data: got",
-    "name: got the model": "--model: got",
-    "x: got": "--data: got",
-    "y: got": "--data: got",
-}
-"""The beginning of a sentence about an argument -> its beginning where the command line gives the argument."""
-
-_NETWORK = dict.fromkeys(("classifier:", "model:", "network:"), "RUN:")
-"""The same for commands whose network is their argument."""
-
-_ADVICE = {"with resume=True": "with --resume", "workers=N": "--workers N"}
-"""Advice within a sentence, in Python -> the same on the command line."""
-
 _KINDS = {int: "a whole number", float: "a number", Path: "a path", str: "a value"}
 
 
@@ -67,17 +48,6 @@ def explain_usage(error: Exception, command: Any, context: Any, words: Sequence[
     if isinstance(error, _exceptions.MissingParameter):
         return f"{show_name(parameter)}: got none, expected {_describe(parameter, function)}."
     return _explain_value(error, parameter, _read_words(command, context, words)[0].get(parameter.name), function)
-
-
-def name_options(sentence: str, command: str | None) -> str:
-    """Rename the arguments of a sentence to options that give them, as ``state_dir:`` at its start to ``--out:``."""
-    for told, shown in _ADVICE.items():
-        sentence = sentence.replace(told, shown)
-    of_network = _NETWORK if command in ("evaluate", "certify", "export") else {}
-    for told, shown in {**_OPTIONS, **of_network}.items():
-        if sentence.startswith(told):
-            return shown + sentence.removeprefix(told)
-    return sentence
 
 
 def check_paths(command: Any, context: Any, words: Sequence[str], function: Any) -> None:
@@ -153,12 +123,12 @@ def _expect(name: str, function: Callable[..., Any]) -> tuple[str | None, Callab
         return f"one of {', '.join(map(repr, choices))}", lambda value: value not in choices
     if kind not in _KINDS:
         return None, lambda value: False
-    least = getattr(option, "min", None)
-    bound = "" if least is None else f" of at least {least}"
+    least, most = getattr(option, "min", None), getattr(option, "max", None)
+    bound = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
 
     def refuses(value: Any) -> bool:
         try:
-            return least is not None and kind(value) < least
+            return (least is not None and kind(value) < least) or (most is not None and kind(value) > most)
         except ValueError:
             return True
 

@@ -16,6 +16,7 @@ from ..bridge import EstimatorModule, outputs_are_probabilities
 from ..checks import check_path
 from ..files import write_atomically
 from ..fingerprints import describe_module, digest
+from ..locks import check_output_folder
 from ..threat import ThreatModel
 from .estimator_passes import EstimatorPasses, list_modules, preserve_network
 from .rendering.pixels import encode_png, has_channels_first, round_to_bytes, scale_to_unit
@@ -59,6 +60,7 @@ def save_rounded_images(report: EvaluationResults, folder: str | Path, classifie
             one or three channels in one range.
     """
     folder = check_path("folder", folder)
+    check_output_folder("folder", folder)
     details = _check_images(report)
     _check_network(report, classifier)
     threat = ThreatModel(report.settings["threat"]["norm"], report.settings["threat"]["eps"])

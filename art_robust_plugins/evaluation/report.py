@@ -21,6 +21,7 @@ from ..checks import check_path
 from ..escapes import csv_cell
 from ..files import load_tensors, read_json, read_sealed, save_tensors, sha256_of, write_atomically, write_sealed
 from ..keywords import explain_keywords
+from ..locks import check_output_folder
 from .eight_bit import save_rounded_images
 from .flags import Flag
 from .ranking import group_comparable
@@ -177,6 +178,7 @@ class EvaluationReport(EvaluationResults):
             The path of report.html, which needs no other file.
         """
         folder = check_path("folder", folder)
+        check_output_folder("folder", folder, REPORT_FILES)
         arrays = {
             "robust": self.robust,
             "correct": self.correct,
@@ -201,6 +203,7 @@ class EvaluationReport(EvaluationResults):
             The path of report.html.
         """
         folder = check_path("folder", folder)
+        check_output_folder("folder", folder, (VERDICTS_FILE, MARKDOWN_FILE, PAGE_FILE))
         texts = {
             VERDICTS_FILE: self.verdicts_csv(),
             MARKDOWN_FILE: report_markdown(self),
@@ -300,7 +303,7 @@ def save_comparison(
     Args:
         reports: by the names of their networks.
         folder: made when it is missing; a comparison that stands there is replaced.
-        folders: where reports were saved. The page links to those that lie beside it: in ``folder`` or beside it.
+        folders: where reports were saved. The page links to the page that lies there, by a relative path.
         histories: the records of the epochs of trainings, as a trainer's ``history``, by the same names. The page draws
             "loss" and whatever ends with "accuracy", and adds up "seconds".
 
@@ -316,6 +319,7 @@ def save_comparison(
     for name, history in (histories or {}).items():
         if not isinstance(history, Sequence) or not all(isinstance(epoch, Mapping) for epoch in history):
             raise ValueError(f"histories: got {type(history).__name__} under {name!r}, expected a list of mappings.")
+    check_output_folder("folder", folder, COMPARISON_FILES)
     places = {name: check_path("folders", place) for name, place in (folders or {}).items()}
     pages = {name: address for name, place in places.items() if (address := _find_address(place, folder)) is not None}
     groups = group_comparable(reports)
@@ -326,9 +330,12 @@ def save_comparison(
 
 
 def _find_address(place: Path, folder: Path) -> str | None:
-    """The address of a saved report's page from a page in ``folder``; None where it does not lie beside that one."""
+    """The address of a saved report's page from a page in ``folder``; None where no relative path leads there.
+
+    It is made of the caller's two paths alone: nothing in a report, which may be a stranger's, is part of it.
+    """
     page, here = (place / PAGE_FILE).resolve(), folder.resolve()
-    if not page.exists() or not page.is_relative_to(here.parent):
+    if not page.exists() or page.anchor != here.anchor:  # on another drive, or none at all
         return None
     return quote(Path(os.path.relpath(page, here)).as_posix())
 

@@ -11,6 +11,7 @@ import torch
 
 from ..checks import check_choice, check_count, check_flag, check_path, check_text, to_float
 from ..files import save_archive, write_json
+from ..locks import check_output_folder
 from ..threat import ThreatModel
 from .rendering.labels import is_swept
 from .results import EvaluationResults
@@ -65,6 +66,7 @@ def export_to_robustbench(report: EvaluationResults, entry: LeaderboardEntry, fo
         ValueError: a report that the leaderboard does not take, see `EvaluationReport.to_robustbench`.
     """
     folder = check_path("folder", folder)
+    check_output_folder("folder", folder)
     _check_evaluation(report)
     _check_data_set(report, entry)
     _check_range(report)

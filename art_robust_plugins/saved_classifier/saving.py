@@ -16,6 +16,7 @@ from ..bridge.saved_formats import ESTIMATORS, import_providers
 from ..checks import check_path
 from ..files import json_text, save_tensors, sha256_of, write_sealed
 from ..keywords import explain_keywords
+from ..locks import check_output_folder
 from .defences import defence_modules, defences_of, describe_defence, describe_standardisation, to_lists
 from .layout import CLASSIFIER_FILE, FORMAT, WEIGHTS_FILE
 from .losses import describe_loss
@@ -73,6 +74,7 @@ def save_classifier(
             f"classifier: got a {type(classifier).__name__}, expected ART's PyTorchClassifier itself, or {others}."
         )
     folder = check_path("folder", folder)
+    check_output_folder("folder", folder)
     for name, given in (("model", model), ("extra", extra)):
         if given is not None and not isinstance(given, Mapping):
             raise TypeError(f"{name}: got a {type(given).__name__}, expected a dict, or None.")

@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from art_robust_plugins.cli.app import LoadedCommands
+from art_robust_plugins.cli.translation import translate
+
 BAD = [
     (["train", "bnag", "--out", "{new}"], "error: METHOD: got 'bnag',"),
     (["train", "lipschitz-certifier", "--out", "{new}"], "METHOD: 'lipschitz-certifier' is an ART estimator,"),
     (["train", "bang", "--data", "minst", "--out", "{new}"], "'mnist'?"),
     (["train", "bang", "--model", "lenett", "--out", "{new}"], "'lenet'?"),
-    (["train", "bang", "--model", "lenet", "--out", "{new}"], "input_shape: got (1, 8, 8),"),
+    (["train", "bang", "--model", "lenet", "--out", "{new}"], "error: --model: got "),
     (["train", "bang", "--set", "beta", "--out", "{new}"], "error: --set: got 'beta',"),
-    (["train", "bang", "--set", "bta=1", "--out", "{new}"], "bta: 'bang'"),
-    (["train", "bang", "--set", "beta=-1", "--out", "{new}"], "beta: got -1,"),
-    (["train", "bang", "--eps", "8/0", "--out", "{new}"], "error: eps: got '8/0',"),
+    (["train", "bang", "--set", "bta=1", "--out", "{new}"], "error: --set bta: 'bang'"),
+    (["train", "bang", "--set", "beta=-1", "--out", "{new}"], "error: --set beta: got -1,"),
+    (["train", "bang", "--eps", "8/0", "--out", "{new}"], "error: --eps: got '8/0',"),
     (["train", "bang", "--norm", "L2", "--out", "{new}"], "error: --norm: got L2 without --eps,"),
     (["train", "bang", "--with", "bnag", "--out", "{new}"], "--with: got 'bnag',"),
     (["train", "bang", "--with", "bang", "--with", "bang", "--out", "{new}"], "--with: got bang twice,"),
@@ -27,15 +30,21 @@ BAD = [
     (["train", "bang", "--lr", "0", "--out", "{new}"], "error: --lr: got 0.0,"),
     (["train", "bang", "--optimizer", "adam", "--momentum", "0.5", "--out", "{new}"], "error: --momentum: got 0.5 "),
     (["train", "bang", "--set", "threat=0.1", "--out", "{new}"], "error: --set: threat "),
-    (["train", "bang", "--set", 'layers={{"*": 3}}', "--out", "{new}"], "error: layers: got 3 for '*',"),
+    (["train", "bang", "--set", 'layers={{"*": 3}}', "--out", "{new}"], "error: --set layers: got 3 for '*',"),
     (["train", "bang", "--compile", "fast", "--out", "{new}"], "error: --compile: got 'fast',"),
-    (["train", "bang", "--ema-decay", "1", "--out", "{new}"], "error: ema_decay: got 1.0,"),
+    (["train", "bang", "--ema-decay", "1", "--out", "{new}"], "error: --ema-decay: got 1.0,"),
     (["train", "bang", "--schedule", "linear", "--out", "{new}"], "error: --schedule: got 'linear',"),
-    (["train", "bang", "--schedule", "piecewise", "--out", "{new}"], "error: milestones: got () "),
-    (["train", "bang", "--milestone", "3", "--out", "{new}"], "error: milestones: got [3.0] "),
-    (["train", "bang", "--schedule", "constant", "--warmup", "1", "--out", "{new}"], "error: warmup_epochs: got 1.0 "),
-    (["train", "bang", "--clip", "0", "--out", "{new}"], "error: max_gradient_norm: got 0.0,"),
-    (["train", "bang", "--accumulate", "0", "--out", "{new}"], "error: accumulation_steps: got 0,"),
+    (["train", "bang", "--schedule", "piecewise", "--out", "{new}"], "error: --milestones: got () "),
+    (
+        ["train", "bang", "--milestone", "3", "--out", "{new}"],
+        "error: --milestones: got [3.0] ",
+    ),
+    (
+        ["train", "bang", "--schedule", "constant", "--warmup", "1", "--out", "{new}"],
+        "error: --warmup-epochs: got 1.0 ",
+    ),
+    (["train", "bang", "--clip", "0", "--out", "{new}"], "error: --max-gradient-norm: got 0.0,"),
+    (["train", "bang", "--accumulate", "0", "--out", "{new}"], "error: --accumulation-steps: got 0,"),
     (["train", "bang", "--augment", "crop", "--out", "{new}"], "error: --augmentation: got 'crop',"),
     (["train", "bang", "--keep-best", "--validation", "0", "--out", "{new}"], "error: --keep-best: got "),
     (
@@ -45,7 +54,14 @@ BAD = [
     (["train", "bang", "--validation-share", "1", "--out", "{new}"], "error: --validation-share: got 1,"),
     (["train", "trades", "--set", "eps=8", "--out", "{new}"], "error: --set: got eps,"),
     (["train", "bang", "--device", "gpu", "--out", "{new}"], "error: --device: got 'gpu',"),
-    (["train", "bang", "--norm", "L7", "--eps", "0.1", "--out", "{new}"], "error: norm: got 'L7',"),
+    (["train", "bang", "--norm", "L7", "--eps", "0.1", "--out", "{new}"], "error: --norm: got 'L7',"),
+    (["train", "bang", "--lr", "nan", "--out", "{new}"], "error: --lr: got nan,"),
+    (["train", "bang", "--lr", "inf", "--out", "{new}"], "error: --lr: got inf,"),
+    (["train", "bang", "--seed", "99999999999", "--out", "{new}"], "error: --seed: got '99999999999',"),
+    (["evaluate", "{trained}", "--seed", "99999999999", "--eps", "0.1"], "error: --seed: got '99999999999',"),
+    (["evaluate", "{trained}", "--eps", "0,1"], "error: --eps: got '0,1',"),
+    (["evaluate", "{trained}", "--eps", "1e-300"], "error: --eps: got 1e-300 "),
+    (["evaluate", "{trained}", "--eps", "0.1", "--attacks", "foo"], "error: --attacks: got 'foo',"),
     (["methods", "foo"], "error: NAME: got 'foo',"),
     (["methods", "trads"], "'trades'?"),
     (["attack"], "error: COMMAND: got 'attack',"),
@@ -55,19 +71,22 @@ BAD = [
     (["evaluate", "{trained}", "--eps", "0.1", "--attacks", "standrd"], "'standard'?"),
     (["evaluate", "{trained}", "--norm", "L2"], "error: --eps: got none, "),
     (["certify", "{trained}", "--norm", "L2"], "error: --eps: got none, "),
-    (["evaluate", "{trained}", "--norm", "L3", "--eps", "1"], "error: norm: got 'L3',"),
+    (["evaluate", "{trained}", "--norm", "L3", "--eps", "1"], "error: --norm: got 'L3',"),
     (["evaluate", "{trained}", "--mean", "0.5", "--eps", "0.1"], "error: --mean: got 0.5 "),
     (["evaluate", "{trained}", "--robustbench", "{new}"], "error: --robustbench: got the data digits,"),
-    (["certify", "{trained}", "--eps", "big"], "error: eps: got 'big',"),
+    (["certify", "{trained}", "--eps", "big"], "error: --eps: got 'big',"),
     (["certify", "{new}", "--eps", "0.1"], "error: RUN: got "),
     (["train", "bang", "--model-set", "depth", "--out", "{new}"], "error: --model-set: got 'depth',"),
-    (["train", "bang", "--model-set", "depth=4", "--out", "{new}"], "depth: the network 'small-cnn' "),
+    (
+        ["train", "bang", "--model-set", "depth=4", "--out", "{new}"],
+        "error: --model-set depth: the network 'small-cnn' ",
+    ),
     (["train", "bang", "--model-set", "hiden=4", "--out", "{new}"], "'hidden'?"),
     (["train", "bang", "--model-set", "input_shape=4", "--out", "{new}"], "error: --model-set: got input_shape,"),
     (["evaluate", "{pickle}", "--eps", "0.1"], "weights.safetensors"),
     (["export", "{trained}", "--batch", "all"], "--batch: got 'all',"),
-    (["export", "{trained}", "--out", "{new}"], ".pt2"),
-    (["export", "{trained}", "--format", "torchscript", "--batch", "4"], "batch: got 4 "),
+    (["export", "{trained}", "--out", "{new}"], "error: --out: got 'new', "),
+    (["export", "{trained}", "--format", "torchscript", "--batch", "4"], "error: --batch: got 4 "),
     (["export", "{pickle}"], "weights.safetensors"),
     (["benchmark"], "NAME: got none,"),
     (["benchmark", "mnits"], "NAME: got 'mnits',"),
@@ -93,6 +112,23 @@ def test_bad_input_gets_one_sentence(
     assert not (tmp_path / "new").exists()
 
 
+def test_inside_a_sentence_only_what_names_an_argument_is_renamed() -> None:
+    commands = LoadedCommands()
+    for command, told, shown in (
+        (
+            "train",
+            "loss: got inf; try max_gradient_norm=1, or lr=0.1.",
+            "loss: got inf; try --max-gradient-norm 1, or --lr 0.1.",
+        ),
+        ("train", "resume: got True without checkpoint_dir.", "--resume: got True without --out."),
+        ("evaluate", "a/x.json: eps: got 1 data, model and norm", None),
+        ("evaluate", "RUN: got PyTorchClassifier(..., device=...) and batch_size(3)", None),
+        ("evaluate", "x: got 254, expected bounds=(0, 255).", "--data: got 254, expected --bounds 0,255."),
+        ("report", "eps: got 1", None),
+    ):
+        assert translate(told, commands[command]) == (shown or told)
+
+
 def test_debug_shows_where_an_error_came_from(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="METHOD: got 'bnag'"):
         run("--debug", "train", "bnag", "--out", tmp_path / "new")
@@ -107,7 +143,7 @@ def test_radii_in_other_units_are_refused_by_every_command(run, trained_run: Pat
     ):
         code, text = run(*arguments)
         assert code == 2
-        assert "eps: got 8 " in text
+        assert "error: --eps: got 8 " in text
     assert not any(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -105,9 +106,66 @@ def test_evaluate_and_report(run, trained_run: Path, tmp_path: Path) -> None:  #
     assert code == 0
     assert f"{stopped}: left out, its evaluation is not finished." in text.replace("\n", "")
     assert "bang, Linf-0.1-fgsm-20" in (tmp_path / "page" / "index.html").read_text()
-    code, text = run("report", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    code, text = run("report", tmp_path / "empty")
     assert code == 2
     assert "RUN: got no folder with a report" in text
+
+
+@pytest.fixture
+def reported(trained_run: Path, tmp_path: Path, run) -> Path:  # type: ignore[no-untyped-def]
+    """A run with two reports."""
+    place = tmp_path / "runs" / "bang"
+    shutil.copytree(trained_run, place, ignore=shutil.ignore_patterns("evaluations"))
+    for attack in ("fgsm", "noise"):
+        assert run("evaluate", place, "--eps", "0.1", "--attacks", attack, "--points", 5)[0] == 0
+    return place
+
+
+@pytest.mark.parametrize("given", [".", "runs", "runs/bang", "runs/bang/evaluations"])
+def test_reports_are_found_in_any_folder_above_and_linked_from_any_place(  # type: ignore[no-untyped-def]
+    run, reported: Path, tmp_path: Path, monkeypatch, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if given == ".":
+        monkeypatch.chdir(reported)
+    out = tmp_path / "pages" / "of" / "all"
+    code, text = run("report", given, given, "--out", out)
+    assert code == 0
+    assert "left out" not in text
+    page = (out / "index.html").read_text()
+    links = [link for link in re.findall(r'href="([^"]*)"', page) if not link.startswith("#")]
+    assert len(links) == 2
+    for link in links:
+        assert (out / link).resolve().parent.parent == reported / "evaluations"
+    assert ">bang, Linf-0.1-fgsm-5<" in page
+
+
+def test_a_path_that_is_no_folder_is_not_taken_for_an_empty_one(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "page"
+    for given, said in ((tmp_path / "nothere", "not there"), (trained_run / "classifier.json", "a file")):
+        code, text = run("report", trained_run, given, "--out", out)
+        assert code == 2
+        assert f"RUN: got {given}" in text
+        assert said in text
+    assert not out.exists()
+
+
+def test_a_report_that_cannot_be_read_is_left_out_by_name(run, reported: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    broken, whole = sorted((reported / "evaluations").iterdir())
+    (broken / "report.json").write_text("{}")
+    (whole / "report.html").unlink()
+    code, text = run("report", reported, "--out", tmp_path / "page")
+    assert code == 0
+    assert f"{broken}: left out, " in text
+    assert "report.json: got" in text
+    assert f"{whole} holds no report.html" in text  # so that its name has no link
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "noise" in page
+    assert "fgsm" not in page
+    code, text = run("report", broken, "--out", tmp_path / "none")
+    assert code == 2
+    assert f"error: {broken / 'report.json'}: got" in text
 
 
 def test_attacked_images_as_files(run, trained_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

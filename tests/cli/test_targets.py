@@ -213,4 +213,4 @@ def test_warnings_are_sentences(run, folder: Path, capsys: pytest.CaptureFixture
     )
     first, last = done.stderr.splitlines()
     assert first.startswith("warning: from1.npz: y_train: got no image of class 0")
-    assert last.startswith("error: eps: got 9")
+    assert last.startswith("error: --eps: got 9")

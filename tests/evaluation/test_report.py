@@ -8,6 +8,7 @@ import pickle
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from builders import Data
 from numpy.testing import assert_array_equal
 from torch import nn
 
-from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel, WeightMapPreprocessor
+from art_robust_plugins import PyTorchLipschitzCertifier, ThreatModel, WeightMapPreprocessor, save_classifier
 from art_robust_plugins.evaluation import EvaluationReport, Evaluator, Flag, compare, save_comparison
+from art_robust_plugins.evaluation.diagnostics.short_attacks import list_radii
 from art_robust_plugins.evaluation.rendering.curves import draw_curves
 from art_robust_plugins.evaluation.rendering.labels import certificate_text, interval, robust_label
 from art_robust_plugins.evaluation.rendering.tables import class_note, class_rows, curve_rows
 from art_robust_plugins.files import seal
+from art_robust_plugins.threat import Norm, check_radius
 
 from .builders import custom, step, strong, train_network, wrap
 
@@ -61,6 +64,42 @@ def test_a_saved_report_is_read_back(report: EvaluationReport, tmp_path: Path) -
     for other in (page, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=rf"^folder: got {other}, "):
             EvaluationReport.load(other)
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused_by_every_save(
+    report: EvaluationReport, network: nn.Module, tmp_path: Path
+) -> None:
+    (tmp_path / "api.py").write_text("here")
+    for place in (tmp_path / "api.py", tmp_path / "api.py" / "below"):
+        for save in (
+            report.save,
+            report.write_pages,
+            lambda folder: save_comparison({"a": report}, folder),
+            lambda folder: save_classifier(wrap(network), folder),
+        ):
+            with pytest.raises(ValueError, match=r"^folder: got .*api\.py"):
+                save(place)
+    assert (tmp_path / "api.py").read_text() == "here"
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("eps", [1e-300, 1e-30, 1e-12, 0.9])
+def test_a_radius_is_refused_or_its_curve_is_read_back(
+    report: EvaluationReport, tmp_path: Path, norm: Norm, eps: float
+) -> None:
+    size = report.adversarial[0].size
+    if eps == 1e-300:
+        with pytest.raises(ValueError, match=f"^eps: got {eps:g} "):
+            check_radius(ThreatModel(norm, eps), 0.0, 1.0, size)
+        return
+    check_radius(ThreatModel(norm, eps), 0.0, 1.0, size)
+    radii = list_radii(ThreatModel(norm, eps), size)
+    whole = {"Linf": 1.0, "L2": size**0.5, "L1": float(size)}[norm]
+    assert radii[0] == eps / 4
+    assert radii[-1] == pytest.approx(whole) or whole / 2.5 <= radii[-1] <= whole
+    assert all(after / before * (1 + 1e-9) >= 2 for before, after in pairwise(radii[:-1]))
+    replace(report, curve=[(radius, 0.5) for radius in radii]).save(tmp_path)
+    assert [radius for radius, _ in EvaluationReport.load(tmp_path).curve] == radii
 
 
 def test_broken_and_foreign_files_are_refused(report: EvaluationReport, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from ..counting import CallCounter
 
 POINTS = 100
 STEPS = 10
+RADII = 64
+"""The most radii of a curve."""
 # Sums in another order differ by far less than this share of a gradient's length.
 RANDOM_GRADIENT = 1e-2
 
@@ -169,11 +171,15 @@ def _grow_eps(plan: ShortAttackPlan, chunks: list[Chunk], points: int) -> tuple[
 
 
 def list_radii(threat: ThreatModel, size: int) -> list[float]:
-    """Radii from a quarter of eps, doubled up to the ball that holds every image in [0, 1]."""
+    """Radii from a quarter of eps, doubled up to the ball that holds every image in [0, 1].
+
+    Where these would be more than `RADII`, the ratio of two radii is larger.
+    """
     whole = {"Linf": 1.0, "L2": size**0.5, "L1": float(size)}[threat.norm]
     radii = [threat.eps / 4]
-    while 2.5 * radii[-1] < whole:
-        radii.append(2 * radii[-1])
+    ratio = max(2.0, (whole / radii[0]) ** (1 / (RADII - 2)))
+    while 1.25 * ratio * radii[-1] < whole:
+        radii.append(ratio * radii[-1])
     return [*radii, whole] if radii[-1] < whole else radii
 
 

@@ -49,7 +49,8 @@ def draw_curves(reports: Reports, numbers: Mapping[str, int], name: str = "") ->
     kinds = (
         "accuracy" if all(report.radii is None for report in reports.values()) else "accuracy and certified accuracy"
     )
-    description = f"Lines: {kinds} of {_count(reports)} as eps grows to {axis.high:.4g}. {_tell_ends(reports)}"
+    grows = f"as eps grows to {axis.high:.4g}, on a logarithmic axis"
+    description = f"Lines: {kinds} of {_count(reports)} {grows}. {_tell_ends(reports)}"
     return Drawn(name, draw_lines(description, lines, axis, _PERCENT, rules), [numbers[label] for label in reports])
 
 
@@ -81,7 +82,7 @@ def _make_eps_axis(reports: Reports) -> Axis:
     for eps in sorted(wanted, key=lambda eps: (eps not in threats, -eps)):
         if all(abs(whole.place(eps) - whole.place(other)) >= _NARROWEST for other in ticks):
             ticks[eps] = f"{eps:.2g}" if eps not in threats else f"{eps:.3g}"
-    return Axis("eps", low, high, sorted(ticks.items()), logarithmic=True)
+    return Axis("eps (logarithmic)", low, high, sorted(ticks.items()), logarithmic=True)
 
 
 def _make_certified_line(report: EvaluationResults, name: str, number: int, axis: Axis) -> Line:
@@ -162,7 +163,7 @@ def _draw_metric(metric: str, runs: Mapping[str, list[tuple[float, float]]], num
     x_ticks = [
         (value, text)
         for value, text in choose_ticks(min(epochs), max(epochs), 8)
-        if min(epochs) <= value <= max(epochs)
+        if min(epochs) <= value <= max(epochs) and abs(value - round(value)) < 1e-9
     ]
     x = Axis("epoch", min(epochs), max(*epochs, min(epochs) + 1), x_ticks)
     description = f"Lines: {name} of {_count(runs)} over {max(epochs):g} epochs. " + "; ".join(

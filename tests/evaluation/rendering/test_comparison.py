@@ -204,20 +204,21 @@ def test_any_radius_can_be_drawn(radius: float) -> None:
     assert "inf" not in re.sub("Linf|inference", "", text) or radius == np.inf
 
 
-def test_the_page_links_to_reports_that_lie_beside_it(tmp_path: Path) -> None:
+def test_the_page_links_to_reports_wherever_they_were_saved(tmp_path: Path) -> None:
     names = {
         "in": tmp_path / "all" / "x y",
         "beside": tmp_path / "one&",
-        "far": tmp_path.parent / f"{tmp_path.name}-far",
+        "far": tmp_path.parent / f"{tmp_path.name}-far" / "javascript:alert(1)",
     }
     report = of(10)
     for place in names.values():
         place.mkdir(parents=True, exist_ok=True)
         (place / "report.html").write_text("")
     given = {**names, "none": tmp_path / "nothing"}
+    far = f"../../{tmp_path.name}-far/javascript%3Aalert%281%29/report.html"
     page = save_comparison(dict.fromkeys(given, report), tmp_path / "all", folders=given)
     links = [each["href"] for each in Elements(page.read_text()).all("a")]
-    assert links == ["#content", "x%20y/report.html", "../one%26/report.html"]
+    assert links == ["#content", "x%20y/report.html", "../one%26/report.html", far]
 
 
 def test_names_of_other_reports_are_refused(tmp_path: Path) -> None:
