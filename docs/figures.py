@@ -162,7 +162,7 @@ def trace_certified(records: Records) -> Picture | None:
         for row in dict.fromkeys(run["row"] for run in runs):
             same = [run for run in runs if run["row"] == row]
             seconds = statistics.mean(run["training_seconds"] for run in same)
-            points.append(make_point(row, seconds, [run["certified"]["L2 1.58"] for run in same], (-7, 5)))
+            points.append(make_point(row, seconds, [run["certified"]["L2 1.58"] for run in same], (-4, 11)))
         series.append(Series("recipe mnist-certified", COLOURS["blue"], "o", points))
     if "certified_mnist_search" in records:
         runs = [run for run in records["certified_mnist_search"]["results"] if "diverged" not in run]

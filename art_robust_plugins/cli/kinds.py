@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 from art.defences.preprocessor.preprocessor import Preprocessor
 from art.defences.trainer import Trainer
@@ -35,6 +36,12 @@ def show_kind(name: str, kind: type, role: str, option: str, *, after: bool = Fa
 
 def find_source(kind: type) -> str:
     return getattr(kind, "source", "") or "not stated"
+
+
+def find_status(kind: type) -> str:
+    """How a method stands to its source, by the first word of the source that says so."""
+    found = re.search("exact|reconstructed|baseline", find_source(kind))
+    return found[0] if found else "not stated"
 
 
 def read_purpose(kind: type) -> str:

@@ -21,12 +21,12 @@ def methods(
     # These import torch and ART, which the help does without.
     from ..registry import available_instruments, available_methods
     from ..terminal import print_rows
-    from .kinds import find_source, name_kind, read_purpose, show_kind
+    from .kinds import find_source, find_status, name_kind, read_purpose, show_kind
 
     trained, attached = available_methods(), available_instruments()
     if name is None:
-        rows = [("method", "as an ART", "source")]
-        rows += [(each, name_kind(kind), find_source(kind)) for each, kind in trained.items()]
+        rows = [("method", "as an ART", "status", "source")]
+        rows += [(each, name_kind(kind), find_status(kind), find_source(kind)) for each, kind in trained.items()]
         print_rows(rows)
         print()
         print_rows([("instrument", "what it does"), *((each, read_purpose(kind)) for each, kind in attached.items())])

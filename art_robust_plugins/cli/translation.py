@@ -28,6 +28,7 @@ _OTHERS: dict[str, dict[str, str]] = {
     "evaluate": {**_DATA, **_MADE},
     "certify": {**_DATA, **_MADE},
     "export": {**_DATA, **_MADE, "path:": "{out}:"},
+    "attacks": {"attacks:": "{name}:"},
     "report": {"folder:": "{runs}:", "reports:": "{runs}:"},
 }
 """A command -> how a sentence begins -> how it begins there, where the command's parameter has another name."""

@@ -24,7 +24,7 @@ from art_robust_plugins.cli.showing import print_comparison
 from art_robust_plugins.data import Dataset
 from art_robust_plugins.evaluation.autoattack import standard
 from art_robust_plugins.evaluation.autoattack.square import Square
-from art_robust_plugins.evaluation.libraries import ALIASES, ATTACKS, SUITES
+from art_robust_plugins.evaluation.libraries import ALIASES, ATTACKS, SUITES, resolve
 from art_robust_plugins.evaluation.rendering import conclude
 from art_robust_plugins.experiments import demo
 from art_robust_plugins.files import load_tensors
@@ -37,6 +37,7 @@ def test_methods_are_listed_one_a_line_and_shown_in_full(run) -> None:  # type: 
     for name in available_methods():
         (line,) = [line for line in text.splitlines() if line.split(" ")[0] == name and "instrument" not in line][:1]
         assert line.startswith(f"{name} ")
+        assert re.search(" (exact|reconstructed|baseline) ", line[:79])  # on a terminal of 80 columns too
     assert "1612.00138" in text
     code, text = run("methods", "bang")
     assert code == 0
@@ -53,6 +54,17 @@ def test_attacks_lists_every_suite_and_attack_with_its_norms(run) -> None:  # ty
     assert "apgd-ce, apgd-t, fab-t, square" in text
     assert "L2" not in lines["fgsm"]
     assert "Linf L2 L1" in lines["square"]
+
+
+@pytest.mark.parametrize("name", ["standard", "AA", "Square", "fab_t"])
+def test_attacks_shows_one_by_any_of_its_names(run, name: str) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("attacks", name)
+    assert code == 0
+    assert [line.split("  ")[0] for line in text.splitlines()][1:] == [attack.name for attack in resolve(name)]
+    code, text = run("attacks", "sqare")
+    assert code == 2
+    assert "NAME: got 'sqare'" in text
+    assert "'square'" in text
 
 
 def test_help_teaches(run) -> None:  # type: ignore[no-untyped-def]

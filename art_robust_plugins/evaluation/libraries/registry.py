@@ -56,10 +56,11 @@ def resolve_alias(name: str) -> str:
     """The name under which reports and folders know a suite or attack, for one that people type for it.
 
     Example:
-        >>> resolve_alias("AutoAttack"), resolve_alias("pgd-20")
-        ('standard', 'pgd-20')
+        >>> resolve_alias("AutoAttack"), resolve_alias("PGD-20"), resolve_alias("my own")
+        ('standard', 'pgd-20', 'my own')
     """
-    return ALIASES.get(name.lower().replace("_", "-"), name)
+    folded = name.lower().replace("_", "-")
+    return ALIASES.get(folded, folded if folded in SUITES or folded in ATTACKS else name)
 
 
 def find_norms(attack: Attack) -> list[Norm]:
