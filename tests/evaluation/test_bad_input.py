@@ -22,7 +22,7 @@ from .builders import custom, step, wrap
     ("arguments", "sentence"),
     [
         ({"attacks": "standart"}, "attacks: got 'standart', .*'standard'"),
-        ({"attacks": ["noise", "APGD-T"]}, "attacks: got 'APGD-T', .*'apgd-t'"),
+        ({"attacks": ["noise", "apgdt"]}, "attacks: got 'apgdt', .*'apgd-t'"),
         ({"attacks": "pgd20"}, "attacks: got 'pgd20', .*'pgd-20'"),
         ({"attacks": []}, "attacks: got none,"),
         ({"attacks": [3]}, "attacks: got 3,"),

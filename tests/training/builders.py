@@ -30,7 +30,8 @@ def make_builder(
     """A builder of classifiers: of ``network()``, or the model that it is given, with these or other settings."""
 
     def build(model: nn.Module | None = None, loss: nn.Module | None = None, **settings: Any) -> PyTorchClassifier:
-        settings = {"optimizer": optimizer or momentum(0.05), **defaults, **settings}
+        settings = {**defaults, **settings}
+        settings["optimizer"] = settings.get("optimizer") or optimizer or momentum(0.05)
         return make_classifier(network() if model is None else model, loss, **settings)
 
     return build
