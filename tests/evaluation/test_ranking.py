@@ -161,6 +161,15 @@ def test_groups_are_compared_within_themselves() -> None:
     assert "the best of its group" not in render_comparison({"a": of(30), "b": of(10)})
 
 
+def test_evaluations_of_one_network_are_not_counted_as_networks() -> None:
+    reports = {f"at {eps}": of(20, eps=eps) for eps in (0.01, 0.02, 0.05, 0.1)}
+    assert conclude(reports).startswith("4 evaluations of 1 network,")
+    page = render_comparison(reports)
+    assert "4 evaluations of 1 network by worst case" in page
+    assert "4 networks" not in page
+    assert "4 networks by worst case" in render_comparison({str(left): of(left) for left in (10, 20, 25, 30)})
+
+
 def test_the_sentence_is_the_same_everywhere() -> None:
     reports = {"one": of(30), "two": of(20)}
     said = conclude(reports)

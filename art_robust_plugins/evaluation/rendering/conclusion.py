@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...escapes import shorten_middle
 from ..ranking import Groups, Ranking, Reports, find_obstacles, group_comparable, is_severe, rank_group
-from .labels import count, interval, worst_case_mark
+from .labels import count, count_networks, interval, worst_case_mark
 
 _LETTERS = 80
 
@@ -20,6 +20,8 @@ def conclude(reports: Reports, groups: Groups | None = None) -> str:
     firsts = [next(iter(group.values())) for group in groups]
     different = dict.fromkeys(name for other in firsts[1:] for name in find_obstacles(firsts[0], other))
     sentence = f"No network is best of all, because the runs have different {' and '.join(different)}"
+    if len({report.settings["network_sha256"] for report in reports.values()}) == 1:
+        sentence = f"{count_networks(reports)}, with different {' and '.join(different)}"
     larger = [group for group in groups if len(group) > 1]
     if not larger:
         return f"{sentence}; {count_warnings(reports)}."

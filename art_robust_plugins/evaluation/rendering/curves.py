@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ..ranking import Reports
 from ..results import EvaluationResults
+from .labels import count_networks
 from .svg import Axis, Line, choose_marks, choose_ticks, draw_bars, draw_lines, shorten
 
 History = Sequence[Mapping[str, Any]]
@@ -50,7 +51,7 @@ def draw_curves(reports: Reports, numbers: Mapping[str, int], name: str = "") ->
         "accuracy" if all(report.radii is None for report in reports.values()) else "accuracy and certified accuracy"
     )
     grows = f"as eps grows to {axis.high:.4g}, on a logarithmic axis"
-    description = f"Lines: {kinds} of {_count(reports)} {grows}. {_tell_ends(reports)}"
+    description = f"Lines: {kinds} of {count_networks(reports)} {grows}. {_tell_ends(reports)}"
     return Drawn(name, draw_lines(description, lines, axis, _PERCENT, rules), [numbers[label] for label in reports])
 
 

@@ -32,7 +32,7 @@ from .conclusion import conclude
 from .curves import History, draw_accuracies, draw_curves, draw_own_measures, draw_training, list_curve_values
 from .examples import draw_examples
 from .explorer import explorer_data
-from .labels import attack_notes, count, join_versions, own_measure_note, robust_label, title
+from .labels import attack_notes, count, count_networks, join_versions, own_measure_note, robust_label, title
 from .leaderboard import ASCENDING, explain_leaderboard, make_leaderboard
 from .svg import draw_key, draw_kind_key
 from .tables import (
@@ -115,11 +115,11 @@ def render_comparison(
     training = draw_training({name: (histories or {}).get(name, ()) for name in ordered}, numbers)
     return _render(
         "comparison",
-        title="Robustness of " + (", ".join(reports) if len(reports) < 4 else f"{len(reports)} networks"),
+        title="Robustness of " + (", ".join(reports) if len(reports) < 4 else count_networks(reports)),
         told=describe_conditions(reports),
         conclusion=conclude(reports, groups),
         note=difference_note(reports),
-        caption=f"{len(reports)} networks by worst case" if len(reports) > 1 else "One network",
+        caption=f"{count_networks(reports)} by worst case" if len(reports) > 1 else "One network",
         head=head,
         rows=rows,
         ascending=ASCENDING,

@@ -108,6 +108,12 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+def count_networks(reports: Mapping[str, EvaluationResults]) -> str:
+    """How many networks were evaluated: those of the same weights are one, however often it was evaluated."""
+    networks = count(len({report.settings["network_sha256"] for report in reports.values()}), "network")
+    return networks if networks == count(len(reports), "network") else f"{len(reports)} evaluations of {networks}"
+
+
 def duration(seconds: float) -> str:
     """A time as text."""
     if seconds < 60:
