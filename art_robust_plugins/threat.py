@@ -206,7 +206,7 @@ def check_radius(
     """
     radius, norm = threat.eps if value is None else value, threat.norm
     whole = _largest_distance(norm, low, high, size)
-    smallest = _SMALLEST * whole
+    smallest = _SMALLEST * whole if math.isfinite(whole) else 0.0
     if whole <= 0 or smallest <= radius < whole or radius == 0:
         return
     lowest, highest = torch.as_tensor(low, device="cpu").min().item(), torch.as_tensor(high, device="cpu").max().item()

@@ -183,6 +183,6 @@ def test_a_lost_process_at_the_end_of_a_run_is_told_of_as_such(
     monkeypatch.setattr(runs, "Processes", Two)
     monkeypatch.setattr(torch.distributed, "all_reduce", lost)
     plan = TrainingPlan("standard", epochs=1, train=64)
-    told = f"Connection closed by peer.*--resume.*{re.escape(str(tmp_path / 'training.pt'))}"
+    told = f"Connection closed by peer.*resume=True.*{re.escape(str(tmp_path / 'training.pt'))}"
     with pytest.raises(ProcessLostError, match=told):
         train_run(plan, digits, tmp_path, seed=0, verbose=False)

@@ -108,7 +108,7 @@ def test_frozen_batch_normalisation_is_an_option(run, digits: Dataset, tmp_path:
     chosen = ["train", "standard", "--data", tmp_path / "few.npz", "--epochs", 1, "--freeze-batch-norm"]
     code, text = run(*chosen, "--out", tmp_path / "frozen")
     assert code == 2
-    assert "freeze_batch_norm: got True for a network without batch normalisation" in text
+    assert "--freeze-batch-norm: got True for a network without batch normalisation" in text
     small = ["--model", "wide-resnet", "--model-set", "depth=10", "--model-set", "widen_factor=1"]
     code, text = run(*chosen, *small, "--out", tmp_path / "frozen")
     assert code == 0, text

@@ -260,7 +260,7 @@ def test_types_of_the_values():
 
 
 def test_bounds_follow_the_parameters():
-    network = make_network("parametrised")
+    network = make_network("make_parametrised")
     graph = LipschitzGraph(network, IMAGE)
     before = graph.upper_bound().lipschitz.item()
     with torch.no_grad():
