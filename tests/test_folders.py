@@ -62,7 +62,7 @@ def tiny() -> Dataset:
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_data, "load_data", lambda name, **_: tiny())
     command = ["--debug", "train", "standard", "--epochs", "1", "--out", str(tmp_path)]
-    with locked_folder("--out", tmp_path, "run"), pytest.raises(FolderInUseError, match="^out: .* is in use"):
+    with locked_folder("--out", tmp_path, "run"), pytest.raises(FolderInUseError, match=r"^out: .* is in use"):
         CliRunner().invoke(app, command, catch_exceptions=False)
     with locked_folder("checkpoint_dir", tmp_path, "training"):
         refused = CliRunner().invoke(app, command[1:])

@@ -208,7 +208,7 @@ def test_what_is_done_is_not_done_again(
         run_recipe(recipe_of(SMALL, tmp_path, quick=True), out, command="")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="^out: .*full "):
+    with pytest.raises(ValueError, match=r"^out: .*full "):
         run_recipe(recipe_of(SMALL, tmp_path), tmp_path / "full", command="")
 
 
