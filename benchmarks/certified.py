@@ -1,4 +1,4 @@
-"""What makes a network certify: rows that differ in one thing, trained for equal seconds, judged on held-out images.
+"""What makes a network certify: rows that train for about a minute each, judged on held-out images.
 
     python benchmarks/certified.py [--data DIR] [--workers 2] [--quick]
 
