@@ -117,6 +117,8 @@ class OffsetTrainer(RaisingTrainer):
 
 
 class SharpOffsetTrainer(OffsetTrainer):
+    """The same with T = 1/2."""
+
     temperature = 0.5
 
 
@@ -131,7 +133,7 @@ class ClippedTrainer(RaisingTrainer):
 
 
 class LogRampTrainer(LipschitzMarginTrainer):
-    """c grows in equal factors from a hundredth of it, as GloRo's (Leino, Wang, Fredrikson, arXiv 2102.08452)."""
+    """c grows in equal factors, as GloRo's (Leino, Wang, Fredrikson, arXiv 2102.08452); its start, c / 100, is ours."""
 
     @property
     def current_c(self) -> float:
