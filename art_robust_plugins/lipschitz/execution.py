@@ -105,8 +105,9 @@ def _norm(value: Any) -> Tensor:
     """The L2 norm of an operation's floating-point outputs together."""
     parts = value if isinstance(value, list | tuple) else [value]
     tensors = [part.flatten() for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
-    # Whole numbers and booleans are exact.
-    norm: Tensor = torch.linalg.vector_norm(torch.cat(tensors)) if tensors else torch.zeros(())
+    if not tensors:  # whole numbers and booleans are exact
+        return torch.zeros(())
+    norm: Tensor = torch.linalg.vector_norm(tensors[0] if len(tensors) == 1 else torch.cat(tensors))
     return norm
 
 
