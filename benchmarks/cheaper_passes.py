@@ -1,7 +1,7 @@
-"""What batch norm costs AutoAttack's passes, and what is gained by folding it into the layer before it.
+"""Cheaper passes for AutoAttack: batch norm folded into the layer before it, ReLU in place, the network compiled.
 
-    python benchmarks/folded_norms.py [--seconds 6] [--networks wide-resnet-10-1 ...] [--stages wide-resnet-10-1 ...]
-    python benchmarks/folded_norms.py --networks --stages --evaluations wide-resnet-10-1 cnn-6 --cifar DIR
+    python benchmarks/cheaper_passes.py [--seconds 6] [--networks wide-resnet-10-1 ...]
+    python benchmarks/cheaper_passes.py --evaluations wide-resnet-10-1 cnn-6 --eps 0.03 --cifar DIR
 
 Each network is in evaluation mode with frozen weights, and its images are in channels_last, as in an evaluation. It
 runs beside copies of itself:
@@ -12,13 +12,13 @@ runs beside copies of itself:
     both               folded where possible, the others as a multiply-add
     ReLU in place      the network as it is, but a ReLU overwrites an input that nothing else reads
     all                both, with ReLU in place
+    compiled           the network as it is, by torch.compile for batches of all sizes, as ``compile="default"`` has it
 
 They take turns in one process with one thread. Times are CPU times, and a ratio is the median over the rounds of a
 copy's time by the network's own. Weights are random, batch norm's statistics those of random images. Passes are those
-of the network alone; ``apgd-ce`` is a whole run of this stage, the attack's own work included, at a radius at which all
-points stand, so that each has 102 passes forward and 101 backward. A whole evaluation is that of a network trained as
-in autoattack_speed.py, beside that of the copy with all changes, at a radius that leaves about 30 % of the points; its
-verdicts are compared. What is not asked for is kept in the record.
+of the network alone. A whole evaluation is that of a network trained as in autoattack_speed.py, beside that of the copy
+with all changes and that with ``compile="default"``, compiling included, at a radius that leaves about 30 % of the
+points; verdicts are compared. What is not asked for is kept in the record.
 """
 
 from __future__ import annotations
@@ -37,11 +37,8 @@ from autoattack_speed import CIFAR, evaluate, radius, train_as
 from saving import RESULTS, save, table
 from torch import Tensor, fx, nn
 
-from art_robust_plugins import ThreatModel
-from art_robust_plugins.bridge import to_channels_last
+from art_robust_plugins.bridge import compile_for_all_sizes, to_channels_last
 from art_robust_plugins.data import load_data
-from art_robust_plugins.evaluation.autoattack.batches import ChannelsLast
-from art_robust_plugins.evaluation.autoattack.standard import stage_attack
 from art_robust_plugins.files import read_json
 from art_robust_plugins.memory import keep_freed_memory
 from art_robust_plugins.models import create_model
@@ -49,12 +46,12 @@ from art_robust_plugins.models import create_model
 SHAPE = (3, 32, 32)
 # On a CPU, square has as many images of this shape in a pass.
 BATCH = 42
-# The fewest rounds of a row, and the points of a stage.
-ROUNDS, POINTS = 3, 12
+# The fewest rounds of a row.
+ROUNDS = 3
 # A whole evaluation: its points, the share that its radius leaves, and how often it runs.
 EVALUATED, SHARE, TURNS = 60, 0.3, 2
-# At this radius no point falls.
-TINY = 1e-6
+
+Pass = Callable[[Tensor], Tensor]
 
 
 class MultiplyAdd(nn.Module):
@@ -164,22 +161,20 @@ def count_norms(network: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
-def run_forward(network: nn.Module, x: Tensor) -> Tensor:
+def run_forward(network: Pass, x: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = network(x)
     return logits
 
 
-def run_both(network: nn.Module, x: Tensor) -> Tensor:
+def run_both(network: Pass, x: Tensor) -> Tensor:
     """The input gradient of the cross-entropy for class 0."""
     x = x.clone().requires_grad_()
     logits = network(x)
     return torch.autograd.grad((logits.logsumexp(dim=1) - logits[:, 0]).sum(), x)[0]
 
 
-def compare_times(
-    networks: Mapping[str, nn.Module], run: Callable[[nn.Module], object], least: float
-) -> dict[str, Any]:
+def compare_times(networks: Mapping[str, Pass], run: Callable[[Pass], object], least: float) -> dict[str, Any]:
     """The first network's time and the others' ratios to it, over rounds that take ``least`` seconds together."""
     names = list(networks)
     taken: dict[str, list[float]] = {name: [] for name in names}
@@ -200,11 +195,17 @@ def compare_times(
     return row
 
 
-def make_copies(own: nn.Module) -> dict[str, nn.Module]:
+def make_copies(own: nn.Module) -> dict[str, Pass]:
     """The network and the copies of it that are compared; all compute the same, but for rounding."""
     folded = fold_norms(own)
-    networks = {"own": own, "folded": folded, "multiply-add": simplify_norms(own), "both": simplify_norms(folded)}
+    networks: dict[str, Pass] = {
+        "own": own,
+        "folded": folded,
+        "multiply-add": simplify_norms(own),
+        "both": simplify_norms(folded),
+    }
     networks |= {"ReLU in place": activate_in_place(own), "all": activate_in_place(networks["both"])}
+    networks["compiled"] = compile_for_all_sizes(own)
     x = to_channels_last(torch.rand(BATCH, *SHAPE))
     with torch.no_grad():
         logits, *others = (network(x) for network in networks.values())
@@ -215,11 +216,11 @@ def make_copies(own: nn.Module) -> dict[str, nn.Module]:
 
 def measure_passes(name: str, least: float) -> list[dict[str, Any]]:
     """The rows of a network's passes: forward, and forward and backward."""
-    networks = make_copies(make_network(name))
+    own = make_network(name)
+    networks = make_copies(own)
     x = to_channels_last(torch.rand(BATCH, *SHAPE))
-    counts = {"batch norms": count_norms(networks["own"])}
-    counts["folded"] = counts["batch norms"] - count_norms(networks["folded"])
-    row = {"network": name, "batch norms / folded": f"{counts['batch norms']} / {counts['folded']}"}
+    norms = count_norms(own)
+    row = {"network": name, "batch norms / folded": f"{norms} / {norms - count_norms(fold_norms(own))}"}
     work = {"forward": run_forward, "forward and backward": run_both}
     rows = []
     for kind, run in work.items():
@@ -229,23 +230,8 @@ def measure_passes(name: str, least: float) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_stage(name: str, least: float) -> dict[str, Any]:
-    """The row of a whole stage."""
-    copies = make_copies(make_network(name))
-    networks = {each: ChannelsLast(copies[each]) for each in ("own", "both", "all")}
-    x = torch.rand(POINTS, *SHAPE)
-    labels = run_forward(networks["own"], x).argmax(dim=1)
-
-    def attack(network: nn.Module) -> None:
-        stage_attack("apgd-ce", "standard", network, ThreatModel("Linf", TINY), classes=10)(x, labels)
-
-    row = {"network": name, "points": POINTS, **compare_times(networks, attack, least)}
-    print(row, flush=True)
-    return row
-
-
 def measure_evaluation(name: str, data: Any, eps: float | None) -> dict[str, Any]:
-    """The row of AutoAttack on a trained network and on its copy, in turns."""
+    """The row of AutoAttack on a trained network, on its copy, and on the compiled network, in turns."""
     torch.manual_seed(0)
     own = train_as(CIFAR, NETWORKS[name](), data, "cpu")
     right = (own.predict(data.x_test).argmax(axis=1) == data.y_test).nonzero()[0][:EVALUATED]
@@ -254,23 +240,30 @@ def measure_evaluation(name: str, data: Any, eps: float | None) -> dict[str, Any
     network = own.model.eval().requires_grad_(False)
     changed = activate_in_place(simplify_norms(fold_norms(network)))
     copied = PyTorchClassifier(changed, nn.CrossEntropyLoss(), SHAPE, 10, clip_values=(0, 1), device_type="cpu")
-    taken: dict[str, list[float]] = {"own": [], "copy": []}
+    ways: dict[str, tuple[PyTorchClassifier, dict[str, Any]]] = {
+        "own": (own, {}),
+        "all": (copied, {}),
+        "compiled": (own, {"compile": "default"}),
+    }
+    taken: dict[str, list[float]] = {each: [] for each in ways}
     reports = {}
     for turn in range(TURNS):
-        for each, classifier in [("own", own), ("copy", copied)][:: 1 - 2 * (turn % 2)]:
-            reports[each] = evaluate(classifier, eps, x, y, attacks="standard")
-            taken[each].append(sum(result.seconds for result in reports[each].attacks))
-    ratios = [one / other for one, other in zip(taken["copy"], taken["own"], strict=True)]
-    row = {
+        for each, (classifier, settings) in list(ways.items())[:: 1 - 2 * (turn % 2)]:
+            started = time.process_time()
+            reports[each] = evaluate(classifier, eps, x, y, attacks="standard", **settings)
+            taken[each].append(time.process_time() - started)
+    row: dict[str, Any] = {
         "network": name,
         "points": len(x),
         "rounds": TURNS,
         "eps": round(eps, 4),
         "robust, own": f"{reports['own'].robust_accuracy:.1%}",
-        "verdicts that differ": int((reports["own"].robust != reports["copy"].robust).sum()),
         "own, s": round(statistics.median(taken["own"]), 2),
-        "all": round(statistics.median(ratios), 2),
     }
+    for each in ("all", "compiled"):
+        ratios = [one / other for one, other in zip(taken[each], taken["own"], strict=True)]
+        row[each] = round(statistics.median(ratios), 2)
+        row[f"verdicts that differ, {each}"] = int((reports["own"].robust != reports[each].robust).sum())
     print(row, flush=True)
     return row
 
@@ -279,7 +272,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=6.0, help="the CPU time of a row, at least")
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--stages", nargs="*", choices=list(NETWORKS), default=list(NETWORKS), help="a stage of these")
     parser.add_argument("--evaluations", nargs="*", choices=list(NETWORKS), default=[], help="evaluate these as well")
     parser.add_argument("--eps", type=float, help="the radius of evaluations, rather than one that is searched for")
     parser.add_argument("--cifar", help="folder with cifar-10-batches-py, for evaluations")
@@ -288,24 +280,21 @@ def main() -> None:
         raise SystemExit("glibc: got other settings or another library, expected glibc with its defaults.")
     torch.set_num_threads(1)
     time.perf_counter = time.process_time
-    asked = {"passes": args.networks, "apgd-ce": args.stages, "AutoAttack": args.evaluations}
-    path = RESULTS / "folded_norms.json"
+    asked = {"passes": args.networks, "AutoAttack": args.evaluations}
+    path = RESULTS / "cheaper_passes.json"
     known = read_json(path)["results"] if path.exists() else {}
     results: dict[str, list[dict[str, Any]]] = {
         kind: [row for row in known.get(kind, []) if row["network"] not in names] for kind, names in asked.items()
     }
     for name in args.networks:
         results["passes"] += measure_passes(name, args.seconds)
-        print(save("folded_norms", results, batch=BATCH))
-    for name in args.stages:
-        results["apgd-ce"].append(measure_stage(name, args.seconds))
-        print(save("folded_norms", results, batch=BATCH))
+        print(save("cheaper_passes", results, batch=BATCH))
     if args.evaluations:
         art.config.set_data_path(args.cifar)
         data = load_data("cifar10")
     for name in args.evaluations:
         results["AutoAttack"].append(measure_evaluation(name, data, args.eps))
-        print(save("folded_norms", results, batch=BATCH))
+        print(save("cheaper_passes", results, batch=BATCH))
     for rows in filter(None, results.values()):
         print(f"{table(rows)}\n")
 
