@@ -101,7 +101,11 @@ def export_classifier(
     path = check_path("path", path)
     check_output_file("path", path)
     if path.suffix != SUFFIXES[format]:
-        raise ValueError(f"path: got {path.name!r}, expected a name that ends in {SUFFIXES[format]} for {format}.")
+        fitting = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix), None)
+        advice = "" if fitting is None else f", or the format {fitting}"
+        raise ValueError(
+            f"path: got {path.name!r}, expected a name that ends in {SUFFIXES[format]} for {format}{advice}."
+        )
     if batch is not None and (not is_integer(batch) or batch < 1):
         raise ValueError(f"batch: got {batch!r}, expected a positive whole number, or None for any.")
     batch = plain_number(batch)

@@ -13,8 +13,8 @@ images that no row is trained on. ``digits`` and ``mnist`` compare the trainings
 recipe cannot state: how long an epoch of each row takes, relative to an epoch of TRADES-10. There the rows take turns
 in one process with one thread, and a ratio is the median over rounds.
 
-On a core at 2 GHz ``search`` takes about 50 minutes, ``levers`` 13, ``cifar10-search`` an hour. MNIST and CIFAR-10 are
-read from where ART keeps its data. Work in progress is kept under runs/; the same command continues it.
+On a core at 2 GHz ``search`` takes an hour, ``levers`` 45 minutes, ``cifar10-search`` an hour and a half. MNIST and
+CIFAR-10 are read from where ART keeps its data. Work in progress is kept under runs/; the same command continues it.
 """
 
 from __future__ import annotations

@@ -90,6 +90,8 @@ def make_blocks() -> dict[str, str]:
         "local_ball_digits": summary("local_ball_digits", local_ball.summary),
         "local_ball_mnist": summary("local_ball_mnist", local_ball.summary),
         "local_ball_mnist_search": summary("local_ball_mnist_search", local_ball.search_summary),
+        "local_ball_mnist_levers": summary("local_ball_mnist_levers", local_ball.search_summary),
+        "local_ball_mnist_forms": summary("local_ball_mnist_forms", local_ball.search_summary),
         "layerwise_digits": summary("layerwise_digits", layerwise.summary),
         "layerwise_mnist": summary("layerwise_mnist", layerwise.summary),
         "weight_map_digits": summary("weight_map_digits", weight_maps.summary),

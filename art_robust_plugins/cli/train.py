@@ -72,6 +72,7 @@ def train(
     from ..experiments.runs import RUN_FILES, train_run
     from ..locks import is_unused
     from ..saved_classifier import CLASSIFIER_FILE
+    from ..terminal import console
     from ..training.engine.checkpointer import CHECKPOINT
     from .data import load_everywhere
     from .running import advise_on_interrupt, check_launcher, check_output, is_main
@@ -100,8 +101,11 @@ def train(
     options["milestones"] = options["milestones"] or ()
     TrainingOptions(**options)  # refuses what is wrong before the data are loaded
     check_output("--out", out, RUN_FILES)
-    if resume and not (out / CHECKPOINT).exists() and not is_unused(out):
+    anew = resume and not (out / CHECKPOINT).exists()
+    if anew and not is_unused(out):
         raise ValueError(f"--resume: {out} holds no {CHECKPOINT}, expected a folder of a run that was stopped.")
+    if anew and is_main():
+        console.print(f"{out} holds no run yet; a new one begins.", markup=False, highlight=False, soft_wrap=True)
     if not resume and (out / CHECKPOINT).exists():
         raise ValueError(f"--out: {out} holds a run that was stopped, expected --resume to continue it, or another.")
     dataset = load_everywhere(data)

@@ -46,6 +46,13 @@ def test_instruments_join_a_method_and_are_recorded(run, tmp_path: Path) -> None
     assert "was written with instruments" in text
 
 
+def test_resume_of_a_folder_without_a_run_says_that_a_new_one_begins(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, text = run("train", "standard", "--epochs", 1, "--out", tmp_path / "new", "--resume")
+    assert code == 0
+    assert f"{tmp_path / 'new'} holds no run yet; a new one begins." in text.replace("\n", "")
+    assert (tmp_path / "new" / "classifier.json").exists()
+
+
 def test_the_engines_options_reach_the_training(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     reached = []
 
