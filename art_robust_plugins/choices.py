@@ -10,9 +10,6 @@ BATCH_SIZE = 250
 Backend = Literal["native", "reference"]
 """The implementation of AutoAttack: this package's own, or the authors' package."""
 
-CompileMode = Literal["no", "default"]
-"""Whether attacks follow a network as ``torch.compile`` makes it."""
-
 Kernel = Literal["smoothing", "unsharp", "identity"]
 """The kernel that a weight map starts with."""
 

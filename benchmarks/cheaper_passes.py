@@ -12,13 +12,13 @@ runs beside copies of itself:
     both               folded where possible, the others as a multiply-add
     ReLU in place      the network as it is, but a ReLU overwrites an input that nothing else reads
     all                both, with ReLU in place
-    compiled           the network as it is, by torch.compile for batches of all sizes, as ``compile="default"`` has it
+    compiled           the network as it is, by torch.compile for batches of all sizes; it is compiled before its times
 
 They take turns in one process with one thread. Times are CPU times, and a ratio is the median over the rounds of a
 copy's time by the network's own. Weights are random, batch norm's statistics those of random images. Passes are those
 of the network alone. A whole evaluation is that of a network trained as in autoattack_speed.py, beside that of the copy
-with all changes and that with ``compile="default"``, compiling included, at a radius that leaves about 30 % of the
-points; verdicts are compared. What is not asked for is kept in the record.
+with all changes, at a radius that leaves about 30 % of the points; its verdicts are compared. What is not asked for is
+kept in the record.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from autoattack_speed import CIFAR, evaluate, radius, train_as
 from saving import RESULTS, save, table
 from torch import Tensor, fx, nn
 
-from art_robust_plugins.bridge import compile_for_all_sizes, to_channels_last
+from art_robust_plugins.bridge import to_channels_last
 from art_robust_plugins.data import load_data
 from art_robust_plugins.files import read_json
 from art_robust_plugins.memory import keep_freed_memory
@@ -195,6 +195,18 @@ def compare_times(networks: Mapping[str, Pass], run: Callable[[Pass], object], l
     return row
 
 
+def compile_network(own: nn.Module) -> Pass:
+    """The network by torch.compile, compiled once for batches of all sizes."""
+    compiled = torch.compile(own)
+
+    def run(x: Tensor) -> Tensor:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        logits: Tensor = compiled(x)
+        return logits
+
+    return run
+
+
 def make_copies(own: nn.Module) -> dict[str, Pass]:
     """The network and the copies of it that are compared; all compute the same, but for rounding."""
     folded = fold_norms(own)
@@ -205,7 +217,7 @@ def make_copies(own: nn.Module) -> dict[str, Pass]:
         "both": simplify_norms(folded),
     }
     networks |= {"ReLU in place": activate_in_place(own), "all": activate_in_place(networks["both"])}
-    networks["compiled"] = compile_for_all_sizes(own)
+    networks["compiled"] = compile_network(own)
     x = to_channels_last(torch.rand(BATCH, *SHAPE))
     with torch.no_grad():
         logits, *others = (network(x) for network in networks.values())
@@ -231,7 +243,7 @@ def measure_passes(name: str, least: float) -> list[dict[str, Any]]:
 
 
 def measure_evaluation(name: str, data: Any, eps: float | None) -> dict[str, Any]:
-    """The row of AutoAttack on a trained network, on its copy, and on the compiled network, in turns."""
+    """The row of AutoAttack on a trained network and on its copy, in turns."""
     torch.manual_seed(0)
     own = train_as(CIFAR, NETWORKS[name](), data, "cpu")
     right = (own.predict(data.x_test).argmax(axis=1) == data.y_test).nonzero()[0][:EVALUATED]
@@ -240,30 +252,24 @@ def measure_evaluation(name: str, data: Any, eps: float | None) -> dict[str, Any
     network = own.model.eval().requires_grad_(False)
     changed = activate_in_place(simplify_norms(fold_norms(network)))
     copied = PyTorchClassifier(changed, nn.CrossEntropyLoss(), SHAPE, 10, clip_values=(0, 1), device_type="cpu")
-    ways: dict[str, tuple[PyTorchClassifier, dict[str, Any]]] = {
-        "own": (own, {}),
-        "all": (copied, {}),
-        "compiled": (own, {"compile": "default"}),
-    }
-    taken: dict[str, list[float]] = {each: [] for each in ways}
+    taken: dict[str, list[float]] = {"own": [], "all": []}
     reports = {}
     for turn in range(TURNS):
-        for each, (classifier, settings) in list(ways.items())[:: 1 - 2 * (turn % 2)]:
+        for each, classifier in [("own", own), ("all", copied)][:: 1 - 2 * (turn % 2)]:
             started = time.process_time()
-            reports[each] = evaluate(classifier, eps, x, y, attacks="standard", **settings)
+            reports[each] = evaluate(classifier, eps, x, y, attacks="standard")
             taken[each].append(time.process_time() - started)
-    row: dict[str, Any] = {
+    ratios = [one / other for one, other in zip(taken["all"], taken["own"], strict=True)]
+    row = {
         "network": name,
         "points": len(x),
         "rounds": TURNS,
         "eps": round(eps, 4),
         "robust, own": f"{reports['own'].robust_accuracy:.1%}",
         "own, s": round(statistics.median(taken["own"]), 2),
+        "all": round(statistics.median(ratios), 2),
+        "verdicts that differ, all": int((reports["own"].robust != reports["all"].robust).sum()),
     }
-    for each in ("all", "compiled"):
-        ratios = [one / other for one, other in zip(taken[each], taken["own"], strict=True)]
-        row[each] = round(statistics.median(ratios), 2)
-        row[f"verdicts that differ, {each}"] = int((reports["own"].robust != reports[each].robust).sum())
     print(row, flush=True)
     return row
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from sklearn import datasets
@@ -16,10 +14,6 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64]]
-
-needs_compiler = pytest.mark.skipif(
-    all(shutil.which(name) is None for name in ("g++", "clang++")), reason="torch.compile needs a C++ compiler"
-)
 
 
 def load_digits(classes: int = 10) -> Data:

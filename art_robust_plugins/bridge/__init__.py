@@ -3,7 +3,6 @@
 Everything that this package must know about ART's `PyTorchClassifier` is here.
 """
 
-from .compiled import SMALLEST_COMPILED, compile_call, compile_for_all_sizes
 from .estimators import check_certified, check_classifier, overrides_predict, warn_of_own_predict
 from .layout import to_channels_last
 from .module import EstimatorModule
@@ -48,7 +47,6 @@ from .tensors import image_tensor, label_tensor, plain_tensor
 
 __all__ = [
     "RANGE_TOLERANCE",
-    "SMALLEST_COMPILED",
     "EstimatorModule",
     "InputRange",
     "StraightThrough",
@@ -63,8 +61,6 @@ __all__ = [
     "class_logits",
     "clip_above",
     "clip_range",
-    "compile_call",
-    "compile_for_all_sizes",
     "copy_deeply",
     "copy_network",
     "copy_to",

@@ -9,7 +9,6 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from .compiled import compile_for_all_sizes
 from .estimators import check_certified, check_classifier, find_own_forward
 from .networks import device_of
 from .outputs import class_logits, probe_outputs
@@ -38,7 +37,6 @@ class EstimatorModule(nn.Module):
         fit: use the preprocessing that ART applies in ``fit`` and in ``predict`` rather than that of ``predict``.
         probabilities: accept a network whose outputs are softmax probabilities.
         straight_through: accept NumPy preprocessing, with its own estimate of the gradient (see `StraightThrough`).
-        compiled: call the network as ``torch.compile`` makes it (see `compile_for_all_sizes`).
 
     Raises:
         TypeError: when ``classifier`` is not a ``PyTorchClassifier``.
@@ -62,7 +60,6 @@ class EstimatorModule(nn.Module):
         fit: bool = False,
         probabilities: bool = False,
         straight_through: bool = False,
-        compiled: bool = False,
     ) -> None:
         super().__init__()
         check_classifier(classifier)
@@ -72,9 +69,7 @@ class EstimatorModule(nn.Module):
             _check_weights(self.network)
         self._operations = preprocessing_operations(classifier, fit=fit, straight_through=straight_through)
         self._training = fit
-        # A bound method, so that the network is no submodule twice.
-        call = find_own_forward(classifier) or self.network.__call__
-        self._call: Callable[[Tensor], Tensor] = compile_for_all_sizes(call) if compiled else call
+        self._wrapped = find_own_forward(classifier)
         self._turn = unit_range and not classifier.channels_first and len(classifier.input_shape) == 3
         self._range = input_range(classifier) if unit_range else None
         outputs = probe_outputs(classifier, self._operations, probabilities=probabilities)
@@ -108,7 +103,7 @@ class EstimatorModule(nn.Module):
         x = self.to_estimator(x).clone()
         for operation in self._operations:
             x = operation(x)
-        outputs = self._call(x)
+        outputs: Tensor = self.network(x) if self._wrapped is None else self._wrapped(x)
         # ART's predict too converts outputs to float32, and a single output of each sample to a column. A loss may take
         # more precise outputs.
         dtype = torch.promote_types(dtype, outputs.dtype) if self._training else dtype

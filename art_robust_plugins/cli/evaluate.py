@@ -41,11 +41,6 @@ EVALUATION = (
         "backend",
         help="Implementation of AutoAttack: native (this package's), or reference (its authors', if installed).",
     ),
-    FieldOption(
-        EvaluationPlan,
-        "compile",
-        help="Let attacks follow the network as torch.compile makes it, for long evaluations.",
-    ),
     FieldOption(EvaluationPlan, "seed", help="Makes the run repeatable.", min=0, max=LARGEST_SEED),
 )
 

@@ -168,7 +168,6 @@ def _describe(finished: FinishedEvaluation, short: ShortAttacks, certified: Cert
         "seed": options.seed,
         "batch_size": options.batch_size,
         "physical_batch_size": prepared.setting.physical_batch_size,
-        "compile": options.compile,
         "processes": finished.processes,
         "verdict_passes": finished.clean.passes,
         "tolerance": finished.judge.tolerance.typical,

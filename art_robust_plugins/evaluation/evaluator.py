@@ -31,7 +31,7 @@ from ..bridge import (
     rename_model,
 )
 from ..checks import check_choice, check_count, check_flag, check_path, check_seed, describe_error
-from ..choices import BATCH_SIZE, CompileMode
+from ..choices import BATCH_SIZE
 from ..keywords import KnownKeywords, explain_keywords
 from ..memory import return_large_blocks
 from ..processes import find_processes
@@ -103,9 +103,6 @@ class Evaluator(KnownKeywords):
         skip_certified: of a `PyTorchLipschitzCertifier`, points whose certified radius reaches eps take part in no pass
             of this package's own AutoAttack, except for a few that are attacked as witnesses of the certificate. No
             verdict changes: they count where random numbers are drawn.
-        compile: ``"default"``: attacks follow the network as ``torch.compile`` makes it, whose passes of 16 images and
-            more are faster; it needs a C++ compiler, and up to a minute before the first attack. Its numbers round
-            differently, as on another device. Verdicts come from the network itself.
         verbose: show progress bars.
         bounds: of a plain network, the range of its images: two numbers, or two arrays; None for (0, 1).
         mean: of a plain network, what is subtracted from images first, a number or one for each channel.
@@ -143,7 +140,6 @@ class Evaluator(KnownKeywords):
         seed: int = 0,
         state_dir: str | Path | None = None,
         skip_certified: bool = True,
-        compile: CompileMode = "no",
         verbose: bool = True,
         bounds: Any = None,
         mean: Any = None,
@@ -174,9 +170,7 @@ class Evaluator(KnownKeywords):
         self.seed = check_seed("seed", seed)
         self.state_dir = None if state_dir is None else check_path("state_dir", state_dir)
         check_flag("skip_certified", skip_certified)
-        check_choice("compile", compile, get_args(CompileMode))
         self.skip_certified = skip_certified
-        self.compile = compile
         self.verbose = verbose
 
     def __repr__(self) -> str:

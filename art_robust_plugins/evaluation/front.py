@@ -15,7 +15,7 @@ from torch import nn
 
 from ..bridge import as_estimator, check_no_conventions, copy_to, is_plain, rename_model
 from ..checks import find_caller_level
-from ..choices import BATCH_SIZE, CompileMode
+from ..choices import BATCH_SIZE
 from ..keywords import explain_keywords
 from ..threat import ThreatModel, parse_norm, parse_radius
 from .evaluator import Evaluator
@@ -48,7 +48,6 @@ def evaluate(
     physical_batch_size: int | None = None,
     seed: int = 0,
     state_dir: str | Path | None = None,
-    compile: CompileMode = "no",
     verbose: bool = True,
 ) -> EvaluationReport:
     """Attack a trained network, with AutoAttack unless told otherwise, and report its robust accuracy.
@@ -78,7 +77,6 @@ def evaluate(
         physical_batch_size: as for `Evaluator`: the most points in a pass.
         seed: as for `Evaluator`.
         state_dir: as for `Evaluator`: a folder from which a stopped evaluation goes on.
-        compile: as for `Evaluator`: with ``"default"`` attacks follow the compiled network, for long evaluations.
         verbose: show progress bars.
 
     Returns:
@@ -124,7 +122,6 @@ def evaluate(
             physical_batch_size=physical_batch_size,
             seed=seed,
             state_dir=state_dir,
-            compile=compile,
             verbose=verbose,
         )
         report = evaluator.evaluate(images, labels)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from ..choices import CompileMode
 from ..threat import ThreatModel
 from .libraries import Attack, Backend
 
@@ -34,5 +33,4 @@ class EvaluationOptions:
     seed: int
     state_dir: Path | None
     skip_certified: bool
-    compile: CompileMode
     verbose: bool

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..bridge import SMALLEST_COMPILED, EstimatorModule
-from ..checks import describe_error
 from ..lipschitz import PyTorchLipschitzCertifier
 from ..randomness import cuda_devices, restored_random_states
 from .autoattack.apgd import APGD
@@ -24,8 +21,6 @@ from .options import EvaluationOptions
 
 # The distance by which rounding may take a mean of probabilities outside of [0, 1].
 _ROUNDING = 1e-3
-# Rounding changes the signs of some inputs of ReLU, and with them gradients.
-COMPILED_DIFFERENCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,6 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
     few = passes.module.from_estimator(x[:2].to(passes.device))
     obstacle = find_gradient_obstacle(passes.counter, few)
     setting = _choose_setting(options, passes, few, obstacle)
-    if options.compile == "default":
-        _compile_network(passes, few, setting)
     passes.restore()
     attacks: list[PreparedAttack] = []
     not_run: list[str] = []
@@ -126,36 +119,6 @@ def _watch_clean_passes(passes: EstimatorPasses, x: Tensor, probes: Tensor) -> N
             f"it for a probability, expected one; end the network in a sigmoid, or give the classifier "
             f"BCEWithLogitsLoss, which takes logits."
         )
-
-
-def _compile_network(passes: EstimatorPasses, few: Tensor, setting: Setting) -> None:
-    """Compile the network that attacks follow; ``few`` are two images as the network takes them.
-
-    Raises:
-        ValueError: a network that cannot be compiled, or that computes something else then.
-    """
-    compiled = EstimatorModule(passes.estimator, probabilities=True, straight_through=True, compiled=True)
-    images = few.repeat(SMALLEST_COMPILED, *[1] * (few.dim() - 1))[:SMALLEST_COMPILED]
-    found = []
-    for module in (passes.module, compiled):
-        turned = BatchedPasses(ChannelsLast(module) if setting.channels_last else module, len(images))
-        try:
-            logits, _, gradient = turned.gradient(images, lambda logits, _: logits.sum(dim=1))
-            found.append((turned.logits(images), logits, gradient.flatten(1)))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever the compiler raises
-            raise ValueError(
-                f"compile: got 'default', and the network cannot be compiled ({describe_error(error)}), expected 'no', "
-                f"or a network and a C++ compiler with which torch.compile works."
-            ) from error
-    apart = max(measure_difference(one, another) for one, another in zip(*found, strict=True))
-    if apart > COMPILED_DIFFERENCE:
-        raise ValueError(
-            f"compile: got 'default', and the compiled network's outputs or gradients differ by {apart:.1e} of their "
-            f"length, expected 'no', or a network that is not randomised and that torch.compile keeps as it is."
-        )
-    passes.counter.module = compiled
 
 
 def _choose_setting(options: EvaluationOptions, passes: EstimatorPasses, few: Tensor, obstacle: str | None) -> Setting:

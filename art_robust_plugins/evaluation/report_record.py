@@ -9,7 +9,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..choices import CompileMode
 from ..files import Entry
 from ..threat import Norm, ThreatModel
 from .flags import SEVERITIES
@@ -123,8 +122,6 @@ def _check_settings(settings: Entry, attacks: list[Entry]) -> None:
         settings[name].whole(1, _COUNT)
     if settings["physical_batch_size"].value is not None:
         settings["physical_batch_size"].whole(1, _COUNT)
-    if (mode := settings.find("compile")) is not None:
-        mode.text(get_args(CompileMode))
     settings["tolerance"].number(0, _LARGEST)
     for name in ("device", "dtype", "network", "network_sha256", "date"):
         settings[name].text()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..choices import BATCH_SIZE, Backend, CompileMode
+from ..choices import BATCH_SIZE, Backend
 
 # The command line reads the settings without importing torch or ART.
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ class EvaluationPlan:
         batch_size: points that an attack gets at once; it fixes the randomness.
         physical_batch_size: the most points in a pass; None for what the device takes at once.
         backend: whose AutoAttack runs.
-        compile: whether attacks follow the network as ``torch.compile`` makes it.
         certify: whether reports hold certified radii; ``"if possible"`` leaves out networks without a bound.
 
     Raises:
@@ -45,7 +44,6 @@ class EvaluationPlan:
     batch_size: int = BATCH_SIZE
     physical_batch_size: int | None = None
     backend: Backend = "native"
-    compile: CompileMode = "no"
     certify: Literal["always", "if possible", "never"] = "never"
 
     def __post_init__(self) -> None:

@@ -151,7 +151,6 @@ def evaluate_classifier(
         "backend": plan.backend,
         "batch_size": plan.batch_size,
         "physical_batch_size": plan.physical_batch_size,
-        "compile": plan.compile,
         "seed": plan.seed,
         "verbose": verbose,
     }

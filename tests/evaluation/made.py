@@ -68,7 +68,6 @@ def make_report(
         "seed": 0,
         "batch_size": 10,
         "physical_batch_size": 10,
-        "compile": "no",
         "processes": 1,
         "verdict_passes": 1,
         "tolerance": 1e-6,

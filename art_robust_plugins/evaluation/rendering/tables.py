@@ -88,7 +88,6 @@ def setting_rows(report: EvaluationResults) -> list[list[str]]:
         ["attack libraries", join_versions(s["attack_library"]) or "none"],
         ["backend", s["backend"]],
         ["seed, logical batch size", f"{s['seed']}, {s['batch_size']} (physical: {s['physical_batch_size']})"],
-        ["compiled", "by torch.compile, for attacks alone" if s.get("compile", "no") != "no" else "no"],
         ["processes", f"{s['processes']}; times are sums over them"],
         ["architecture", f"{s['network']}, weights {s['network_sha256'][:12]}"],
         ["preprocessing", "; ".join(s["preprocessing"]) or "none"],

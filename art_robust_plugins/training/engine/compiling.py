@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
 
 import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
-from ...bridge import compile_call
 from ..options import Compile
 
 
@@ -60,7 +60,18 @@ class Compiled:
         return outputs
 
     def _compile(self) -> Callable[[Tensor], Tensor]:
-        return compile_call(self.module, fullgraph=True, mode=None if self.mode == "default" else self.mode)
+        module = self.module
+
+        def forward(x: Tensor) -> Tensor:
+            outputs: Tensor = module(x)
+            return outputs
+
+        # torch limits the compilations of one code object, whatever the module, so each kind of pass gets its own.
+        own = FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
+        compiled: Callable[[Tensor], Tensor] = torch.compile(
+            own, fullgraph=True, mode=None if self.mode == "default" else self.mode
+        )
+        return compiled
 
 
 def _compile_backward_at_once() -> AbstractContextManager[None]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from builders import needs_compiler
 from torch import Tensor, nn
 
 from art_robust_plugins import (
@@ -17,6 +17,10 @@ from art_robust_plugins import (
 from art_robust_plugins.training import BANG, Layerwise
 
 from .runs import PGD, X, close, cuda, named_weights, network, same_named, train, without_normalisation
+
+needs_compiler = pytest.mark.skipif(
+    all(shutil.which(name) is None for name in ("g++", "clang++")), reason="torch.compile needs a C++ compiler"
+)
 
 
 # ---------------------------------------------------------------------------------------------------------- compiling
