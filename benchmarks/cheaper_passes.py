@@ -1,7 +1,7 @@
 """Cheaper passes for AutoAttack: batch norm folded into the layer before it, ReLU in place, the network compiled.
 
     python benchmarks/cheaper_passes.py [--seconds 6] [--networks wide-resnet-10-1 ...]
-    python benchmarks/cheaper_passes.py --evaluations wide-resnet-10-1 cnn-6 --eps 0.03 --cifar DIR
+    python benchmarks/cheaper_passes.py --networks --evaluations wide-resnet-10-1 cnn-6 --eps 0.03 --cifar DIR
 
 Each network is in evaluation mode with frozen weights, and its images are in channels_last, as in an evaluation. It
 runs beside copies of itself:

@@ -6,10 +6,10 @@
     python benchmarks/local_ball.py digits [--workers 2] [--quick]
     python benchmarks/local_ball.py mnist [--workers 2] [--quick]
 
-Each command runs a recipe in recipes/, as ``art-robust benchmark`` does. ``search`` chooses rate, schedule and epochs
-for each training on MNIST, and ``levers`` then compares options of local ball with the chosen ones; ``cifar10-search``
-compares them on CIFAR-10 in shorter trainings than those of the recipe ``cifar10-small``. These three judge on training
-images that no row is trained on. ``digits`` and ``mnist`` compare the trainings on test images, and measure what a
+Each command runs a recipe in recipes/, as ``art-robust benchmark`` does. ``search`` chooses schedule and epochs for
+each training on MNIST, at one rate, and ``levers`` then compares options of local ball with the chosen ones;
+``cifar10-search`` compares them on CIFAR-10 in shorter trainings than those of the recipe ``cifar10-small``. These
+three judge on training images that no row is trained on. ``digits`` and ``mnist`` compare the trainings on test images, and measure what a
 recipe cannot state: how long an epoch of each row takes, relative to an epoch of TRADES-10. There the rows take turns
 in one process with one thread, and a ratio is the median over rounds.
 
@@ -43,9 +43,10 @@ NAMES = {
     "digits": "local_ball_digits",
     "mnist": "local_ball_mnist",
 }
-ON_HELD_OUT = {"search": ("mnist", 10_000), "levers": ("mnist", 10_000), "cifar10-search": ("cifar10", 40_000)}
-"""The data of each search, and the first training image that no row of the comparisons on test images is trained on."""
 RECIPES = Path(__file__).parent / "recipes"
+ON_MNIST = RECIPES / "local_ball_mnist.toml"
+ON_HELD_OUT = {"search": ON_MNIST, "levers": ON_MNIST, "cifar10-search": "cifar10-small"}
+"""The comparison on test images that each search is for: it judges on images that no row of that one is trained on."""
 BESIDE = "TRADES-10"
 TIMED = 5000
 """The largest number of images in a timed epoch."""
@@ -79,14 +80,15 @@ def time_epochs(recipe: Recipe, data: Dataset, images: int, rounds: int) -> dict
     return seconds
 
 
-def write_held_out(path: Path, source: str, first: int) -> None:
-    """The training images before a first one, and the next ones in place of the test images."""
-    data, held_out = load_data(source), slice(first, first + HELD_OUT)
+def write_held_out(path: Path, comparison: Recipe) -> None:
+    """The training images of a comparison, and the next ones of its data in place of the test images."""
+    data, train = load_data(comparison.data), comparison.rows[0].plan.train
+    held_out = slice(train, train + HELD_OUT)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(
         path,
-        x_train=data.x_train[:first],
-        y_train=data.y_train[:first],
+        x_train=data.x_train[:train],
+        y_train=data.y_train[:train],
         x_test=data.x_train[held_out],
         y_test=data.y_train[held_out],
     )
@@ -157,7 +159,7 @@ def main() -> None:
     recipe = load_recipe(RECIPES / f"{name}.toml", quick=args.quick)
     out = Path("runs") / name / ("quick" if args.quick else "full")
     if args.setup in ON_HELD_OUT and not args.quick and not Path(recipe.data).exists():
-        write_held_out(Path(recipe.data), *ON_HELD_OUT[args.setup])
+        write_held_out(Path(recipe.data), load_recipe(ON_HELD_OUT[args.setup]))
     record = run_recipe(recipe, out, command=f"python benchmarks/local_ball.py {args.setup}", workers=args.workers)
     networks = list_networks(recipe, record)
     results: Any = networks

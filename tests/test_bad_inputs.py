@@ -215,6 +215,9 @@ CASES: dict[str, Callable[[], object]] = {
     '`ReduceLROnPlateau(mode="max")` without validation data': lambda: fit_scheduled(
         lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, "max")
     ),
+    "an export under the ending of another format": lambda: export_classifier(
+        wrap(), "a.onnx", X, format="torchscript"
+    ),
     "an export under another ending": lambda: export_classifier(wrap(), "a.ts", X, format="torchscript"),
 }
 
