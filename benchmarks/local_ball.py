@@ -9,9 +9,9 @@
 Each command runs a recipe in recipes/, as ``art-robust benchmark`` does. ``search`` chooses schedule and epochs for
 each training on MNIST, at one rate, and ``levers`` then compares options of local ball with the chosen ones;
 ``cifar10-search`` compares them on CIFAR-10 in shorter trainings than those of the recipe ``cifar10-small``. These
-three judge on training images that no row is trained on. ``digits`` and ``mnist`` compare the trainings on test images, and measure what a
-recipe cannot state: how long an epoch of each row takes, relative to an epoch of TRADES-10. There the rows take turns
-in one process with one thread, and a ratio is the median over rounds.
+three judge on training images that no row is trained on. ``digits`` and ``mnist`` compare the trainings on test images,
+and measure what a recipe cannot state: how long an epoch of each row takes, relative to an epoch of TRADES-10. There
+the rows take turns in one process with one thread, and a ratio is the median over rounds.
 
 On a core at 2 GHz ``search`` takes an hour, ``levers`` 45 minutes, ``cifar10-search`` an hour and a half. MNIST and
 CIFAR-10 are read from where ART keeps its data. Work in progress is kept under runs/; the same command continues it.
