@@ -1,17 +1,20 @@
 """Does a weak adversary with the local ball reach the strong one, and in what share of its time?
 
+    python benchmarks/local_ball.py digits-search [--workers 2] [--quick]
     python benchmarks/local_ball.py search [--workers 2] [--quick]
     python benchmarks/local_ball.py levers [--workers 2] [--quick]
     python benchmarks/local_ball.py cifar10-search [--workers 2] [--quick]
     python benchmarks/local_ball.py digits [--workers 2] [--quick]
     python benchmarks/local_ball.py mnist [--workers 2] [--quick]
+    python benchmarks/local_ball.py cifar10 [--workers 2] [--quick]
 
-Each command runs a recipe in recipes/, as ``art-robust benchmark`` does. ``search`` chooses schedule and epochs for
-each training on MNIST, at one rate, and ``levers`` then compares options of local ball with the chosen ones;
-``cifar10-search`` compares them on CIFAR-10 in shorter trainings than those of the recipe ``cifar10-small``. These
-three judge on training images that no row is trained on. ``digits`` and ``mnist`` compare the trainings on test images,
-and measure what a recipe cannot state: how long an epoch of each row takes, relative to an epoch of TRADES-10. There
-the rows take turns in one process with one thread, and a ratio is the median over rounds.
+Each command runs a recipe, as ``art-robust benchmark`` does: ``cifar10`` the package's own, the others one in recipes/.
+``search`` and ``digits-search`` choose schedule and epochs for each training on MNIST and on digits, at one rate, and
+``levers`` then compares options of local ball on MNIST with the chosen ones; ``cifar10-search`` compares them on
+CIFAR-10 in shorter trainings than those of ``cifar10``. These four judge on training images that none of their rows is
+trained on. ``digits``, ``mnist`` and ``cifar10`` compare the trainings on test images, and measure what a recipe cannot
+state: how long an epoch of each training against adversaries takes, relative to an epoch of TRADES-10, or of PGD-10 on
+CIFAR-10. There the rows take turns in one process with one thread, and a ratio is the median over rounds.
 
 On a core at 2 GHz ``search`` takes an hour, ``levers`` 45 minutes, ``cifar10-search`` an hour and a half. MNIST and
 CIFAR-10 are read from where ART keeps its data. Work in progress is kept under runs/; the same command continues it.
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,23 +38,34 @@ from art_robust_plugins import RobustTrainer
 from art_robust_plugins.data import Dataset, load_data
 from art_robust_plugins.experiments.recipes import Recipe, Row, load_recipe, run_recipe
 from art_robust_plugins.files import read_json, write_json
+from art_robust_plugins.training.methods.adversarial import AdversarialTrainer
 
 NAMES = {
     "search": "local_ball_mnist_search",
     "levers": "local_ball_mnist_levers",
+    "digits-search": "local_ball_digits_search",
     "cifar10-search": "local_ball_cifar10_search",
     "digits": "local_ball_digits",
     "mnist": "local_ball_mnist",
+    "cifar10": "local_ball_cifar10",
 }
+"""The record of each command, and its recipe in recipes/."""
 RECIPES = Path(__file__).parent / "recipes"
+ON_CIFAR10 = "cifar10-small"
+"""The package's own recipe, which ``cifar10`` runs."""
 ON_MNIST = RECIPES / "local_ball_mnist.toml"
-ON_HELD_OUT = {"search": ON_MNIST, "levers": ON_MNIST, "cifar10-search": "cifar10-small"}
-"""The comparison on test images that each search is for: it judges on images that no row of that one is trained on."""
-BESIDE = "TRADES-10"
-TIMED = 5000
-"""The largest number of images in a timed epoch."""
+ON_HELD_OUT = {
+    "digits-search": RECIPES / "local_ball_digits.toml",
+    "search": ON_MNIST,
+    "levers": ON_MNIST,
+    "cifar10-search": ON_CIFAR10,
+}
+"""The comparison on test images that each search is for. A search judges on images that none of its rows is trained on;
+on MNIST and CIFAR-10 none of the comparison is, either."""
+TIMED = {"digits": 5000, "mnist": 5000, "cifar10": 512}
+"""The largest number of images in a timed epoch, of the commands that measure times."""
 HELD_OUT = 1000
-"""The number of training images that the search keeps from training."""
+"""The number of training images that a search keeps from training, where they are at most a fifth."""
 SETTING = "; "
 """Between the name of a training and its setting, in the rows of the search."""
 
@@ -59,15 +73,16 @@ SETTING = "; "
 def create_trainer(row: Row, data: Dataset) -> RobustTrainer:
     """The trainer of a row as it is timed: without a schedule, and without measuring overfitting."""
     parameters = {**row.plan.parameters, "overfitting": "ignore"}
-    plan = replace(row.plan, parameters=parameters, options={"schedule": "constant"})
+    options = {name: value for name, value in row.plan.options.items() if name not in ("schedule", "milestones")}
+    plan = replace(row.plan, parameters=parameters, options=options)
     return plan.trainer(data, seed=0)[0]
 
 
-def time_epochs(recipe: Recipe, data: Dataset, images: int, rounds: int) -> dict[str, list[float]]:
+def time_epochs(rows: Sequence[Row], data: Dataset, images: int, rounds: int) -> dict[str, list[float]]:
     """The seconds of an epoch of each row in each round; each round begins with the next row."""
     x, y = data.x_train[:images], data.y_train[:images]
-    trainers = {row.name: create_trainer(row, data) for row in recipe.rows}
-    batch_sizes = {row.name: row.plan.batch_size for row in recipe.rows}
+    trainers = {row.name: create_trainer(row, data) for row in rows}
+    batch_sizes = {row.name: row.plan.batch_size for row in rows}
     names = list(trainers)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds + 1):
@@ -81,9 +96,11 @@ def time_epochs(recipe: Recipe, data: Dataset, images: int, rounds: int) -> dict
 
 
 def write_held_out(path: Path, comparison: Recipe) -> None:
-    """The training images of a comparison, and the next ones of its data in place of the test images."""
-    data, train = load_data(comparison.data), comparison.rows[0].plan.train
-    held_out = slice(train, train + HELD_OUT)
+    """Training images of a comparison, and the next ones of its data in place of the test images."""
+    data = load_data(comparison.data)
+    count = min(HELD_OUT, len(data.x_train) // 5)
+    train = comparison.rows[0].plan.train or len(data.x_train) - count
+    held_out = slice(train, train + count)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(
         path,
@@ -120,27 +137,44 @@ def accuracies(networks: Iterable[dict[str, Any]], row: str, attack: str) -> dic
     return {"seeds": str(len(runs)), **columns}
 
 
-def summary(results: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for each training, with its time relative to TRADES-10."""
+def summary(results: dict[str, Any], beside: str = "TRADES-10") -> list[dict[str, str]]:
+    """A row for each training, with its time relative to that of another row."""
     rows = []
     for name, seconds in results["seconds"].items():
-        ratios = [own / beside for own, beside in zip(seconds, results["seconds"][BESIDE], strict=True)]
+        ratios = [own / other for own, other in zip(seconds, results["seconds"][beside], strict=True)]
         rows.append(
             {
                 "training": name,
                 "passes forward, backward": "{}, {}".format(*results["passes"][name][:2]),
                 **accuracies(results["networks"], name, "AutoAttack"),
-                f"time / {BESIDE}": f"{statistics.median(ratios):.2f}",
+                f"time / {beside}": f"{statistics.median(ratios):.2f}",
                 "s per 1000 images": f"{1000 * statistics.median(seconds) / results['timed']:.2f}",
             }
         )
     return rows
 
 
+def cifar10_summary(results: dict[str, Any]) -> list[dict[str, str]]:
+    """The summary on CIFAR-10, where the question is about the price of PGD-10."""
+    return summary(results, "PGD-10")
+
+
 def search_summary(networks: list[dict[str, Any]]) -> list[dict[str, str]]:
     """A row for each setting of a training, or each variant of the local term."""
     names = dict.fromkeys(network["row"] for network in networks)
     return [{"form": name, **accuracies(networks, name, "APGD-CE and APGD-T")} for name in names]
+
+
+SUMMARIES = {
+    "search": search_summary,
+    "levers": search_summary,
+    "digits-search": search_summary,
+    "cifar10-search": search_summary,
+    "digits": summary,
+    "mnist": summary,
+    "cifar10": cifar10_summary,
+}
+"""The table of each command."""
 
 
 def choose_settings(networks: list[dict[str, Any]]) -> dict[str, str]:
@@ -156,23 +190,24 @@ def choose_settings(networks: list[dict[str, Any]]) -> dict[str, str]:
 def main() -> None:
     args = parse_arguments(__doc__, NAMES, takes_data=False)
     name = NAMES[args.setup]
-    recipe = load_recipe(RECIPES / f"{name}.toml", quick=args.quick)
+    recipe = load_recipe(ON_CIFAR10 if args.setup == "cifar10" else RECIPES / f"{name}.toml", quick=args.quick)
     out = Path("runs") / name / ("quick" if args.quick else "full")
     if args.setup in ON_HELD_OUT and not args.quick and not Path(recipe.data).exists():
         write_held_out(Path(recipe.data), load_recipe(ON_HELD_OUT[args.setup]))
     record = run_recipe(recipe, out, command=f"python benchmarks/local_ball.py {args.setup}", workers=args.workers)
     networks = list_networks(recipe, record)
     results: Any = networks
-    if args.setup not in ON_HELD_OUT:
+    if args.setup in TIMED:
         data, times = load_data(recipe.data), out / "seconds.json"
-        images = min(128 if args.quick else TIMED, len(data.x_train))
+        images = min(128 if args.quick else TIMED[args.setup], len(data.x_train))
         torch.set_num_threads(1)  # the networks are too small for a second thread to pay
+        rows = [row for row in recipe.rows if isinstance(create_trainer(row, data), AdversarialTrainer)]
         if not times.exists():
-            write_json(times, time_epochs(recipe, data, images, 2 if args.quick else 7))
-        passes = {row.name: list(create_trainer(row, data).passes) for row in recipe.rows}
+            write_json(times, time_epochs(rows, data, images, 2 if args.quick else 7))
+        passes = {row.name: list(create_trainer(row, data).passes) for row in rows}
         results = {"networks": networks, "seconds": read_json(times), "passes": passes, "timed": images}
-    print(table(search_summary(results) if args.setup in ON_HELD_OUT else summary(results)))
-    if args.setup == "search":
+    print(table(SUMMARIES[args.setup](results)))
+    if args.setup in ("digits-search", "search"):
         for training, setting in choose_settings(networks).items():
             print(f"{training}: {setting}")
     if not args.quick:
