@@ -107,10 +107,10 @@ def export_classifier(
             f"path: got {path.name!r}, expected a name that ends in {SUFFIXES[format]} for {format}{advice}."
         )
     if batch is not None and (not is_integer(batch) or batch < 1):
-        raise ValueError(f"batch: got {batch!r}, expected a positive whole number, or None for any.")
+        raise ValueError(f"batch: got {batch!r}, expected a positive whole number; without it, any.")
     batch = plain_number(batch)
     if batch is not None and format == "torchscript":
-        raise ValueError(f"batch: got {batch} for torchscript, whose files take any batch, expected None.")
+        raise ValueError(f"batch: got {batch} for torchscript, whose files take any batch, expected it to be left out.")
     if format == "onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 # How the text of a function or an object without a text of its own ends.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+# Numbers of a tensor that are copied at once.
+_AT_ONCE = 2**24
 
 
-def digest(*parts: str | Tensor) -> str:
-    """The SHA-256 digest, in hexadecimal, of texts and of tensors with their types and shapes."""
+def digest(*parts: str | Tensor, dtype: torch.dtype | None = None) -> str:
+    """The SHA-256 digest, in hexadecimal, of texts and of tensors with their types and shapes.
+
+    With ``dtype`` tensors count as what they are in that type.
+    """
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            total.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            total.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            total.update(f"{dtype or part.dtype} {tuple(part.shape)}".encode())
+            for some in torch.split(part.detach().cpu().contiguous().flatten(), _AT_ONCE):
+                total.update(some.to(dtype or part.dtype).view(torch.uint8).numpy().data)
         else:
             total.update(part.encode() + b"\0")
     return total.hexdigest()

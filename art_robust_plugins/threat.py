@@ -252,8 +252,8 @@ def parse_norm(norm: Any) -> Norm:
     return _ORDERS[order]
 
 
-def parse_radius(eps: float | str, *, zero: bool = False) -> float:
-    """A radius from a number or a fraction as text; with ``zero``, 0 is one.
+def parse_radius(eps: float | str, *, zero: bool = False, name: str = "eps") -> float:
+    """A radius from a number or a fraction as text; with ``zero``, 0 is one. A refusal calls it ``name``.
 
     Raises:
         ValueError: for anything else.
@@ -263,8 +263,9 @@ def parse_radius(eps: float | str, *, zero: bool = False) -> float:
     value = _parse_fraction(eps) if isinstance(eps, str) else to_float(eps)
     if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
         wanted = "a number that is not negative" if zero else "a positive number"
-        several = "; sweep takes several radii" if isinstance(eps, Iterable) and not isinstance(eps, str) else ""
-        raise ValueError(f"eps: got {eps!r}, expected {wanted} or a fraction such as '8/255'{several}.")
+        listed = name == "eps" and isinstance(eps, Iterable) and not isinstance(eps, str)
+        several = "; sweep takes several radii" if listed else ""
+        raise ValueError(f"{name}: got {eps!r}, expected {wanted} or a fraction such as '8/255'{several}.")
     return value
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from art_robust_plugins import fingerprints
 from art_robust_plugins.fingerprints import describe_module, describe_value, digest, excerpts_at_difference
 
 VALUES: list[Any] = [
@@ -78,3 +79,12 @@ def test_excerpts_show_the_first_difference(at: int) -> None:
     assert "!" in shown[1]
     assert all(text.strip(".") in full and len(text) <= 26 for text, full in zip(shown, (one, other), strict=True))
     assert excerpts_at_difference("same", "same") == ("same", "same")
+
+
+@pytest.mark.parametrize("shape", [(0,), (3,), (5, 7)])
+def test_a_tensor_counts_as_another_type_in_parts(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    x = torch.randint(256, shape, dtype=torch.uint8)
+    expected = digest(x.float())
+    monkeypatch.setattr(fingerprints, "_AT_ONCE", 2)
+    assert digest(x, dtype=torch.float32) == expected == digest(x.float())
+    assert digest(x) != expected

@@ -43,7 +43,7 @@ from .ranges import (
     read_clip_values,
 )
 from .straight_through import StraightThrough, clip_above
-from .tensors import image_tensor, label_tensor, plain_tensor
+from .tensors import compact_images, image_tensor, label_tensor, plain_tensor
 
 __all__ = [
     "RANGE_TOLERANCE",
@@ -61,6 +61,7 @@ __all__ = [
     "class_logits",
     "clip_above",
     "clip_range",
+    "compact_images",
     "copy_deeply",
     "copy_network",
     "copy_to",

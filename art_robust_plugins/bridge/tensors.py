@@ -18,6 +18,15 @@ def image_tensor(x: Any, classifier: PyTorchClassifier, *, name: str = "x") -> T
     Accepts an array or a tensor; a tensor stays on its device.
 
     Raises:
+        ValueError: see `compact_images`.
+    """
+    return compact_images(x, classifier, name=name).float()
+
+
+def compact_images(x: Any, classifier: PyTorchClassifier, *, name: str = "x") -> Tensor:
+    """As `image_tensor`, but images in uint8 stay so; other numbers become float32.
+
+    Raises:
         ValueError: values that are no numbers, wrong rank or size, no samples, NaN or infinity, values outside
             ``clip_values``.
     """
@@ -30,7 +39,7 @@ def image_tensor(x: Any, classifier: PyTorchClassifier, *, name: str = "x") -> T
         raise ValueError(f"{name}: got no samples, expected at least one.")
     if tensor.dtype == torch.bool:
         raise ValueError(f"{name}: got values of type {tensor.dtype}, expected numbers.")
-    tensor = tensor.float()
+    tensor = tensor if tensor.dtype == torch.uint8 else tensor.float()
     smallest, largest = tensor.min().item(), tensor.max().item()
     if not (np.isfinite(smallest) and np.isfinite(largest)):
         raise ValueError(f"{name}: got NaN or infinity, expected finite numbers.")
@@ -45,7 +54,7 @@ def image_tensor(x: Any, classifier: PyTorchClassifier, *, name: str = "x") -> T
     elif isinstance(low, Tensor) and isinstance(high, Tensor):
         low, high = low.to(tensor.device), high.to(tensor.device)
         slack_tensor = RANGE_TOLERANCE * (high - low)
-        if bool(((tensor < low - slack_tensor) | (tensor > high + slack_tensor)).any()):
+        if bool(((tensor.amin(dim=0) < low - slack_tensor) | (tensor.amax(dim=0) > high + slack_tensor)).any()):
             raise ValueError(f"{name}: got values outside the classifier's clip_values, expected values within them.")
     return tensor
 

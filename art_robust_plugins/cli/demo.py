@@ -32,8 +32,9 @@ def demo(
     # These import torch and ART, which the help does without.
     import torch
 
+    from ..evaluation.libraries import package_versions, resolve
     from ..evaluation.report import COMPARISON_FILES
-    from ..experiments.demo import list_networks
+    from ..experiments.demo import ATTACKS, list_networks
     from ..experiments.runs import find_report_folder
     from ..processes import find_processes
     from ..terminal import console
@@ -44,6 +45,7 @@ def demo(
 
     torch.set_num_threads(1)  # 8x8 images are too small to be shared, and threads that wait for each other are slow
     check_output("--out", out, COMPARISON_FILES)
+    package_versions(resolve(ATTACKS))  # a library that is missing is told before any work
     networks, left_out = list_networks(out, epochs=epochs, seed=seed)
     for network in networks:
         network.is_trained()  # what another demo left here is refused before any work

@@ -75,16 +75,21 @@ OPTIONS = list_options(
 )
 
 
+_CONSTANTS = {"True": True, "False": False, "None": None}
+
+
 def take(settings: tuple[FieldOption, ...], given: dict[str, Any]) -> dict[str, Any]:
     """The values of these settings, among all that the command line gave."""
     return {setting.field: given[setting.field] for setting in settings}
 
 
 def parse_setting(text: str, option: str = "--set") -> tuple[str, Any]:
-    """NAME=VALUE as the name and the value, which is JSON or text."""
+    """NAME=VALUE as the name and the value: JSON, a constant of Python (True, False, None), or text."""
     name, found, value = text.partition("=")
     if not found or not name:
         raise ValueError(f"{option}: got {text!r}, expected NAME=VALUE.")
+    if value in _CONSTANTS:
+        return name, _CONSTANTS[value]
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
@@ -107,5 +112,8 @@ def sort_settings(texts: list[str], instruments: list[str]) -> tuple[dict[str, A
 
             known = ", ".join(available_instruments())
             raise ValueError(f"--set: got {name}, expected a name of the method, or --with {owner or known} beside it.")
-        (joined[owner] if found else parameters)[own if found else name] = value
+        there, key = (joined[owner], own) if found else (parameters, name)
+        if key in there:
+            raise ValueError(f"--set: got {name} twice, expected it once.")
+        there[key] = value
     return parameters, joined

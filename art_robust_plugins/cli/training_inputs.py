@@ -16,7 +16,7 @@ from ..registry import available_instruments, method, parameters_of
 from ..terminal import console
 from ..threat import ThreatModel
 from .kinds import name_kind
-from .settings import VALIDATION_SHARE, parse_setting, sort_settings
+from .settings import OPTIONS, PLAN, VALIDATION_SHARE, parse_setting, sort_settings
 
 
 def read_method(
@@ -40,15 +40,22 @@ def read_method(
     for given in ("classifier", "options", "instruments", "threat"):
         if given in parameters:
             raise ValueError(f"--set: {given} is no setting of {name!r}, expected options such as --eps for it.")
-    for given in ("eps", "norm", "epochs", "lr", "batch_size", "seed", "momentum", "weight_decay", "label_smoothing"):
-        if given in parameters and given not in parameters_of(kind):
-            raise ValueError(f"--set: got {given}, which {name!r} does not have, expected --{given.replace('_', '-')}.")
+    options = {"eps": "--eps", "norm": "--norm", "seed": "--seed", "learning_rate": "--lr", "nb_epochs": "--epochs"}
+    options |= {each.field: each.option or f"--{each.field.replace('_', '-')}" for each in (*PLAN, *OPTIONS)}
+    for given in parameters:
+        if given in options and given not in parameters_of(kind):
+            option = options[given].partition("/")[0]
+            raise ValueError(f"--set: got {given!r}, which {name!r} does not have, expected {option}.")
     return parameters, joined
 
 
 def read_network_arguments(texts: list[str]) -> dict[str, Any]:
     """Read the arguments of the network that --model-set gives."""
-    arguments = dict(parse_setting(text, "--model-set") for text in texts)
+    arguments: dict[str, Any] = {}
+    for name, value in (parse_setting(text, "--model-set") for text in texts):
+        if name in arguments:
+            raise ValueError(f"--model-set: got {name} twice, expected it once.")
+        arguments[name] = value
     for given in ("name", "input_shape", "nb_classes"):
         if given in arguments:
             raise ValueError(f"--model-set: got {given}, which --model and --data give, expected another argument.")

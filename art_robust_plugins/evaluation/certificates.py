@@ -16,7 +16,7 @@ from .estimator_passes import EstimatorPasses
 from .options import EvaluationOptions, Samples
 
 WITNESSES = 20
-"""The largest number of points that are attacked although they are certified: witnesses of the certificate."""
+"""The largest number of points that are attacked although they could be spared: witnesses of the certificate."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,24 @@ class CertifiedRadii:
 def certify_points(
     options: EvaluationOptions, samples: Samples, passes: EstimatorPasses, reach: float
 ) -> CertifiedRadii | None:
-    """Certify the points, if the estimator can; those whose radius is at least ``reach`` need no attack."""
+    """Certify the points, if the estimator can; those that need no attack within ``reach`` are spared.
+
+    A certificate is one of exact arithmetic, a verdict one of the network as it computes: only points whose radius
+    holds with the rounding of that, too, are spared.
+    """
     estimator = options.estimator
     if not isinstance(estimator, PyTorchLipschitzCertifier):
         return None
     start = time.perf_counter()
-    prediction, radius = passes.batched.run_whole(
-        lambda size: estimator.certify(samples.x, size, norm=options.threat.norm)
+    prediction, *both = passes.batched.run_whole(
+        lambda size: estimator.certify_as_computed(samples.x, size, norm=options.threat.norm)
     )
-    radii = np.where(prediction == samples.y.numpy(), radius, -1.0)
+    radii, computed = (np.where(prediction == samples.y.numpy(), radius, -1.0) for radius in both)
     certified = torch.from_numpy(radii >= reach)
     # Only our own AutoAttack can leave points out; other attacks draw random numbers for a whole batch.
     skips = options.skip_certified and options.backend == "native"
     skips = skips and any(attack.package == "autoattack" for attack in options.attacks)
-    spared = _leave_witnesses(certified) if skips else torch.zeros_like(certified)
+    spared = leave_witnesses(torch.from_numpy(computed), reach) if skips else torch.zeros_like(certified)
     return CertifiedRadii(
         radii,
         spared,
@@ -64,10 +68,12 @@ def certify_points(
     )
 
 
-def _leave_witnesses(certified: Tensor) -> Tensor:
-    """The certified points [N] without witnesses, which are spread evenly over them."""
-    points = certified.nonzero().flatten()
-    places = torch.linspace(0, max(len(points) - 1, 0), min(WITNESSES, len(points))).round().long()
-    spared = certified.clone()
-    spared[points[places]] = False
+def leave_witnesses(radii: Tensor, reach: float) -> Tensor:
+    """The points [N] whose radius [N] is at least ``reach``, without those whose radii are the smallest: the witnesses.
+
+    If a certificate is wrong, they are the first to show it.
+    """
+    spared = radii >= reach
+    points = spared.nonzero().flatten()
+    spared[points[radii[points].argsort(stable=True)[:WITNESSES]]] = False
     return spared

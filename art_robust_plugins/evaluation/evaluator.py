@@ -54,7 +54,7 @@ from .running import AttackRunner
 from .samples import collect_samples, read_samples
 from .settings import compute_fingerprint, describe_preprocessing
 from .state import STATE_FILE, StateFolder
-from .verdicts import DecisionRule, Judge
+from .verdicts import DecisionRule, Judge, compute_tolerance
 from .weights import FrozenWeights
 
 __all__ = ["STATE_FILE", "Evaluator", "preprocessing"]
@@ -100,9 +100,10 @@ class Evaluator(KnownKeywords):
             it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
             settings are refused; an `Attack` of one's own is known by its name and parameters alone. Several
             processes must all see it; another evaluation at the same time is refused.
-        skip_certified: of a `PyTorchLipschitzCertifier`, points whose certified radius reaches eps take part in no pass
-            of this package's own AutoAttack, except for a few that are attacked as witnesses of the certificate. No
-            verdict changes: they count where random numbers are drawn.
+        skip_certified: of a `PyTorchLipschitzCertifier`, points whose certified radius reaches eps, with the rounding of
+            the network itself (`certify_as_computed`), take part in no pass of this package's own AutoAttack, except for
+            those with the smallest radii, the witnesses of the certificate. No other verdict changes: they count where
+            random numbers are drawn.
         verbose: show progress bars.
         bounds: of a plain network, the range of its images: two numbers, or two arrays; None for (0, 1).
         mean: of a plain network, what is subtracted from images first, a number or one for each channel.
@@ -247,12 +248,17 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
     prepared = prepare_attacks(options, passes, samples.x)
     processes = find_processes(passes.device)
     folder = StateFolder(options.state_dir, [each.attack.name for each in prepared.attacks])
+    # One process proves norms and certifies; a network without a certificate is refused here.
+    reach = options.threat.eps + compute_tolerance(options.threat, passes.range, samples.x[0].numel()).worst
+    certified = share_from_main(processes, lambda: certify_points(options, samples, passes, reach))
 
     with ExitStack() as locks:
         # Keep one copy of the images: the state builds its own from samples.x.
         state = share_from_main(
             processes,
-            lambda: folder.open(compute_fingerprint(options, samples, passes, prepared), samples, passes, locks),
+            lambda: folder.open(
+                compute_fingerprint(options, samples, passes, prepared, certified), samples, passes, locks
+            ),
         ).build_state(samples.x, folder.attacks)
 
         # Clean images: their classes, and measurements of the network.
@@ -266,8 +272,6 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
 
         # Attacks: fresh passes give a verdict for each candidate.
         judge = Judge(passes, samples, options.threat, DecisionRule(clean.passes, clean.probabilities, options.seed))
-        reach = options.threat.eps + judge.tolerance.worst
-        certified = share_from_main(processes, lambda: certify_points(options, samples, passes, reach))
         # No attack need try certified points; a misclassified clean image is never spared, whatever its certificate.
         spared = None if certified is None else certified.spared & correct
         # Processes share a batch's points only where an image's outputs do not depend on what else passes.

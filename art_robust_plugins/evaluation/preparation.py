@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lipschitz import PyTorchLipschitzCertifier
 from ..randomness import cuda_devices, restored_random_states
 from .autoattack.apgd import APGD
 from .autoattack.batches import BatchedPasses, ChannelsLast, choose_layout, find_fitting_size
@@ -78,8 +77,6 @@ def prepare_attacks(options: EvaluationOptions, passes: EstimatorPasses, x: Tens
     probes = make_probes(x, options.threat, passes.range.low, passes.range.high)
     _watch_clean_passes(passes, x, probes)
     check_same_function(estimator, passes.predict, passes.predict_followed, probes)
-    if isinstance(estimator, PyTorchLipschitzCertifier):
-        estimator.lipschitz_constants()  # raises before the attacks if the network has no certificate
     packages = package_versions(options.attacks, options.backend)
     few = passes.module.from_estimator(x[:2].to(passes.device))
     obstacle = find_gradient_obstacle(passes.counter, few)

@@ -25,8 +25,8 @@ from .state_record import check_change, check_opened, read_fingerprint
 
 STATE_FILE = "evaluation.pt"
 BATCHES_FOLDER = "batches"
-_FORMAT = "art-robust-plugins evaluation 7"
-_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in range(1, 7))
+_FORMAT = "art-robust-plugins evaluation 8"
+_EARLIER = tuple(f"art-robust-plugins evaluation {number}" for number in range(1, 8))
 # A ratio of the largest output; rounding on other devices and in other sizes of a pass is far smaller.
 _CHANGED_OUTPUTS = 1e-2
 

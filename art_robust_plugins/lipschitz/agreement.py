@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..bridge import device_of
 from .tensors import dtype_of, tensors_of
 
 ALONE = 10
@@ -15,6 +16,9 @@ ALONE = 10
 OWN_ROUNDING = 0.03
 """The tolerated difference of logits between float64 and the network's own precision, which may be TF32 or bfloat16,
 as a ratio of the largest one."""
+
+TF32_SPACING = 2.0**-10
+"""The relative spacing of TF32's numbers."""
 
 
 class DisagreementError(ValueError):
@@ -103,7 +107,7 @@ def check_own_precision(network: nn.Module, x: Tensor, logits: Tensor, errors: T
     """
     dtype = dtype_of(network)
     outputs = network(x.to(dtype)).double()
-    growth = torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+    growth = rounding_growth(network)
     tolerance = OWN_ROUNDING * float(logits.abs().max()) + growth * float(errors.max())
     difference = float((outputs - logits).abs().max())
     if difference > tolerance:
@@ -111,6 +115,32 @@ def check_own_precision(network: nn.Module, x: Tensor, logits: Tensor, errors: T
             f"classifier: the network in {dtype} computes outputs that differ by {difference:.3g} from those in "
             f"float64, expected the same but for rounding."
         )
+
+
+def rounding_growth(network: nn.Module) -> float:
+    """How much coarser the rounding of a network's passes is than that of float64, as a ratio.
+
+    Products of float32 count as TF32 or bfloat16 where torch's settings allow these on the network's device.
+    """
+    dtype, device = dtype_of(network), device_of(network)
+    coarsest = torch.finfo(dtype).eps
+    if dtype == torch.float32:
+        coarsest = max(coarsest, _product_rounding(device))
+    return coarsest / torch.finfo(torch.float64).eps
+
+
+def _product_rounding(device: torch.device) -> float:
+    """The relative spacing of the numbers that torch may multiply in place of those of float32."""
+    try:
+        if torch.get_float32_matmul_precision() == "medium":
+            return torch.finfo(torch.bfloat16).eps
+        if device.type == "cuda":
+            allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        else:
+            allowed = torch.get_float32_matmul_precision() == "high"
+    except RuntimeError:  # torch refuses to read the old settings beside new ones: take the coarsest
+        return torch.finfo(torch.bfloat16).eps
+    return TF32_SPACING if allowed else torch.finfo(torch.float32).eps
 
 
 def _differ(one: Tensor, other: Tensor, tolerance: float | Tensor) -> bool:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ..bridge import check_outputs, clip_range, copy_network, device_of, preprocessing_modules
 from ..checks import describe_error
-from .agreement import check_agreement, check_own_precision, make_probes
+from .agreement import check_agreement, check_own_precision, make_probes, rounding_growth
 from .certificate import certify_logits
 from .graph import LipschitzGraph
 from .network_bound import NetworkBound
+from .norms.proving import proof_settings
 from .precision import check_precision
 from .structure import describe_structure
-from .tensors import check_initialised, tensors_of
+from .tensors import check_initialised, dtype_of, tensors_of
 
 DIFFERENCE = 1e-11
 """The tolerated difference of a logit between network and graph, beyond the proven bound of rounding, as a ratio of the
@@ -49,6 +50,7 @@ class NetworkAnalysis:
         self._probes = make_probes(self._shape, *(end.to("cpu", torch.float64) for end in ends))
         self._network = _copy_in_float64(network)
         self._bound: NetworkBound | None = None
+        self._proven_with = proof_settings()
         self._precise = False
         self._check_outputs()
         check_precision(copy_network(network).eval(), self._shape)
@@ -85,10 +87,14 @@ class NetworkAnalysis:
 
     @property
     def bound(self) -> NetworkBound:
-        """The proven bound for the current weights."""
-        if self._bound is None:
-            self._bound = self._graph.upper_bound()
-        return self._bound
+        """The proven bound for the current weights; proven anew where `configure_proofs` now allows a tighter one."""
+        settings, kept = proof_settings(), self._bound
+        if kept is not None and any(row.method == "grid" for row in kept.operators):
+            kept = None if settings.allows_more(self._proven_with, device_of(self._network)) else kept
+        if kept is None:
+            kept = self._bound = self._graph.upper_bound()
+            self._proven_with = settings
+        return kept
 
     def check(self, network: nn.Module) -> None:
         """Compare graph and network on the same few samples, and once the network with itself in its own precision.
@@ -110,8 +116,28 @@ class NetworkAnalysis:
             ValueError: logits that are NaN or infinite.
             DisagreementError: the network computes other logits than its graph.
         """
-        bound = self.bound
-        parts = [self._run(x[start : start + batch_size]) for start in range(0, len(x), batch_size)]
+        logits, errors = self._checked_logits(x, batch_size)
+        return certify_logits(logits, self.bound.pairwise, _tolerance(logits, errors), self.bound.rounding.slope)
+
+    def certify_as_computed(self, x: Tensor, batch_size: int, network: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        """As `certify`, and the radii within which the network, computing in its own data type, keeps its class."""
+        logits, errors = self._checked_logits(x, batch_size)
+        own, dtype = copy_network(network).eval(), dtype_of(network)
+        parts = [own(self._inputs(some).to(dtype)).double() for some in torch.split(x, batch_size)]
+        difference = (torch.cat(parts) - logits).abs().amax(dim=1)
+        growth = rounding_growth(network)
+        pairwise, slope = self.bound.pairwise, self.bound.rounding.slope
+        tolerance = _tolerance(logits, errors)
+        prediction, exact = certify_logits(logits, pairwise, tolerance, slope)
+        # Two exact logits that differ by a constant still round differently in different places.
+        varying = pairwise.clamp(min=torch.finfo(pairwise.dtype).tiny)
+        wider = tolerance + (growth * errors + 2 * difference)[:, None].nan_to_num(nan=math.inf, posinf=math.inf)
+        computed = certify_logits(logits, varying, wider, (1 + growth) * slope)[1]
+        return prediction, exact, torch.minimum(exact, computed)
+
+    def _checked_logits(self, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """The graph's logits, finite, and bounds of their errors; compared with the network's on some samples."""
+        parts = [self._run(some) for some in torch.split(x, batch_size)]
         logits, errors = (torch.cat(part) for part in zip(*parts, strict=True))
         if not bool(logits.isfinite().all()):
             raise ValueError("x: the network's logits for it hold NaN or infinity, expected finite numbers.")
@@ -119,7 +145,7 @@ class NetworkAnalysis:
         spread = torch.linspace(0, len(x) - 1, min(len(x), COMPARED)).long()
         for chosen in (torch.arange(min(len(x), batch_size)), spread):
             check_agreement(self._network, self._inputs(x[chosen]), logits[chosen], tolerance[chosen])
-        return certify_logits(logits, bound.pairwise, tolerance, bound.rounding.slope)
+        return logits, errors
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The graph's logits [N, nb_classes], each sample alone, and bounds [N] of their errors by rounding."""

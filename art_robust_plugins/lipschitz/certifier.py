@@ -196,6 +196,43 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
         return prediction.cpu().numpy(), radius.cpu().numpy()
 
     @explain_keywords
+    def certify_as_computed(
+        self, x: Any, batch_size: int = 128, *, norm: str = "L2"
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """What `certify` returns, and radii within which the network as it computes keeps its class.
+
+        The radii of `certify` are those of exact arithmetic and of float64. The network itself computes in its own
+        data type, on its own device, and where two logits are close, its rounding can change the class within such a
+        radius. For the third array the bound of rounding is taken for that data type (for TF32 or bfloat16 where torch
+        may use them for products of float32), and twice the difference between the network's own logits for the sample
+        and the exact ones is subtracted as well. That difference stands for what the bound leaves out, weights that a
+        parametrization computes above all; with such weights the third radius is no proof.
+
+        Args, raises: as `certify`.
+
+        Returns:
+            the predictions, int64 [N], the radii of `certify`, float64 [N], and those with the network's rounding,
+            float64 [N], none larger.
+
+        Example:
+            >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+            >>> certifier = PyTorchLipschitzCertifier(network, nn.CrossEntropyLoss(), (1, 2, 2), 2, clip_values=(0, 1))
+            >>> prediction, exact, computed = certifier.certify_as_computed(np.zeros((3, 1, 2, 2)))
+            >>> bool((computed <= exact).all())
+            True
+        """
+        norm = ThreatModel(norm, 1.0).norm
+        batch_size = check_count("batch_size", batch_size)
+        with plain_mode(device_of(self.model)):
+            images = image_tensor(x, self)
+            prediction, *both = self._answer(
+                lambda analysis: analysis.certify_as_computed(images, batch_size, find_bounded_network(self)[0])
+            )
+        scale = 1 / math.sqrt(math.prod(self.input_shape)) if norm == "Linf" else 1.0
+        exact, computed = ((radius * scale).cpu().numpy() for radius in both)
+        return prediction.cpu().numpy(), exact, computed
+
+    @explain_keywords
     def certified_accuracy(self, x: Any, y: Any, eps: float | str, batch_size: int = 128, *, norm: str = "L2") -> float:
         """The share of samples that are classified correctly, with a radius of at least ``eps``.
 

@@ -6,7 +6,7 @@ forward pass has computed the weight already: within ``parametrize.cached()`` th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def _hold_weight(trace: NetworkTrace, network: nn.Module, nodes: list[Node], pat
     return all(isinstance(value, Tensor) and torch.equal(value, weight) for value in values)
 
 
-def select_needed(trace: NetworkTrace, known: ParametrizedWeights) -> set[Node]:
+def select_needed(trace: NetworkTrace, known: Container[Node]) -> set[Node]:
     """The nodes that the logits need where the values of some nodes are known."""
     needed = {trace.output}
     for node in reversed(trace.nodes):

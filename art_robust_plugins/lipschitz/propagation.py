@@ -73,13 +73,13 @@ class Propagation:
     def run(self, trace: NetworkTrace, input_shape: tuple[int, ...], std: Tensor | None) -> Any:
         """The logits as a `Value` (or a tensor, if they do not depend on the input), per unit before ``std``."""
         values: dict[Node, Any] = {}
-        needed = select_needed(trace, self._weights)
+        ready = self._find_ready()
+        needed = select_needed(trace, ready)
         for node in trace.nodes:
             if node not in needed:
                 continue
-            if node in self._weights:
-                path, name = self._weights[node]
-                values[node] = getattr(self._network.get_submodule(path), name).to(node.meta["val"].dtype)
+            if node in ready:
+                values[node] = ready[node].to(node.meta["val"].dtype)
             elif trace.is_input(node):
                 values[node] = self._start(node, input_shape, std)
             elif node.op == "call_function":
@@ -88,6 +88,18 @@ class Propagation:
                 constant = trace.read_constant(node, self._network)
                 values[node] = self._convert(constant) if isinstance(constant, Tensor) else constant
         return values[trace.output]
+
+    def _find_ready(self) -> dict[Node, Tensor]:
+        """The parametrized weights that need not be computed from their parameters."""
+        ready: dict[Node, Tensor] = {}
+        for node, (path, name) in self._weights.items():
+            module: Any = self._network.get_submodule(path)
+            weight = getattr(module, name)
+            trained = any(parameter.requires_grad for parameter in module.parametrizations[name].parameters())
+            # A pass without gradients, as inside of a checkpointed part, may have computed it: then it has no history.
+            if weight.requires_grad or not (trained and torch.is_grad_enabled()):
+                ready[node] = weight
+        return ready
 
     def _start(self, node: Node, input_shape: tuple[int, ...], std: Tensor | None) -> Value:
         value = Value((1, *input_shape), lambda: 1.0)

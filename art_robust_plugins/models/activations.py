@@ -11,8 +11,14 @@ from torch import Tensor, nn
 def sort_pairs(x: Tensor) -> Tensor:
     """x [N, C, ...] with the larger of each pair (i, i + C/2) of channels in the first half, the smaller in the second.
 
-    The backward pass puts each gradient where its value came from; equal values count as sorted already.
+    The backward pass puts each gradient where its value came from. Where both values of a pair are equal, they count as
+    sorted already, and each keeps its own gradient; in forward mode, and in a network that is traced or compiled, each
+    gets half of both.
+
+    Raises:
+        ValueError: for an odd number of channels, or no axis of them.
     """
+    _check_channels(x)
     # Tracers and compilers see the operations themselves; without a gradient there is nothing to remember.
     if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
         return _sort(x)
@@ -22,8 +28,17 @@ def sort_pairs(x: Tensor) -> Tensor:
     return pairs  # type: ignore[no-any-return]
 
 
+def _check_channels(x: Tensor) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected [N, C, ...].")
+    # A trace would take the number that it compares for data; there `_sort` fails for halves that are unequal.
+    if not torch.jit.is_tracing() and x.shape[1] % 2:  # type: ignore[attr-defined, no-untyped-call]
+        raise ValueError(f"x: got {x.shape[1]} channels, expected an even number.")
+
+
 def _sort(x: Tensor) -> Tensor:
-    a, b = x.chunk(2, dim=1)
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    a, b = torch.unflatten(x, 1, (2, -1)).unbind(1) if tracing else x.chunk(2, dim=1)
     return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
 
 
@@ -68,7 +83,7 @@ class MinMax(nn.Module):
     keeps the norm of every gradient, where ReLU drops part of it: Lipschitz bounds come closer to the truth.
 
     Raises:
-        ValueError: for an odd number of channels (axis 1).
+        ValueError: for an odd number of channels (axis 1), or no axis of them.
 
     Example:
         >>> MinMax()(torch.tensor([[1.0, 5.0, 3.0, 2.0]]))
@@ -76,7 +91,4 @@ class MinMax(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # A trace would take the number that it compares for data.
-        if not torch.jit.is_tracing() and x.shape[1] % 2:  # type: ignore[attr-defined, no-untyped-call]
-            raise ValueError(f"x: got {x.shape[1]} channels, expected an even number.")
         return sort_pairs(x)

@@ -321,6 +321,18 @@ def test_a_network_without_a_bound_is_not_certified(run, tmp_path: Path) -> None
     assert "no Lipschitz rule" in " ".join(text.split())
 
 
+def test_the_demo_tells_what_is_missing_before_any_work(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torchattacks" else object())
+    code, text = run("demo", "--out", tmp_path / "demo")
+    assert code == 2
+    assert "torchattacks is not installed" in " ".join(text.split())
+    assert not (tmp_path / "demo").exists()
+
+
 def test_the_demo_compares_every_method(
     run,  # type: ignore[no-untyped-def]
     digits: Dataset,

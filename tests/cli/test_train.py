@@ -16,6 +16,7 @@ from art_robust_plugins import (
     weight_maps,
 )
 from art_robust_plugins.cli import train
+from art_robust_plugins.cli.settings import sort_settings
 from art_robust_plugins.data import Dataset
 
 
@@ -123,3 +124,9 @@ def test_frozen_batch_normalisation_is_an_option(run, digits: Dataset, tmp_path:
     means = [tensor for name, tensor in state.items() if name.endswith("running_mean")]
     assert means
     assert not any(mean.any() for mean in means)
+
+
+def test_values_are_json_or_constants_of_python() -> None:
+    given = ["a=True", "b=false", "c=None", "d=null", "e=2/255", "f=[1, 2]", "g=none"]
+    expected = {"a": True, "b": False, "c": None, "d": None, "e": "2/255", "f": [1, 2], "g": "none"}
+    assert sort_settings(given, []) == (expected, {})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from art_robust_plugins import Evaluator, LipschitzMarginTrainer, PyTorchLipschi
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.fab import FAB
 from art_robust_plugins.evaluation.autoattack.square import Square
-from art_robust_plugins.evaluation.certificates import WITNESSES
+from art_robust_plugins.evaluation.certificates import WITNESSES, leave_witnesses
 from art_robust_plugins.models import create_model
 
 from .builders import custom, step
@@ -107,6 +110,8 @@ def test_the_report_is_that_of_attacks_on_all_points(
         assert np.array_equal(one.robust, other.robust)
         assert one.forward_calls < other.forward_calls
     certified = int((whole.radii >= eps * (1 + 1e-5)).sum())
+    computed = certifier.certify_as_computed(some[0], norm=norm)[2]
+    assert int((computed >= eps * (1 + 1e-5)).sum()) == certified  # no radius is that close to eps
     counts = [report.settings["certificate"] for report in reports]
     assert certified > WITNESSES
     assert counts[0]["points not attacked"] == certified - WITNESSES
@@ -139,9 +144,66 @@ def test_witnesses_show_a_certificate_that_is_wrong(
 ) -> None:
     def exaggerate(x, batch_size=128, *, norm="L2"):
         outputs = certifier.predict(x.numpy() if isinstance(x, Tensor) else x)
-        return outputs.argmax(axis=1), np.full(len(outputs), 100.0)
+        return outputs.argmax(axis=1), np.full(len(outputs), 100.0), np.full(len(outputs), 100.0)
 
-    monkeypatch.setattr(certifier, "certify", exaggerate)
+    monkeypatch.setattr(certifier, "certify_as_computed", exaggerate)
     report = Evaluator(certifier, ThreatModel("Linf", 0.5), attacks="apgd-ce", verbose=False).evaluate(*some)
     assert report.settings["certificate"]["points not attacked"] > 0
     assert any(flag.name == "certificate-broken" and flag.severity == "severe" for flag in report.flags)
+
+
+def test_witnesses_are_the_points_whose_radii_are_the_smallest() -> None:
+    radii = torch.rand(60, generator=torch.Generator().manual_seed(0))
+    spared = leave_witnesses(radii, 0.2)
+    attacked = ~spared & (radii >= 0.2)
+    assert int(attacked.sum()) == WITNESSES
+    assert not bool(spared[radii < 0.2].any())
+    assert radii[attacked].max() <= radii[spared].min()
+    assert not bool(leave_witnesses(radii[:WITNESSES], 0.0).any())
+
+
+@pytest.mark.parametrize("kind", ["attacks all points", "has no certificate"])
+def test_an_evaluation_that_spared_points_continues_as_no_other(
+    kind: str, certifier: PyTorchLipschitzCertifier, some: Data, tmp_path: Path
+) -> None:
+    def evaluator(estimator: PyTorchClassifier, skip: bool = True) -> Evaluator:
+        return Evaluator(
+            estimator,
+            ThreatModel("L2", 0.2),
+            attacks="apgd-ce",
+            state_dir=tmp_path,
+            skip_certified=skip,
+            verbose=False,
+        )
+
+    first = evaluator(certifier).evaluate(*some).settings["certificate"]
+    assert first["points not attacked"] > 0
+    again = evaluator(certifier).evaluate(*some).settings["certificate"]
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    plain = PyTorchClassifier(certifier.model, certifier.loss, (1, 8, 8), 10, clip_values=(0, 1))
+    other = evaluator(certifier, skip=False) if kind == "attacks all points" else evaluator(plain)
+    with pytest.raises(ValueError, match="another set of points that a certificate spares, expected the same"):
+        other.evaluate(*some)
+
+
+def test_a_point_whose_certificate_float32_can_break_is_attacked() -> None:
+    """Logits x1 and x2 with 2**17 added: their margin is exact, and float32 rounds them to multiples of 1/64."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.eye(2, 4))
+        network[1].bias.fill_(2.0**17)
+    certifier = PyTorchLipschitzCertifier(network, nn.CrossEntropyLoss(), (1, 2, 2), 2, clip_values=(0, 1))
+    x = np.full((60, 1, 2, 2), 0.5, dtype=np.float32)
+    x[:, 0, 0, 0] += 0.012
+    exact, computed = certifier.certify_as_computed(x)[1:]
+    np.testing.assert_allclose(exact, 0.012 / math.sqrt(2), rtol=1e-3)
+    assert computed.max() == 0
+    reports = [
+        Evaluator(certifier, ThreatModel("L2", 0.007), attacks="square", skip_certified=skip, verbose=False).evaluate(
+            x, np.zeros(60, dtype=int)
+        )
+        for skip in (True, False)
+    ]
+    assert reports[0].settings["certificate"]["points not attacked"] == 0
+    assert np.array_equal(reports[0].robust, reports[1].robust)
+    assert reports[0].robust_accuracy < reports[0].clean_accuracy

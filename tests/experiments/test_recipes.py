@@ -270,7 +270,6 @@ def test_a_network_without_a_bound_is_told_so(tmp_path: Path, monkeypatch: pytes
 def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -> None:
     for old, new, sentence in (
         ("channels = 2", "chanels = 2", "chanels: the network 'small-cnn'"),
-        ('weight_map = "unsharp"', 'weight_map = "sharp"', "kernel: got 'sharp'"),
         ("steps = 2", "steps = 0", "steps: got 0,"),
     ):
         recipe = recipe_of(SMALL.replace(old, new), tmp_path)
@@ -287,11 +286,6 @@ def test_a_row_that_cannot_be_trained_is_refused_before_any_is(tmp_path: Path) -
             'certify = ["L2 0.01", "L2 0.2"]',
             'certify = ["L2 0.01", "L2 36"]',
             "small: plain: eps: got 36 for inputs in [0, 1],",
-        ),
-        (
-            "options = { channels",
-            "options = { keep_best = true, channels",
-            "maps: validation_data: got none with keep_b",
         ),
         (
             "options = { channels",
@@ -334,6 +328,32 @@ def test_attacks_that_are_not_installed_are_noticed_before_any_work(
     with pytest.raises(ImportError, match="torchattacks is not installed"):
         run_recipe(recipe, tmp_path / "out", command="")
     assert not (tmp_path / "out").exists()
+
+
+def test_attacks_that_do_not_exist_within_a_threat_are_noticed_before_any_work(tmp_path: Path) -> None:
+    pytest.importorskip("torchattacks")
+    text = MINI.replace('"apgd-dlr"', '"fgsm"').replace('threats = ["L2 0.2"]', 'threats = ["L2 0.2", "L1 1"]')
+    assert '"fgsm"' in text
+    assert '"L1 1"' in text
+    with pytest.raises(ValueError, match=r"evaluation\.attacks: got none .* within L2 0.2 \(fgsm: "):
+        run_recipe(recipe_of(text, tmp_path), tmp_path / "out", command="")
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_with_nan_are_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = PyTorchClassifier.predict
+
+    def spoil(self: PyTorchClassifier, *arguments: Any, **options: Any) -> Any:
+        outputs = predict(self, *arguments, **options)
+        outputs[::2] = np.nan
+        return outputs
+
+    recipe = recipe_of(MINI, tmp_path)
+    expected = run_recipe(recipe, tmp_path / "plain", command="")["results"][0]["clean"]
+    (tmp_path / "plain" / "plain" / "seed-0" / "result.json").unlink()
+    monkeypatch.setattr(PyTorchClassifier, "predict", spoil)
+    found = run_recipe(recipe, tmp_path / "plain", command="")["results"][0]["clean"]
+    assert 0.35 * expected < found < 0.65 * expected
 
 
 def test_a_network_that_diverges_is_a_result_and_the_others_are_trained(tmp_path: Path) -> None:
@@ -446,6 +466,12 @@ BAD = [
         'optimizer = "adam", lr = 1e-3, label_smoothing = 1.5',
         "maps: label_smoothing: got 1.5,",
     ),
+    ('weight_map = "unsharp"', 'weight_map = "sharp"', "maps: weight_map: got 'sharp',"),
+    (
+        "options = { channels",
+        "options = { keep_best = true, channels",
+        "maps: training.validation: got none with keep_best,",
+    ),
     ("points = 12", "points = 0", "small.toml: evaluation.points: got 0,"),
     ("points = 12", "", "small.toml: evaluation.points: got none,"),
     ('noise = ["gaussian-0.1"]', 'noise = ["gaussian-0.11"]', "evaluation.noise: got 'gaussian-0.11'"),
@@ -453,10 +479,10 @@ BAD = [
     ('"Linf 0.05", "Linf 0.1"]', '"Linf 0.1", "Linf 0.10000001"]', "evaluation.threats: got ['Linf 0.1', 'Linf 0.1000"),
     ('["L2 0.01", "L2 0.2"]', '["L2 0.2", "L2 0.20"]', "evaluation.certify: got ['L2 0.2', 'L2 0.20'],"),
     ('"Linf 0.05"', '"L3 0.05"', "evaluation.threats: norm: got 'L3',"),
-    ('method = "standard"', 'method = "standart"', "small.toml: plain: name: got 'standart',"),
+    ('method = "standard"', 'method = "standart"', "small.toml: plain: method: got 'standart',"),
     ('method = "standard"', 'method = "lipschitz-certifier"', "method: got 'lipschitz-certifier',"),
     ('method = "standard"', 'method = "weight-map"\nthreat = "L2 1"', "threat: 'weight-map' "),
-    ("steps = 2", "step = 2", "parameters: got 'step',"),
+    ("steps = 2", "step = 2", "small.toml: local ball, with BANG, maps: parameters: got 'step',"),
     ("bang = {", "bnag = {", "with: got 'bnag',"),
     ("beta = 0.4", "bta = 0.4", "with.bang: got 'bta',"),
     ('name = "local ball, with BANG, maps"', 'name = "plain"', "small.toml: rows: got 'plain' twice,"),

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 from art_robust_plugins import PyTorchLipschitzCertifier
-from art_robust_plugins.lipschitz import LipschitzGraph, analysis
+from art_robust_plugins.lipschitz import LipschitzGraph, analysis, configure_proofs
 
 from .builders import X, conv, make_certifier
 
@@ -379,3 +379,21 @@ class DoubleBuffer(nn.Module):
 
 def test_a_network_of_double_buffers_alone():
     assert make_certifier(DoubleBuffer()).certify(X)[1].shape == (40,)
+
+
+def test_a_bound_by_the_grid_is_proven_again_where_more_is_allowed(counting):
+    subject = make_certifier(conv())
+    with configure_proofs(operations=0):
+        loose = subject.lipschitz_constants().max()
+        subject.lipschitz_constants()
+    assert counting()[1] == 1
+    with configure_proofs(operations=0, memory=1e9):  # less memory, no more operations
+        assert subject.lipschitz_constants().max() == loose
+    assert counting()[1] == 0
+    tight = subject.lipschitz_constants().max()
+    assert counting()[1] == 1
+    assert tight < loose
+    for limits in ({"operations": 1e15}, {"operations": 0}, {"memory": 1e15}):
+        with configure_proofs(**limits):
+            assert subject.lipschitz_constants().max() == tight
+    assert counting()[1] == 0

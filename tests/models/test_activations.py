@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from art_robust_plugins.models import MinMax
+from art_robust_plugins.models.activations import sort_pairs
 
 
 def sort_by_autograd(x):
@@ -66,3 +67,17 @@ def test_tracers_see_the_same_function(run):
     network = nn.Sequential(nn.Conv2d(1, 4, 3), MinMax())
     x = torch.randn(2, 1, 5, 5)
     torch.testing.assert_close(run(network, x), network(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 4, 4), (4,), ()])
+def test_channels_without_a_partner_are_refused(shape):
+    for sort in (MinMax(), sort_pairs):
+        with pytest.raises(ValueError, match=r"^x: got "):
+            sort(torch.randn(shape))
+
+
+def test_a_trace_refuses_channels_without_a_partner():
+    trace = torch.jit.trace(MinMax(), torch.randn(2, 4))
+    assert torch.equal(trace(torch.tensor([[1.0, 5.0, 3.0, 2.0, 0.0, 9.0]])), torch.tensor([[2.0, 5, 9, 1, 0, 3]]))
+    with pytest.raises(RuntimeError, match="unflatten"):
+        trace(torch.randn(2, 3))

@@ -103,12 +103,15 @@ class BatchedPasses:
         self.model, self.size, self.precision = model, size, precision
         self.partners: Partners | None = None
 
-    def run_over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Call ``run`` on consecutive slices of ``count`` rows, and concatenate the results."""
+    def run_over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]], rows: int = 0) -> tuple[Tensor, ...]:
+        """Call ``run`` on consecutive slices of ``count`` rows, and concatenate the results.
+
+        A slice has as many rows as a pass, or ``rows`` if that is more: for work that makes several passes of them.
+        """
         parts: list[tuple[Tensor, ...]] = []
         done = 0
         while done < count:
-            part = slice(done, min(done + self.size, count))
+            part = slice(done, min(done + max(self.size, rows), count))
             try:
                 parts.append(run(part))
                 done = part.stop
@@ -117,7 +120,8 @@ class BatchedPasses:
                 if not _is_out_of_memory(error) or part.stop - part.start == 1:
                     raise
             # This is outside of the handler, where the error would keep the tensors of the pass alive.
-            self._halve(part.stop - part.start)
+            rows = (part.stop - part.start) // 2
+            self._halve(min(part.stop - part.start, self.size))
         return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
     def run_whole(self, work: Callable[[int], Found]) -> Found:

@@ -105,9 +105,8 @@ class FAB:
                 continue
             parts: Iterable[SearchRows]
             if self.targets is None:
-                start = x[points] if restart == 0 else self._random_start(x[points], points, streams)
-                points = points[searched]
-                parts = [SearchRows(points, x[points], y[points], None, start[searched])]
+                start = None if restart == 0 else self._random_start(x[points], points, streams)[searched]
+                parts = self._split(x, y, points[searched], start)
             else:
                 points = points[searched]
                 ranked = clean.sort(dim=1).indices.flip(1)[:, 1 : self.targets + 1]
@@ -117,6 +116,14 @@ class FAB:
                     found[where] = images
                     left[where] = False
         return found
+
+    def _split(self, x: Tensor, y: Tensor, points: Tensor, start: Tensor | None) -> Iterator[SearchRows]:
+        """Yield the rows of these points, as many at once as fill the passes; ``start`` holds the first iterates."""
+        at_once = max(1, PASSES_AT_ONCE * self.passes.size)
+        for place in range(0, len(points), at_once):
+            some = points[place : place + at_once]
+            at = x[some] if start is None else start[place : place + at_once]
+            yield SearchRows(some, x[some], y[some], None, at)
 
     def _split_by_target(self, x: Tensor, y: Tensor, ranked: Tensor, points: Tensor) -> Iterator[SearchRows]:
         """Yield the rows of these points for each of their targets [N, targets], as many at once as fill the passes."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ...choices import BATCH_SIZE
 from ...threat import ThreatModel
 from .batches import BatchedPasses, Streams, classify_clean
-from .square_linf import search_linf
+from .square_linf import LinfSearch
 from .square_points import SquarePoints
 from .square_windows import WindowSearch
 
@@ -102,7 +102,8 @@ class Square:
                 self.p_init,
             )
             norm = self.threat.norm
-            broken, best = search_linf(points) if norm == "Linf" else WindowSearch(points, norm).run()
+            search = LinfSearch(points) if norm == "Linf" else WindowSearch(points, norm)
+            broken, best = search.run()
             some = broken.nonzero().flatten()
             found[rows[points.send(some)]] = best[points.send(some)].view(-1, *shape)
         return found

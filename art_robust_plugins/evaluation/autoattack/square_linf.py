@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,59 +18,116 @@ AHEAD = 256
 LARGEST_LOOK = 2**21
 
 
-def search_linf(points: SquarePoints) -> tuple[Tensor, Tensor]:
-    """Which points were broken, bool [n] on the CPU, and the best image of each.
+class Proposals(NamedTuple):
+    """Proposals for some points: the point, its logical batch and the query of each [m], on the CPU."""
+
+    point: Tensor
+    batch: Tensor
+    query: Tensor
+
+    def select(self, rows: slice | Tensor) -> Proposals:
+        return Proposals(self.point[rows], self.batch[rows], self.query[rows])
+
+
+class LinfSearch:
+    """A search in Linf.
 
     Proposals do not depend on how many points are left, so that each point goes through them at its own pace.
     """
-    x, queries = points.x, points.queries
-    n, c, _, w = x.shape
-    stripes = points.send(points.streams.draw(torch.rand, points.index, (c, 1, w)))
-    best = (x + points.eps * take_signs(stripes)).clamp(0, 1)
-    margin = points.compute_first_margin(best)
-    corners, signs, identity, batch = _draw_proposals(points)
-    # Proposals that change nothing or are known to be worse than the best image, until that image changes.
-    known = torch.zeros(n, int(identity.max()) + 1, dtype=torch.bool, device="cpu")
-    reached = torch.where(points.searched, 0, queries)
-    changing, pace = 1.0, Pace(points.passes.suggest_rows(x))
-    while len(left := ((margin > 0) & (reached < queries)).nonzero().flatten()):
-        tries = pace.choose_tries(len(left))
-        looks = min(math.ceil(tries / changing), max(LARGEST_LOOK // (len(left) * x[0].numel()), tries))
-        query = reached[left, None] + torch.arange(AHEAD, device="cpu")
-        there, query = query < queries, query.clamp_max(queries - 1)
-        which_batch = batch[left, None]
-        name = identity[which_batch, query]
-        new = there & ~known[left[:, None], name]
-        order = new.cumsum(dim=1)
-        row, column = (new & (order <= looks)).nonzero(as_tuple=True)
-        point, place = points.send(left[row]), (which_batch[row, 0], query[row, column])
-        at = best[point]
-        proposed = _move_squares(x[point], at, points.send(corners[place]), points.send(signs[place]), points.eps)
+
+    def __init__(self, points: SquarePoints) -> None:
+        self.points = points
+        c, w = points.x.shape[1], points.x.shape[3]
+        stripes = points.send(points.streams.draw(torch.rand, points.index, (c, 1, w)))
+        self.best = (points.x + points.eps * take_signs(stripes)).clamp_(0, 1)
+        self.margin = points.compute_first_margin(self.best)
+        self.corners, self.signs, self.identity, self.batch = _draw_proposals(points)
+        # The share of the proposals that change their image, lately.
+        self.changing = 1.0
+        # Proposals that are examined together; those of large images in no more memory than a pass takes.
+        self.at_once = LARGEST_LOOK // points.x[0].numel()
+        # The images of the latest proposals, if they were made together.
+        self.made: Tensor | None = None
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Which points were broken, bool [n] on the CPU, and the best image of each."""
+        points, queries, margin = self.points, self.points.queries, self.margin
+        n, numbers = len(points.x), points.x[0].numel()
+        # Proposals that change nothing or are known to be worse than the best image, until that image changes.
+        known = torch.zeros(n, int(self.identity.max()) + 1, dtype=torch.bool, device="cpu")
+        reached = torch.where(points.searched, 0, queries)
+        pace = Pace(points.passes.suggest_rows(points.x))
+        while len(left := ((margin > 0) & (reached < queries)).nonzero().flatten()):
+            tries = pace.choose_tries(len(left))
+            looks = min(math.ceil(tries / self.changing), max(LARGEST_LOOK // (len(left) * numbers), tries))
+            query = reached[left, None] + torch.arange(AHEAD, device="cpu")
+            there, query = query < queries, query.clamp_max(queries - 1)
+            name = self.identity[self.batch[left, None], query]
+            new = there & ~known[left[:, None], name]
+            order = new.cumsum(dim=1)
+            row, column = (new & (order <= looks)).nonzero(as_tuple=True)
+            proposals = Proposals(left[row], self.batch[left[row]], query[row, column])
+            found = torch.full(new.shape, torch.inf, device="cpu")
+            found[row, column], asked = self._ask_all(proposals)
+            better = (found < margin[left, None]) | (found <= 0)
+            accepted, first = better.any(dim=1), better.byte().argmax(dim=1)
+            known[left[row], name[row, column]] = True
+            took, chosen = left[accepted], first[accepted]
+            if len(took):
+                known[took] = False
+                index = torch.zeros(new.shape, dtype=torch.long, device="cpu")
+                index[row, column] = torch.arange(len(row), device="cpu")
+                self._take(proposals, index[accepted, chosen])
+                margin[took] = found[accepted, chosen]
+            reached[left] += torch.where(accepted, first + 1, (order <= looks).sum(dim=1))
+            pace.note(len(took), asked)
+        return margin <= 0, self.best
+
+    def _ask_all(self, proposals: Proposals) -> tuple[Tensor, int]:
+        """The margins [m] of proposals, infinite for those that need no pass; and the number of those that had one."""
+        count = len(proposals.point)
+        if count == 0:
+            return torch.zeros(0, device="cpu"), 0
+        margins, asked, changed = self.points.passes.run_over(count, partial(self._ask, proposals), self.at_once)
+        self.changing = update_mean(self.changing, int(changed.sum()) / count, at_least=0.1)
+        return margins, int(asked.sum())
+
+    def _ask(self, proposals: Proposals, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The margins of some proposals; which of them had a pass, on the CPU; and which change their image."""
+        point, at, proposed = self._make_images(proposals.select(part))
+        self.made = proposed if len(point) == len(proposals.point) else None
         changed = (proposed != at).flatten(1).any(dim=1)
-        found = torch.full(new.shape, torch.inf, device="cpu")
         # Where nearly all proposals change an image, a GPU is not waited for here.
-        asked = changed.nonzero().flatten().cpu() if changing < FEW_SPARED else torch.arange(len(row), device="cpu")
-        if 0 < FEW_SPARED * len(row) <= len(asked):
+        asked = changed.cpu() if self.changing < FEW_SPARED else torch.ones(len(point), dtype=torch.bool, device="cpu")
+        if int(asked.sum()) >= FEW_SPARED * len(asked):
             # A pass of a size that was met before takes less time than one with a few images less.
-            found[row, column] = points.compute_margin(proposed, point).cpu()
-            asked = torch.arange(len(row), device="cpu")
-        elif len(asked):
-            some = points.send(asked)
-            found[row[asked], column[asked]] = points.compute_margin(proposed[some], point[some]).cpu()
-        better = (found < margin[left, None]) | (found <= 0)
-        accepted, first = better.any(dim=1), better.byte().argmax(dim=1)
-        known[left[row], name[row, column]] = True
-        took, chosen = left[accepted], first[accepted]
-        if len(took):
-            known[took] = False
-            index = torch.zeros(new.shape, dtype=torch.long, device="cpu")
-            index[row, column] = torch.arange(len(row), device="cpu")
-            best[points.send(took)] = proposed[points.send(index[accepted, chosen])]
-            margin[took] = found[accepted, chosen]
-        reached[left] += torch.where(accepted, first + 1, (order <= looks).sum(dim=1))
-        changing = update_mean(changing, int(changed.sum()) / max(len(row), 1), at_least=0.1)
-        pace.note(len(took), len(asked))
-    return margin <= 0, best
+            return self.points.compute_margin(proposed, point).cpu(), torch.ones_like(asked), changed
+        margins = torch.full((len(point),), torch.inf, device="cpu")
+        if bool(asked.any()):
+            rows = self.points.send(asked.nonzero().flatten())
+            margins[asked] = self.points.compute_margin(proposed[rows], point[rows]).cpu()
+        return margins, asked, changed
+
+    def _take(self, proposals: Proposals, rows: Tensor) -> None:
+        """Make the images of some of the proposals, one for a point, the best ones."""
+        send = self.points.send
+        if self.made is not None:
+            self.best[send(proposals.point[rows])] = self.made[send(rows)]
+            return
+
+        def take(part: slice) -> tuple[Tensor, ...]:
+            point, _, proposed = self._make_images(proposals.select(rows[part]))
+            self.best[point] = proposed
+            return ()
+
+        self.points.passes.run_over(len(rows), take, self.at_once)
+
+    def _make_images(self, proposals: Proposals) -> tuple[Tensor, Tensor, Tensor]:
+        """The points [m] of these proposals, their best images [m, C, H, W], and what the proposals make of them."""
+        send, which = self.points.send, (proposals.batch, proposals.query)
+        point = send(proposals.point)
+        at, corners, signs = self.best[point], send(self.corners[which]), send(self.signs[which])
+        return point, at, _move_squares(self.points.x[point], at, corners, signs, self.points.eps)
 
 
 def _draw_proposals(points: SquarePoints) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,10 @@ from .projections import correct_to_l1_ball
 from .square_points import HALVINGS, Pace, SquarePoints, take_signs
 
 LONGEST_BLOCK = 128
+# Numbers in the images that a block may take one query each of, so that undoing them stays cheap; and in the images
+# that are made of proposals at once.
+LARGEST_BLOCK = 2**25
+LARGEST_LOOK = 2**21
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,16 @@ class WindowSearch:
         self.points, self.norm = points, norm
         n, c, h, w = points.x.shape
         self.x = points.x.reshape(n, c, h * w)
-        self.best = self._fill_ball(self.x, self._draw_tiles().flatten(2))
+        # Proposals that are made together; those of large images in no more memory than a pass takes.
+        self.at_once = LARGEST_LOOK // points.x[0].numel()
+        tiles = self._draw_tiles().flatten(2)
+
+        def fill(part: slice) -> tuple[Tensor]:
+            # A copy, as a part that does not fit into memory is filled again.
+            return (self._fill_ball(self.x[part], tiles[part].clone()),)
+
+        self.best = points.passes.run_over(n, fill, self.at_once)[0]
+        self.longest = max(1, min(LONGEST_BLOCK, LARGEST_BLOCK // self.x.numel()))
         self.margin = points.compute_first_margin(self.best)
         self.delta = self.best - self.x
         self.unused_radius = self._measure_unused_radius(self.delta)
@@ -92,7 +105,7 @@ class WindowSearch:
             remaining = passes.merge(self.margin > 0).nonzero().flatten()
             if bool(nowhere[remaining].all()):
                 break
-            length = max(length // 2, 1) if len(remaining) < before else min(2 * length, LONGEST_BLOCK)
+            length = max(length // 2, 1) if len(remaining) < before else min(2 * length, self.longest)
             length, before = min(length, self._count_equal_sides(query)), len(remaining)
             block = self._draw_block(remaining, query, length)
             done, changes = self._search_block(block, remaining[searched[remaining]], length)
@@ -114,18 +127,20 @@ class WindowSearch:
             tries = self.pace.choose_tries(len(rows))
             query = reached[rows, None] + torch.arange(tries, device="cpu")
             row, column = (query < length).nonzero(as_tuple=True)
-            point = self.points.send(left[rows[row]])
-            place, queries = self.points.send(rows[row]), self.points.send(query[row, column])
-            proposed = self._propose(block, point, place, queries)
+            proposals = (left[rows[row]], rows[row], query[row, column])
             found = torch.full(query.shape, torch.inf, device="cpu")
-            found[row, column] = self.points.compute_margin(proposed, point).cpu()
+            ask = partial(self._ask, block, *proposals)
+            found[row, column] = self.points.passes.run_over(len(row), ask, self.at_once)[0]
             better = (found < self.margin[left[rows], None]) | (found <= 0)
             accepted, first = better.any(dim=1), better.byte().argmax(dim=1)
             if bool(accepted.any()):
                 accepted_points, chosen = left[rows[accepted]], first[accepted]
                 index = torch.zeros(query.shape, dtype=torch.long, device="cpu")
                 index[row, column] = torch.arange(len(row), device="cpu")
-                images = proposed[self.points.send(index[accepted, chosen])]
+                taken = index[accepted, chosen]
+                point, place, queries = (each[taken] for each in proposals)
+                make = partial(self._make_images, block, point, place, queries)
+                images = self.points.passes.run_over(len(taken), make, self.at_once)[0]
                 changes.append(self._record_change(query[accepted, chosen], accepted_points))
                 self._put(accepted_points, images, found[accepted, chosen])
                 broken = self.margin[accepted_points] <= 0
@@ -133,6 +148,15 @@ class WindowSearch:
             reached[rows] = torch.where(accepted, query[:, 0] + first + 1, query[:, -1] + 1)
             self.pace.note(int(accepted.sum()), len(row))
         return length, changes
+
+    def _ask(self, block: Block, point: Tensor, place: Tensor, query: Tensor, part: slice) -> tuple[Tensor]:
+        """The margins of some proposals, on the CPU."""
+        (images,) = self._make_images(block, point, place, query, part)
+        return (self.points.compute_margin(images, self.points.send(point[part])).cpu(),)
+
+    def _make_images(self, block: Block, point: Tensor, place: Tensor, query: Tensor, part: slice) -> tuple[Tensor]:
+        """The images that some proposals make; all are given on the CPU, as `_propose` takes them."""
+        return (self._propose(block, *(self.points.send(each[part]) for each in (point, place, query))),)
 
     def _record_change(self, query: Tensor, point: Tensor) -> Change:
         """The images of points [m] before they take the proposals of these queries [m]; both are given on the CPU."""

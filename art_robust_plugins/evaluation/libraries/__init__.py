@@ -4,7 +4,7 @@ from ...choices import Backend
 from ..results import Constraint
 from .attack import TRANSFER, Attack, NotApplicable, Perturb, Prepare, Setting
 from .packages import package_versions, reference_package
-from .registry import ALIASES, ATTACKS, SUITES, find_norms, resolve, resolve_alias, suite_of
+from .registry import ALIASES, ATTACKS, SUITES, find_norms, resolve, resolve_alias, suite_of, why_not
 
 __all__ = [
     "ALIASES",
@@ -24,4 +24,5 @@ __all__ = [
     "resolve",
     "resolve_alias",
     "suite_of",
+    "why_not",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -65,19 +66,19 @@ def resolve_alias(name: str) -> str:
 
 def find_norms(attack: Attack) -> list[Norm]:
     """The norms in which an attack exists for images in colour and ten classes."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-    found: list[Norm] = []
-    for norm in get_args(Norm):
-        threat = ThreatModel(norm, 0.1)
-        setting = Setting(network, threat, input_shape=(3, 32, 32), classes=10, seed=0, device=torch.device("cpu"))
-        try:
-            attack.prepare(setting)
-        except NotApplicable:
-            continue
-        except ImportError:  # a library that is not installed has it still
-            pass
-        found.append(norm)
-    return found
+    return [norm for norm in get_args(Norm) if why_not(attack, ThreatModel(norm, 0.1), (3, 32, 32), 10) is None]
+
+
+def why_not(attack: Attack, threat: ThreatModel, input_shape: tuple[int, ...], classes: int) -> str | None:
+    """Why an attack does not exist for this threat, images of this shape and so many classes; None where it does."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), classes))
+    try:
+        attack.prepare(Setting(network, threat, input_shape, classes, seed=0, device=torch.device("cpu")))
+    except NotApplicable as reason:
+        return str(reason)
+    except ImportError:  # a library that is not installed has it still
+        pass
+    return None
 
 
 def suite_of(attack: Attack) -> str | None:

@@ -8,6 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...data import Dataset, load_data
 from ...evaluation import EvaluationReport
 from ...evaluation.libraries import resolve
@@ -37,9 +39,11 @@ def measure_network(recipe: Recipe, row: Row, seed: int, folder: Path, *, verbos
         console.print(f"{row.name}, seed {seed}: diverged, {error}", soft_wrap=True)
         result["diverged"] = str(error)
     else:
-        predicted = load_classifier(folder).predict(data.x_test.copy(), batch_size=500).argmax(axis=1)
+        outputs = load_classifier(folder).predict(data.x_test.copy(), batch_size=500)
+        # NaN belongs to no class.
+        correct = (outputs.argmax(axis=1) == data.y_test) & ~np.isnan(outputs).any(axis=1)
         result |= {
-            "clean": float((predicted == data.y_test).mean()),
+            "clean": float(correct.mean()),
             "threats": _attack(recipe, folder, data, verbose),
             "noise": _measure_noise(recipe, folder, data, verbose),
             "certified": _certify(recipe, folder, data),

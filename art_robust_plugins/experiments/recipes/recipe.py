@@ -23,9 +23,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from ...checks import suggest
+from ...checks import check_choice, suggest
+from ...choices import Kernel
 from ...evaluation.libraries import SUITES, resolve
 from ...files import DEPTH_LIMIT, depth_of, regular_file
 from ...registry import available_instruments, method, parameters_of
@@ -250,11 +251,12 @@ def _row(file: str, table: Mapping[str, Any], number: int, quick: Mapping[str, A
         _one_of(values, parameters_of(instruments[instrument]), f"{at}: with.{instrument}")
     with _at(at):
         parameters = dict(row.get("parameters", {}))
-        kind = method(row["method"])
+        kind = method(row["method"], "method")
         if not is_trainable(kind):
             raise ValueError(f"method: got {row['method']!r}, expected a trainer or an estimator that is trained.")
         known = parameters_of(kind)
-        _one_of(parameters, [name for name in known if name != "threat"], f"{at}: parameters")
+        _one_of(parameters, [name for name in known if name != "threat"], "parameters")
+        _check_choices(row, merged["options"], training)
         required = "threat" in known and known["threat"] is inspect.Parameter.empty
         if "threat" in row and "threat" not in known:
             raise ValueError(f"threat: {row['method']!r} takes none, expected no threat.")
@@ -282,6 +284,13 @@ def _row(file: str, table: Mapping[str, Any], number: int, quick: Mapping[str, A
     ):
         raise ValueError(f"{at}: seeds: got {seeds}, expected whole numbers, each once.")
     return Row(row["name"], plan, tuple(seeds[:1] if quick else seeds))
+
+
+def _check_choices(row: Mapping[str, Any], options: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+    if "weight_map" in row:
+        check_choice("weight_map", row["weight_map"], get_args(Kernel))
+    if options.get("keep_best") and not training.get("validation"):
+        raise ValueError("training.validation: got none with keep_best, expected a number of images.")
 
 
 def _check(table: Any, place: str, kinds: Mapping[str, Any], required: Iterable[str] = ()) -> None:

@@ -73,8 +73,8 @@ def check_weight(weight: object) -> None:
     """Refuse what is not a dense tensor of real floating-point numbers."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight: got {type(weight).__name__}, expected a tensor.")
-    if not weight.is_floating_point():
-        raise ValueError(f"weight: got values of type {weight.dtype}, expected real floating point.")
+    if not weight.is_floating_point() or weight.element_size() < 2:  # float8 has no arithmetic
+        raise ValueError(f"weight: got values of type {weight.dtype}, expected real floating point of 16 bits or more.")
     if weight.layout is not torch.strided or weight.is_meta:
         raise ValueError(f"weight: got {weight.layout} on {weight.device}, expected a dense tensor with values.")
 

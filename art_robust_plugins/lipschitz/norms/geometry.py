@@ -60,6 +60,14 @@ class ConvolutionMap:
         )
         if any(self.output_padding) and not transposed:
             raise ValueError(f"output_padding: got {output_padding!r} for a plain convolution, expected 0.")
+        if any(
+            extra >= max(step, apart)
+            for extra, step, apart in zip(self.output_padding, self.stride, self.dilation, strict=True)
+        ):
+            raise ValueError(
+                f"output_padding: got {output_padding!r}, expected less than the stride {self.stride} or the dilation "
+                f"{self.dilation}."
+            )
         if transposed and any(before != after for before, after in self.padding):
             raise ValueError(f"padding: got {padding!r} for a transposed convolution, expected the same on both sides.")
         if padding_mode != "zeros":

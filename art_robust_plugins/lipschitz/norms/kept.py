@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,10 +34,13 @@ def keep_bound(operator: ConvolutionMap, folder: Path | None, prove: Callable[[]
         operator.output_padding,
         operator.padding_mode,
     )
-    key = digest(repr(geometry), operator.weight)
+    key = digest(FORMAT, repr(geometry), operator.weight)
     path = folder / f"norm-{key}.json"
     if path.exists():
-        record = read_sealed(path, FORMAT)
+        try:
+            record = read_sealed(path, FORMAT)
+        except ValueError as error:  # cut off or changed
+            raise ValueError(f"{str(error).removesuffix('.')}; delete the file.") from error
         found = record.get("bound")
         if record.get("key") != key:  # a file that was copied or renamed
             raise ValueError(f"{path}: key: got {record.get('key')!r}, expected {key!r}; delete the file.")
@@ -46,6 +50,8 @@ def keep_bound(operator: ConvolutionMap, folder: Path | None, prove: Callable[[]
         return to_float(found)
     bound = prove()
     if math.isfinite(bound):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, {"format": FORMAT, "key": key, "bound": bound})
+        try:
+            write_sealed(path, {"format": FORMAT, "key": key, "bound": bound})
+        except OSError as error:  # the bound was proven, and holds all the same
+            warnings.warn(f"cache_dir: {path} cannot be written ({error}): this norm is not kept.", stacklevel=2)
     return bound

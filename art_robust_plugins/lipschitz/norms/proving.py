@@ -30,8 +30,16 @@ class ProofSettings:
 
     def allows(self, operations: float, memory: float, device: torch.device) -> bool:
         """Whether a proof may be tried that takes so many operations and bytes."""
-        most = OPERATIONS.get(device.type, OPERATIONS["cpu"]) if self.operations is None else self.operations
-        return operations <= most and memory <= self.memory
+        return operations <= self.find_limit(device) and memory <= self.memory
+
+    def allows_more(self, other: ProofSettings, device: torch.device) -> bool:
+        """Whether some proof that these settings allow is more than the others do."""
+        own, theirs = (each.find_limit(device) for each in (self, other))
+        return own > theirs or self.memory > other.memory
+
+    def find_limit(self, device: torch.device) -> float:
+        """The most operations of one factorisation on a device."""
+        return OPERATIONS.get(device.type, OPERATIONS["cpu"]) if self.operations is None else self.operations
 
 
 _current: ContextVar[ProofSettings | None] = ContextVar("proof_settings", default=None)
@@ -56,17 +64,22 @@ def configure_proofs(
     ``memory``; beyond, a bound on a frequency grid takes its place, which may be some percent above the norm. Reports
     name the proof: ``cholesky`` or ``grid``.
 
+    It counts in the thread that enters it, and replaces an outer one as a whole. What a certifier has proven already it
+    proves again only where the limits are higher than they were then and some norm is one by the grid.
+
     Args:
         operations: floating-point operations of one factorisation, of which a layer takes one or a few; a core does
             some 2e10 to 8e10 in a second. None: 2e12 on a CPU, 1e14 on a GPU. 0: no factorisation.
         memory: bytes that a proof may use; None: 4 GiB.
         cache_dir: a folder that keeps proven norms by the digest of weight and geometry, so that they are not proven
             anew; it is made if it is not there. A norm that is read from it is **believed**: name a folder in
-            which only people write whom you trust as you trust this program. None: nothing is kept or read.
+            which only people write whom you trust as you trust this program. Where a norm cannot be written, a warning
+            says so. None: nothing is kept or read.
         verbose: show the progress of proofs that take more than some seconds.
 
     Raises:
-        ValueError: for numbers that are negative or NaN, a cache_dir that is no path, or a verbose that is no bool.
+        ValueError: for numbers that are negative or NaN, a cache_dir that is no folder and cannot be made, or a verbose
+            that is no bool.
 
     Example:
         >>> from art_robust_plugins.lipschitz import Convolution
@@ -84,8 +97,18 @@ def configure_proofs(
         None if cache_dir is None else check_path("cache_dir", cache_dir),
         verbose,
     )
+    if settings.cache_dir is not None:
+        _make_folder(settings.cache_dir)
     token = _current.set(settings)
     try:
         yield
     finally:
         _current.reset(token)
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder before anything is proven, which may take minutes."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cache_dir: {path} is no folder and cannot be made ({error}), expected a folder.") from error

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from random import Random
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from art.data_generators import DataGenerator
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...bridge import device_of, image_tensor, plain_tensor
+from ...bridge import compact_images, device_of, image_tensor
 from ..processes import Processes
 from .prefetch import Batch, prefetch
 from .settings import checksum
 from .targets import ClassCensus, training_labels
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, Random)
+# How deep in a loader's data set a generator is looked for, and in how long a list.
+_DEPTH, _SHORT = 4, 32
 
 
 class BatchSource(Protocol):
@@ -44,11 +50,9 @@ def load_images(x: Any, classifier: PyTorchClassifier) -> Tensor:
     """All images [N, ...] on the classifier's device, checked; float32, or uint8 where that is what they are.
 
     Raises:
-        ValueError: see `image_tensor`.
+        ValueError: see `compact_images`.
     """
-    checked = image_tensor(x, classifier)
-    given = plain_tensor(x, "x")
-    return (given if given.dtype == torch.uint8 else checked).to(device_of(classifier.model))
+    return compact_images(x, classifier).to(device_of(classifier.model))
 
 
 class ArrayBatches:
@@ -165,6 +169,31 @@ def _find_generators(loader: object) -> list[torch.Generator]:
     owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
+def find_lost_numbers(loader: object, tracked: Sequence[torch.Generator]) -> str | None:
+    """Which random numbers of a loader go on from epoch to epoch where no checkpoint sees them, as a clause; or None.
+
+    Args:
+        loader: of the data; None for arrays.
+        tracked: the generators whose states a checkpoint holds.
+    """
+    if getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0) > 0:
+        return "the loader has persistent workers"
+    known = {id(generator) for generator in tracked}
+    level = [getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)]
+    for _ in range(_DEPTH):
+        if any(isinstance(held, _GENERATORS) and id(held) not in known for held in level):
+            return "the loader's data set holds a random generator"
+        level = [held for owner in level for held in _list_held(owner)]
+    return None
+
+
+def _list_held(owner: object) -> list[object]:
+    """The attributes of an object, or the entries of a short list of objects."""
+    if isinstance(owner, list | tuple):
+        return list(owner) if len(owner) <= _SHORT else []
+    return [] if isinstance(owner, Tensor | np.ndarray | type) else list(getattr(owner, "__dict__", {}).values())
 
 
 def _compare(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +14,11 @@ from ...checks import quote_error
 from ...files import save_state
 from ..memory_format import align_state
 from ..options import TrainingOptions
+from .batches import find_lost_numbers
 from .descriptions import HOOK
 from .identity import (
     FORM,
+    LATER_PARAMETERS,
     describe_arrays,
     describe_estimator,
     describe_groups,
@@ -155,6 +158,12 @@ class Checkpointer:
         self._identity |= saved.get("identity", {})
         if "probe" in saved:
             self._unverified = backup, saved["probe"]
+        if lost := find_lost_numbers(self._loader, self.state.generators):
+            warnings.warn(
+                f"resume: {lost}, whose random numbers no checkpoint holds: this run continues, but not as the one "
+                f"that was stopped would have.",
+                stacklevel=2,
+            )
         return int(saved["epochs"])
 
     def verify(self) -> None:
@@ -185,8 +194,9 @@ class Checkpointer:
 
     def _check(self, path: Path, saved: dict[str, Any], nb_epochs: int) -> Sequence[Tensor]:
         """Refuse a checkpoint of another run; returns the states of the loader's generators."""
-        # Older checkpoints lack the options that came later: they ran with the defaults.
-        defaults = {name: str(value) for name, value in asdict(TrainingOptions()).items()}
+        # Older checkpoints lack what came later: they ran with the defaults.
+        later = {**asdict(TrainingOptions()), **LATER_PARAMETERS}
+        defaults = {name: str(value) for name, value in later.items()}
         written = {"preprocessing": "[]", **defaults, **saved["settings"]}
         for name, now in self.settings.items():
             check_same(path, name, plain_text(written.get(name)), now)

@@ -24,8 +24,8 @@ _OF_TRAINERS = {"classifier", "options", "instruments", "history", "epochs_done"
 _OF_TRAINERS |= {"input_range", "estimator_module", "forward_pass", "training_defences"}
 FORM = f"2, torch {torch.__version__}"
 """The version of this description; entries that only one of two versions has are not compared."""
-# Settings that older checkpoints lack, with the values that their runs had.
-_LATER = {"start_noise": 0.0, "local_weight_grows": False, "local_direction": "kl", "smoothness": "kl"}
+LATER_PARAMETERS = {"start_noise": 0.0, "local_weight_grows": False, "local_direction": "kl", "smoothness": "kl"}
+"""Settings that older checkpoints lack, with the values that their runs had."""
 # How the optimizer's step is implemented, and what is described elsewhere.
 _NO_HYPERPARAMETERS = {"params", "param_names", "initial_lr", "fused", "foreach", "capturable", "differentiable"}
 
@@ -80,7 +80,7 @@ def describe_held(trainer: Any, scheduler: Any, loader: object, *, quick: bool =
 def describe_method(trainer: object, instruments: Iterable[object]) -> dict[str, str]:
     """A trainer's and its instruments' settings, those of their base classes too."""
     left_out = {"classifier", "options", "instruments"}
-    left_out |= {name for name, default in _LATER.items() if getattr(trainer, name, None) == default}
+    left_out |= {name for name, default in LATER_PARAMETERS.items() if getattr(trainer, name, None) == default}
     return {
         "settings of the method": describe_object(trainer, left_out),
         "settings of the instruments": ", ".join(map(describe_object, instruments)),
@@ -114,7 +114,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, str]:
 
 def describe_arrays(x: Tensor, y: Tensor, prefix: str = "") -> dict[str, str]:
     """The content of data; images in uint8 count as the numbers in float32 that they become."""
-    return {f"{prefix}x": describe_value(x.float()), f"{prefix}y": describe_value(y)}
+    return {f"{prefix}x": describe_value(x, torch.float32), f"{prefix}y": describe_value(y)}
 
 
 def describe_object(value: Any, left_out: Iterable[str] = ()) -> str:

@@ -25,12 +25,15 @@ def plain_text(value: Any) -> str:
     return _OF_ONE_PROCESS.sub("", str(value))
 
 
-def describe_value(value: Any) -> str:
-    """A setting as a text that is the same in every process; many numbers are replaced by their digest."""
+def describe_value(value: Any, dtype: torch.dtype | None = None) -> str:
+    """A setting as a text that is the same in every process; many numbers are replaced by their digest.
+
+    With ``dtype`` an array counts as what it is in that type.
+    """
     if isinstance(value, np.generic):
         return str(value.item())
     if isinstance(value, Tensor | np.ndarray):
-        return _describe_array(value)
+        return _describe_array(value, dtype)
     if isinstance(value, Mapping | list | tuple | set | frozenset):
         return _describe_container(value)
     if isinstance(value, partial):
@@ -42,15 +45,16 @@ def describe_value(value: Any) -> str:
     return plain_text(repr(value))
 
 
-def _describe_array(value: Tensor | np.ndarray[Any, Any]) -> str:
+def _describe_array(value: Tensor | np.ndarray[Any, Any], dtype: torch.dtype | None) -> str:
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
         return plain_text(value.tolist())
     tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
     if tensor.layout != torch.strided:
         return plain_text(tensor)
     if tensor.numel() <= _SHORT:
-        return str(tensor.tolist())
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} of SHA-256 {digest(tensor)[:16]}"
+        return str(tensor.to(dtype or tensor.dtype).tolist())
+    kind = str(dtype or tensor.dtype).removeprefix("torch.")
+    return f"{kind} {list(tensor.shape)} of SHA-256 {digest(tensor, dtype=dtype)[:16]}"
 
 
 def _describe_container(value: Any) -> str:

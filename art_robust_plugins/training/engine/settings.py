@@ -17,6 +17,8 @@ from .plain_texts import plain_text
 from .prefetch import Batch
 from .run_state import RunState, tensors_of
 
+# Numbers of a tensor that are copied for its checksum.
+_AT_ONCE = 2**24
 _IGNORED = {"checkpoint_dir", "resume", "seed"}
 
 
@@ -58,5 +60,7 @@ def describe_for_processes(
 
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's numbers; images in uint8 count as the numbers in float32 that they become."""
-    tensor = tensor.float() if tensor.dtype == torch.uint8 else tensor
-    return zlib.crc32(tensor.cpu().contiguous().numpy().data)
+    total = 0
+    for some in torch.split(tensor.cpu().contiguous().flatten(), _AT_ONCE):
+        total = zlib.crc32((some.float() if some.dtype == torch.uint8 else some).numpy().data, total)
+    return total

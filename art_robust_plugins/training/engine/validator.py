@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...bridge import EstimatorModule, class_logits, clip_range, device_of, image_tensor, label_tensor
+from ...bridge import EstimatorModule, class_logits, clip_range, compact_images, device_of, label_tensor
 from ...threat import ThreatModel
 from ..processes import Processes
 
@@ -27,7 +27,7 @@ class Validator:
         processes: the processes that share each batch; None for a single one.
 
     Attributes:
-        data: x [N, ...] and y [N] on the classifier's device.
+        data: x [N, ...], float32 or uint8, and y [N] on the classifier's device.
 
     Raises:
         ValueError: ``data`` is no such pair, or the classifier cannot predict.
@@ -45,7 +45,7 @@ class Validator:
         if not isinstance(data, Sequence) or len(data) != 2:
             raise ValueError(f"validation_data: got {type(data).__name__}, expected a pair (x, y).")
         device = device_of(classifier.model)
-        x = image_tensor(data[0], classifier, name="validation_data[0]").to(device)
+        x = compact_images(data[0], classifier, name="validation_data[0]").to(device)
         y = label_tensor(data[1], classifier.nb_classes, samples=len(x), name="validation_data[1]")
         self.classifier, self.threat, self.steps, self.processes = classifier, threat, steps, processes
         self._predict = EstimatorModule(classifier, unit_range=False, probabilities=True)
@@ -64,7 +64,7 @@ class Validator:
         robust = torch.zeros((), device=x.device)
         generator = torch.Generator(x.device).manual_seed(0)
         for start in range(0, len(x), batch_size):
-            images, labels = x[start : start + batch_size], y[start : start + batch_size]
+            images, labels = x[start : start + batch_size].float(), y[start : start + batch_size]
             begin = None if threat is None else threat.random_start(images, low, high, generator)
             share = None if self.processes is None else self.processes.share_of(len(images))
             if share is not None:
@@ -97,7 +97,9 @@ class Validator:
 
     @torch.no_grad()
     def _count_correct(self, images: Tensor, labels: Tensor) -> Tensor:
-        return (self._logits(images).argmax(dim=1) == labels).sum()
+        logits = self._logits(images)
+        # NaN belongs to no class.
+        return ((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1)).sum()
 
 
 @contextmanager

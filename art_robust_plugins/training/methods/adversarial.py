@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ...bridge import class_logits, device_of
 from ...checks import check_choice, check_count, check_number
-from ...threat import Norm, ThreatModel, clip
+from ...threat import Norm, ThreatModel, clip, parse_radius
 from ..change_store import ChangeStore
 from ..instruments import Instrument
 from ..options import TrainingOptions
@@ -87,7 +87,7 @@ class AdversarialTrainer(RobustTrainer):
         *,
         threat: ThreatModel,
         steps: int,
-        step_size: float | None,
+        step_size: float | str | None,
         start: Start,
         start_noise: float = 0.0,
         eps_warmup_epochs: float,
@@ -103,7 +103,7 @@ class AdversarialTrainer(RobustTrainer):
         check_choice("overfitting", overfitting, get_args(Action))
         self.steps = check_count("steps", steps)
         own_size = default_step(self.steps) * threat.eps
-        self.step_size = own_size if step_size is None else check_number("step_size", step_size)
+        self.step_size = own_size if step_size is None else parse_radius(step_size, name="step_size")
         self.eps_warmup_epochs = check_number("eps_warmup_epochs", eps_warmup_epochs, zero=True)
         self.start, self.overfitting = start, overfitting
         self.start_noise = check_number("start_noise", start_noise, zero=True)

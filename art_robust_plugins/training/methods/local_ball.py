@@ -121,7 +121,7 @@ class LocalBallTrainer(AdversarialTrainer):
         *,
         threat: ThreatModel,
         steps: int = 1,
-        step_size: float | None = None,
+        step_size: float | str | None = None,
         global_loss: GlobalLoss = "ce",
         global_weight: float | None = None,
         local_weight: float = 6.0,

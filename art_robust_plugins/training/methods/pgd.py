@@ -48,7 +48,7 @@ class PGDTrainer(AdversarialTrainer):
         *,
         threat: ThreatModel,
         steps: int = 10,
-        step_size: float | None = None,
+        step_size: float | str | None = None,
         clean_weight: float = 0.0,
         start: Start = "uniform",
         start_noise: float = 0.0,

@@ -53,7 +53,7 @@ class TRADESTrainer(AdversarialTrainer):
         threat: ThreatModel,
         beta: float = 6.0,
         steps: int = 10,
-        step_size: float | None = None,
+        step_size: float | str | None = None,
         start: Start = "uniform",
         start_noise: float = 0.0,
         eps_warmup_epochs: float = 0,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 from builders import make_linear
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor, nn
 
 from art_robust_plugins import Evaluator, ThreatModel
 from art_robust_plugins.evaluation import evaluator
-from art_robust_plugins.evaluation.autoattack import batches
+from art_robust_plugins.evaluation.autoattack import batches, square_linf, square_windows
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.ascent import LinfAscent
+from art_robust_plugins.evaluation.autoattack.fab import FAB
+from art_robust_plugins.evaluation.autoattack.square import Square
+from art_robust_plugins.evaluation.autoattack.square_windows import WindowSearch
 from art_robust_plugins.evaluation.samples import read_samples
 from art_robust_plugins.evaluation.state import merge_changes
+from art_robust_plugins.threat import Norm
 
 from .test_shared_points import CLASSES, POINTS, SHAPE, network
 
@@ -61,6 +65,95 @@ def test_an_ascent_that_does_not_fit_into_memory_is_halved(monkeypatch: pytest.M
     assert refused[0] == 16
     assert all(5 < rows <= 8 for rows in refused[1:])
     assert len(refused) > 1
+
+
+def search_squares(norm: Norm, physical: int) -> Tensor:
+    model = network()
+    x = torch.rand(POINTS, *SHAPE, generator=torch.Generator().manual_seed(1))
+    threat = ThreatModel(norm, {"Linf": 0.08, "L2": 0.6, "L1": 4.0}[norm])
+    made = Square(model, threat, queries=60, batch_size=16, physical_batch_size=physical)
+    found: Tensor = made(x, model(x).argmax(dim=1))
+    assert 0 < int((found != x).flatten(1).any(dim=1).sum()) < POINTS
+    return found
+
+
+def watch_proposals(monkeypatch: pytest.MonkeyPatch, norm: Norm, largest: int) -> list[int]:
+    """Note how many images are made of proposals at once, and let memory run out where they are more than ``largest``.
+
+    Proposals of as many images as a pass has are to be made at once, as of large ones.
+    """
+    rows: list[int] = []
+    search, name = (square_linf.LinfSearch, "_make_images") if norm == "Linf" else (WindowSearch, "_fill_ball")
+    make = getattr(search, name)
+
+    def watch(self: Any, *given: Any) -> Any:
+        made: Any = make(self, *given)
+        rows.append(len(made[0] if isinstance(made, tuple) else made))
+        if rows[-1] > largest:
+            raise RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 8 bytes.")
+        return made
+
+    monkeypatch.setattr(search, name, watch)
+    for module in (square_linf, square_windows):
+        monkeypatch.setattr(module, "LARGEST_LOOK", 1)
+    return rows
+
+
+@pytest.mark.parametrize("norm", get_args(Norm))
+def test_proposals_of_large_images_are_made_for_as_many_as_a_pass(monkeypatch: pytest.MonkeyPatch, norm: Norm) -> None:
+    expected = search_squares(norm, POINTS)
+    rows = watch_proposals(monkeypatch, norm, largest=POINTS)
+    assert_allclose(search_squares(norm, 5).numpy(), expected.numpy(), rtol=0, atol=1e-6)
+    assert max(rows) == 5
+
+
+@pytest.mark.parametrize("norm", get_args(Norm))
+def test_proposals_that_do_not_fit_into_memory_are_halved(monkeypatch: pytest.MonkeyPatch, norm: Norm) -> None:
+    expected = search_squares(norm, POINTS)
+    rows = watch_proposals(monkeypatch, norm, largest=5)
+    assert_allclose(search_squares(norm, 12).numpy(), expected.numpy(), rtol=0, atol=1e-6)
+    assert rows[0] == 12
+    assert max(rows[1:]) == 6
+    assert sum(row > 5 for row in rows) == 2
+
+
+def test_blocks_of_large_images_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = search_squares("L2", POINTS)
+    monkeypatch.setattr(square_windows, "LARGEST_BLOCK", 3 * 50 * POINTS)
+    lengths: list[int] = []
+    draw = WindowSearch._draw_block
+
+    def watch(self: WindowSearch, remaining: Tensor, query: int, length: int) -> square_windows.Block:
+        lengths.append(length)
+        return draw(self, remaining, query, length)
+
+    monkeypatch.setattr(WindowSearch, "_draw_block", watch)
+    assert_allclose(search_squares("L2", POINTS).numpy(), expected.numpy(), rtol=0, atol=1e-6)
+    assert max(lengths) <= 3
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_untargeted_fab_searches_as_many_points_as_fill_some_passes(
+    monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
+    model = network()
+    x = torch.rand(POINTS, *SHAPE, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(dim=1)
+    rows: list[int] = []
+    run = FAB.run
+
+    def watch(self: FAB, some: Any) -> list[tuple[Tensor, Tensor]]:
+        rows.append(len(some.index))
+        return run(self, some)
+
+    monkeypatch.setattr(FAB, "run", watch)
+    found = [
+        FAB(model, ThreatModel("Linf", 0.06), targets=None, steps=8, restarts=restarts, physical_batch_size=size)(x, y)
+        for size in (POINTS, 2)
+    ]
+    assert_allclose(found[1].numpy(), found[0].numpy(), rtol=0, atol=1e-6)
+    assert rows[0] == POINTS
+    assert max(rows[restarts:]) == 8
 
 
 @pytest.mark.parametrize(("side", "size"), [(4, 250), (2048, 1)])

@@ -287,6 +287,8 @@ WEIGHT = torch.ones(2, 2, 3, 3)
         (lambda: Convolution(WEIGHT, (3, 3), padding=3, padding_mode="reflect"), "padding: got"),
         (lambda: Convolution(WEIGHT, (2, 2)), "input_size: got"),
         (lambda: Convolution(WEIGHT, (8, 8), output_padding=1), "output_padding: got 1"),
+        (lambda: Convolution(WEIGHT, (8, 8), output_padding=2, stride=2, transposed=True), "output_padding: got 2"),
+        (lambda: Convolution(WEIGHT.to(torch.float8_e4m3fn), (8, 8)), "weight: got values of type torch.float8"),
         (lambda: Convolution(WEIGHT, (8, 8), transposed=True, padding=((0, 1), (0, 1))), "padding: got"),
         (lambda: operator_of(nn.Conv2d(2, 2, 3), (3, 8, 8)), "input_shape: got"),
         (lambda: lower_estimate(Linear(torch.ones(2, 2)), steps=0), "steps: got 0"),

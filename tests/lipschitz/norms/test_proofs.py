@@ -8,6 +8,7 @@ import torch
 
 from art_robust_plugins.files.sealed import write_sealed
 from art_robust_plugins.lipschitz import Convolution, configure_proofs, lower_estimate
+from art_robust_plugins.lipschitz.norms import kept
 from art_robust_plugins.lipschitz.norms.banded import PANEL, prove_level
 from art_robust_plugins.lipschitz.norms.gram import GramMatrix
 from art_robust_plugins.lipschitz.norms.lanczos import largest_eigenvalue
@@ -262,7 +263,7 @@ def test_a_kept_norm_is_read_back_for_the_same_weight_and_geometry_alone(operato
     with configure_proofs(cache_dir=folder):
         first = operator.upper_bound()
     assert first == operator.upper_bound()
-    (kept,) = folder.iterdir()
+    (file,) = folder.iterdir()
 
     def refuse(*values, **options):
         raise AssertionError("it was proven anew")
@@ -278,23 +279,62 @@ def test_a_kept_norm_is_read_back_for_the_same_weight_and_geometry_alone(operato
         ):
             with pytest.raises(AssertionError, match="anew"):
                 other.upper_bound()
-    assert list(folder.iterdir()) == [kept]
+    assert list(folder.iterdir()) == [file]
 
 
 def test_kept_norms_that_cannot_be_bounds_are_refused(operator, tmp_path):
     with configure_proofs(cache_dir=tmp_path):
         operator.upper_bound()
-        (kept,) = tmp_path.iterdir()
-        record = json.loads(kept.read_text())
-        kept.write_text(json.dumps({**record, "bound": record["bound"] / 2}))
+        (file,) = tmp_path.iterdir()
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({**record, "bound": record["bound"] / 2}))
         with pytest.raises(ValueError, match="sha256"):
             operator.upper_bound()
-        kept.write_text(json.dumps(record))
+        file.write_text(json.dumps(record))
         operator.upper_bound()
-        write_sealed(kept, {"format": record["format"], "key": "another", "bound": record["bound"]})
+        write_sealed(file, {"format": record["format"], "key": "another", "bound": record["bound"]})
         with pytest.raises(ValueError, match="key: got 'another'"):
             operator.upper_bound()
         for bound in (record["bound"] / 2, "x", True, None):
-            write_sealed(kept, {"format": record["format"], "key": record["key"], "bound": bound})
+            write_sealed(file, {"format": record["format"], "key": record["key"], "bound": bound})
             with pytest.raises(ValueError, match=f"bound: got {bound!r}"):
                 operator.upper_bound()
+
+
+def test_a_kept_norm_of_another_proof_is_proven_anew(operator, tmp_path, monkeypatch):
+    with configure_proofs(cache_dir=tmp_path):
+        first = operator.upper_bound()
+        monkeypatch.setattr(kept, "FORMAT", "art-robust-plugins norm 0")
+        assert operator.upper_bound() == first
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_kept_norm_that_was_cut_off_is_refused_with_the_way_out(operator, tmp_path):
+    with configure_proofs(cache_dir=tmp_path):
+        operator.upper_bound()
+        (file,) = tmp_path.iterdir()
+        for content in ("", file.read_text()[:20], "[]", "{}"):
+            file.write_text(content)
+            with pytest.raises(ValueError, match=r"delete the file\.$"):
+                operator.upper_bound()
+
+
+def test_a_folder_that_cannot_be_is_refused_before_any_proof(operator, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "norms"):
+        with (
+            pytest.raises(ValueError, match=r"^cache_dir: .* is no folder and cannot be made"),
+            configure_proofs(cache_dir=folder),
+        ):
+            raise AssertionError("it was entered")
+
+
+def test_a_norm_that_cannot_be_written_is_told_and_holds(operator, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(kept, "write_sealed", fail)
+    with configure_proofs(cache_dir=tmp_path), pytest.warns(UserWarning, match="cache_dir: .*no space left"):
+        found = operator.upper_bound()
+    assert found == operator.upper_bound()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from art_robust_plugins import StandardTrainer, TrainingOptions
-from art_robust_plugins.training.engine.batches import ArrayBatches
+from art_robust_plugins.training.engine.batches import ArrayBatches, find_lost_numbers, load_images
 
 from ..builders import same, weights
 from . import small
@@ -136,3 +140,54 @@ def test_a_sampler_of_its_own_random_numbers_resumes(tmp_path: Path) -> None:
 
     whole, parts = run(tmp_path / "whole", 3), run(tmp_path / "parts", 1, 3)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+class Drawing(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Adds noise of a generator of its own."""
+
+    def __init__(self, generator: Any, *, nested: bool) -> None:
+        self.held = [types.SimpleNamespace(generator=generator)] if nested else generator
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(X[index]), int(Y[index])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "generator", [torch.Generator(), np.random.default_rng(0), np.random.RandomState(0), random.Random(0), None]
+)
+def test_numbers_that_no_checkpoint_holds_are_told_when_a_run_is_resumed(
+    tmp_path: Path, generator: Any, nested: bool
+) -> None:
+    loader = torch.utils.data.DataLoader(Drawing(generator, nested=nested), batch_size=10)
+    options = TrainingOptions(seed=0, checkpoint_dir=tmp_path, resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StandardTrainer(classifier(), options=options).fit_loader(loader, nb_epochs=1, verbose=False)
+    with pytest.warns(UserWarning, match="data set holds") if generator else contextlib.nullcontext():
+        StandardTrainer(classifier(), options=options).fit_loader(loader, nb_epochs=2, verbose=False)
+
+
+def test_persistent_workers_are_told_and_a_sampler_that_a_checkpoint_holds_is_not() -> None:
+    data = torch.utils.data.TensorDataset(torch.zeros(4))
+    generator = torch.Generator()
+    assert find_lost_numbers(None, ()) is None
+    assert find_lost_numbers(torch.utils.data.DataLoader(data, num_workers=1), ()) is None
+    workers = torch.utils.data.DataLoader(data, num_workers=1, persistent_workers=True)
+    assert find_lost_numbers(workers, ()) == "the loader has persistent workers"
+    drawing = torch.utils.data.DataLoader(Drawing(generator, nested=False))
+    assert find_lost_numbers(drawing, ()) == "the loader's data set holds a random generator"
+    assert find_lost_numbers(drawing, [generator]) is None
+
+
+@pytest.mark.parametrize("limits", [(0, 255), (np.zeros((1, 8, 8)), np.full((1, 8, 8), 255.0))], ids=["one", "each"])
+def test_images_in_uint8_are_checked_as_they_are(limits: Any) -> None:
+    trained = small.classifier(clip_values=limits)
+    x = (X[:5] * 15).astype(np.uint8)
+    assert load_images(x, trained).dtype == torch.uint8
+    narrow = small.classifier(clip_values=tuple(np.float32(limit) * np.float32(0.01) for limit in limits))
+    with pytest.raises(ValueError, match=r"^x: got values .*clip_values"):
+        load_images(x, narrow)

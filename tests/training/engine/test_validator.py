@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from art.attacks.evasion import ProjectedGradientDescent
 from torch import Tensor
 
 from art_robust_plugins import BANGTrainer, StandardTrainer, ThreatModel, TrainingOptions
+from art_robust_plugins.training.engine.validator import Validator
 
 from ..builders import same, weights
 from .digits import X, Y, accuracy, classifier
@@ -56,3 +58,17 @@ def test_the_best_epoch_is_kept() -> None:
     assert best < 3
     assert same(weights(trained), states[best])
     assert accuracy(trained) == pytest.approx(found[best])
+
+
+def test_outputs_with_nan_are_no_class() -> None:
+    trained = classifier()
+    validator = Validator(trained, (X[:100], np.zeros(100, dtype=int)))
+
+    def predict(images: Tensor) -> Tensor:
+        outputs = torch.zeros(len(images), 10)
+        outputs[:, 0] = 1
+        outputs[::4, 3] = torch.nan
+        return outputs
+
+    validator._predict = predict  # type: ignore[assignment]
+    assert validator.validate() == {"validation_accuracy": 0.75}

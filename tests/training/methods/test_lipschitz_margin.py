@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
+from torch.utils import checkpoint
 
 from art_robust_plugins import (
     Evaluator,
@@ -267,6 +269,41 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert all(torch.equal(vectors[name], again[name]) for name in vectors)
     state = torch.load(tmp_path / "whole" / "training.pt", weights_only=True)
     assert state["method"].keys() == vectors.keys()
+
+
+class Checkpointed(nn.Module):
+    """Computes its first layer, which has a parametrized weight, once more in the backward pass."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.reentrant = (
+            parametrizations.weight_norm(nn.Linear(64, 8)),
+            nn.Linear(8, 10),
+            reentrant,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if self.reentrant is None or torch.compiler.is_compiling():
+            return self.last(self.first(x).relu())  # type: ignore[no-any-return]
+        within = x.requires_grad_() if self.training else x
+        hidden = checkpoint.checkpoint(self.first, within, use_reentrant=self.reentrant)
+        return self.last(hidden.relu())  # type: ignore[no-any-return]
+
+
+def test_a_weight_that_a_pass_without_gradients_computed_still_counts_in_the_margin() -> None:
+    gradients = []
+    for reentrant in (None, False, True):
+        estimator = classifier(Checkpointed(reentrant))
+        trainer = LipschitzMarginTrainer(estimator, c=0.5)
+        trainer.prepare()
+        estimator.model.train()
+        trainer.training_loss(X[:20], Y[:20]).backward()
+        gradients.append([parameter.grad for parameter in estimator.model.parameters()])
+    for found in gradients[1:]:
+        for one, other in zip(found, gradients[0], strict=True):
+            torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, MinMax])

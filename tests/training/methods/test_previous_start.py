@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from art_robust_plugins import LocalBallTrainer, PGDTrainer, ThreatModel, TRADESTrainer, TrainingOptions
+from art_robust_plugins.files import load_state, save_state
 from art_robust_plugins.training.change_store import ChangeStore
 from art_robust_plugins.training.engine.augmentation import Placement
-from art_robust_plugins.training.engine.identity import describe_method
+from art_robust_plugins.training.engine.identity import LATER_PARAMETERS, describe_method
 from art_robust_plugins.training.engine.samples import Samples
 from art_robust_plugins.training.overfitting import OverfittingWatch
 
@@ -288,3 +289,20 @@ def test_state_of_another_kind_is_refused() -> None:
     other.load_state_dict(store.state_dict())
     assert torch.equal(other.changes, store.changes)
     assert not other.complete
+
+
+def test_a_checkpoint_of_before_these_settings_is_continued(tmp_path: Path) -> None:
+    def train(epochs: int, **kept: Any) -> dict[str, Tensor]:
+        trained = classifier(plain())
+        options = TrainingOptions(seed=0, **kept)
+        trainer = LocalBallTrainer(trained, threat=LINF, options=options)
+        trainer.fit(X[:COUNT], Y[:COUNT], nb_epochs=epochs, batch_size=16, verbose=False)
+        return weights(trained)
+
+    kept = {"checkpoint_dir": tmp_path, "resume": True}
+    train(1, **kept)
+    saved = load_state(tmp_path / "training.pt")
+    for name in LATER_PARAMETERS:
+        del saved["settings"][name]
+    save_state(tmp_path / "training.pt", saved)
+    assert same(train(3, **kept), train(3))
