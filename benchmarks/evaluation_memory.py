@@ -3,9 +3,9 @@
     python benchmarks/evaluation_memory.py [--case 0 ...] [--package PATH]
 
 Each case runs in a process of its own, with one thread: a network of one linear layer behind averages, whose own memory
-is small, and Auto-PGD with two iterations on it. Half of the points have a wrong label. The peak is that of the whole
-process, with Python, torch and ART. ``--package PATH`` measures another version of the package, that in this folder,
-which is not recorded.
+is small, and an attack on it: Auto-PGD with two iterations, or the square attack with five queries. Half of the points
+have a wrong label. The peak is that of the whole process, with Python, torch and ART. ``--package PATH`` measures
+another version of the package, that in this folder, which is not recorded.
 """
 
 from __future__ import annotations
@@ -22,23 +22,39 @@ from typing import Any
 from saving import save, table
 
 ROOT = Path(__file__).parents[1]
-CASES = [(250, 10, 224), (500, 10, 224), (250, 1000, 224), (1000, 10, 64), (4000, 10, 64), (5000, 1000, 224)]
-"""Points, classes and side of each case."""
+CASES = [
+    (250, 10, 224, "apgd", "Linf"),
+    (500, 10, 224, "apgd", "Linf"),
+    (250, 1000, 224, "apgd", "Linf"),
+    (1000, 10, 64, "apgd", "Linf"),
+    (4000, 10, 64, "apgd", "Linf"),
+    (5000, 1000, 224, "apgd", "Linf"),
+    (250, 10, 224, "square", "Linf"),
+    (250, 10, 224, "square", "L2"),
+    (250, 10, 224, "square", "L1"),
+    (1000, 10, 64, "square", "Linf"),
+    (1000, 10, 64, "square", "L1"),
+]
+"""Points, classes, side, attack and norm of each case."""
+RADII = {"Linf": 0.003, "L2": 0.05, "L1": 1.0}
 BATCH_SIZES = {500: 500}
 """The size of a logical batch, where it is not 250."""
 
 
-def measure(points: int, classes: int, side: int) -> dict[str, Any]:
+def measure(points: int, classes: int, side: int, name: str, norm: str) -> dict[str, Any]:
     """Evaluate in this process: the case, and its memory in MiB."""
     import torch
     from torch import nn
 
     from art_robust_plugins import evaluate
     from art_robust_plugins.evaluation.autoattack.apgd import APGD
+    from art_robust_plugins.evaluation.autoattack.square import Square
     from art_robust_plugins.evaluation.libraries import Attack
 
     def prepare(setting: Any) -> Any:
         sizes = {"batch_size": setting.batch_size, "physical_batch_size": setting.physical_batch_size}
+        if name == "square":
+            return Square(setting.model, setting.threat, queries=5, **sizes), {}
         return APGD(setting.model, setting.threat, steps=2, **sizes), {}
 
     torch.set_num_threads(1)
@@ -49,14 +65,15 @@ def measure(points: int, classes: int, side: int) -> dict[str, Any]:
     with torch.no_grad():
         y = torch.cat([network(part).argmax(dim=1) for part in x.split(50)])
     y[::2] = (y[::2] + 1) % classes
-    attack = Attack(name="apgd", summary="Auto-PGD with two iterations", prepare=prepare)
+    attack = Attack(f"short-{name}", "a short form of it", prepare)
     size = BATCH_SIZES.get(points, 250)
-    report = evaluate(network, x, y, "Linf", 0.003, attacks=attack, batch_size=size, verbose=False)
+    report = evaluate(network, x, y, norm, RADII[norm], attacks=attack, batch_size=size, verbose=False)
     data = x.numel() * 4 / 2**20
     peak = read_peak()
     return {
         "points": points,
         "classes": classes,
+        "attack": f"{name}, {norm}",
         "image": f"3 x {side} x {side}",
         "batch": size,
         "clean": f"{report.clean_accuracy:.1%}",

@@ -100,10 +100,10 @@ class Evaluator(KnownKeywords):
             it goes on where it was stopped. Another network (its weights, preprocessing, or outputs), other data or
             settings are refused; an `Attack` of one's own is known by its name and parameters alone. Several
             processes must all see it; another evaluation at the same time is refused.
-        skip_certified: of a `PyTorchLipschitzCertifier`, points whose certified radius reaches eps, with the rounding of
-            the network itself (`certify_as_computed`), take part in no pass of this package's own AutoAttack, except for
-            those with the smallest radii, the witnesses of the certificate. No other verdict changes: they count where
-            random numbers are drawn.
+        skip_certified: of a `PyTorchLipschitzCertifier`, points whose certified radius reaches eps, with the rounding
+            of the network itself (`certify_as_computed`), take part in no pass of this package's own AutoAttack, except
+            for those with the smallest radii, the witnesses of the certificate. No other verdict changes: they count
+            where random numbers are drawn.
         verbose: show progress bars.
         bounds: of a plain network, the range of its images: two numbers, or two arrays; None for (0, 1).
         mean: of a plain network, what is subtracted from images first, a number or one for each channel.
