@@ -341,17 +341,19 @@ def test_attacks_that_do_not_exist_within_a_threat_are_noticed_before_any_work(t
 
 
 def test_outputs_with_nan_are_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict = PyTorchClassifier.predict
+    class Spoiled:
+        def __init__(self, folder: Path) -> None:
+            self.classifier = load_classifier(folder)
 
-    def spoil(self: PyTorchClassifier, *arguments: Any, **options: Any) -> Any:
-        outputs = predict(self, *arguments, **options)
-        outputs[::2] = np.nan
-        return outputs
+        def predict(self, *arguments: Any, **options: Any) -> Any:
+            outputs = self.classifier.predict(*arguments, **options)
+            outputs[::2] = np.nan
+            return outputs
 
     recipe = recipe_of(MINI, tmp_path)
     expected = run_recipe(recipe, tmp_path / "plain", command="")["results"][0]["clean"]
     (tmp_path / "plain" / "plain" / "seed-0" / "result.json").unlink()
-    monkeypatch.setattr(PyTorchClassifier, "predict", spoil)
+    monkeypatch.setattr(networks, "load_classifier", Spoiled)
     found = run_recipe(recipe, tmp_path / "plain", command="")["results"][0]["clean"]
     assert 0.35 * expected < found < 0.65 * expected
 

@@ -22,7 +22,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"steps": 2.0}, "steps: got 2.0,"),
     ({"steps": True}, "steps: got True,"),
     ({"step_size": 0}, "step_size: got 0,"),
-    ({"step_size": "2/255"}, "step_size: got '2/255',"),
+    ({"step_size": "2/0"}, "step_size: got '2/0',"),
     ({"step_size": math.nan}, "step_size: got nan,"),
     ({"global_loss": "mse"}, "global_loss: got 'mse',"),
     ({"global_weight": -1.0}, "global_weight: got -1.0,"),
