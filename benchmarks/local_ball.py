@@ -49,7 +49,7 @@ NAMES = {
     "mnist": "local_ball_mnist",
     "cifar10": "local_ball_cifar10",
 }
-"""The record of each command, and its recipe in recipes/."""
+"""The record of each command, and its recipe in recipes/; ``cifar10`` runs one of the package's."""
 RECIPES = Path(__file__).parent / "recipes"
 ON_CIFAR10 = "cifar10-small"
 """The package's own recipe, which ``cifar10`` runs."""

@@ -76,6 +76,7 @@ def make_blocks() -> dict[str, str]:
         "autoattack_others": summary("autoattack_others", show_others),
         "minmax_speed": tables("minmax_speed"),
         "memory_settings": summary("memory_settings", list),
+        "processes_speed": summary("processes_speed", list),
         "evaluation_memory": summary("evaluation_memory", list),
         "autoattack_parity": part("autoattack_parity", "total"),
         "conv_norms": summary("conv_norms", conv_norms.summary),

@@ -93,6 +93,7 @@ def assemble_report(finished: FinishedEvaluation) -> EvaluationReport:
         if certified is None
         else Certificate(
             certified.radii,
+            certified.computed,
             attacked=(correct & ~robust).numpy(),
             eps=finished.options.threat.eps + finished.judge.tolerance.typical,
         ),
@@ -180,7 +181,7 @@ def _describe(finished: FinishedEvaluation, short: ShortAttacks, certified: Cert
         "could_not_run": prepared.not_run,
         "not_run": list_not_run(options, prepared),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "certificate": None if certified is None else certified.description,
+        "certificate": None if certified is None else certified.describe(finished.state.spared),
     }
 
 

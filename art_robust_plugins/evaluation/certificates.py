@@ -25,23 +25,34 @@ class CertifiedRadii:
 
     Attributes:
         radii: the proven radius of each point [N], -1 where the certified class is not the label.
-        spared: the points that the attacks leave out, bool [N].
-        description: for the report.
+        computed: the radius with the rounding of the network as it computes, likewise.
+        reach: the radius within which an attack's images count, with their rounding.
+        constant: the largest Lipschitz constant of a difference of logits (L2).
+        seconds: that the certificate took.
     """
 
     radii: NDArray[np.float64]
-    spared: Tensor
-    description: dict[str, Any]
+    computed: NDArray[np.float64]
+    reach: float
+    constant: float
+    seconds: float
+
+    def describe(self, spared: Tensor) -> dict[str, Any]:
+        """The description for the report, if the attacks left out the points ``spared``, bool [N]."""
+        left_out = spared.numpy()
+        return {
+            "method": "Lipschitz bound, proven",
+            "largest constant of a difference of logits (L2)": self.constant,
+            "points not attacked": int(left_out.sum()),
+            "certified points attacked": int(((self.radii >= self.reach) & ~left_out).sum()),
+            "seconds": self.seconds,
+        }
 
 
 def certify_points(
     options: EvaluationOptions, samples: Samples, passes: EstimatorPasses, reach: float
 ) -> CertifiedRadii | None:
-    """Certify the points, if the estimator can; those that need no attack within ``reach`` are spared.
-
-    A certificate is one of exact arithmetic, a verdict one of the network as it computes: only points whose radius
-    holds with the rounding of that, too, are spared.
-    """
+    """Certify the points, if the estimator can."""
     estimator = options.estimator
     if not isinstance(estimator, PyTorchLipschitzCertifier):
         return None
@@ -50,22 +61,28 @@ def certify_points(
         lambda size: estimator.certify_as_computed(samples.x, size, norm=options.threat.norm)
     )
     radii, computed = (np.where(prediction == samples.y.numpy(), radius, -1.0) for radius in both)
-    certified = torch.from_numpy(radii >= reach)
-    # Only our own AutoAttack can leave points out; other attacks draw random numbers for a whole batch.
-    skips = options.skip_certified and options.backend == "native"
-    skips = skips and any(attack.package == "autoattack" for attack in options.attacks)
-    spared = leave_witnesses(torch.from_numpy(computed), reach) if skips else torch.zeros_like(certified)
-    return CertifiedRadii(
-        radii,
-        spared,
-        {
-            "method": "Lipschitz bound, proven",
-            "largest constant of a difference of logits (L2)": float(estimator.lipschitz_constants().max()),
-            "points not attacked": int(spared.sum()),
-            "certified points attacked": int((certified & ~spared).sum()),
-            "seconds": time.perf_counter() - start,
-        },
-    )
+    constant = float(estimator.lipschitz_constants().max())
+    return CertifiedRadii(radii, computed, reach, constant, time.perf_counter() - start)
+
+
+def spares_points(options: EvaluationOptions) -> bool:
+    """Whether certified points are spared the attacks.
+
+    Only our own AutoAttack can leave points out; other attacks draw random numbers for a whole batch.
+    """
+    ours = options.backend == "native" and any(attack.package == "autoattack" for attack in options.attacks)
+    return ours and options.skip_certified and isinstance(options.estimator, PyTorchLipschitzCertifier)
+
+
+def choose_spared(options: EvaluationOptions, certified: CertifiedRadii | None, points: int) -> Tensor:
+    """The points that the attacks leave out, bool [points].
+
+    A certificate is one of exact arithmetic, a verdict one of the network as it computes: points are spared where the
+    radius with that rounding reaches far enough, but for the witnesses.
+    """
+    if certified is None or not spares_points(options):
+        return torch.zeros(points, dtype=torch.bool, device="cpu")
+    return leave_witnesses(torch.from_numpy(certified.computed), certified.reach)
 
 
 def leave_witnesses(radii: Tensor, reach: float) -> Tensor:

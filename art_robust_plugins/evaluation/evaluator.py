@@ -39,7 +39,7 @@ from ..snapshot import Snapshot
 from ..threat import ThreatModel
 from .assembly import FinishedEvaluation, assemble_report
 from .autoattack.batches import limit_on_cpu
-from .certificates import certify_points
+from .certificates import certify_points, choose_spared
 from .clean import inspect_clean
 from .diagnostics import RANDOM_DIFFERENCE
 from .diagnostics.faithfulness import check_single_network
@@ -257,7 +257,11 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         state = share_from_main(
             processes,
             lambda: folder.open(
-                compute_fingerprint(options, samples, passes, prepared, certified), samples, passes, locks
+                compute_fingerprint(options, samples, passes, prepared),
+                samples,
+                passes,
+                locks,
+                choose_spared(options, certified, len(samples.x)),
             ),
         ).build_state(samples.x, folder.attacks)
 
@@ -273,7 +277,7 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         # Attacks: fresh passes give a verdict for each candidate.
         judge = Judge(passes, samples, options.threat, DecisionRule(clean.passes, clean.probabilities, options.seed))
         # No attack need try certified points; a misclassified clean image is never spared, whatever its certificate.
-        spared = None if certified is None else certified.spared & correct
+        spared = state.spared & correct if bool(state.spared.any()) else None
         # Processes share a batch's points only where an image's outputs do not depend on what else passes.
         steady = (
             clean.passes == 1 and not clean.moved and max(clean.memory, clean.batch_difference) <= RANDOM_DIFFERENCE

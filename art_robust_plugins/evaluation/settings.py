@@ -13,7 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from ..bridge import name_network, preprocessing_modules
 from ..fingerprints import describe_module, digest
 from ..threat import ThreatModel
-from .certificates import CertifiedRadii
+from .certificates import spares_points
 from .estimator_passes import EstimatorPasses
 from .libraries import SUITES, Attack, suite_of
 from .options import EvaluationOptions, Samples
@@ -32,7 +32,6 @@ def compute_fingerprint(
     samples: Samples,
     passes: EstimatorPasses,
     prepared: Preparation,
-    certified: CertifiedRadii | None,
 ) -> dict[str, str]:
     """The settings that must be the same for a stopped evaluation to continue."""
     estimator = options.estimator
@@ -41,7 +40,6 @@ def compute_fingerprint(
     # NumPy's text of a large array omits its middle.
     plain = [str(limits if passes.range.uniform else limits.tolist()), *describe_preprocessing(estimator)]
     chosen = [f"{each.attack.name} {each.parameters}" for each in prepared.attacks]
-    spared = digest(certified.spared) if certified is not None and bool(certified.spared.any()) else "none"
     return {
         "network": digest(*describe_module(estimator.model)),
         "preprocessing": digest(*plain, *learned),
@@ -53,7 +51,7 @@ def compute_fingerprint(
         "backend": options.backend,
         "batch_size": str(options.batch_size),
         "seed": str(options.seed),
-        "set of points that a certificate spares": spared,
+        "way with certified points": "spared" if spares_points(options) else "attacked",
         "version of art-robust-plugins": version("art-robust-plugins"),
         "version of torch": str(torch.__version__),
     }

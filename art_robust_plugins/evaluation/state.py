@@ -42,6 +42,7 @@ class EvaluationState:
         mark: distinguishes the batches of this state from those of an earlier one in the same folder.
         fingerprint: identifies the evaluation.
         clean: what the clean passes found; None before them.
+        spared: the points that a certificate spares the attacks, bool [N].
         broken: the points that any attack broke within eps, bool [N].
         adversarial: like x: the first image that broke a point, else the point itself.
         breakers: the place in ``attacks`` of the attack whose image that is, int64 [N]; -1 for points not broken.
@@ -51,6 +52,7 @@ class EvaluationState:
     mark: str
     fingerprint: dict[str, str]
     clean: CleanFindings | None
+    spared: Tensor
     broken: Tensor
     adversarial: Tensor
     breakers: Tensor
@@ -103,6 +105,7 @@ class OpenedState(NamedTuple):
     mark: str
     fingerprint: dict[str, str]
     clean: CleanFindings | None
+    spared: Tensor
     changes: list[Change]
 
     def build_state(self, x: Tensor, attacks: Collection[str]) -> EvaluationState:
@@ -111,6 +114,7 @@ class OpenedState(NamedTuple):
             mark=self.mark,
             fingerprint=self.fingerprint,
             clean=self.clean,
+            spared=self.spared,
             broken=torch.zeros(len(x), dtype=torch.bool, device="cpu"),
             adversarial=x.clone(),
             breakers=torch.full((len(x),), -1, device="cpu"),
@@ -133,9 +137,16 @@ class StateFolder:
         self.path, self.attacks = path, list(attacks)
 
     def open(
-        self, fingerprint: dict[str, str], samples: Samples, passes: EstimatorPasses, locks: ExitStack
+        self,
+        fingerprint: dict[str, str],
+        samples: Samples,
+        passes: EstimatorPasses,
+        locks: ExitStack,
+        spared: Tensor,
     ) -> OpenedState:
         """The state that the folder holds, or a new one; the folder stays locked until ``locks`` is closed.
+
+        The points ``spared``, bool [N], are those of a new one: which a certificate spares may depend on rounding.
 
         Raises:
             ValueError: a file that is no state, one of another evaluation, a folder in use (the sentence says which).
@@ -146,15 +157,17 @@ class StateFolder:
             remove_temporaries(self.path, [STATE_FILE])
             remove_temporaries(self.path / BATCHES_FOLDER)
         if self.path is None or not (self.path / STATE_FILE).exists():
-            return OpenedState(secrets.token_hex(8), fingerprint, None, [])
+            return OpenedState(secrets.token_hex(8), fingerprint, None, spared, [])
         stored = self._load_state(self.path / STATE_FILE, fingerprint, samples, passes)
         clean = None if stored["clean"] is None else CleanFindings.from_record(stored)
-        return OpenedState(stored["mark"], fingerprint, clean, self._load_changes(stored["mark"], samples.x))
+        changes = self._load_changes(stored["mark"], samples.x)
+        return OpenedState(stored["mark"], fingerprint, clean, stored["spared"], changes)
 
     def save_clean(self, state: EvaluationState, clean: CleanFindings) -> None:
         """Write the fingerprint and the clean findings."""
         if self.path is not None:
-            record = {"format": _FORMAT, "mark": state.mark, "fingerprint": state.fingerprint, **clean.to_record()}
+            known = {"mark": state.mark, "fingerprint": state.fingerprint, "spared": state.spared}
+            record = {"format": _FORMAT, **known, **clean.to_record()}
             save_state(self.path / STATE_FILE, record)
 
     def save_change(self, change: Change) -> None:

@@ -29,6 +29,7 @@ def check_opened(state: Any, path: Path, *, points: int, classes: int) -> None:
         entry["outputs"].refuse(f"the outputs of 1 to {points} points")
     for name in ("undecided", "tied"):
         entry[name].whole(0, points)
+    _tensor(entry["spared"], torch.bool, (points,))
     entry["gradients"].flag()
     entry["moved"].texts()
     for name in ("difference", "memory", "seeded_difference", "batch_difference"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ OWN_ROUNDING = 0.03
 """The tolerated difference of logits between float64 and the network's own precision, which may be TF32 or bfloat16,
 as a ratio of the largest one."""
 
-TF32_SPACING = 2.0**-10
-"""The relative spacing of TF32's numbers."""
+_SPACING = {"ieee": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}
 
 
 class DisagreementError(ValueError):
@@ -125,22 +125,28 @@ def rounding_growth(network: nn.Module) -> float:
     dtype, device = dtype_of(network), device_of(network)
     coarsest = torch.finfo(dtype).eps
     if dtype == torch.float32:
-        coarsest = max(coarsest, _product_rounding(device))
+        coarsest = max(coarsest, product_rounding(device))
     return coarsest / torch.finfo(torch.float64).eps
 
 
-def _product_rounding(device: torch.device) -> float:
+def product_rounding(device: torch.device) -> float:
     """The relative spacing of the numbers that torch may multiply in place of those of float32."""
-    try:
-        if torch.get_float32_matmul_precision() == "medium":
-            return torch.finfo(torch.bfloat16).eps
-        if device.type == "cuda":
-            allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-        else:
-            allowed = torch.get_float32_matmul_precision() == "high"
-    except RuntimeError:  # torch refuses to read the old settings beside new ones: take the coarsest
-        return torch.finfo(torch.bfloat16).eps
-    return TF32_SPACING if allowed else torch.finfo(torch.float32).eps
+    backends: Any = torch.backends
+    on_gpu = device.type == "cuda"
+    if not hasattr(backends, "fp32_precision"):  # torch before 2.9
+        allowed = backends.cudnn.allow_tf32 or backends.cuda.matmul.allow_tf32
+        named = {"highest": "ieee", "high": "tf32", "medium": "bf16"}[torch.get_float32_matmul_precision()]
+        return _SPACING[("tf32" if allowed else "ieee") if on_gpu else named]
+    within: list[tuple[Any, ...]] = [(backends.mkldnn.matmul, backends.mkldnn), (backends.mkldnn.conv, backends.mkldnn)]
+    if on_gpu:
+        within = [(backends.cuda.matmul,), (backends.cudnn.conv, backends.cudnn), (backends.cudnn.rnn, backends.cudnn)]
+    return max(_SPACING.get(_read_precision(*owners, backends), _SPACING["bf16"]) for owners in within)
+
+
+def _read_precision(*owners: Any) -> str:
+    """The setting of the first owner that has one of its own."""
+    found = (owner.fp32_precision for owner in owners)
+    return next((precision for precision in found if precision != "none"), "ieee")
 
 
 def _differ(one: Tensor, other: Tensor, tolerance: float | Tensor) -> bool:

@@ -29,6 +29,9 @@ COMPARED = 32
 """The number of samples, spread over all that are certified, on which network and graph are compared, in addition to
 the first batch."""
 
+_HEADROOM = 1e-6
+"""The share of a data type's largest number that no value's norm may reach where its rounding is to be bounded."""
+
 Constants = tuple[Tensor, Tensor] | None
 """The mean and standard deviation that are applied before the network."""
 
@@ -102,7 +105,7 @@ class NetworkAnalysis:
         Raises:
             DisagreementError: they differ by more than rounding.
         """
-        logits, errors = self._run(self._probes)
+        logits, errors, _ = self._run(self._probes)
         inputs = self._inputs(self._probes)
         check_agreement(self._network, inputs, logits, _tolerance(logits, errors))
         if not self._precise:
@@ -116,42 +119,52 @@ class NetworkAnalysis:
             ValueError: logits that are NaN or infinite.
             DisagreementError: the network computes other logits than its graph.
         """
-        logits, errors = self._checked_logits(x, batch_size)
+        logits, errors, _ = self._checked_logits(x, batch_size)
         return certify_logits(logits, self.bound.pairwise, _tolerance(logits, errors), self.bound.rounding.slope)
 
-    def certify_as_computed(self, x: Tensor, batch_size: int, network: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """As `certify`, and the radii within which the network, computing in its own data type, keeps its class."""
-        logits, errors = self._checked_logits(x, batch_size)
-        own, dtype = copy_network(network).eval(), dtype_of(network)
-        parts = [own(self._inputs(some).to(dtype)).double() for some in torch.split(x, batch_size)]
-        difference = (torch.cat(parts) - logits).abs().amax(dim=1)
-        growth = rounding_growth(network)
-        pairwise, slope = self.bound.pairwise, self.bound.rounding.slope
-        tolerance = _tolerance(logits, errors)
-        prediction, exact = certify_logits(logits, pairwise, tolerance, slope)
-        # Two exact logits that differ by a constant still round differently in different places.
-        varying = pairwise.clamp(min=torch.finfo(pairwise.dtype).tiny)
-        wider = tolerance + (growth * errors + 2 * difference)[:, None].nan_to_num(nan=math.inf, posinf=math.inf)
-        computed = certify_logits(logits, varying, wider, (1 + growth) * slope)[1]
-        return prediction, exact, torch.minimum(exact, computed)
+    def certify_as_computed(self, x: Tensor, batch_size: int, network: nn.Module) -> tuple[Tensor, Tensor]:
+        """The predicted classes, and the radii within which the network, as it computes itself, keeps them.
 
-    def _checked_logits(self, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        """The graph's logits, finite, and bounds of their errors; compared with the network's on some samples."""
+        Args:
+            x: samples in the estimator's range.
+            batch_size: of a pass.
+            network: the analysed one, in evaluation mode and in its own data type, with weights that are numbers.
+        """
+        logits, errors, largest = self._checked_logits(x, batch_size)
+        dtype, growth = dtype_of(network), rounding_growth(network)
+        pairwise, rounding = self.bound.pairwise, self.bound.rounding
+        limits = torch.finfo(dtype)
+        own = growth * errors + rounding.underflow * limits.tiny
+        own = torch.where(largest < _HEADROOM * limits.max, own, math.inf)
+        if self._graph.computes_constants or _holds_subnormal(network):  # whose rounding the graph does not show
+            own = torch.full_like(own, math.inf)
+        # Logits whose difference is constant round differently in different places all the same.
+        varying = pairwise.clamp(min=torch.finfo(pairwise.dtype).tiny)
+        wider = _tolerance(logits, errors) + own[:, None].nan_to_num(nan=math.inf, posinf=math.inf)
+        return certify_logits(logits, varying, wider, (1 + growth) * rounding.slope)
+
+    def _checked_logits(self, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The graph's logits, finite, bounds of their errors, and each sample's largest norm of a value.
+
+        They are compared with the network's on some samples.
+        """
         parts = [self._run(some) for some in torch.split(x, batch_size)]
-        logits, errors = (torch.cat(part) for part in zip(*parts, strict=True))
+        logits, errors, largest = (torch.cat(part) for part in zip(*parts, strict=True))
         if not bool(logits.isfinite().all()):
             raise ValueError("x: the network's logits for it hold NaN or infinity, expected finite numbers.")
         tolerance = _tolerance(logits, errors)
         spread = torch.linspace(0, len(x) - 1, min(len(x), COMPARED)).long()
         for chosen in (torch.arange(min(len(x), batch_size)), spread):
             check_agreement(self._network, self._inputs(x[chosen]), logits[chosen], tolerance[chosen])
-        return logits, errors
+        return logits, errors, largest
 
-    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The graph's logits [N, nb_classes], each sample alone, and bounds [N] of their errors by rounding."""
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The graph's logits [N, nb_classes], each sample alone, bounds [N] of their errors by rounding, and [N] the
+        largest norm of a value in the graph that is rounded."""
         rounding = self.bound.rounding
         logits, norms = self._graph.run(self._inputs(x), rounding.nodes)
-        return logits, rounding.errors(norms)
+        largest = norms.amax(dim=1) if norms.shape[1] else torch.zeros_like(logits[:, 0])
+        return logits, rounding.errors(norms), largest
 
     def _inputs(self, x: Tensor) -> Tensor:
         """[N, *input_shape] of the estimator -> float64 as the network takes them, on its device."""
@@ -175,6 +188,12 @@ class NetworkAnalysis:
             single=False,
             otherwise="nn.Linear(1, 2) after it, with weight [[0], [1]] and bias 0, gives the two logits of one output",
         )
+
+
+def _holds_subnormal(network: nn.Module) -> bool:
+    """Whether a weight or buffer has numbers so small that a device may take them for 0."""
+    held = (tensor for tensor in tensors_of(network) if tensor.is_floating_point())
+    return any(bool(((tensor != 0) & (tensor.abs() < torch.finfo(tensor.dtype).tiny)).any()) for tensor in held)
 
 
 def _tolerance(logits: Tensor, errors: Tensor) -> Tensor:

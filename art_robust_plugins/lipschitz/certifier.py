@@ -17,6 +17,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..bridge import check_classifier, check_threat, device_of, image_tensor, label_tensor
 from ..checks import check_count
@@ -24,6 +25,7 @@ from ..keywords import KnownKeywords, explain_keywords
 from ..threat import ThreatModel, parse_radius
 from .agreement import DisagreementError
 from .analysis import NetworkAnalysis, plain_mode
+from .parametrized import fix_weights
 from .preprocessing import find_bounded_network
 from .report import LipschitzReport
 
@@ -106,6 +108,7 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
             device_type=device_type,
         )
         self._analysis: NetworkAnalysis | None = None
+        self._computed: NetworkAnalysis | None = None
         check_classifier(self)
         find_bounded_network(self)
 
@@ -199,16 +202,17 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
     def certify_as_computed(
         self, x: Any, batch_size: int = 128, *, norm: str = "L2"
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """What `certify` returns, and radii within which the network as it computes keeps its class.
+        """What `certify` returns, and radii within which the network as it computes itself keeps its class.
 
         The radii of `certify` are those of exact arithmetic and of float64. The network itself computes in its own
-        data type, on its own device, and where two logits are close, its rounding can change the class within such a
-        radius. For the third array the bound of rounding is taken for that data type (for TF32 or bfloat16 where torch
-        may use them for products of float32), and twice the difference between the network's own logits for the sample
-        and the exact ones is subtracted as well. That difference stands for what the bound leaves out, weights that a
-        parametrization computes above all; with such weights the third radius is no proof.
+        data type, and where two logits are close, its rounding can change the class within such a radius. The third
+        array counts this rounding: the bound of `certify` for that data type (for TF32 or bfloat16 where torch's
+        settings allow these in products of float32), of the weights as parametrizations give them in that data type.
+        It is 0 where this rounding is not bounded: for networks that compute weights from parameters in their forward,
+        with several standardisations, with subnormal weights, or whose values come near the data type's largest number.
+        As elsewhere, algorithms for products that are no sums of products, such as Winograd's, are left out.
 
-        Args, raises: as `certify`.
+        Args: as for `certify`. Raises: as `certify`.
 
         Returns:
             the predictions, int64 [N], the radii of `certify`, float64 [N], and those with the network's rounding,
@@ -221,16 +225,20 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
             >>> bool((computed <= exact).all())
             True
         """
-        norm = ThreatModel(norm, 1.0).norm
-        batch_size = check_count("batch_size", batch_size)
+        prediction, exact = self.certify(x, batch_size, norm=norm)
+        steps = [step for step in self.preprocessing_operations if step.apply_predict]
+        if len([step for step in steps if not _is_identity(step)]) > 1:
+            return prediction, exact, np.zeros_like(exact)
         with plain_mode(device_of(self.model)):
-            images = image_tensor(x, self)
-            prediction, *both = self._answer(
-                lambda analysis: analysis.certify_as_computed(images, batch_size, find_bounded_network(self)[0])
-            )
-        scale = 1 / math.sqrt(math.prod(self.input_shape)) if norm == "Linf" else 1.0
-        exact, computed = ((radius * scale).cpu().numpy() for radius in both)
-        return prediction.cpu().numpy(), exact, computed
+            images, network = image_tensor(x, self), find_bounded_network(self)[0]
+            twin = fix_weights(network)
+            analysis = self._analyse() if _has_numbers_alone(network) else self._analyse_computed(twin)
+            found, radius = analysis.certify_as_computed(images, batch_size, twin)
+        computed = radius.cpu().numpy() / (
+            math.sqrt(math.prod(self.input_shape)) if ThreatModel(norm, 1.0).norm == "Linf" else 1.0
+        )
+        # A class that the two data types disagree on has no margin that counts.
+        return prediction, exact, np.where(found.cpu().numpy() == prediction, np.minimum(exact, computed), 0.0)
 
     @explain_keywords
     def certified_accuracy(self, x: Any, y: Any, eps: float | str, batch_size: int = 128, *, norm: str = "L2") -> float:
@@ -296,6 +304,15 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
                 self._analysis.update(network)
         return self._analysis
 
+    def _analyse_computed(self, twin: nn.Module) -> NetworkAnalysis:
+        """Analyse the network with the weights that its parametrizations give in its own data type."""
+        constants = find_bounded_network(self)[1]
+        if self._computed is None or not self._computed.fits(self, twin, constants):
+            self._computed = NetworkAnalysis(self, twin, constants)
+        else:
+            self._computed.update(twin)
+        return self._computed
+
     def _answer(self, compute: Callable[[NetworkAnalysis], _T]) -> _T:
         """Answer from the kept analysis if the network agrees with it, else from a new one."""
         kept = self._analysis
@@ -314,4 +331,13 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        return {**state, "_analysis": None}  # graphs cannot be pickled
+        return {**state, "_analysis": None, "_computed": None}  # graphs cannot be pickled
+
+
+def _is_identity(step: Any) -> bool:
+    """Whether a standardisation is that by 0 and 1, which ART adds."""
+    return bool(np.all(np.asarray(step.mean) == 0) and np.all(np.asarray(step.std) == 1))
+
+
+def _has_numbers_alone(network: nn.Module) -> bool:
+    return not any(parametrize.is_parametrized(module) for module in network.modules())

@@ -21,10 +21,11 @@ from .batch_statistics import Variances
 from .execution import run_graph
 from .network_bound import NetworkBound, bound_pairs, bound_pairs_without_rows, share_bound
 from .norms import ROUND_UP, Linear
-from .parametrized import ParametrizedWeights, find_parametrized_weights
+from .parametrized import ParametrizedWeights, find_parametrized_weights, select_needed
 from .propagation import Propagation
 from .rounding import Rounding, analyse_rounding
 from .rules import Value
+from .rules.movement import MOVES
 from .tensors import check_initialised, dtype_of, make_samples
 from .tracing import NetworkTrace
 
@@ -90,6 +91,13 @@ class LipschitzGraph:
     @property
     def dtypes(self) -> frozenset[torch.dtype]:
         return self._trace.dtypes
+
+    @property
+    def computes_constants(self) -> bool:
+        """Whether the logits need a constant that operations compute, such as a weight from a free parameter."""
+        dependent, needed = set(self._trace.dependent_nodes()), select_needed(self._trace, ())
+        made = (node for node in needed if node.op == "call_function" and node not in dependent)
+        return any(node.target not in MOVES for node in made)
 
     def _analyse(self) -> None:
         """Make the graph; refuse a network without a bound, or one that computes something else than the graph."""

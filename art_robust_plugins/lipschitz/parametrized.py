@@ -7,13 +7,14 @@ forward pass has computed the weight already: within ``parametrize.cached()`` th
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.utils import parametrize
 
-from ..bridge import preserve
+from ..bridge import copy_network, preserve
 from .execution import compute_constants
 from .tracing import NetworkTrace
 
@@ -59,3 +60,20 @@ def select_needed(trace: NetworkTrace, known: Container[Node]) -> set[Node]:
         if node in needed and node not in known:
             needed.update(node.all_input_nodes)
     return needed
+
+
+@torch.no_grad()
+def fix_weights(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose weights with a parametrization are the numbers that it gives now."""
+    twin = copy_network(network).eval()
+    for module in list(twin.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        parametrizations: Any = module.parametrizations
+        weights = {name: getattr(module, name).detach().clone() for name in parametrizations}
+        # torch's own removal takes the weights from the class, which the copy shares with the original.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, weight in weights.items():
+            module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    return twin

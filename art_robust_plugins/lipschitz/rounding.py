@@ -51,12 +51,14 @@ class Rounding:
         weights: one for each node.
         constant: the part that does not depend on the sample.
         slope: the growth of the bound for an input at distance 1.
+        underflow: the part for each unit that a product or a result may lose below the normal range.
     """
 
     nodes: tuple[Node, ...] = ()
     weights: tuple[float, ...] = ()
     constant: float = 0.0
     slope: float = 0.0
+    underflow: float = 0.0
 
     def errors(self, norms: Tensor) -> Tensor:
         """[N, nodes] -> [N]: bounds of the L2 norm of the errors of a sample's logits."""
@@ -84,14 +86,17 @@ def analyse_rounding(
     amplified = _amplifications(operations, start, slopes, output, known, magnitudes)
     sizes = {node: held.shape for node, held in slopes.items() if isinstance(held, Value)}
     weights = dict.fromkeys(slopes, 0.0)
-    constant = 0.0
+    constant = underflow = 0.0
     if value.parent is not None:  # the mean and standard deviation were applied to it
         weights[start] = amplified[start] * bound_rounding(FEW)
     for operation in operations:
         amplification = amplified[operation.node]
         if operation.exact or amplification == 0:
             continue
-        gamma = bound_rounding(operation.terms(sizes))
+        terms = operation.terms(sizes)
+        gamma = bound_rounding(terms)
+        entries = sum(math.prod(shape) for shape in operation.call.shapes)
+        underflow += amplification * terms * math.sqrt(entries) * ROUND_UP
         units = torch.eye(len(operation.sources), dtype=torch.float64)
         leaves = _make_leaves(slopes, dict(zip(operation.sources, units, strict=True)))
         through = _total(operation.apply(leaves, magnitudes), units[0])
@@ -104,7 +109,7 @@ def analyse_rounding(
     counted = [node for node, weight in weights.items() if weight > 0]
     zero = torch.zeros((), dtype=torch.float64)
     slope = sum(weights[node] * float(_total(slopes[node], zero)) for node in counted)
-    return Rounding(tuple(counted), tuple(weights[node] for node in counted), constant, slope)
+    return Rounding(tuple(counted), tuple(weights[node] for node in counted), constant, slope, underflow)
 
 
 def _amplifications(

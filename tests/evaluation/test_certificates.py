@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,24 @@ def test_witnesses_are_the_points_whose_radii_are_the_smallest() -> None:
     assert not bool(leave_witnesses(radii[:WITNESSES], 0.0).any())
 
 
+def test_points_that_a_stopped_evaluation_spared_stay_spared(
+    certifier: PyTorchLipschitzCertifier, some: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = Evaluator(certifier, ThreatModel("L2", 0.2), attacks="apgd-ce", state_dir=tmp_path, verbose=False)
+    first = evaluator.evaluate(*some)
+    honest = certifier.certify_as_computed
+
+    def reverse(*arguments: Any, **options: Any) -> Any:
+        prediction, exact, computed = honest(*arguments, **options)
+        return prediction, exact, np.where(computed > 0.2, 0.2 + 1 / computed, computed)
+
+    monkeypatch.setattr(certifier, "certify_as_computed", reverse)
+    again = evaluator.evaluate(*some)
+    counts = [report.settings["certificate"]["points not attacked"] for report in (first, again)]
+    assert counts[0] == counts[1] > 0
+    assert again.attacks[0].forward_calls == first.attacks[0].forward_calls
+
+
 @pytest.mark.parametrize("kind", ["attacks all points", "has no certificate"])
 def test_an_evaluation_that_spared_points_continues_as_no_other(
     kind: str, certifier: PyTorchLipschitzCertifier, some: Data, tmp_path: Path
@@ -182,7 +201,7 @@ def test_an_evaluation_that_spared_points_continues_as_no_other(
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     plain = PyTorchClassifier(certifier.model, certifier.loss, (1, 8, 8), 10, clip_values=(0, 1))
     other = evaluator(certifier, skip=False) if kind == "attacks all points" else evaluator(plain)
-    with pytest.raises(ValueError, match="another set of points that a certificate spares, expected the same"):
+    with pytest.raises(ValueError, match="another way with certified points, expected the same"):
         other.evaluate(*some)
 
 
@@ -207,3 +226,5 @@ def test_a_point_whose_certificate_float32_can_break_is_attacked() -> None:
     assert reports[0].settings["certificate"]["points not attacked"] == 0
     assert np.array_equal(reports[0].robust, reports[1].robust)
     assert reports[0].robust_accuracy < reports[0].clean_accuracy
+    assert "certificate-rounded" in [flag.name for flag in reports[0].flags]
+    assert "certificate-broken" not in [flag.name for flag in reports[0].flags]

@@ -389,11 +389,13 @@ def test_a_bound_by_the_grid_is_proven_again_where_more_is_allowed(counting):
     assert counting()[1] == 1
     with configure_proofs(operations=0, memory=1e9):  # less memory, no more operations
         assert subject.lipschitz_constants().max() == loose
+    with configure_proofs(operations=1e15, memory=1e9):
+        assert subject.lipschitz_constants().max() == loose
     assert counting()[1] == 0
     tight = subject.lipschitz_constants().max()
     assert counting()[1] == 1
     assert tight < loose
-    for limits in ({"operations": 1e15}, {"operations": 0}, {"memory": 1e15}):
+    for limits in ({"operations": 1e15}, {"operations": 0}, {"memory": 1e15}, {"operations": 0, "memory": 1e15}):
         with configure_proofs(**limits):
             assert subject.lipschitz_constants().max() == tight
     assert counting()[1] == 0

@@ -16,6 +16,8 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from builders import make_linear
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
 
 import art_robust_plugins
 from art_robust_plugins import PyTorchLipschitzCertifier, StandardTrainer
@@ -260,3 +262,72 @@ def test_on_a_gpu():
         assert_allclose(certificate, expected[1], rtol=1e-6)
     assert subject.certified_accuracy(X, torch.from_numpy(expected[0]).cuda(), 0) == 1
     assert_array_equal(subject.predict(X).argmax(axis=1), expected[0])
+
+
+class Truncated(nn.Module):
+    """Rounds weights to multiples of 1/32 in float32, and to none in float64."""
+
+    def forward(self, weight):
+        return (weight + 393216.0) - 393216.0
+
+
+def test_the_weights_that_a_parametrization_gives_in_float32_are_those_that_count():
+    layer = nn.Linear(66, 2)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(32)
+        layer.weight[0, 0] = layer.weight[1, 1] = 1
+        layer.weight[1, 2:34] = 0.0157  # 0.03125 in float32
+    parametrize.register_parametrization(layer, "weight", Truncated())
+    network = nn.Sequential(nn.Flatten(), layer)
+    subject = PyTorchLipschitzCertifier(network, nn.CrossEntropyLoss(), (1, 6, 11), 2, clip_values=(0, 1))
+    x = np.zeros((3, 1, 6, 11), np.float32)
+    x[:, 0, 0, 0] = 0.9
+    for _ in range(2):
+        prediction, exact, computed = subject.certify_as_computed(x)
+        assert_allclose(exact, 0.9 / math.sqrt(2 + 32 * 0.0157**2), rtol=1e-6)
+        assert_allclose(computed, 0.9 / math.sqrt(2 + 32 * 0.03125**2), rtol=1e-3)
+        assert_array_equal(prediction, 0)
+        assert_allclose(network(torch.from_numpy(x)).detach(), [[32.9, 32]] * 3)  # the network is as it was
+
+
+def eye(scale):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
+    with torch.no_grad():
+        for place, factor in zip((1, 2, 3), scale, strict=True):
+            network[place].weight.copy_(factor * torch.eye(2, network[place].in_features))
+        for place in (1, 3):
+            network[place].bias.zero_()
+    return network
+
+
+class Computing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return functional.linear(x.flatten(1), self.inner.weight / 3 + 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "preprocessing", "counts"),
+    [
+        (eye((1, 1, 1)), (), True),
+        (eye((1, 1, 1)), ((0.5, 2.0),), True),
+        (eye((1, 1, 1)), ((-(2.0**17), 1.0), (2.0**17, 1.0)), False),  # rounds x to multiples of 1/64
+        (eye((50 * 2.0**-149, 2.0**125, 2.0**24 / 50)), (), False),  # a subnormal weight
+        (eye((2.0**110, 2.0**-60, 2.0**-50)), (), False),  # values near the largest number
+        (eye((2.0**-70, 2.0**-50, 2.0**120)), (), False),  # values that underflow
+        (Computing(), (), False),
+    ],
+)
+def test_what_rounds_without_a_bound_has_no_radius_as_computed(network, preprocessing, counts):
+    steps = [StandardisationMeanStdPyTorch(mean=mean, std=std) for mean, std in preprocessing]
+    options = {"clip_values": (0, 1), "preprocessing_defences": steps or None, "device_type": "cpu"}
+    subject = PyTorchLipschitzCertifier(network, nn.CrossEntropyLoss(), (1, 2, 2), 2, **options)
+    x = np.full((2, 1, 2, 2), 0.25, np.float32)
+    x[0, 0, 0, 0] = x[1, 0, 0, 1] = 1.0
+    _, exact, computed = subject.certify_as_computed(x)
+    assert (exact > 0).all()
+    assert ((computed > 0.999 * exact) if counts else (computed == 0)).all()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import pytest
 import torch
 from torch import nn
 
-from art_robust_plugins.lipschitz.agreement import rounding_growth
+from art_robust_plugins.lipschitz.agreement import product_rounding, rounding_growth
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,25 @@ def test_the_growth_is_that_of_the_coarsest_products(dtype: torch.dtype, precisi
         assert rounding_growth(nn.Linear(2, 2).to(dtype)) == spacing / 2.0**-52
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.parametrize(
+    ("changes", "spacing"),
+    [
+        ({}, 2.0**-10),  # cuDNN's convolutions take TF32 unless they are told not to
+        ({"cudnn.conv": "ieee"}, 2.0**-10),
+        ({"cudnn.conv": "ieee", "cudnn.rnn": "ieee"}, 2.0**-23),
+        ({"cudnn.conv": "ieee", "cudnn.rnn": "ieee", "cuda.matmul": "tf32"}, 2.0**-10),
+    ],
+)
+def test_the_settings_of_a_gpu_are_read_as_torch_reads_them(changes: dict[str, str], spacing: float) -> None:
+    owners = {name: reduce(getattr, name.split("."), torch.backends) for name in changes}
+    before = {name: owner.fp32_precision for name, owner in owners.items()}
+    try:
+        for name, precision in changes.items():
+            owners[name].fp32_precision = precision
+        assert product_rounding(torch.device("cuda")) == spacing
+    finally:
+        for name, precision in before.items():
+            owners[name].fp32_precision = precision

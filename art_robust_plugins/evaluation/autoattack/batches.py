@@ -102,6 +102,7 @@ class BatchedPasses:
     def __init__(self, model: nn.Module, size: int, precision: torch.dtype | None = None) -> None:
         self.model, self.size, self.precision = model, size, precision
         self.partners: Partners | None = None
+        self._most: float = math.inf  # the most rows of a slice that is larger than a pass
 
     def run_over(self, count: int, run: Callable[[slice], tuple[Tensor, ...]], rows: int = 0) -> tuple[Tensor, ...]:
         """Call ``run`` on consecutive slices of ``count`` rows, and concatenate the results.
@@ -111,7 +112,8 @@ class BatchedPasses:
         parts: list[tuple[Tensor, ...]] = []
         done = 0
         while done < count:
-            part = slice(done, min(done + max(self.size, rows), count))
+            before = self.size
+            part = slice(done, min(done + max(before, int(min(rows, self._most))), count))
             try:
                 parts.append(run(part))
                 done = part.stop
@@ -120,8 +122,11 @@ class BatchedPasses:
                 if not _is_out_of_memory(error) or part.stop - part.start == 1:
                     raise
             # This is outside of the handler, where the error would keep the tensors of the pass alive.
-            rows = (part.stop - part.start) // 2
-            self._halve(min(part.stop - part.start, self.size))
+            length = part.stop - part.start
+            if length > before:  # the work around the passes may be what does not fit
+                self._most, self.size = length // 2, before
+            else:
+                self._halve(length)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
     def run_whole(self, work: Callable[[int], Found]) -> Found:

@@ -94,6 +94,7 @@ class LinfSearch:
 
     def _ask(self, proposals: Proposals, part: slice) -> tuple[Tensor, Tensor, Tensor]:
         """The margins of some proposals; which of them had a pass, on the CPU; and which change their image."""
+        self.made = None  # frees the earlier ones first
         point, at, proposed = self._make_images(proposals.select(part))
         self.made = proposed if len(point) == len(proposals.point) else None
         changed = (proposed != at).flatten(1).any(dim=1)

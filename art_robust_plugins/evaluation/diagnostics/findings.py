@@ -56,11 +56,13 @@ class Certificate:
 
     Attributes:
         radii: of the points [N], -1 where the certified class is not the label.
+        computed: likewise, with the rounding of the network as it computes.
         attacked: the points that were correct and that an attack broke, bool [N].
         eps: the radius of the ball in which the attacks' images count, with its tolerance.
     """
 
     radii: NDArray[Any]
+    computed: NDArray[Any]
     attacked: NDArray[np.bool_]
     eps: float
 

@@ -36,6 +36,7 @@ FLAG_TESTS: tuple[FlagTest, ...] = (
     comparisons.flag_transfer,
     comparisons.flag_fgsm,
     certificate.flag_broken_certificate,
+    certificate.flag_rounded_certificate,
 )
 
 

@@ -33,9 +33,9 @@ class ProofSettings:
         return operations <= self.find_limit(device) and memory <= self.memory
 
     def allows_more(self, other: ProofSettings, device: torch.device) -> bool:
-        """Whether some proof that these settings allow is more than the others do."""
-        own, theirs = (each.find_limit(device) for each in (self, other))
-        return own > theirs or self.memory > other.memory
+        """Whether these settings allow all proofs that the others do, and more."""
+        own, theirs = ((each.find_limit(device), each.memory) for each in (self, other))
+        return own != theirs and all(mine >= limit for mine, limit in zip(own, theirs, strict=True))
 
     def find_limit(self, device: torch.device) -> float:
         """The most operations of one factorisation on a device."""
@@ -65,7 +65,7 @@ def configure_proofs(
     name the proof: ``cholesky`` or ``grid``.
 
     It counts in the thread that enters it, and replaces an outer one as a whole. What a certifier has proven already it
-    proves again only where the limits are higher than they were then and some norm is one by the grid.
+    proves again only where both limits are at least what they were, one is higher, and some norm is one by the grid.
 
     Args:
         operations: floating-point operations of one factorisation, of which a layer takes one or a few; a core does

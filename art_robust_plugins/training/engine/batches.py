@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from random import Random
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -178,8 +180,9 @@ def find_lost_numbers(loader: object, tracked: Sequence[torch.Generator]) -> str
         loader: of the data; None for arrays.
         tracked: the generators whose states a checkpoint holds.
     """
-    if getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0) > 0:
-        return "the loader has persistent workers"
+    if getattr(loader, "num_workers", 0) > 0:
+        # Other workers begin each epoch with copies of the data set, which are all alike.
+        return "the loader has persistent workers" if getattr(loader, "persistent_workers", False) else None
     known = {id(generator) for generator in tracked}
     level = [getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)]
     for _ in range(_DEPTH):
@@ -190,10 +193,15 @@ def find_lost_numbers(loader: object, tracked: Sequence[torch.Generator]) -> str
 
 
 def _list_held(owner: object) -> list[object]:
-    """The attributes of an object, or the entries of a short list of objects."""
-    if isinstance(owner, list | tuple):
-        return list(owner) if len(owner) <= _SHORT else []
-    return [] if isinstance(owner, Tensor | np.ndarray | type) else list(getattr(owner, "__dict__", {}).values())
+    """The attributes of an object, or the entries of a short container."""
+    if isinstance(owner, partial):
+        return [owner.func, *owner.args, *owner.keywords.values()]
+    if isinstance(owner, list | tuple | dict):
+        held = list(owner.values()) if isinstance(owner, dict) else list(owner)
+        return held if len(held) <= _SHORT else []
+    if isinstance(owner, Tensor | np.ndarray | type | ModuleType):
+        return []
+    return list(getattr(owner, "__dict__", {}).values())
 
 
 def _compare(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ from art_robust_plugins.evaluation import evaluator
 from art_robust_plugins.evaluation.autoattack import batches, square_linf, square_windows
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.ascent import LinfAscent
+from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses
 from art_robust_plugins.evaluation.autoattack.fab import FAB
 from art_robust_plugins.evaluation.autoattack.square import Square
 from art_robust_plugins.evaluation.autoattack.square_windows import WindowSearch
@@ -206,3 +207,22 @@ def test_the_parts_of_a_batch_become_that_of_one_process() -> None:
     assert merged["broken"].tolist() == [1, 4, 7]
     assert merged["fooled"].tolist() == [1, 2, 4, 7]
     assert merged["adversarial"][:, 0].tolist() == [1, 4, 7]
+
+
+def test_a_slice_that_is_larger_than_a_pass_shrinks_once_and_the_pass_stays() -> None:
+    passes = BatchedPasses(nn.Identity(), 64)
+    tried: list[int] = []
+
+    def run(part: slice) -> tuple[Tensor]:
+        tried.append(part.stop - part.start)
+        if tried[-1] > 400:
+            raise RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 8 bytes.")
+        return passes.run_over(
+            tried[-1], lambda inner: (torch.arange(part.start + inner.start, part.start + inner.stop),)
+        )
+
+    for _ in range(5):
+        (found,) = passes.run_over(682, run, rows=682)
+        assert torch.equal(found, torch.arange(682))
+    assert tried == [682, 341, 341] + [341, 341] * 4
+    assert passes.size == 64

@@ -133,8 +133,9 @@ def test_one_output_that_is_a_probability() -> None:
 
 def test_a_certificate_that_an_attack_refutes() -> None:
     radii, attacked_points = np.array([0.2, 0.1, -1.0]), np.array([True, False, True])
-    assert raise_flags(certificate=Certificate(radii, attacked_points, eps=0.2)) == ["certificate-broken"]
-    assert raise_flags(certificate=Certificate(radii, attacked_points, eps=0.21)) == []
+    assert raise_flags(certificate=Certificate(radii, radii, attacked_points, eps=0.2)) == ["certificate-broken"]
+    assert raise_flags(certificate=Certificate(radii, 0.9 * radii, attacked_points, eps=0.2)) == ["certificate-rounded"]
+    assert raise_flags(certificate=Certificate(radii, radii, attacked_points, eps=0.21)) == []
 
 
 @pytest.mark.parametrize("name", ["flags", "results"])

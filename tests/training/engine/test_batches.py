@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import types
 import warnings
@@ -178,6 +179,12 @@ def test_persistent_workers_are_told_and_a_sampler_that_a_checkpoint_holds_is_no
     assert find_lost_numbers(torch.utils.data.DataLoader(data, num_workers=1), ()) is None
     workers = torch.utils.data.DataLoader(data, num_workers=1, persistent_workers=True)
     assert find_lost_numbers(workers, ()) == "the loader has persistent workers"
+    copied = torch.utils.data.DataLoader(Drawing(generator, nested=False), num_workers=1)
+    assert find_lost_numbers(copied, ()) is None  # each epoch begins with the same copy
+    assert find_lost_numbers(torch.utils.data.DataLoader(Drawing(random, nested=False)), ()) is None  # the module
+    collate = functools.partial(lambda _, batch: batch, {"draws": generator})
+    collating = torch.utils.data.DataLoader(data, collate_fn=collate)
+    assert find_lost_numbers(collating, ()) == "the loader's data set holds a random generator"
     drawing = torch.utils.data.DataLoader(Drawing(generator, nested=False))
     assert find_lost_numbers(drawing, ()) == "the loader's data set holds a random generator"
     assert find_lost_numbers(drawing, [generator]) is None

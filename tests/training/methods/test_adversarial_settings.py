@@ -71,3 +71,7 @@ def test_beta_and_the_classifier_are_checked() -> None:
         LocalBallTrainer(plain(), threat=LINF)
     with pytest.raises(TypeError, match=r"^eps: got an unknown keyword"):
         LocalBallTrainer(classifier(), threat=LINF, eps=0.1)
+
+
+def test_a_step_size_may_be_a_fraction() -> None:
+    assert PGDTrainer(classifier(), threat=LINF, step_size="2/255").step_size == 2 / 255
