@@ -16,8 +16,8 @@ trained on. ``digits``, ``mnist`` and ``cifar10`` compare the trainings on test 
 state: how long an epoch of each training against adversaries takes, relative to an epoch of TRADES-10, or of PGD-10 on
 CIFAR-10. There the rows take turns in one process with one thread, and a ratio is the median over rounds.
 
-On a core at 2 GHz ``search`` takes an hour, ``levers`` 45 minutes, ``cifar10-search`` an hour and a half. MNIST and
-CIFAR-10 are read from where ART keeps its data. Work in progress is kept under runs/; the same command continues it.
+Each says at its start about how long it takes. MNIST and CIFAR-10 are read from where ART keeps its data. Work in
+progress is kept under runs/; the same command continues it.
 """
 
 from __future__ import annotations
