@@ -65,23 +65,23 @@ def certify_points(
     return CertifiedRadii(radii, computed, reach, constant, time.perf_counter() - start)
 
 
-def spares_points(options: EvaluationOptions) -> bool:
+def _spares_points(options: EvaluationOptions) -> bool:
     """Whether certified points are spared the attacks.
 
     Only our own AutoAttack can leave points out; other attacks draw random numbers for a whole batch.
     """
     ours = options.backend == "native" and any(attack.package == "autoattack" for attack in options.attacks)
-    return ours and options.skip_certified and isinstance(options.estimator, PyTorchLipschitzCertifier)
+    return ours and options.skip_certified
 
 
-def choose_spared(options: EvaluationOptions, certified: CertifiedRadii | None, points: int) -> Tensor:
-    """The points that the attacks leave out, bool [points].
+def choose_spared(options: EvaluationOptions, certified: CertifiedRadii | None) -> Tensor | None:
+    """The points that the attacks leave out, bool [N]; None where they leave out none, whatever is certified.
 
     A certificate is one of exact arithmetic, a verdict one of the network as it computes: points are spared where the
     radius with that rounding reaches far enough, but for the witnesses.
     """
-    if certified is None or not spares_points(options):
-        return torch.zeros(points, dtype=torch.bool, device="cpu")
+    if certified is None or not _spares_points(options):
+        return None
     return leave_witnesses(torch.from_numpy(certified.computed), certified.reach)
 
 

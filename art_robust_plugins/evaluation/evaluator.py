@@ -261,7 +261,7 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
                 samples,
                 passes,
                 locks,
-                choose_spared(options, certified, len(samples.x)),
+                choose_spared(options, certified),
             ),
         ).build_state(samples.x, folder.attacks)
 

@@ -13,7 +13,6 @@ from art.estimators.classification import PyTorchClassifier
 from ..bridge import name_network, preprocessing_modules
 from ..fingerprints import describe_module, digest
 from ..threat import ThreatModel
-from .certificates import spares_points
 from .estimator_passes import EstimatorPasses
 from .libraries import SUITES, Attack, suite_of
 from .options import EvaluationOptions, Samples
@@ -51,7 +50,6 @@ def compute_fingerprint(
         "backend": options.backend,
         "batch_size": str(options.batch_size),
         "seed": str(options.seed),
-        "way with certified points": "spared" if spares_points(options) else "attacked",
         "version of art-robust-plugins": version("art-robust-plugins"),
         "version of torch": str(torch.__version__),
     }

@@ -142,11 +142,12 @@ class StateFolder:
         samples: Samples,
         passes: EstimatorPasses,
         locks: ExitStack,
-        spared: Tensor,
+        spared: Tensor | None,
     ) -> OpenedState:
         """The state that the folder holds, or a new one; the folder stays locked until ``locks`` is closed.
 
-        The points ``spared``, bool [N], are those of a new one: which a certificate spares may depend on rounding.
+        The points ``spared``, bool [N], are those of a new one: which a certificate spares may depend on rounding. With
+        None all must be attacked.
 
         Raises:
             ValueError: a file that is no state, one of another evaluation, a folder in use (the sentence says which).
@@ -157,8 +158,14 @@ class StateFolder:
             remove_temporaries(self.path, [STATE_FILE])
             remove_temporaries(self.path / BATCHES_FOLDER)
         if self.path is None or not (self.path / STATE_FILE).exists():
-            return OpenedState(secrets.token_hex(8), fingerprint, None, spared, [])
+            nowhere = torch.zeros(len(samples.x), dtype=torch.bool, device="cpu")
+            return OpenedState(secrets.token_hex(8), fingerprint, None, nowhere if spared is None else spared, [])
         stored = self._load_state(self.path / STATE_FILE, fingerprint, samples, passes)
+        if spared is None and bool(stored["spared"].any()):
+            raise ValueError(
+                f"state_dir: the state in {self.path} is of an evaluation that left out certified points, expected one "
+                f"that attacks all; choose another folder for this evaluation."
+            )
         clean = None if stored["clean"] is None else CleanFindings.from_record(stored)
         changes = self._load_changes(stored["mark"], samples.x)
         return OpenedState(stored["mark"], fingerprint, clean, stored["spared"], changes)

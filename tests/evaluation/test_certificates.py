@@ -201,8 +201,22 @@ def test_an_evaluation_that_spared_points_continues_as_no_other(
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     plain = PyTorchClassifier(certifier.model, certifier.loss, (1, 8, 8), 10, clip_values=(0, 1))
     other = evaluator(certifier, skip=False) if kind == "attacks all points" else evaluator(plain)
-    with pytest.raises(ValueError, match="another way with certified points, expected the same"):
+    with pytest.raises(ValueError, match="that left out certified points, expected one that attacks all"):
         other.evaluate(*some)
+
+
+def test_an_evaluation_that_attacked_all_continues_with_a_certificate(
+    certifier: PyTorchLipschitzCertifier, some: Data, tmp_path: Path
+) -> None:
+    plain = PyTorchClassifier(certifier.model, certifier.loss, (1, 8, 8), 10, clip_values=(0, 1))
+    reports = [
+        Evaluator(each, ThreatModel("L2", 0.2), attacks="apgd-ce", state_dir=tmp_path, verbose=False).evaluate(*some)
+        for each in (plain, certifier)
+    ]
+    assert reports[1].attacks[0].forward_calls == reports[0].attacks[0].forward_calls
+    certificate = reports[1].settings["certificate"]
+    assert certificate["points not attacked"] == 0
+    assert certificate["certified points attacked"] > WITNESSES
 
 
 def test_a_point_whose_certificate_float32_can_break_is_attacked() -> None:
