@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,6 @@ def measure_here(name: str, folder: Path, points: int) -> None:
 
 def train(name: str, folder: Path, *, quick: bool) -> None:
     """Train the network as autoattack_speed.py trains that of this data set, and keep it with its radius."""
-    from dataclasses import replace
-
     from autoattack_speed import DIGITS, MNIST, train_network
 
     from art_robust_plugins import save_classifier

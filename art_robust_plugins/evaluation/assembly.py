@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..fingerprints import digest
+from ..lipschitz import PyTorchLipschitzCertifier
 from ..randomness import seed_everything
 from .certificates import CertifiedRadii
 from .diagnostics import Certificate, Findings, ShortAttackPlan, ShortAttacks, run_diagnostics, run_short_attacks
@@ -70,7 +71,7 @@ class Outputs(NamedTuple):
     attacked: Tensor
 
 
-def assemble_report(finished: FinishedEvaluation) -> EvaluationReport:
+def assemble_report(finished: FinishedEvaluation, certificate: Certificate | None) -> EvaluationReport:
     """The report without the images of all points, which stay with the state and the samples."""
     correct, robust, passes = finished.correct, finished.robust, finished.judge.passes
     results = [_build_result(finished, prepared) for prepared in finished.prepared.attacks]
@@ -89,14 +90,7 @@ def assemble_report(finished: FinishedEvaluation) -> EvaluationReport:
         straight_through=passes.module.straight_through,
         loss=passes.estimator.loss,
         single_output=passes.module.single,
-        certificate=None
-        if certified is None
-        else Certificate(
-            certified.radii,
-            certified.computed,
-            attacked=(correct & ~robust).numpy(),
-            eps=finished.options.threat.eps + finished.judge.tolerance.typical,
-        ),
+        certificate=certificate,
     )
     return EvaluationReport(
         clean_accuracy=clean_accuracy,
@@ -158,6 +152,23 @@ def _attack_shortly(finished: FinishedEvaluation, batch_size: int) -> ShortAttac
         verbose=options.verbose,
     )
     return run_short_attacks(plan, batch_size)
+
+
+def examine_certificate(finished: FinishedEvaluation) -> Certificate | None:
+    """What the attacks found within the certified radii; the images that they broke there are classified in float64."""
+    certified = finished.certified
+    if certified is None:
+        return None
+    attacked = (finished.correct & ~finished.robust).numpy()
+    eps = finished.options.threat.eps + finished.judge.tolerance.typical
+    exact, estimator = np.zeros_like(attacked), finished.options.estimator
+    (points,) = (attacked & (certified.radii >= eps)).nonzero()
+    if len(points) and isinstance(estimator, PyTorchLipschitzCertifier):
+        images, labels = finished.state.adversarial[points], finished.samples.y[points].numpy()
+        exact[points] = (
+            finished.judge.passes.batched.run_whole(lambda size: estimator.certify(images, size)[0]) != labels
+        )
+    return Certificate(certified.radii, certified.computed, exact, attacked, eps)
 
 
 def _describe(finished: FinishedEvaluation, short: ShortAttacks, certified: CertifiedRadii | None) -> dict[str, Any]:

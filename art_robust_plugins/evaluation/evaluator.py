@@ -37,7 +37,7 @@ from ..memory import return_large_blocks
 from ..processes import find_processes
 from ..snapshot import Snapshot
 from ..threat import ThreatModel
-from .assembly import FinishedEvaluation, assemble_report
+from .assembly import FinishedEvaluation, assemble_report, examine_certificate
 from .autoattack.batches import limit_on_cpu
 from .certificates import certify_points, choose_spared
 from .clean import inspect_clean
@@ -297,14 +297,21 @@ def _evaluate(options: EvaluationOptions, samples: Samples, snapshot: Snapshot) 
         # changes weights or computes gradients inside, and all attacks are our own.
         ours = all(each.leaves_weights for each in prepared.attacks)
         fixed = steady and ours and not (passes.changed or passes.weights.taken)
-        with parametrize.cached() if fixed else nullcontext():
+        keep = parametrize.cached if fixed else nullcontext
+        with keep():
             # The points that each attack left, from which the report computes the accuracy after each.
             left = runner.run_all(prepared.attacks, correct)
-            # Report: the main process assembles it; each process has the images itself.
-            finished = FinishedEvaluation(
-                options, samples, prepared, judge, clean, certified, state, left, processes.num_processes
-            )
-            report = share_from_main(processes, lambda: assemble_report(finished))
+        finished = FinishedEvaluation(
+            options, samples, prepared, judge, clean, certified, state, left, processes.num_processes
+        )
+
+        # Report: the main process assembles it; each process has the images itself.
+        def report_findings() -> EvaluationReport:
+            certificate = examine_certificate(finished)  # in float64, whose weights are not those that are kept
+            with keep():
+                return assemble_report(finished, certificate)
+
+        report = share_from_main(processes, report_findings)
         assert report.details is not None
         details = replace(report.details, clean=samples.x[state.broken & correct].numpy())
         return replace(report, adversarial=state.adversarial.numpy(), details=details)

@@ -27,10 +27,7 @@ VERSION_ENTRIES = ("version of art-robust-plugins", "version of torch")
 
 
 def compute_fingerprint(
-    options: EvaluationOptions,
-    samples: Samples,
-    passes: EstimatorPasses,
-    prepared: Preparation,
+    options: EvaluationOptions, samples: Samples, passes: EstimatorPasses, prepared: Preparation
 ) -> dict[str, str]:
     """The settings that must be the same for a stopped evaluation to continue."""
     estimator = options.estimator

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bridge import device_of
-from .tensors import dtype_of, tensors_of
+from .tensors import dtype_of, dtypes_of, tensors_of
 
 ALONE = 10
 """The number of compared samples that the network also gets one by one."""
@@ -107,7 +107,7 @@ def check_own_precision(network: nn.Module, x: Tensor, logits: Tensor, errors: T
     """
     dtype = dtype_of(network)
     outputs = network(x.to(dtype)).double()
-    growth = rounding_growth(network)
+    growth = find_rounding_growth(network)
     tolerance = OWN_ROUNDING * float(logits.abs().max()) + growth * float(errors.max())
     difference = float((outputs - logits).abs().max())
     if difference > tolerance:
@@ -117,19 +117,19 @@ def check_own_precision(network: nn.Module, x: Tensor, logits: Tensor, errors: T
         )
 
 
-def rounding_growth(network: nn.Module) -> float:
+def find_rounding_growth(network: nn.Module) -> float:
     """How much coarser the rounding of a network's passes is than that of float64, as a ratio.
 
     Products of float32 count as TF32 or bfloat16 where torch's settings allow these on the network's device.
     """
-    dtype, device = dtype_of(network), device_of(network)
-    coarsest = torch.finfo(dtype).eps
-    if dtype == torch.float32:
-        coarsest = max(coarsest, product_rounding(device))
+    dtypes = dtypes_of(network)
+    coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
+    if torch.float32 in dtypes:
+        coarsest = max(coarsest, find_product_rounding(device_of(network)))
     return coarsest / torch.finfo(torch.float64).eps
 
 
-def product_rounding(device: torch.device) -> float:
+def find_product_rounding(device: torch.device) -> float:
     """The relative spacing of the numbers that torch may multiply in place of those of float32."""
     backends: Any = torch.backends
     on_gpu = device.type == "cuda"

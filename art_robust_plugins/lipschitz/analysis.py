@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ..bridge import check_outputs, clip_range, copy_network, device_of, preprocessing_modules
 from ..checks import describe_error
-from .agreement import check_agreement, check_own_precision, make_probes, rounding_growth
+from .agreement import check_agreement, check_own_precision, find_rounding_growth, make_probes
 from .certificate import certify_logits
 from .graph import LipschitzGraph
 from .network_bound import NetworkBound
 from .norms.proving import proof_settings
 from .precision import check_precision
 from .structure import describe_structure
-from .tensors import check_initialised, dtype_of, tensors_of
+from .tensors import check_initialised, dtypes_of, tensors_of
 
 DIFFERENCE = 1e-11
 """The tolerated difference of a logit between network and graph, beyond the proven bound of rounding, as a ratio of the
@@ -131,11 +131,10 @@ class NetworkAnalysis:
             network: the analysed one, in evaluation mode and in its own data type, with weights that are numbers.
         """
         logits, errors, largest = self._checked_logits(x, batch_size)
-        dtype, growth = dtype_of(network), rounding_growth(network)
+        growth, limits = find_rounding_growth(network), [torch.finfo(dtype) for dtype in dtypes_of(network)]
         pairwise, rounding = self.bound.pairwise, self.bound.rounding
-        limits = torch.finfo(dtype)
-        own = growth * errors + rounding.underflow * limits.tiny
-        own = torch.where(largest < _HEADROOM * limits.max, own, math.inf)
+        own = growth * errors + rounding.underflow * max(limit.tiny for limit in limits)
+        own = torch.where(largest < _HEADROOM * min(limit.max for limit in limits), own, math.inf)
         if self._graph.computes_constants or _holds_subnormal(network):  # whose rounding the graph does not show
             own = torch.full_like(own, math.inf)
         # Logits whose difference is constant round differently in different places all the same.
@@ -159,8 +158,7 @@ class NetworkAnalysis:
         return logits, errors, largest
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The graph's logits [N, nb_classes], each sample alone, bounds [N] of their errors by rounding, and [N] the
-        largest norm of a value in the graph that is rounded."""
+        """The graph's logits, of each sample alone, bounds of their errors, and the largest norm of a rounded value."""
         rounding = self.bound.rounding
         logits, norms = self._graph.run(self._inputs(x), rounding.nodes)
         largest = norms.amax(dim=1) if norms.shape[1] else torch.zeros_like(logits[:, 0])

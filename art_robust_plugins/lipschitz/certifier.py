@@ -17,7 +17,6 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils import parametrize
 
 from ..bridge import check_classifier, check_threat, device_of, image_tensor, label_tensor
 from ..checks import check_count
@@ -25,7 +24,7 @@ from ..keywords import KnownKeywords, explain_keywords
 from ..threat import ThreatModel, parse_radius
 from .agreement import DisagreementError
 from .analysis import NetworkAnalysis, plain_mode
-from .parametrized import fix_weights
+from .parametrized import fix_weights, is_parametrized
 from .preprocessing import find_bounded_network
 from .report import LipschitzReport
 
@@ -189,14 +188,12 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
                 number, logits or weights that are NaN or infinite; a network or preprocessing as in the class,
                 or a network that disagrees with its graph.
         """
-        norm = ThreatModel(norm, 1.0).norm
+        scale = self._radius_in(norm)
         batch_size = check_count("batch_size", batch_size)
         with plain_mode(device_of(self.model)):
             images = image_tensor(x, self)
             prediction, radius = self._answer(lambda analysis: analysis.certify(images, batch_size))
-        if norm == "Linf":
-            radius = radius / math.sqrt(math.prod(self.input_shape))
-        return prediction.cpu().numpy(), radius.cpu().numpy()
+        return prediction.cpu().numpy(), radius.cpu().numpy() * scale
 
     @explain_keywords
     def certify_as_computed(
@@ -232,11 +229,9 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
         with plain_mode(device_of(self.model)):
             images, network = image_tensor(x, self), find_bounded_network(self)[0]
             twin = fix_weights(network)
-            analysis = self._analyse() if _has_numbers_alone(network) else self._analyse_computed(twin)
+            analysis = self._analyse_computed(twin) if is_parametrized(network) else self._analyse()
             found, radius = analysis.certify_as_computed(images, batch_size, twin)
-        computed = radius.cpu().numpy() / (
-            math.sqrt(math.prod(self.input_shape)) if ThreatModel(norm, 1.0).norm == "Linf" else 1.0
-        )
+        computed = radius.cpu().numpy() * self._radius_in(norm)
         # A class that the two data types disagree on has no margin that counts.
         return prediction, exact, np.where(found.cpu().numpy() == prediction, np.minimum(exact, computed), 0.0)
 
@@ -292,6 +287,10 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
             bound = self._answer(lambda analysis: analysis.bound)
             return LipschitzReport(bound.operators, float(bound.lipschitz), float(bound.pairwise.max()))
 
+    def _radius_in(self, norm: str) -> float:
+        """The radius of the largest ball of this norm in the L2 ball of radius 1."""
+        return 1 / math.sqrt(math.prod(self.input_shape)) if ThreatModel(norm, 1.0).norm == "Linf" else 1.0
+
     def _analyse(self) -> NetworkAnalysis:
         """Analyse the current network."""
         check_classifier(self)
@@ -337,7 +336,3 @@ class PyTorchLipschitzCertifier(PyTorchClassifier, KnownKeywords):
 def _is_identity(step: Any) -> bool:
     """Whether a standardisation is that by 0 and 1, which ART adds."""
     return bool(np.all(np.asarray(step.mean) == 0) and np.all(np.asarray(step.std) == 1))
-
-
-def _has_numbers_alone(network: nn.Module) -> bool:
-    return not any(parametrize.is_parametrized(module) for module in network.modules())

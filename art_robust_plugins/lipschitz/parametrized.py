@@ -62,6 +62,11 @@ def select_needed(trace: NetworkTrace, known: Container[Node]) -> set[Node]:
     return needed
 
 
+def is_parametrized(network: nn.Module) -> bool:
+    """Whether some weight of a network has a parametrization."""
+    return any(parametrize.is_parametrized(module) for module in network.modules())
+
+
 @torch.no_grad()
 def fix_weights(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose weights with a parametrization are the numbers that it gives now."""

@@ -22,6 +22,11 @@ def dtype_of(network: nn.Module) -> torch.dtype:
     return next((tensor.dtype for tensor in tensors_of(network) if tensor.is_floating_point()), torch.float32)
 
 
+def dtypes_of(network: nn.Module) -> set[torch.dtype]:
+    """The types of a network's inputs and of all its floating-point parameters and buffers."""
+    return {dtype_of(network), *(tensor.dtype for tensor in tensors_of(network) if tensor.is_floating_point())}
+
+
 def make_samples(network: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Two samples in [0, 1], the same each time, on the network's device."""
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ from builders import Data, load_digits
 from torch import Tensor, nn
 
 from art_robust_plugins import Evaluator, LipschitzMarginTrainer, PyTorchLipschitzCertifier, ThreatModel
+from art_robust_plugins.evaluation import evaluator
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.fab import FAB
 from art_robust_plugins.evaluation.autoattack.square import Square
@@ -166,8 +167,8 @@ def test_witnesses_are_the_points_whose_radii_are_the_smallest() -> None:
 def test_points_that_a_stopped_evaluation_spared_stay_spared(
     certifier: PyTorchLipschitzCertifier, some: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluator = Evaluator(certifier, ThreatModel("L2", 0.2), attacks="apgd-ce", state_dir=tmp_path, verbose=False)
-    first = evaluator.evaluate(*some)
+    stopped = Evaluator(certifier, ThreatModel("L2", 0.2), attacks="apgd-ce", state_dir=tmp_path, verbose=False)
+    first = stopped.evaluate(*some)
     honest = certifier.certify_as_computed
 
     def reverse(*arguments: Any, **options: Any) -> Any:
@@ -175,7 +176,7 @@ def test_points_that_a_stopped_evaluation_spared_stay_spared(
         return prediction, exact, np.where(computed > 0.2, 0.2 + 1 / computed, computed)
 
     monkeypatch.setattr(certifier, "certify_as_computed", reverse)
-    again = evaluator.evaluate(*some)
+    again = stopped.evaluate(*some)
     counts = [report.settings["certificate"]["points not attacked"] for report in (first, again)]
     assert counts[0] == counts[1] > 0
     assert again.attacks[0].forward_calls == first.attacks[0].forward_calls
@@ -185,7 +186,7 @@ def test_points_that_a_stopped_evaluation_spared_stay_spared(
 def test_an_evaluation_that_spared_points_continues_as_no_other(
     kind: str, certifier: PyTorchLipschitzCertifier, some: Data, tmp_path: Path
 ) -> None:
-    def evaluator(estimator: PyTorchClassifier, skip: bool = True) -> Evaluator:
+    def make(estimator: PyTorchClassifier, skip: bool = True) -> Evaluator:
         return Evaluator(
             estimator,
             ThreatModel("L2", 0.2),
@@ -195,12 +196,12 @@ def test_an_evaluation_that_spared_points_continues_as_no_other(
             verbose=False,
         )
 
-    first = evaluator(certifier).evaluate(*some).settings["certificate"]
+    first = make(certifier).evaluate(*some).settings["certificate"]
     assert first["points not attacked"] > 0
-    again = evaluator(certifier).evaluate(*some).settings["certificate"]
+    again = make(certifier).evaluate(*some).settings["certificate"]
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     plain = PyTorchClassifier(certifier.model, certifier.loss, (1, 8, 8), 10, clip_values=(0, 1))
-    other = evaluator(certifier, skip=False) if kind == "attacks all points" else evaluator(plain)
+    other = make(certifier, skip=False) if kind == "attacks all points" else make(plain)
     with pytest.raises(ValueError, match="that left out certified points, expected one that attacks all"):
         other.evaluate(*some)
 
@@ -242,3 +243,29 @@ def test_a_point_whose_certificate_float32_can_break_is_attacked() -> None:
     assert reports[0].robust_accuracy < reports[0].clean_accuracy
     assert "certificate-rounded" in [flag.name for flag in reports[0].flags]
     assert "certificate-broken" not in [flag.name for flag in reports[0].flags]
+
+
+def test_norms_are_proven_and_points_certified_in_the_main_process_alone(
+    certifier: PyTorchLipschitzCertifier, some: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share, depth, calls = evaluator.share_from_main, [0], []
+
+    def watch(processes: Any, work: Any) -> Any:
+        depth[0] += 1
+        try:
+            return share(processes, work)
+        finally:
+            depth[0] -= 1
+
+    for name in ("certify_as_computed", "lipschitz_constants"):
+        honest = getattr(certifier, name)
+
+        def note(*arguments: Any, honest: Any = honest, **options: Any) -> Any:
+            calls.append(depth[0])
+            return honest(*arguments, **options)
+
+        monkeypatch.setattr(certifier, name, note)
+    monkeypatch.setattr(evaluator, "share_from_main", watch)
+    Evaluator(certifier, ThreatModel("L2", 0.2), attacks="apgd-ce", verbose=False).evaluate(*some)
+    assert len(calls) >= 2
+    assert min(calls) == 1

@@ -13,9 +13,8 @@ from .square_points import Pace, SquarePoints, take_signs, update_mean
 
 # If at least this share of the proposals changes its image, all of them are queried: the pass keeps its size.
 FEW_SPARED = 0.9
-# Proposals of each point that are examined at once, and numbers in the images that are made of them.
+# Proposals of each point that are examined at once.
 AHEAD = 256
-LARGEST_LOOK = 2**21
 
 
 class Proposals(NamedTuple):
@@ -44,22 +43,20 @@ class LinfSearch:
         self.corners, self.signs, self.identity, self.batch = _draw_proposals(points)
         # The share of the proposals that change their image, lately.
         self.changing = 1.0
-        # Proposals that are examined together; those of large images in no more memory than a pass takes.
-        self.at_once = LARGEST_LOOK // points.x[0].numel()
         # The images of the latest proposals, if they were made together.
         self.made: Tensor | None = None
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Which points were broken, bool [n] on the CPU, and the best image of each."""
         points, queries, margin = self.points, self.points.queries, self.margin
-        n, numbers = len(points.x), points.x[0].numel()
+        n = len(points.x)
         # Proposals that change nothing or are known to be worse than the best image, until that image changes.
         known = torch.zeros(n, int(self.identity.max()) + 1, dtype=torch.bool, device="cpu")
         reached = torch.where(points.searched, 0, queries)
         pace = Pace(points.passes.suggest_rows(points.x))
         while len(left := ((margin > 0) & (reached < queries)).nonzero().flatten()):
             tries = pace.choose_tries(len(left))
-            looks = min(math.ceil(tries / self.changing), max(LARGEST_LOOK // (len(left) * numbers), tries))
+            looks = min(math.ceil(tries / self.changing), max(points.at_once // len(left), tries))
             query = reached[left, None] + torch.arange(AHEAD, device="cpu")
             there, query = query < queries, query.clamp_max(queries - 1)
             name = self.identity[self.batch[left, None], query]
@@ -88,7 +85,7 @@ class LinfSearch:
         count = len(proposals.point)
         if count == 0:
             return torch.zeros(0, device="cpu"), 0
-        margins, asked, changed = self.points.passes.run_over(count, partial(self._ask, proposals), self.at_once)
+        margins, asked, changed = self.points.passes.run_over(count, partial(self._ask, proposals), self.points.at_once)
         self.changing = update_mean(self.changing, int(changed.sum()) / count, at_least=0.1)
         return margins, int(asked.sum())
 
@@ -121,7 +118,7 @@ class LinfSearch:
             self.best[point] = proposed
             return ()
 
-        self.points.passes.run_over(len(rows), take, self.at_once)
+        self.points.passes.run_over(len(rows), take, self.points.at_once)
 
     def _make_images(self, proposals: Proposals) -> tuple[Tensor, Tensor, Tensor]:
         """The points [m] of these proposals, their best images [m, C, H, W], and what the proposals make of them."""

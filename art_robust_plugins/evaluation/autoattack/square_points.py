@@ -16,6 +16,8 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 WASTE = 0.2
 # Decay of the running mean of a share.
 MEMORY = 0.9
+# Numbers in the images that are made of proposals at once.
+LARGEST_LOOK = 2**21
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class SquarePoints:
     eps: float
     queries: int
     p_init: float
+
+    @property
+    def at_once(self) -> int:
+        """Proposals that are made together; those of large images in no more memory than a pass takes."""
+        return LARGEST_LOOK // self.x[0].numel()
 
     def send(self, values: Tensor) -> Tensor:
         """Copy these numbers to the images' device, without waiting for it."""

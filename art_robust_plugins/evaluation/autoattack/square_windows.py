@@ -24,10 +24,8 @@ from .projections import correct_to_l1_ball
 from .square_points import HALVINGS, Pace, SquarePoints, take_signs
 
 LONGEST_BLOCK = 128
-# Numbers in the images that a block may take one query each of, so that undoing them stays cheap; and in the images
-# that are made of proposals at once.
+# Numbers in all images times the queries of a block: what may have to be undone.
 LARGEST_BLOCK = 2**25
-LARGEST_LOOK = 2**21
 
 
 @dataclass(frozen=True)
@@ -81,15 +79,13 @@ class WindowSearch:
         self.points, self.norm = points, norm
         n, c, h, w = points.x.shape
         self.x = points.x.reshape(n, c, h * w)
-        # Proposals that are made together; those of large images in no more memory than a pass takes.
-        self.at_once = LARGEST_LOOK // points.x[0].numel()
         tiles = self._draw_tiles().flatten(2)
 
         def fill(part: slice) -> tuple[Tensor]:
             # A copy, as a part that does not fit into memory is filled again.
             return (self._fill_ball(self.x[part], tiles[part].clone()),)
 
-        self.best = points.passes.run_over(n, fill, self.at_once)[0]
+        self.best = points.passes.run_over(n, fill, points.at_once)[0]
         self.longest = max(1, min(LONGEST_BLOCK, LARGEST_BLOCK // self.x.numel()))
         self.margin = points.compute_first_margin(self.best)
         self.delta = self.best - self.x
@@ -130,7 +126,7 @@ class WindowSearch:
             proposals = (left[rows[row]], rows[row], query[row, column])
             found = torch.full(query.shape, torch.inf, device="cpu")
             ask = partial(self._ask, block, *proposals)
-            found[row, column] = self.points.passes.run_over(len(row), ask, self.at_once)[0]
+            found[row, column] = self.points.passes.run_over(len(row), ask, self.points.at_once)[0]
             better = (found < self.margin[left[rows], None]) | (found <= 0)
             accepted, first = better.any(dim=1), better.byte().argmax(dim=1)
             if bool(accepted.any()):
@@ -140,7 +136,7 @@ class WindowSearch:
                 taken = index[accepted, chosen]
                 point, place, queries = (each[taken] for each in proposals)
                 make = partial(self._make_images, block, point, place, queries)
-                images = self.points.passes.run_over(len(taken), make, self.at_once)[0]
+                images = self.points.passes.run_over(len(taken), make, self.points.at_once)[0]
                 changes.append(self._record_change(query[accepted, chosen], accepted_points))
                 self._put(accepted_points, images, found[accepted, chosen])
                 broken = self.margin[accepted_points] <= 0

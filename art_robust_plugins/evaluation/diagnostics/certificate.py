@@ -9,11 +9,10 @@ from .findings import Findings
 
 
 def flag_broken_certificate(findings: Findings) -> Iterator[Flag]:
-    """A point was broken within eps, and its certified radius is at least that, rounding of the network included."""
+    """A point was broken within eps, its certified radius is at least that, and rounding does not explain it."""
     if findings.certificate is None:
         return
-    certificate = findings.certificate
-    broken = int((certificate.attacked & (certificate.computed >= certificate.eps)).sum())
+    broken = int((findings.certificate.refuted & ~findings.certificate.rounded).sum())
     if broken:
         yield Flag(
             "certificate-broken",
@@ -25,18 +24,16 @@ def flag_broken_certificate(findings: Findings) -> Iterator[Flag]:
 
 
 def flag_rounded_certificate(findings: Findings) -> Iterator[Flag]:
-    """A point was broken within its certified radius, but not within the one that counts the network's rounding."""
+    """A point was broken within its certified radius by the rounding of the network, and not in float64."""
     if findings.certificate is None:
         return
-    certificate = findings.certificate
-    within = (certificate.radii >= certificate.eps) & (certificate.computed < certificate.eps)
-    broken = int((certificate.attacked & within).sum())
+    broken = int(findings.certificate.rounded.sum())
     if broken:
         yield Flag(
             "certificate-rounded",
             "warning",
-            f"{broken} points were misclassified within their certified radius, which does not hold with the rounding "
-            f"of the network's data type.",
+            f"{broken} points were misclassified within their certified radius by the rounding of the network's data "
+            f"type: float64 classifies them correctly.",
             "A certificate is one of exact arithmetic and of float64: evaluate the network in float64, switch TF32 "
             "off, or report the accuracy under attack.",
         )

@@ -57,14 +57,28 @@ class Certificate:
     Attributes:
         radii: of the points [N], -1 where the certified class is not the label.
         computed: likewise, with the rounding of the network as it computes.
+        exact: the points whose attacked image is misclassified in float64 too, bool [N]; where ``radii`` reach eps.
         attacked: the points that were correct and that an attack broke, bool [N].
         eps: the radius of the ball in which the attacks' images count, with its tolerance.
     """
 
     radii: NDArray[Any]
     computed: NDArray[Any]
+    exact: NDArray[np.bool_]
     attacked: NDArray[np.bool_]
     eps: float
+
+    @property
+    def refuted(self) -> NDArray[np.bool_]:
+        """The points that were broken within their certified radius, bool [N]."""
+        refuted: NDArray[np.bool_] = self.attacked & (self.radii >= self.eps)
+        return refuted
+
+    @property
+    def rounded(self) -> NDArray[np.bool_]:
+        """Those of them that float64 classifies correctly, and whose radius the network's rounding makes smaller."""
+        rounded: NDArray[np.bool_] = self.refuted & ~self.exact & (self.computed < self.eps)
+        return rounded
 
 
 FlagTest = Callable[[Findings], Iterable[Flag]]

@@ -4,7 +4,7 @@ from ...choices import Backend
 from ..results import Constraint
 from .attack import TRANSFER, Attack, NotApplicable, Perturb, Prepare, Setting
 from .packages import package_versions, reference_package
-from .registry import ALIASES, ATTACKS, SUITES, find_norms, resolve, resolve_alias, suite_of, why_not
+from .registry import ALIASES, ATTACKS, SUITES, find_norms, find_obstacle, resolve, resolve_alias, suite_of
 
 __all__ = [
     "ALIASES",
@@ -19,10 +19,10 @@ __all__ = [
     "Prepare",
     "Setting",
     "find_norms",
+    "find_obstacle",
     "package_versions",
     "reference_package",
     "resolve",
     "resolve_alias",
     "suite_of",
-    "why_not",
 ]

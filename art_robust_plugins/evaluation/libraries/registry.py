@@ -66,10 +66,10 @@ def resolve_alias(name: str) -> str:
 
 def find_norms(attack: Attack) -> list[Norm]:
     """The norms in which an attack exists for images in colour and ten classes."""
-    return [norm for norm in get_args(Norm) if why_not(attack, ThreatModel(norm, 0.1), (3, 32, 32), 10) is None]
+    return [norm for norm in get_args(Norm) if find_obstacle(attack, ThreatModel(norm, 0.1), (3, 32, 32), 10) is None]
 
 
-def why_not(attack: Attack, threat: ThreatModel, input_shape: tuple[int, ...], classes: int) -> str | None:
+def find_obstacle(attack: Attack, threat: ThreatModel, input_shape: tuple[int, ...], classes: int) -> str | None:
     """Why an attack does not exist for this threat, images of this shape and so many classes; None where it does."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), classes))
     try:

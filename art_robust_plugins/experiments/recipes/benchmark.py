@@ -18,7 +18,7 @@ import torch
 from ...bridge import check_threat
 from ...data import Dataset, load_data
 from ...evaluation import EvaluationReport, Evaluator, save_comparison
-from ...evaluation.libraries import package_versions, resolve, why_not
+from ...evaluation.libraries import find_obstacle, package_versions, resolve
 from ...files import read_sealed, remove_temporaries, write_json, write_sealed
 from ...locks import is_unused, locked_folder
 from ...processes import find_processes
@@ -110,7 +110,7 @@ def _check(recipe: Recipe, data: Dataset) -> None:
     attacks = resolve(recipe.attacks)
     package_versions(attacks)
     for threat in recipe.threats.values():
-        reasons = [why_not(attack, threat, data.input_shape, data.nb_classes) for attack in attacks]
+        reasons = [find_obstacle(attack, threat, data.input_shape, data.nb_classes) for attack in attacks]
         if None not in reasons:
             told = "; ".join(f"{attack.name}: {reason}" for attack, reason in zip(attacks, reasons, strict=True))
             raise ValueError(f"evaluation.attacks: got none that exists within {threat} ({told}), expected one.")

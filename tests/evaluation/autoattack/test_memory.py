@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from art_robust_plugins import Evaluator, ThreatModel
 from art_robust_plugins.evaluation import evaluator
-from art_robust_plugins.evaluation.autoattack import batches, square_linf, square_windows
+from art_robust_plugins.evaluation.autoattack import batches, square_linf, square_points, square_windows
 from art_robust_plugins.evaluation.autoattack.apgd import APGD
 from art_robust_plugins.evaluation.autoattack.ascent import LinfAscent
 from art_robust_plugins.evaluation.autoattack.batches import BatchedPasses
@@ -95,8 +95,7 @@ def watch_proposals(monkeypatch: pytest.MonkeyPatch, norm: Norm, largest: int) -
         return made
 
     monkeypatch.setattr(search, name, watch)
-    for module in (square_linf, square_windows):
-        monkeypatch.setattr(module, "LARGEST_LOOK", 1)
+    monkeypatch.setattr(square_points, "LARGEST_LOOK", 1)
     return rows
 
 

@@ -133,9 +133,15 @@ def test_one_output_that_is_a_probability() -> None:
 
 def test_a_certificate_that_an_attack_refutes() -> None:
     radii, attacked_points = np.array([0.2, 0.1, -1.0]), np.array([True, False, True])
-    assert raise_flags(certificate=Certificate(radii, radii, attacked_points, eps=0.2)) == ["certificate-broken"]
-    assert raise_flags(certificate=Certificate(radii, 0.9 * radii, attacked_points, eps=0.2)) == ["certificate-rounded"]
-    assert raise_flags(certificate=Certificate(radii, radii, attacked_points, eps=0.21)) == []
+    wrong, right = attacked_points, np.zeros(3, dtype=bool)  # in float64
+    for computed, exact, expected in (
+        (radii, right, ["certificate-broken"]),
+        (0.9 * radii, right, ["certificate-rounded"]),
+        (0.9 * radii, wrong, ["certificate-broken"]),
+        (0 * radii, wrong, ["certificate-broken"]),
+    ):
+        assert raise_flags(certificate=Certificate(radii, computed, exact, attacked_points, eps=0.2)) == expected
+        assert raise_flags(certificate=Certificate(radii, computed, exact, attacked_points, eps=0.21)) == []
 
 
 @pytest.mark.parametrize("name", ["flags", "results"])
