@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from comparison import measure_once, network_folder, parse_arguments, run_jobs, train_once, work_folder
+from comparison import make_parser, measure_once, network_folder, run_jobs, train_once, work_folder
 from saving import save, table
 from torch import Tensor, nn
 
@@ -186,7 +186,7 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    args = parse_arguments(__doc__)
+    args = make_parser(__doc__).parse_args()
     seeds, eps = ((0,), list(POINTS)[:1]) if args.quick else ((0, 1, 2), list(POINTS))
     work = work_folder("bang_mnist", args.quick)
     threads = max(1, (os.cpu_count() or 1) // args.workers)

@@ -280,7 +280,7 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    args = comparison.parse_arguments(__doc__)
+    args = comparison.make_parser(__doc__).parse_args()
     setup = Setup().quick() if args.quick else Setup()
     work = comparison.work_folder("certified", args.quick)
     cases = [(setup, work, *case) for case in list_cases(setup)]

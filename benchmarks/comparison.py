@@ -59,10 +59,10 @@ class QuickSetup(Protocol):
 AnySetup = TypeVar("AnySetup", bound=QuickSetup)
 
 
-def parse_arguments(
+def make_parser(
     description: str | None, setups: Iterable[str] = (), *, takes_data: bool = True
-) -> argparse.Namespace:
-    """Read the command line: ``setup`` (where there are several), ``data``, ``workers`` and ``quick``."""
+) -> argparse.ArgumentParser:
+    """A command line with ``setup`` (where there are several), ``data``, ``workers`` and ``quick``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if setups:
         parser.add_argument("setup", choices=list(setups))
@@ -72,7 +72,7 @@ def parse_arguments(
         )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a run of about a minute, which is not recorded")
-    return parser.parse_args()
+    return parser
 
 
 def work_folder(name: str, quick: bool) -> Path:
@@ -125,7 +125,7 @@ def run_setup(
     Returns:
         The name of the comparison and setup, the setup, the jobs' results, and whether this was a quick run.
     """
-    args = parse_arguments(description, setups)
+    args = make_parser(description, setups).parse_args()
     name, setup = f"{comparison}_{args.setup}", setups[args.setup]
     setup = setup.quick() if args.quick else setup
     work = work_folder(name, args.quick)

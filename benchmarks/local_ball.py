@@ -6,18 +6,19 @@
     python benchmarks/local_ball.py cifar10-search [--workers 2] [--quick]
     python benchmarks/local_ball.py digits [--workers 2] [--quick]
     python benchmarks/local_ball.py mnist [--workers 2] [--quick]
-    python benchmarks/local_ball.py cifar10 [--workers 2] [--quick]
+    python benchmarks/local_ball.py cifar10 [--workers 2] [--quick] [--rows ROW ...]
 
 Each command runs a recipe, as ``art-robust benchmark`` does: ``cifar10`` the package's own, the others one in recipes/.
 ``search`` and ``digits-search`` choose schedule and epochs for each training on MNIST and on digits, at one rate, and
 ``levers`` then compares options of local ball on MNIST with the chosen ones; ``cifar10-search`` compares them on
 CIFAR-10 in shorter trainings than those of ``cifar10``. These four judge on training images that none of their rows is
 trained on. ``digits``, ``mnist`` and ``cifar10`` compare the trainings on test images, and measure what a recipe cannot
-state: how long an epoch of each training against adversaries takes, relative to an epoch of TRADES-10, or of PGD-10 on
-CIFAR-10. There the rows take turns in one process with one thread, and a ratio is the median over rounds.
+state: how long an epoch of each training takes, relative to an epoch of TRADES-10, or of PGD-10 on CIFAR-10. There the
+rows take turns in one process with one thread, and a ratio is the median over rounds.
 
 Each says at its start about how long it takes. MNIST and CIFAR-10 are read from where ART keeps its data. Work in
-progress is kept under runs/; the same command continues it.
+progress is kept under runs/; the same command continues it. With --rows only these rows of the recipe are trained, and
+the networks of others stay in the record: a long comparison can be measured in parts, on several machines.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparison import format_percent, parse_arguments
-from saving import save, table
+from comparison import format_percent, make_parser
+from saving import RESULTS, save, table
 
 from art_robust_plugins import RobustTrainer
+from art_robust_plugins.checks import check_choice
 from art_robust_plugins.data import Dataset, load_data
 from art_robust_plugins.experiments.recipes import Recipe, Row, load_recipe, run_recipe
 from art_robust_plugins.files import read_json, write_json
+from art_robust_plugins.registry import method, parameters_of
 from art_robust_plugins.training.methods.adversarial import AdversarialTrainer
 
 NAMES = {
@@ -64,6 +67,8 @@ ON_HELD_OUT = {
 on MNIST and CIFAR-10 none of the comparison is, either."""
 TIMED = {"digits": 5000, "mnist": 5000, "cifar10": 512}
 """The largest number of images in a timed epoch, of the commands that measure times."""
+MASKED = {"square-beats-white-box", "cross-entropy-misleads"}
+"""The flags by which the stages of AutoAttack tell of masked gradients."""
 HELD_OUT = 1000
 """The number of training images that a search keeps from training, where they are at most a fifth."""
 SETTING = "; "
@@ -72,7 +77,9 @@ SETTING = "; "
 
 def create_trainer(row: Row, data: Dataset) -> RobustTrainer:
     """The trainer of a row as it is timed: without a schedule, and without measuring overfitting."""
-    parameters = {**row.plan.parameters, "overfitting": "ignore"}
+    parameters = dict(row.plan.parameters)
+    if "overfitting" in parameters_of(method(row.plan.method)):
+        parameters["overfitting"] = "ignore"
     options = {name: value for name, value in row.plan.options.items() if name not in ("schedule", "milestones")}
     plan = replace(row.plan, parameters=parameters, options=options)
     return plan.trainer(data, seed=0)[0]
@@ -122,10 +129,48 @@ def list_networks(recipe: Recipe, record: dict[str, Any]) -> list[dict[str, Any]
             "robust": result["threats"][threat]["robust"],
             "stages": result["threats"][threat]["attacks"],
             "flags": result["threats"][threat]["flags"],
+            **{key: result[key] for key in ("training_seconds", "date", "machine")},
         }
         for result in record["results"]
         if "diverged" not in result
     ]
+
+
+def select_rows(recipe: Recipe, names: Sequence[str] | None) -> Recipe:
+    """The recipe with these of its rows.
+
+    Raises:
+        ValueError: for a name that no row has.
+    """
+    known = [row.name for row in recipe.rows]
+    for name in names or ():
+        check_choice("rows", name, known)
+    return recipe if names is None else replace(recipe, rows=tuple(row for row in recipe.rows if row.name in names))
+
+
+def read_networks(path: Path, recipe: Recipe) -> list[dict[str, Any]]:
+    """The networks of an earlier record of this recipe; none where there is no record.
+
+    Raises:
+        ValueError: for the record of another recipe.
+    """
+    if not path.exists():
+        return []
+    record = read_json(path)
+    then, now = ({**table, "description": ""} for table in (record.get("recipe", {}), recipe.table))
+    if then != now:
+        raise ValueError(f"rows: {path.name} is the record of another recipe, expected none or one of this recipe.")
+    networks: list[dict[str, Any]] = record["results"]["networks"]
+    return networks
+
+
+def join_networks(
+    recipe: Recipe, earlier: list[dict[str, Any]], measured: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The networks of both in the order of the recipe; those that were measured replace earlier ones."""
+    found = {(network["row"], network["seed"]): network for network in [*earlier, *measured]}
+    order = [(row.name, seed) for row in recipe.rows for seed in row.seeds]
+    return [found[place] for place in order if place in found]
 
 
 def accuracies(networks: Iterable[dict[str, Any]], row: str, attack: str) -> dict[str, str]:
@@ -138,20 +183,33 @@ def accuracies(networks: Iterable[dict[str, Any]], row: str, attack: str) -> dic
 
 
 def summary(results: dict[str, Any], beside: str = "TRADES-10") -> list[dict[str, str]]:
-    """A row for each training, with its time relative to that of another row."""
+    """A row for each training that was measured, with its time relative to that of another row."""
     rows = []
+    measured = {network["row"] for network in results["networks"]}
     for name, seconds in results["seconds"].items():
+        if name not in measured:
+            continue
         ratios = [own / other for own, other in zip(seconds, results["seconds"][beside], strict=True)]
+        passes = results["passes"].get(name)
         rows.append(
             {
                 "training": name,
-                "passes forward, backward": "{}, {}".format(*results["passes"][name][:2]),
+                "passes forward, backward": "" if passes is None else "{}, {}".format(*passes[:2]),
                 **accuracies(results["networks"], name, "AutoAttack"),
+                "flagged": count_flagged(results["networks"], name),
                 f"time / {beside}": f"{statistics.median(ratios):.2f}",
                 "s per 1000 images": f"{1000 * statistics.median(seconds) / results['timed']:.2f}",
             }
         )
     return rows
+
+
+def count_flagged(networks: Iterable[dict[str, Any]], row: str) -> str:
+    """The number of a row's networks with flags of masked gradients, of all of them."""
+    runs = [network for network in networks if network["row"] == row]
+    if any("flags" not in run for run in runs):
+        return "not recorded"
+    return f"{sum(not MASKED.isdisjoint(run['flags']) for run in runs)} of {len(runs)}"
 
 
 def cifar10_summary(results: dict[str, Any]) -> list[dict[str, str]]:
@@ -188,24 +246,32 @@ def choose_settings(networks: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def main() -> None:
-    args = parse_arguments(__doc__, NAMES, takes_data=False)
+    parser = make_parser(__doc__, NAMES, takes_data=False)
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="train only these; the record keeps the others")
+    args = parser.parse_args()
     name = NAMES[args.setup]
     recipe = load_recipe(ON_CIFAR10 if args.setup == "cifar10" else RECIPES / f"{name}.toml", quick=args.quick)
+    chosen = select_rows(recipe, args.rows)
+    if args.rows and args.setup not in TIMED:
+        parser.error(f"rows: got some with {args.setup}, expected them with one of {', '.join(TIMED)}")
+    earlier = read_networks(RESULTS / f"{name}.json", recipe) if args.rows else []
     out = Path("runs") / name / ("quick" if args.quick else "full")
     if args.setup in ON_HELD_OUT and not args.quick and not Path(recipe.data).exists():
         write_held_out(Path(recipe.data), load_recipe(ON_HELD_OUT[args.setup]))
-    record = run_recipe(recipe, out, command=f"python benchmarks/local_ball.py {args.setup}", workers=args.workers)
+    record = run_recipe(chosen, out, command=f"python benchmarks/local_ball.py {args.setup}", workers=args.workers)
     networks = list_networks(recipe, record)
     results: Any = networks
     if args.setup in TIMED:
         data, times = load_data(recipe.data), out / "seconds.json"
         images = min(128 if args.quick else TIMED[args.setup], len(data.x_train))
         torch.set_num_threads(1)  # the networks are too small for a second thread to pay
-        rows = [row for row in recipe.rows if isinstance(create_trainer(row, data), AdversarialTrainer)]
         if not times.exists():
-            write_json(times, time_epochs(rows, data, images, 2 if args.quick else 7))
-        passes = {row.name: list(create_trainer(row, data).passes) for row in rows}
+            write_json(times, time_epochs(recipe.rows, data, images, 2 if args.quick else 7))
+        trainers = {row.name: create_trainer(row, data) for row in recipe.rows}
+        passes = {key: list(each.passes) for key, each in trainers.items() if isinstance(each, AdversarialTrainer)}
+        networks = join_networks(recipe, earlier, networks)
         results = {"networks": networks, "seconds": read_json(times), "passes": passes, "timed": images}
+        print(f"{len(networks)} of {sum(len(row.seeds) for row in recipe.rows)} networks are measured.")
     print(table(SUMMARIES[args.setup](results)))
     if args.setup in ("digits-search", "search"):
         for training, setting in choose_settings(networks).items():

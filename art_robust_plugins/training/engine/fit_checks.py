@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -14,6 +15,9 @@ from ..processes import Processes
 from .first_step import check_optimizer, check_single_samples
 from .loss_checks import check_averages, check_reduction
 from .method import TrainingMethod
+
+_WITHOUT_BFLOAT16 = ("AVX2", "NO AVX")
+"""The capabilities, as torch names them, of x86 processors without AVX-512."""
 
 
 def check_options(options: TrainingOptions, classifier: PyTorchClassifier, *, validated: bool) -> None:
@@ -30,6 +34,19 @@ def check_options(options: TrainingOptions, classifier: PyTorchClassifier, *, va
     if options.keep_best and not validated:
         raise ValueError("validation_data: got none with keep_best, expected a pair (x, y).")
     _check_augmentation(options, classifier)
+
+
+def warn_of_emulation(options: TrainingOptions, device: torch.device) -> None:
+    """Warn if bfloat16 is asked for on a CPU that computes in it many times slower than in float32."""
+    if options.mixed_precision != "bf16" or device.type != "cpu":
+        return
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability in _WITHOUT_BFLOAT16:
+        warnings.warn(
+            f"mixed_precision: got 'bf16' on a CPU without AVX-512 ({capability}), where torch emulates bfloat16 and a "
+            f"step can take ten times as long as in float32, expected 'no'.",
+            stacklevel=2,
+        )
 
 
 def check_setup(method: TrainingMethod, processes: Processes, sizes: Iterable[int]) -> None:

@@ -28,7 +28,7 @@ from .checkpointer import CHECKPOINT, Checkpointer
 from .compiling import Compiled
 from .first_batch import FirstBatch, WeightMarks
 from .first_step import restore_buffers, take_first_step
-from .fit_checks import check_options, check_setup
+from .fit_checks import check_options, check_setup, warn_of_emulation
 from .fused import fuse_steps
 from .gradients import average_gradients
 from .learning_rates import follow_schedule, schedule_factor
@@ -227,6 +227,8 @@ class Loop:
             resumed=self.options.resume,
         )
         check_setup(self.method, self.processes, self.batches.sizes)
+        if self.processes.is_main:
+            warn_of_emulation(self.options, self.device)
 
     def _make_validator(self) -> Validator | None:
         if self.arguments.validation_data is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +113,20 @@ def test_gradient_clipping_channels_last_and_bf16() -> None:
     assert set(seen) == {torch.float32}  # for the loss
     assert half.model[0].weight.dtype == torch.float32
     assert accuracy(half) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "slow"), [("AVX2", "bf16", 1), ("AVX512", "bf16", 0), ("AVX2", "no", 0)]
+)
+def test_bfloat16_on_a_cpu_that_emulates_it_is_told(
+    capability: str, precision: Any, slow: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        options = TrainingOptions(seed=0, mixed_precision=precision)
+        StandardTrainer(classifier(), options=options).fit(X[:64], Y[:64], nb_epochs=2, verbose=False)
+    assert [str(warning.message) for warning in caught if "mixed_precision" in str(warning.message)] == [
+        "mixed_precision: got 'bf16' on a CPU without AVX-512 (AVX2), where torch emulates bfloat16 and a step can "
+        "take ten times as long as in float32, expected 'no'."
+    ] * slow
