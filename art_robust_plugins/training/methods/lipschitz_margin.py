@@ -92,7 +92,7 @@ class LipschitzMarginTrainer(RobustTrainer):
 
     Nothing in the objective holds the logits down, and the loss of a misclassified sample grows with them: with a large
     c and a constant learning rate, weights and loss may grow without end. A learning rate that falls to 0 helps most,
-    then MinMax and a longer training; ``benchmarks/lipschitz_mnist.py`` measures what each gives.
+    then MinMax and a longer training; ``benchmarks/recipes/lipschitz_mnist.toml`` measures what each gives.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
