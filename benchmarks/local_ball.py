@@ -254,7 +254,7 @@ def main() -> None:
     chosen = select_rows(recipe, args.rows)
     if args.rows and args.setup not in TIMED:
         parser.error(f"rows: got some with {args.setup}, expected them with one of {', '.join(TIMED)}")
-    earlier = read_networks(RESULTS / f"{name}.json", recipe) if args.rows else []
+    earlier = read_networks(RESULTS / f"{name}.json", recipe) if args.rows and not args.quick else []
     out = Path("runs") / name / ("quick" if args.quick else "full")
     if args.setup in ON_HELD_OUT and not args.quick and not Path(recipe.data).exists():
         write_held_out(Path(recipe.data), load_recipe(ON_HELD_OUT[args.setup]))

@@ -167,3 +167,46 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(
     assert kept
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     same(EvaluationReport.load(tmp_path), report_of_one)
+
+
+CERTIFYING = """
+import os, sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from art_robust_plugins import Evaluator, PyTorchLipschitzCertifier, ThreatModel
+from art_robust_plugins.lipschitz.norms.linear import Linear
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+prove = Linear.upper_bound
+
+
+def note_and_prove(operator):
+    with (folder / f"proofs-{rank}").open("a") as file:
+        print(tuple(operator.weight.shape), file=file)
+    return prove(operator)
+
+
+Linear.upper_bound = note_and_prove
+torch.manual_seed(0)
+network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+certifier = PyTorchLipschitzCertifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, clip_values=(0.0, 1.0))
+x, y = torch.rand(12, 1, 4, 4), torch.arange(12) % 3
+report = Evaluator(certifier, ThreatModel("L2", 0.01), attacks=["apgd-ce"]).evaluate(x.numpy(), y.numpy())
+(folder / f"radii-{rank}").write_text(str(report.radii.tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_one_process_proves_the_norms_for_all(tmp_path: Path) -> None:
+    script = tmp_path / "certifying.py"
+    script.write_text(CERTIFYING)
+    done = subprocess.run(
+        [*LAUNCH, str(script), str(tmp_path)], check=False, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("proofs-*")) == ["proofs-0"]
+    radii = [(tmp_path / f"radii-{rank}").read_text() for rank in (0, 1)]
+    assert radii[0] == radii[1]
