@@ -65,7 +65,7 @@ ON_HELD_OUT = {
 }
 """The comparison on test images that each search is for. A search judges on images that none of its rows is trained on;
 on MNIST and CIFAR-10 none of the comparison is, either."""
-TIMED = {"digits": 5000, "mnist": 5000, "cifar10": 512}
+TIMED = {"digits": 5000, "mnist": 2000, "cifar10": 512}
 """The largest number of images in a timed epoch, of the commands that measure times."""
 MASKED = {"square-beats-white-box", "cross-entropy-misleads"}
 """The flags by which the stages of AutoAttack tell of masked gradients."""

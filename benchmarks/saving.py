@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,6 @@ def save(name: str, results: Any, *, folder: Path | None = None, **more: Any) ->
     """Write results/``name``.json, or that file in another folder, and return its path."""
     path = (RESULTS if folder is None else folder) / f"{name}.json"
     arguments = ["DIR" if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
     write_json(path, {**conditions(command), **more, "results": results})
     return path

@@ -89,6 +89,7 @@ def make_blocks() -> dict[str, str]:
         "certified_attack_cifar10": summary("certified_attack_cifar10", certified_attack.summary),
         "lipschitz_mnist": summary("lipschitz_mnist", lipschitz_mnist.summary),
         "local_ball_digits": summary("local_ball_digits", local_ball.summary),
+        "local_ball_digits_search": summary("local_ball_digits_search", local_ball.search_summary),
         "local_ball_mnist": summary("local_ball_mnist", local_ball.summary),
         "local_ball_mnist_search": summary("local_ball_mnist_search", local_ball.search_summary),
         "local_ball_mnist_levers": summary("local_ball_mnist_levers", local_ball.search_summary),

@@ -60,6 +60,8 @@ def test_presets() -> None:
     assert terms(preset("trades")) == (10, pytest.approx(0.025), "kl", 6, 0, 1)
     assert terms(preset("trades", steps=2, global_weight=3.0)) == (2, pytest.approx(0.125), "kl", 3, 0, 1)
     assert preset("weak", radius=0.25).radius == 0.25
+    assert terms(preset("previous")) == (1, pytest.approx(0.125), "ce", 1, 1, 0)
+    assert (preset("previous").start, preset("previous").smoothness) == ("previous", "logits")
     with pytest.raises(ValueError, match="name: got 'madry',"):
         preset("madry")
 
