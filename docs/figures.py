@@ -96,8 +96,11 @@ def sort_by_family(points: Mapping[str, Callable[[str], Point]]) -> list[Series]
     """Series of PGD-k, TRADES-k and local balls of k steps, by the rows' names; other local balls are variants."""
     families = {
         r"PGD-(\d+)": Series("PGD-k", COLOURS["orange"], "s", label_at=(7, -11)),
-        r"TRADES-(\d+)": Series("TRADES-k", COLOURS["green"], "^", label_at=(-6, 5)),
-        r"local ball, (\d+) steps?": Series("local ball, k steps", COLOURS["blue"], "o", label_at=(5, -13)),
+        r"TRADES-(\d+)": Series("TRADES-k", COLOURS["green"], "^", label_at=(6, -13)),
+        r"local ball, (\d+) steps?": Series("local ball, k steps", COLOURS["blue"], "o", label_at=(7, -11)),
+        r"local ball, (\d+) steps? from previous, smoothness of logits": Series(
+            "local ball, preset previous, k steps", COLOURS["red"], "v", label_at=(-6, 5)
+        ),
         r"local ball(?:, (.*))?": Series("local ball, variants", COLOURS["purple"], "D", joined=False),
     }
     for name, make in points.items():
