@@ -4,8 +4,8 @@
     python benchmarks/local_ball.py search [--workers 2] [--quick]
     python benchmarks/local_ball.py levers [--workers 2] [--quick]
     python benchmarks/local_ball.py cifar10-search [--workers 2] [--quick]
-    python benchmarks/local_ball.py digits [--workers 2] [--quick]
-    python benchmarks/local_ball.py mnist [--workers 2] [--quick]
+    python benchmarks/local_ball.py digits [--workers 2] [--quick] [--rows ROW ...]
+    python benchmarks/local_ball.py mnist [--workers 2] [--quick] [--rows ROW ...]
     python benchmarks/local_ball.py cifar10 [--workers 2] [--quick] [--rows ROW ...]
 
 Each command runs a recipe, as ``art-robust benchmark`` does: ``cifar10`` the package's own, the others one in recipes/.
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from comparison import format_percent, make_parser
-from saving import RESULTS, save, table
+from saving import RESULTS, describe_command, save, table
 
 from art_robust_plugins import RobustTrainer
 from art_robust_plugins.checks import check_choice
@@ -42,6 +42,8 @@ from art_robust_plugins.experiments.recipes import Recipe, Row, load_recipe, run
 from art_robust_plugins.files import read_json, write_json
 from art_robust_plugins.registry import method, parameters_of
 from art_robust_plugins.training.methods.adversarial import AdversarialTrainer
+
+Networks = list[dict[str, Any]]
 
 NAMES = {
     "search": "local_ball_mnist_search",
@@ -118,6 +120,11 @@ def write_held_out(path: Path, comparison: Recipe) -> None:
     )
 
 
+def find_place(network: dict[str, Any]) -> tuple[str, int]:
+    """The row and the seed of a network."""
+    return network["row"], network["seed"]
+
+
 def list_networks(recipe: Recipe, record: dict[str, Any]) -> list[dict[str, Any]]:
     """The networks of a recipe's record, with their accuracies within its one threat."""
     (threat,) = recipe.threats
@@ -148,27 +155,37 @@ def select_rows(recipe: Recipe, names: Sequence[str] | None) -> Recipe:
     return recipe if names is None else replace(recipe, rows=tuple(row for row in recipe.rows if row.name in names))
 
 
-def read_networks(path: Path, recipe: Recipe) -> list[dict[str, Any]]:
-    """The networks of an earlier record of this recipe; none where there is no record.
+def read_record(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """An earlier record of this recipe; an empty one where there is none.
 
     Raises:
         ValueError: for the record of another recipe.
     """
     if not path.exists():
-        return []
-    record = read_json(path)
+        return {}
+    record: dict[str, Any] = read_json(path)
     then, now = ({**table, "description": ""} for table in (record.get("recipe", {}), recipe.table))
     if then != now:
         raise ValueError(f"rows: {path.name} is the record of another recipe, expected none or one of this recipe.")
-    networks: list[dict[str, Any]] = record["results"]["networks"]
-    return networks
+    return record
 
 
-def join_networks(
-    recipe: Recipe, earlier: list[dict[str, Any]], measured: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The networks of both in the order of the recipe; those that were measured replace earlier ones."""
-    found = {(network["row"], network["seed"]): network for network in [*earlier, *measured]}
+def list_parts(earlier: dict[str, Any], command: str) -> list[dict[str, str]]:
+    """The commands that measured the networks of an earlier record, but for this command, each once."""
+    if not earlier:
+        return []
+    parts = [*earlier.get("parts", []), {key: earlier[key] for key in ("command", "date", "machine")}]
+    return [part for part in parts if part["command"] != command]
+
+
+def join_networks(chosen: Recipe, recipe: Recipe, earlier: dict[str, Any], measured: Networks) -> Networks:
+    """The networks of an earlier record and those that were measured, in the order of the recipe.
+
+    Of the chosen rows nothing earlier stays, so that a network that diverges now has no number from before.
+    """
+    again = {(row.name, seed) for row in chosen.rows for seed in row.seeds}
+    kept = [network for network in earlier.get("results", {}).get("networks", []) if find_place(network) not in again]
+    found = {find_place(network): network for network in [*kept, *measured]}
     order = [(row.name, seed) for row in recipe.rows for seed in row.seeds]
     return [found[place] for place in order if place in found]
 
@@ -254,9 +271,9 @@ def main() -> None:
     chosen = select_rows(recipe, args.rows)
     if args.rows and args.setup not in TIMED:
         parser.error(f"rows: got some with {args.setup}, expected them with one of {', '.join(TIMED)}")
-    earlier = read_networks(RESULTS / f"{name}.json", recipe) if args.rows and not args.quick else []
+    earlier = read_record(RESULTS / f"{name}.json", recipe) if args.rows and not args.quick else {}
     out = Path("runs") / name / ("quick" if args.quick else "full")
-    if args.setup in ON_HELD_OUT and not args.quick and not Path(recipe.data).exists():
+    if args.setup in ON_HELD_OUT and not args.quick:
         write_held_out(Path(recipe.data), load_recipe(ON_HELD_OUT[args.setup]))
     record = run_recipe(chosen, out, command=f"python benchmarks/local_ball.py {args.setup}", workers=args.workers)
     networks = list_networks(recipe, record)
@@ -269,7 +286,7 @@ def main() -> None:
             write_json(times, time_epochs(recipe.rows, data, images, 2 if args.quick else 7))
         trainers = {row.name: create_trainer(row, data) for row in recipe.rows}
         passes = {key: list(each.passes) for key, each in trainers.items() if isinstance(each, AdversarialTrainer)}
-        networks = join_networks(recipe, earlier, networks)
+        networks = join_networks(chosen, recipe, earlier, networks)
         results = {"networks": networks, "seconds": read_json(times), "passes": passes, "timed": images}
         print(f"{len(networks)} of {sum(len(row.seeds) for row in recipe.rows)} networks are measured.")
     print(table(SUMMARIES[args.setup](results)))
@@ -277,7 +294,8 @@ def main() -> None:
         for training, setting in choose_settings(networks).items():
             print(f"{training}: {setting}")
     if not args.quick:
-        print(save(name, results, recipe=recipe.table, worker_threads=1))
+        parts = list_parts(earlier, describe_command())
+        print(save(name, results, recipe=recipe.table, worker_threads=1, **({"parts": parts} if parts else {})))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def make_blocks() -> dict[str, str]:
         return "\n\n".join([*map(table, rows), f"{describe_conditions(record)} {count_threads(record)}."])
 
     def summary(name: str, rows: Callable[[Any], list[dict[str, str]]]) -> str:
-        return f"{table(rows(records[name]['results']))}\n\n{describe_conditions(records[name])}"
+        return f"{table(rows(records[name]['results']))}\n\n{describe_commands(records[name])}"
 
     def part(name: str, key: str) -> str:
         return f"{table(leave_out_not_run(records[name]['results'][key]))}\n\n{describe_conditions(records[name])}"
@@ -103,6 +103,12 @@ def make_blocks() -> dict[str, str]:
         "weight_map_mnist_variance": summary("weight_map_mnist", weight_maps.variance_summary),
         **{f"recipe_{name}": describe_recipe(name, records.get(f"recipe_{name}")) for name in available_recipes()},
     }
+
+
+def describe_commands(record: Mapping[str, Any]) -> str:
+    """The command of a record with its conditions, and those that measured other parts of it before."""
+    earlier = [f" Before: `{part['command']}`, {part['date']}, {part['machine']}." for part in record.get("parts", ())]
+    return describe_conditions(record) + "".join(earlier)
 
 
 def show_others(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -27,25 +27,35 @@ def make_network(row: str, seed: int, robust: float, *flags: str) -> dict[str, A
 
 def test_networks_measured_anew_replace_those_of_the_record(benchmark: Any) -> None:
     recipe = load_recipe("cifar10-small")
-    earlier = [make_network("PGD-10", 1, 0.2), make_network("PGD-10", 0, 0.2), make_network("gone", 0, 0.1)]
-    joined = benchmark.join_networks(recipe, earlier, [make_network("PGD-10", 0, 0.3), make_network("plain", 0, 0.0)])
+    networks = [make_network("PGD-3", 1, 0.2), make_network("PGD-10", 0, 0.2), make_network("gone", 0, 0.1)]
+    networks.append(make_network("PGD-10", 1, 0.2))  # it diverges this time
+    chosen = benchmark.select_rows(recipe, ["plain", "PGD-10"])
+    measured = [make_network("PGD-10", 0, 0.3), make_network("plain", 0, 0.0)]
+    joined = benchmark.join_networks(chosen, recipe, {"results": {"networks": networks}}, measured)
     assert [(run["row"], run["seed"], run["robust"]) for run in joined] == [
         ("plain", 0, 0.0),
+        ("PGD-3", 1, 0.2),
         ("PGD-10", 0, 0.3),
-        ("PGD-10", 1, 0.2),
     ]
+    assert benchmark.join_networks(chosen, recipe, {}, measured[:1]) == measured[:1]
 
 
 def test_the_record_of_another_recipe_is_refused(benchmark: Any, tmp_path: Path) -> None:
-    recipe = load_recipe("cifar10-small")
-    networks, path = [make_network("PGD-10", 0, 0.2)], tmp_path / "record.json"
-    assert benchmark.read_networks(path, recipe) == []
-    record = {"recipe": {**recipe.table, "description": "In other words."}, "results": {"networks": networks}}
+    recipe, path = load_recipe("cifar10-small"), tmp_path / "record.json"
+    assert benchmark.read_record(path, recipe) == {}
+    record = {"recipe": {**recipe.table, "description": "In other words."}, "results": {"networks": []}}
     path.write_text(json.dumps(record))
-    assert benchmark.read_networks(path, recipe) == networks
+    assert benchmark.read_record(path, recipe) == record
     other = replace(recipe, table={**recipe.table, "seeds": [7]})
     with pytest.raises(ValueError, match=r"rows: record.json is the record of another recipe"):
-        benchmark.read_networks(path, other)
+        benchmark.read_record(path, other)
+
+
+def test_a_record_names_the_commands_of_its_parts(benchmark: Any) -> None:
+    first, second = ({"command": name, "date": "2026-01-01", "machine": "one"} for name in ("first", "second"))
+    assert benchmark.list_parts({}, "third") == []
+    assert benchmark.list_parts({**second, "parts": [first], "threads": 1}, "third") == [first, second]
+    assert benchmark.list_parts({**second, "parts": [first]}, "first") == [second]
 
 
 def test_rows_by_name(benchmark: Any) -> None:

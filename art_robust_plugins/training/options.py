@@ -53,7 +53,7 @@ class TrainingOptions(KnownKeywords):
         crop_padding: pixels of padding on each side, with the lower clip value (0 without clip_values, or with
             infinite ones).
         mixed_precision: ``"bf16"`` runs forward passes under autocast; weights stay float32. An x86 CPU without AVX-512
-            emulates bfloat16, many times slower than float32: a warning says so.
+            emulates bfloat16, slower than float32: a warning says so.
         channels_last: keep weights and images in this memory format while training; most convolutions are faster in
             it.
         compile: run the network's forward passes in training, those of an adversary's ascent too, through

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Iterable
 
@@ -37,14 +38,14 @@ def check_options(options: TrainingOptions, classifier: PyTorchClassifier, *, va
 
 
 def warn_of_emulation(options: TrainingOptions, device: torch.device) -> None:
-    """Warn if bfloat16 is asked for on a CPU that computes in it many times slower than in float32."""
+    """Warn if bfloat16 is asked for on a CPU that emulates it, and computes in float32 faster."""
     if options.mixed_precision != "bf16" or device.type != "cpu":
         return
     capability = torch.backends.cpu.get_cpu_capability()
-    if capability in _WITHOUT_BFLOAT16:
+    if platform.machine().lower() in ("x86_64", "amd64") and capability in _WITHOUT_BFLOAT16:
         warnings.warn(
-            f"mixed_precision: got 'bf16' on a CPU without AVX-512 ({capability}), where torch emulates bfloat16 and a "
-            f"step can take ten times as long as in float32, expected 'no'.",
+            f"mixed_precision: got 'bf16' on a CPU without AVX-512 ({capability}), where torch emulates bfloat16 and "
+            f"computes slower than in float32, expected 'no'.",
             stacklevel=2,
         )
 

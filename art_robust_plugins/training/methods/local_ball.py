@@ -70,7 +70,7 @@ class LocalBallTrainer(AdversarialTrainer):
         global_loss: ``"ce"`` or ``"kl"``, the global term and what the adversary ascends. ``"ce"`` is the classifier's
             own loss.
         global_weight: weight of the global term; None for 1 with ``"ce"`` and 6 (TRADES' beta) with ``"kl"``.
-        local_weight: weight of the local term; 0 for none. Large ones mask gradients: 18 did on MNIST.
+        local_weight: weight of the local term; 0 for none. Large ones may mask gradients.
         local_weight_grows: let the weight of the local term grow with eps during ``eps_warmup_epochs``, from 1 % of it
             (ours).
         local_direction: from xa to xl: ``"kl"``, the steepest one of the divergence near xa, which takes two forward
@@ -181,8 +181,9 @@ class LocalBallTrainer(AdversarialTrainer):
         """A trainer with the settings of a preset: ``"weak"`` (k 1), ``"strong"`` (k 10), ``"pgd"``, ``"trades"``.
 
         ``"previous"`` takes one step from each sample's previous adversary, and the squared distance of the logits for
-        the divergence of the local term: of all forms with one step the one that resists most on MNIST (ours, after
-        arXiv 2207.08859 and 2011.14969). It needs ``fit(x, y)``, as ``start="previous"`` does.
+        the divergence of the local term: of the forms with one step that were measured on test images of MNIST and of
+        digits the one that resists most (ours, after arXiv 2207.08859 and 2011.14969). It needs ``fit(x, y)``, as
+        ``start="previous"`` does.
 
         ``changes`` are arguments of the constructor, which override the preset's.
         """
