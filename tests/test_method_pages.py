@@ -94,11 +94,11 @@ CONCLUSIONS: dict[tuple[str, str], Callable[[], bool]] = {
         max(recipe_gains("mnist", column) for column in ("AutoAttack, Linf 0.1", "AutoAttack, L2 1.0")) <= 0
         and all("(3)" in r["flags (networks)"] for r in read_table("recipe_mnist") if r["training"] == "BANG")
     ),
-    ("bang", "at most 0.2 points are lost on MNIST"): lambda: (
-        min(bang_gains(", clean", "0"), recipe_gains("mnist", "clean")) > -0.25
+    ("bang", "on MNIST 0.1 points are lost on LeNet and 0.2 on 2C2F (means)"): lambda: (
+        [round(bang_gains(", clean", "0"), 1), round(recipe_gains("mnist", "clean"), 1)] == [-0.1, -0.2]
     ),
-    ("layerwise", "add points under noise and under AutoAttack, with few images and with many"): lambda: (
-        min(layerwise_gains(*case, "plain", column) for case in LAYERWISE for column in (ATTACKED, NOISE)) > 0
+    ("layerwise", "add 5 to 27 points under AutoAttack in every table"): lambda: (
+        4.5 < min(layerwise_gains(*case, "plain", ATTACKED) for case in LAYERWISE)
     ),
     ("layerwise", "FGSM training adds more under attack in every table"): lambda: (
         max(layerwise_gains(*case, "FGSM", ATTACKED, hidden=hidden) for case in LAYERWISE for hidden in (False, True))
@@ -128,10 +128,10 @@ CONCLUSIONS: dict[tuple[str, str], Callable[[], bool]] = {
         )
         == 2.3
     ),
-    ("weight-maps", "The blur helps against attacks on MNIST (AutoAttack at 0.1: 9 to 35)"): lambda: (
+    ("weight-maps", "the blur raises accuracy under PGD-20 and AutoAttack (at 0.1: 9 to 35)"): lambda: (
         [round(find(read_table("weight_map_mnist"), ATTACKED, network=n)) for n in ("plain", "blur alone")] == [9, 35]
     ),
-    ("weight-maps", "The unsharp variant is worse than plain everywhere here"): unsharp_loses,
+    ("weight-maps", "The unsharp variant is never better than plain in these tables"): unsharp_loses,
 }
 
 
